@@ -1,0 +1,55 @@
+"""rmtrl: reward models you can trust, on top of TRL.
+
+The public names are imported when first used, so `import rmtrl` is quick and loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
+    from rmtrl.reward.collator import PreferencePairValidatorCollator
+    from rmtrl.reward.config import RewardConfig
+    from rmtrl.reward.scorer import RewardScorer
+    from rmtrl.reward.trainer import RewardTrainer
+    from rmtrl.types import Estimate, PairRewards, Scorer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CenterRewardCallback": "rmtrl.reward.callbacks",
+    "Estimate": "rmtrl.types",
+    "LengthBiasCallback": "rmtrl.reward.callbacks",
+    "MarginCallback": "rmtrl.reward.callbacks",
+    "PairRewards": "rmtrl.types",
+    "PreferencePairValidatorCollator": "rmtrl.reward.collator",
+    "RewardCallback": "rmtrl.reward.callbacks",
+    "RewardConfig": "rmtrl.reward.config",
+    "RewardScorer": "rmtrl.reward.scorer",
+    "RewardTrainer": "rmtrl.reward.trainer",
+    "Scorer": "rmtrl.types",
+}
+
+__all__ = [
+    "CenterRewardCallback",
+    "Estimate",
+    "LengthBiasCallback",
+    "MarginCallback",
+    "PairRewards",
+    "PreferencePairValidatorCollator",
+    "RewardCallback",
+    "RewardConfig",
+    "RewardScorer",
+    "RewardTrainer",
+    "Scorer",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rmtrl' has no attribute '{name}'; it exports {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,65 @@
+"""The error tree, and the one place where an error becomes a line for people and exit code 2.
+
+Every message says what was got, what was wanted and the mend, in one line. Errors of rmtrl are also `ValueError`s,
+which is what TRL raises in the same places.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+class RmtrlError(ValueError):
+    """Input that rmtrl cannot use. The message is one line for the person who ran the command."""
+
+
+class UsageError(RmtrlError):
+    """A flag, a setting or a configuration file that cannot be used."""
+
+
+class DataError(RmtrlError):
+    """A data set that is missing, empty, unreadable or of the wrong form."""
+
+
+class InvalidPairError(DataError):
+    """A preference pair that failed validation where the policy is to raise."""
+
+
+class SplitLeakageError(DataError):
+    """A prompt that stands in two splits."""
+
+
+class ModelError(RmtrlError):
+    """A model or tokenizer that is missing or of the wrong kind."""
+
+
+class FreshHeadError(ModelError):
+    """A checkpoint without a trained score head: its scores would be random numbers."""
+
+
+class RenderingError(ModelError):
+    """Text rendered otherwise than the reward model saw it in training (template, special tokens, length)."""
+
+
+@contextlib.contextmanager
+def exit_on_error(program: str) -> Iterator[None]:
+    """Turns an `RmtrlError` into one line on stderr and exit code 2; any other exception passes through.
+
+    Args:
+        program (`str`): Name that opens the line, as in `rm_llama: error: …`.
+
+    Example:
+
+    ```python
+    >>> with exit_on_error("rm_llama"):
+    ...     main()
+    ```
+    """
+    try:
+        yield
+    except RmtrlError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        where = f" [rank {rank}]" if rank else ""
+        print(f"{program}{where}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

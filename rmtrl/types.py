@@ -1,0 +1,108 @@
+"""The values that stages hand to one another, and `Scorer`, the door through which every judge is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Message = dict[str, Any]
+"""One turn of a conversation: `{"role": "user", "content": "…"}`."""
+
+Conversation = str | list[Message]
+"""A list of messages, or a string that is already rendered (tokenised as TRL tokenises standard data)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what is needed to believe it: its interval and the sample behind it.
+
+    Args:
+        value (`float`): The statistic.
+        low (`float`): Lower end of the interval.
+        high (`float`): Upper end of the interval.
+        n (`int`): Number of pairs (or items) behind the statistic.
+        level (`float`): Coverage of the interval.
+        method (`str`): How the interval was made.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+    method: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields as a plain dictionary, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
+
+
+@dataclass(frozen=True)
+class PairRewards:
+    """Rewards of N preference pairs, gathered over all processes: what every reward callback receives.
+
+    Args:
+        chosen (`(N,)` float64): Reward of the chosen response.
+        rejected (`(N,)` float64): Reward of the rejected response.
+        loss (`(N,)` float64): Loss of the pair, centre term included.
+        chosen_length_tokens (`(N,)` int64): Tokens of the chosen response after the prompt the two sides share.
+        rejected_length_tokens (`(N,)` int64): The same for the rejected response.
+        reason (`(N,)` int64): 0 for a sound pair, else 1 + the index into `rmtrl.reward.collator.REASONS`.
+        domain (`(N,)` int64): Index of the pair's domain, −1 where it has none.
+    """
+
+    chosen: NDArray[np.float64]
+    rejected: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    chosen_length_tokens: NDArray[np.int64]
+    rejected_length_tokens: NDArray[np.int64]
+    reason: NDArray[np.int64]
+    domain: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def margin(self) -> NDArray[np.float64]:
+        """Chosen minus rejected reward, `(N,)`."""
+        return self.chosen - self.rejected
+
+
+class Scorer:
+    """Turns conversations into scores: a reward model, an ensemble, a judge, a rule.
+
+    Subclasses define [`Scorer.score`]. Called by keyword in TRL's form a scorer is also a TRL reward function, so it
+    can be passed as `reward_funcs` to `GRPOTrainer` and `RLOOTrainer`.
+
+    Example:
+
+    ```python
+    >>> class Brevity(Scorer):
+    ...     def score(self, conversations):
+    ...         return np.array([-len(c) for c in conversations], dtype=np.float32)
+    >>> Brevity()(prompts=["Hi. "], completions=["Hello!"])
+    [-10.0]
+    ```
+    """
+
+    @property
+    def __name__(self) -> str:  # TRL names the reward in its log by this
+        return type(self).__name__
+
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
+        """Returns one score a conversation, `(N,)` float32, in the order given."""
+        raise NotImplementedError
+
+    def __call__(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
+    ) -> list[float]:
+        """Returns the scores of `prompts[i] + completions[i]` as TRL's trainers expect them."""
+        conversations = [p + c for p, c in zip(prompts, completions, strict=True)]  # type: ignore[operator]
+        return [float(score) for score in self.score(conversations)]
