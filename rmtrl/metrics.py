@@ -4,13 +4,14 @@ Every statistic of the library lives here once; stages import it and add nothing
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, PairRewards
 
 
 def pair_wins(chosen: ArrayLike, rejected: ArrayLike) -> NDArray[np.float64]:
@@ -73,7 +74,8 @@ def mean_estimate(
     if len(values) == 0:
         raise ValueError("got no values; an estimate needs at least one")
     index = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    totals, counts = np.bincount(index, weights=values), np.bincount(index).astype(float)
+    totals = np.bincount(index, weights=values).astype(np.float64)
+    counts = np.bincount(index).astype(np.float64)
     mean = float(values.mean())
     if np.ptp(totals / counts) == 0:
         if mean in (0.0, 1.0):
@@ -151,3 +153,25 @@ def length_bias(
     }
     result["length_gap"] = result["accuracy_chosen_longer"] - result["accuracy_chosen_shorter"]
     return {key: value for key, value in result.items() if np.isfinite(value)}
+
+
+def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str, float]:
+    """Returns TRL's metrics over all pairs, exact: loss, min / mean / max reward, accuracy (ties one half), margin.
+
+    Args:
+        pairs ([`PairRewards`]): The pairs, of any one window or evaluation set.
+        domains (`Sequence[str]`, *optional*): Names for `pairs.domain`; each adds `accuracy/<name>`.
+    """
+    wins = pair_wins(pairs.chosen, pairs.rejected)
+    rewards = np.concatenate([pairs.chosen, pairs.rejected])
+    metrics = {
+        "min_reward": float(rewards.min()),
+        "mean_reward": float(rewards.mean()),
+        "max_reward": float(rewards.max()),
+        "accuracy": float(wins.mean()),
+        "margin": float(pairs.margin.mean()),
+    }
+    for index, name in enumerate(domains):
+        if (pairs.domain == index).any():
+            metrics[f"accuracy/{name}"] = float(wins[pairs.domain == index].mean())
+    return metrics

@@ -94,7 +94,7 @@ class Scorer:
 
     @property
     def __name__(self) -> str:  # TRL names the reward in its log by this
-        return type(self).__name__
+        return type(self).__qualname__
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns one score a conversation, `(N,)` float32, in the order given."""

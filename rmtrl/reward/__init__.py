@@ -1,0 +1,1 @@
+"""The reward-model stage: trainer, callbacks, validator collator, scorer."""

@@ -1,0 +1,103 @@
+"""Callbacks that read the rewards of a reward trainer: margins, length bias, centring.
+
+| key (`eval_`-prefixed in evaluation) | callback | what it is |
+|---|---|---|
+| `margin_std`, `margin_min`, `margin_max` | [`MarginCallback`] | spread and extremes of chosen minus rejected |
+| `margin_histogram` (tracker only) | [`MarginCallback`] | its distribution |
+| `length_spearman` | [`LengthBiasCallback`] | rank correlation of reward and response length, pairs centred |
+| `accuracy_chosen_longer`, `accuracy_chosen_shorter` | [`LengthBiasCallback`] | accuracy on the two kinds of pairs |
+| `length_gap` | [`LengthBiasCallback`] | the first minus the second |
+| `length_accuracy` | [`LengthBiasCallback`] | accuracy of length alone |
+| `chosen_longer` | [`LengthBiasCallback`] | share of pairs whose chosen response is longer |
+| `center_mean`, `center_std` | [`CenterRewardCallback`] | mean and spread of all rewards |
+| `center_loss` | [`CenterRewardCallback`] | mean squared sum of the two rewards, without its coefficient |
+| `reward_histogram` (tracker only) | [`CenterRewardCallback`] | distribution of all rewards |
+"""
+
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rmtrl.metrics import length_bias
+from rmtrl.types import PairRewards
+
+
+class RewardCallback(TrainerCallback):
+    """A callback that [`RewardTrainer`] hands the rewards of every logging window and evaluation set.
+
+    The pairs are gathered over all processes and the call is made on each of them, so a callback computes the same
+    numbers everywhere and needs no communication of its own.
+
+    Example:
+
+    ```python
+    >>> class TieCallback(RewardCallback):
+    ...     def on_rewards(self, args, state, control, *, pairs, prefix):
+    ...         return {"ties": float((pairs.margin == 0).mean())}
+    ```
+    """
+
+    def on_rewards(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
+    ) -> dict[str, float]:
+        """Returns scalars for the log, keyed without prefix.
+
+        Args:
+            args, state, control: As in every [`~transformers.TrainerCallback`] event.
+            pairs ([`PairRewards`]): The pairs trained on since the last log, or the whole evaluation set; never empty.
+            prefix (`str`): `""` in training, `"eval_"` (or the set's own) in evaluation.
+        """
+        raise NotImplementedError
+
+
+def log_histogram(state: TrainerState, name: str, values: NDArray[np.float64]) -> None:
+    """Sends a histogram to the wandb run, if one is open; it must never enter the log history, which is JSON."""
+    wandb = sys.modules.get("wandb")  # opened by the trainer's own integration, or not in use
+    if wandb is None or wandb.run is None or not state.is_world_process_zero:
+        return
+    name = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+    wandb.log({name: wandb.Histogram(values)}, commit=False)
+
+
+class MarginCallback(RewardCallback):
+    """Logs the spread, the extremes and the histogram of the margin."""
+
+    def on_rewards(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
+    ) -> dict[str, float]:
+        """Returns `margin_std`, `margin_min` and `margin_max`."""
+        margin = pairs.margin
+        log_histogram(state, f"{prefix}margin_histogram", margin)
+        return {
+            "margin_std": float(margin.std()),
+            "margin_min": float(margin.min()),
+            "margin_max": float(margin.max()),
+        }
+
+
+class LengthBiasCallback(RewardCallback):
+    """Logs how far rewards follow the length of the response, in tokens; see [`rmtrl.metrics.length_bias`]."""
+
+    def on_rewards(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
+    ) -> dict[str, float]:
+        """Returns the keys of [`rmtrl.metrics.length_bias`]."""
+        return length_bias(pairs.chosen, pairs.rejected, pairs.chosen_length_tokens, pairs.rejected_length_tokens)
+
+
+class CenterRewardCallback(RewardCallback):
+    """Logs where the rewards stand and the centre loss (Eisenstein et al. 2023, Eq. 2) on its own."""
+
+    def on_rewards(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
+    ) -> dict[str, float]:
+        """Returns `center_mean`, `center_std` and `center_loss`."""
+        rewards = np.concatenate([pairs.chosen, pairs.rejected])
+        log_histogram(state, f"{prefix}reward_histogram", rewards)
+        return {
+            "center_mean": float(rewards.mean()),
+            "center_std": float(rewards.std()),
+            "center_loss": float(np.mean((pairs.chosen + pairs.rejected) ** 2)),
+        }

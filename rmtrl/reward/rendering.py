@@ -1,0 +1,131 @@
+"""How text becomes tokens, and the record of it that travels with a reward model.
+
+A reward model judges tokens, not text: another template, a second start token or a pad token that hides the end gives
+other scores without any error. [`Rendering`] is stored with the checkpoint and compared by whoever scores with it.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rmtrl.errors import RenderingError
+from rmtrl.types import Conversation
+
+_PAD_NAMES = (
+    "<|finetune_right_pad_id|>",
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|padding|>",
+    "<|PAD_TOKEN|>",
+    "<|endoftext|>",
+)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a reward model's scores depend on besides its weights.
+
+    Args:
+        chat_template_sha256 (`str`, *optional*): Hash of the chat template; `None` where there is none.
+        bos_token_id, eos_token_id, pad_token_id (`int`, *optional*): The special tokens.
+        max_length (`int`, *optional*): Longest sequence seen in training, in tokens.
+        head (`str`): Kind of the score head.
+    """
+
+    chat_template_sha256: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    max_length: int | None
+    head: str = "linear"
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> "Rendering":
+        """Returns the rendering that a tokenizer gives."""
+        template = tokenizer.chat_template
+        return cls(
+            chat_template_sha256=hashlib.sha256(str(template).encode()).hexdigest() if template else None,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            max_length=max_length,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields as a plain dictionary, ready for JSON."""
+        return asdict(self)
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises where a tokenizer renders otherwise than the model was trained on.
+
+        Raises:
+            RenderingError: Naming what differs, with both values.
+        """
+        got, wanted = Rendering.of(tokenizer, max_length=self.max_length).as_dict(), self.as_dict()
+        names = [name for name in got if name != "head" and got[name] != wanted[name]]
+        if names:
+            differs = ", ".join(f"{name} {_short(got[name])}, trained with {_short(wanted[name])}" for name in names)
+            raise RenderingError(
+                f"the tokenizer does not render as in training: {differs}; use the tokenizer saved with the model"
+            )
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises if a tokenizer cannot render message lists.
+
+    Raises:
+        RenderingError: If it has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise RenderingError(
+            "got conversational data (message lists) but the tokenizer has no chat template; set chat_template_path, "
+            "or give the data as strings"
+        )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Returns the token ids of a conversation exactly as TRL's reward trainer makes them.
+
+    Message lists go through the chat template. A string is taken as rendered: it gets the end token if it lacks it and
+    the tokenizer has one, and the tokenizer's own special tokens.
+
+    Raises:
+        RenderingError: If there is no chat template for a message list, or the sequence starts with the start token
+            twice (a rendered string that already holds it).
+    """
+    if isinstance(conversation, str):
+        eos = tokenizer.eos_token or ""
+        text = conversation if conversation.endswith(eos) else conversation + eos
+        ids = tokenizer(text=text)["input_ids"]
+    else:
+        check_chat_template(tokenizer)
+        rendered: Any = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)
+        ids = rendered["input_ids"]
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        raise RenderingError(
+            f"got a text that starts with {tokenizer.bos_token!r} twice: it was rendered with the start token and the "
+            "tokenizer adds another; give message lists, or strings without the start token"
+        )
+    return list(ids)
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a token to pad with that is not the end token, adding `<|pad|>` to the tokenizer if it has none.
+
+    Preferred are tokens made for it, then any other special token; none of them ends a sequence, and padded positions
+    are masked.
+    """
+    vocabulary = tokenizer.get_vocab()
+    special = [tokenizer.unk_token, *tokenizer.all_special_tokens, tokenizer.bos_token]
+    for token in (*_PAD_NAMES, *special):
+        if token in vocabulary and token != tokenizer.eos_token:
+            return str(token)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    return "<|pad|>"
+
+
+def _short(value: object) -> str:
+    return f"{value[:8]}…" if isinstance(value, str) and len(value) > 12 else str(value)

@@ -1,0 +1,399 @@
+"""TRL's `RewardTrainer` with exact metrics, counted rows and a float32 head."""
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import ClassLabel, Dataset, IterableDataset
+from numpy.typing import NDArray
+from peft import PeftConfig, TaskType
+from torch import nn
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
+from trl import RewardConfig as TRLRewardConfig
+from trl import RewardTrainer as TRLRewardTrainer
+from trl.data_utils import get_dataset_column_names, is_conversational
+
+from rmtrl.data.provenance import write_json
+from rmtrl.errors import DataError, ModelError
+from rmtrl.metrics import reward_metrics
+from rmtrl.reward.callbacks import RewardCallback
+from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
+from rmtrl.reward.config import RewardConfig
+from rmtrl.reward.heads import compute_head_in_float32, has_trained_head
+from rmtrl.reward.rendering import Rendering, check_chat_template, choose_pad_token
+from rmtrl.types import PairRewards
+
+logger = get_logger(__name__)
+
+_PAIR_COLUMNS = ("reason", "length_tokens", "domain_id")
+
+
+class RewardTrainer(TRLRewardTrainer):
+    """
+    Trainer for outcome-supervised reward models: [`trl.RewardTrainer`] with one import changed.
+
+    Constructor, defaults, losses, batches and log keys are TRL's. What differs:
+
+    - Metrics are exact per pair over all processes, a tie counts one half, and each evaluation set has its own prefix
+      (`eval_math_accuracy`). A string column `domain` adds `eval_accuracy/<domain>`.
+    - `predict()` takes raw data and returns `(N, 2)` rewards, chosen and rejected, one row a pair; label ids are the
+      index of the chosen column, 0. A pair over `max_length` is a row of NaN.
+    - Pairs over `max_length` are counted in `dropped_pairs` and reported; when none is left, it raises.
+    - The head and the loss compute in float32 under bf16.
+    - An adapter's head is trained and saved whatever `task_type` says.
+    - A pad token that equals the end token, and would hide it from the model, is replaced.
+    - Standard data trains with a tokenizer that has no end token.
+    - Every batch is checked by [`PreferencePairValidatorCollator`]; see [`RewardConfig.pair_validation`].
+
+    What of this applies to a run is printed once. `compute_loss` and `prediction_step` are replaced, because TRL's
+    hold forward, loss and metrics in one body; everything else calls `super()`.
+
+    Args:
+        See [`trl.RewardTrainer`]; `callbacks` may hold [`RewardCallback`]s.
+
+    Raises:
+        DataError: If no pair is left after dropping those over `max_length`.
+        ModelError: If the head of an adapter model is neither trained nor saved.
+
+    Example:
+
+    ```python
+    >>> from rmtrl import RewardTrainer
+    >>> trainer = RewardTrainer(model="Qwen/Qwen3-0.6B", train_dataset=dataset)
+    >>> trainer.train()
+    ```
+    """
+
+    args: RewardConfig
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        args: RewardConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = RewardConfig(f"{name.split('/')[-1]}-Reward")
+        self.dropped_pairs: dict[str, int] = {}
+        self._differences: list[str] = []
+        self._train_rows: list[torch.Tensor] = []
+        self._eval_rows: list[torch.Tensor] = []
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=self._with_trained_head(peft_config),
+        )
+        if not has_trained_head(self.model):
+            raise ModelError(
+                "got a model whose score head is frozen, so its scores would stay random; create the adapter with "
+                'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'
+            )
+        compute_head_in_float32(self.model)
+        self._replace_pad_token()
+        self._validate_batches()
+        self._print_differences()
+
+    # Set-up: what differs from TRL
+
+    def _with_trained_head(self, peft_config: PeftConfig | None) -> PeftConfig | None:
+        if peft_config is None or peft_config.task_type == TaskType.SEQ_CLS:
+            return peft_config
+        self._differences.append(f'adapter task_type {peft_config.task_type} is read as "SEQ_CLS": trains the head')
+        peft_config = copy.copy(peft_config)
+        peft_config.task_type = TaskType.SEQ_CLS  # this is what makes PEFT train and save the head
+        return peft_config
+
+    def _replace_pad_token(self) -> None:
+        tokenizer = self.processing_class
+        if tokenizer.pad_token_id != tokenizer.eos_token_id:
+            return
+        tokenizer.pad_token = choose_pad_token(tokenizer)
+        embeddings: Any = self.model.get_input_embeddings()
+        if len(tokenizer) > embeddings.num_embeddings:
+            self.model.resize_token_embeddings(len(tokenizer))
+        self.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        if hasattr(self.data_collator, "pad_token_id"):
+            self.data_collator.pad_token_id = tokenizer.pad_token_id
+        self._differences.append(
+            f"pad token is {tokenizer.pad_token!r}: it was the end token {tokenizer.eos_token!r}, "
+            "which the model then could not see"
+        )
+
+    def _validate_batches(self) -> None:
+        if isinstance(self.data_collator, PreferencePairValidatorCollator):
+            return
+        tokenizer = self.processing_class
+        self.data_collator = PreferencePairValidatorCollator(
+            self.data_collator,
+            policy=self._pair_validation,
+            bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            max_length=self.args.max_length,
+        )
+
+    @property
+    def _pair_validation(self) -> str:
+        return self.args.pair_validation if isinstance(self.args, RewardConfig) else "warn"
+
+    def _print_differences(self) -> None:
+        if self.args.bf16 or self.args.fp16:
+            self._differences.append("the score head and the loss compute in float32")
+        for difference in self._differences if self.accelerator.is_main_process else ():
+            print(f"rmtrl differs from TRL here: {difference}", file=sys.stderr)
+
+    # Data
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: TRLRewardConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise DataError(f"the {dataset_name} set is empty; it needs at least one pair")
+        if "chosen_ids" not in get_dataset_column_names(dataset):
+            dataset = self._prepare_text(dataset, processing_class)
+        untruncated = copy.copy(args)
+        untruncated.max_length = None
+        tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, dataset_name)
+        kept = super()._prepare_dataset(tokenized, processing_class, args, dataset_name)
+        if isinstance(kept, Dataset):
+            self._count_dropped(tokenized, kept, dataset_name, args.max_length)
+            if args.train_sampling_strategy == "group_by_length" and args.length_column_name not in kept.column_names:
+                lengths = [max(map(len, pair)) for pair in zip(kept["chosen_ids"], kept["rejected_ids"], strict=True)]
+                kept = kept.add_column(args.length_column_name, lengths)
+        return kept
+
+    def _prepare_text(
+        self, dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase
+    ) -> Dataset | IterableDataset:
+        first = next(iter(dataset))
+        if is_conversational(first):
+            check_chat_template(processing_class)
+        elif processing_class.eos_token is None:
+            dataset = dataset.map(_tokenize_without_eos, fn_kwargs={"tokenizer": processing_class})
+        if not isinstance(dataset, Dataset):
+            return dataset
+        blank = [_is_blank(c) or _is_blank(r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)]
+        if any(blank):
+            dataset = dataset.add_column("empty_response", blank)
+        if "domain" in dataset.column_names and dataset.features["domain"].dtype in ("string", "large_string"):
+            dataset = dataset.class_encode_column("domain").rename_column("domain", "domain_id")
+        return dataset
+
+    def _count_dropped(self, tokenized: Dataset, kept: Dataset, name: str, max_length: int | None) -> None:
+        self.dropped_pairs[name] = len(tokenized) - len(kept)
+        if len(kept) == 0:
+            shortest = min(
+                max(map(len, p)) for p in zip(tokenized["chosen_ids"], tokenized["rejected_ids"], strict=True)
+            )
+            raise DataError(
+                f"all {len(tokenized):,} pairs of the {name} set are longer than max_length = {max_length} tokens "
+                f"(the shortest needs {shortest}); raise max_length"
+            )
+        if self.dropped_pairs[name]:
+            logger.warning(
+                f"{self.dropped_pairs[name]:,} of {len(tokenized):,} pairs of the {name} set are longer than "
+                f"max_length = {max_length} tokens and are left out whole"
+            )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        extra = ["domain_id", "empty_response", self.args.length_column_name]
+        columns: Any = self._signature_columns
+        self._signature_columns = list(dict.fromkeys([*columns, *extra]))  # type: ignore[assignment]
+
+    # Loss and metrics
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Returns the mean Bradley–Terry loss of the batch, with margin and centre term as in TRL, in float32."""
+        model_inputs = {key: value for key, value in inputs.items() if key not in (*_PAIR_COLUMNS, "margin")}
+        outputs = model(**model_inputs, use_cache=False)
+        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+        losses = -nn.functional.logsigmoid(chosen - rejected - inputs.get("margin", 0.0))
+        if self.args.center_rewards_coefficient is not None:
+            losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
+        self._record(inputs, chosen.detach(), rejected.detach(), losses.detach())
+        if self._pair_validation == "drop":
+            sound = inputs["reason"] == 0
+            loss = torch.where(sound, losses, 0.0).sum() / sound.sum().clamp(min=1)
+        else:
+            loss = losses.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(
+        self, inputs: dict[str, Any], chosen: torch.Tensor, rejected: torch.Tensor, losses: torch.Tensor
+    ) -> None:
+        """Gathers one float32 row a pair over the processes; nothing here waits for the device."""
+        tokens = inputs["attention_mask"].sum(dim=1).view(2, -1).sum(dim=0)
+        none = torch.zeros_like(tokens)
+        lengths = inputs.get("length_tokens", torch.stack([none, none], dim=1))
+        columns = [chosen, rejected, losses, lengths[:, 0], lengths[:, 1], inputs.get("reason", none)]
+        rows = torch.stack([c.float() for c in [*columns, inputs.get("domain_id", none - 1), tokens]], dim=1)
+        if self.model.training:
+            # in training the repeated rows of a last uneven batch are trained on, so they count
+            self._train_rows.append(self.accelerator.gather(rows))
+        else:
+            self._eval_rows.append(self.accelerator.gather_for_metrics(rows))
+
+    def _reward_logs(self, rows: Sequence[torch.Tensor], prefix: str, domains: Sequence[str] = ()) -> dict[str, float]:
+        table = torch.cat(list(rows)).double().cpu().numpy()
+        pairs = _pair_rewards(table)
+        logs = {
+            f"{prefix}invalid_pairs/{REASONS[code - 1]}": float((pairs.reason == code).sum())
+            for code in np.unique(pairs.reason[pairs.reason > 0])
+        }
+        self._warn_of_invalid(logs)
+        if self._pair_validation == "drop":
+            pairs = _pair_rewards(table[pairs.reason == 0])
+        if len(pairs) == 0:
+            return logs
+        logs |= {f"{prefix}{key}": value for key, value in reward_metrics(pairs, domains).items()}
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RewardCallback):
+                scalars = callback.on_rewards(self.args, self.state, self.control, pairs=pairs, prefix=prefix)
+                logs |= {f"{prefix}{key}": value for key, value in scalars.items()}
+        return logs
+
+    def _warn_of_invalid(self, logs: dict[str, float]) -> None:
+        for key, count in logs.items():
+            logger.warning_once(
+                f"{count:.0f} pairs of this {'evaluation' if key.startswith('eval') else 'logging window'} count as "
+                f"{key.split('/')[-1]} (pair_validation={self._pair_validation!r}); see the log key {key}"
+            )
+
+    def _num_tokens(self) -> float:
+        logged = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
+        return float(next(logged, 0.0) + sum(rows[:, -1].double().sum().item() for rows in self._train_rows))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the exact metrics of the pairs trained on since the last log; evaluation brings its own."""
+        if self.model.training and self._train_rows:
+            logs["num_tokens"] = self._num_tokens()
+            window, self._train_rows = self._train_rows, []
+            logs |= self._reward_logs(window, prefix="")
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Returns the host's output with the metrics of exactly the pairs of this set, under this set's prefix."""
+        self._eval_rows = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        rows, self._eval_rows = self._eval_rows, []
+        domain = getattr(dataloader.dataset, "features", None) or {}
+        names = domain["domain_id"].names if isinstance(domain.get("domain_id"), ClassLabel) else ()
+        if rows and output.metrics is not None:
+            output.metrics[f"{metric_key_prefix}_num_tokens"] = self._num_tokens()
+            output.metrics.update(self._reward_logs(rows, prefix=f"{metric_key_prefix}_", domains=names))
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Returns the loss, the rewards `(B, 2)` of chosen and rejected, and label ids `(B,)`, all 0."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        rewards = torch.stack(outputs.logits.detach().squeeze(-1).float().chunk(2), dim=1)
+        return loss.detach(), rewards, torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Returns rewards `(N, 2)` in the order of `test_dataset`, raw or tokenised, and its metrics."""
+        untruncated = copy.copy(self.args)
+        untruncated.max_length = None
+        dataset = self._prepare_dataset(test_dataset, self.processing_class, untruncated, metric_key_prefix)
+        limit = self.args.max_length or sys.maxsize
+        pairs = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+        fits = np.array([max(len(chosen), len(rejected)) <= limit for chosen, rejected in pairs])
+        if not fits.any():
+            raise DataError(f"all {len(fits):,} pairs are longer than max_length = {limit} tokens; raise max_length")
+        output = super().predict(dataset.select(np.flatnonzero(fits)), ignore_keys, metric_key_prefix)
+        if fits.all():
+            return output
+        logger.warning(
+            f"{(~fits).sum():,} of {len(fits):,} pairs are over max_length = {limit}: their rewards are NaN"
+        )
+        rewards: NDArray[np.float32] = np.full((len(fits), 2), np.nan, dtype=np.float32)
+        rewards[fits] = output.predictions
+        return output._replace(predictions=rewards, label_ids=np.zeros(len(fits), dtype=np.int64))
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        rendering = Rendering.of(self.processing_class, max_length=self.args.max_length)
+        folder = Path(output_dir or str(self.args.output_dir))
+        write_json(folder / "rmtrl.json", {"schema": 1, "rendering": rendering.as_dict()})
+
+
+def _pair_rewards(table: NDArray[np.float64]) -> PairRewards:
+    chosen, rejected, loss, *counts = table.T[:7]
+    return PairRewards(chosen, rejected, loss, *(column.astype(np.int64) for column in counts))
+
+
+def _tokenize_without_eos(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    prompt = example.get("prompt", "")
+    return {f"{side}_ids": tokenizer(text=prompt + example[side])["input_ids"] for side in ("chosen", "rejected")}
+
+
+def _is_blank(response: Any) -> bool:
+    text = response[-1].get("content") if isinstance(response, list) and response else response
+    return not text or (isinstance(text, str) and not text.strip())
