@@ -160,7 +160,7 @@ def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str,
 
     Args:
         pairs ([`PairRewards`]): The pairs, of any one window or evaluation set.
-        domains (`Sequence[str]`, *optional*): Names for `pairs.domain`; each adds `accuracy/<name>`.
+        domains (`Sequence[str]`, *optional*): Names for `pairs.domain`; two or more add `accuracy/<name>` each.
     """
     wins = pair_wins(pairs.chosen, pairs.rejected)
     rewards = np.concatenate([pairs.chosen, pairs.rejected])
@@ -171,7 +171,7 @@ def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str,
         "accuracy": float(wins.mean()),
         "margin": float(pairs.margin.mean()),
     }
-    for index, name in enumerate(domains):
+    for index, name in enumerate(domains if len(domains) > 1 else ()):
         if (pairs.domain == index).any():
             metrics[f"accuracy/{name}"] = float(wins[pairs.domain == index].mean())
     return metrics

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import RenderingError
 from rmtrl.types import Conversation
 
@@ -71,19 +72,6 @@ class Rendering:
             raise RenderingError(
                 f"the tokenizer does not render as in training: {differs}; use the tokenizer saved with the model"
             )
-
-
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises if a tokenizer cannot render message lists.
-
-    Raises:
-        RenderingError: If it has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise RenderingError(
-            "got conversational data (message lists) but the tokenizer has no chat template; set chat_template_path, "
-            "or give the data as strings"
-        )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:

@@ -119,6 +119,15 @@ class RewardScorer(Scorer):
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode`]."""
         return encode(self.tokenizer, conversation)
 
+    def scored_position(self, ids: Sequence[int]) -> int:
+        """Returns the position whose hidden state becomes the score: the last token that is no padding.
+
+        Encoders with a pooler read their first token.
+        """
+        if not self._reads_last_token:
+            return 0
+        return max((i for i, token in enumerate(ids) if token != self.tokenizer.pad_token_id), default=len(ids) - 1)
+
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Returns the reward of each token sequence, `(N,)` float32."""
         self._check_lengths(sequences)
@@ -127,6 +136,10 @@ class RewardScorer(Scorer):
         for batch in tqdm(batches, desc="Scoring", unit="batch", disable=len(batches) < 20):
             rewards[batch] = self._forward([sequences[i] for i in batch])
         return rewards
+
+    @property
+    def _reads_last_token(self) -> bool:
+        return hasattr(base_model(self.model), "score")  # the name of the head in every decoder; encoders: classifier
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         batches: list[list[int]] = []
@@ -175,7 +188,7 @@ class RewardScorer(Scorer):
                 raise RenderingError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
             self.tokenizer.pad_token = self.tokenizer.eos_token
         config = base_model(self.model).config.get_text_config()
-        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id and hasattr(base_model(self.model), "score"):
+        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id and self._reads_last_token:
             logger.warning(
                 "pad token and end token are both %r: this model reads the token before the end, as it was probably "
                 "trained to", self.tokenizer.eos_token,

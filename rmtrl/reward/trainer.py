@@ -26,13 +26,14 @@ from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names, is_conversational
 
 from rmtrl.data.provenance import write_json
+from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import DataError, ModelError
 from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head
-from rmtrl.reward.rendering import Rendering, check_chat_template, choose_pad_token
+from rmtrl.reward.rendering import Rendering, choose_pad_token
 from rmtrl.types import PairRewards
 
 logger = get_logger(__name__)
@@ -56,6 +57,8 @@ class RewardTrainer(TRLRewardTrainer):
     - A pad token that equals the end token, and would hide it from the model, is replaced.
     - Standard data trains with a tokenizer that has no end token.
     - Every batch is checked by [`PreferencePairValidatorCollator`]; see [`RewardConfig.pair_validation`].
+
+    After `evaluate()` or `predict()`, `pairs_` holds the [`PairRewards`] of that set, in its order.
 
     What of this applies to a run is printed once. `compute_loss` and `prediction_step` are replaced, because TRL's
     hold forward, loss and metrics in one body; everything else calls `super()`.
@@ -280,7 +283,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _reward_logs(self, rows: Sequence[torch.Tensor], prefix: str, domains: Sequence[str] = ()) -> dict[str, float]:
         table = torch.cat(list(rows)).double().cpu().numpy()
-        pairs = _pair_rewards(table)
+        self.pairs_ = pairs = _pair_rewards(table)
         logs = {
             f"{prefix}invalid_pairs/{REASONS[code - 1]}": float((pairs.reason == code).sum())
             for code in np.unique(pairs.reason[pairs.reason > 0])
@@ -291,6 +294,8 @@ class RewardTrainer(TRLRewardTrainer):
         if len(pairs) == 0:
             return logs
         logs |= {f"{prefix}{key}": value for key, value in reward_metrics(pairs, domains).items()}
+        if prefix:  # in training, the host logs the loss it stepped on
+            logs[f"{prefix}loss"] = float(pairs.loss.mean())
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RewardCallback):
                 scalars = callback.on_rewards(self.args, self.state, self.control, pairs=pairs, prefix=prefix)
@@ -381,7 +386,7 @@ class RewardTrainer(TRLRewardTrainer):
         super()._save(output_dir, state_dict)
         rendering = Rendering.of(self.processing_class, max_length=self.args.max_length)
         folder = Path(output_dir or str(self.args.output_dir))
-        write_json(folder / "rmtrl.json", {"schema": 1, "rendering": rendering.as_dict()})
+        write_json(folder / "rmtrl.json", {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()})
 
 
 def _pair_rewards(table: NDArray[np.float64]) -> PairRewards:

@@ -68,8 +68,10 @@ def test_callbacks_reach_the_log_and_the_state_still_saves(tmp_path, model, toke
             seen.append((prefix, len(pairs), pairs.chosen_length_tokens.min()))
             return {"ties": 0.0}
 
-    args = RewardConfig(str(tmp_path), bf16=False, report_to="none", max_steps=4, logging_steps=2, eval_steps=2,
-                        eval_strategy="steps", per_device_train_batch_size=3, save_steps=4, disable_tqdm=True)  # fmt: skip
+    args = RewardConfig(
+        str(tmp_path), bf16=False, report_to="none", max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=2,
+        per_device_train_batch_size=3, save_steps=4, disable_tqdm=True,
+    )  # fmt: skip
     trainer = RewardTrainer(
         model, args, train_dataset=pairs, eval_dataset=pairs, processing_class=tokenizer,
         callbacks=[Recorder(), *(callback() for callback in CALLBACKS)],

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM, pipeline
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
+from rmtrl.data.preferences import last_turn_only, read_preferences
+from rmtrl.data.validation import validate
 from rmtrl.errors import DataError, FreshHeadError, ModelError, RenderingError
 from rmtrl.reward.rendering import Rendering, choose_pad_token, encode
+from rmtrl.tiny import make_tiny_tokenizer
 
 
 @pytest.fixture
@@ -77,28 +79,50 @@ def test_encode_is_the_tokenisation_of_trl(tmp_path, model, tokenizer, pairs, ch
         assert ours == trainer.train_dataset["chosen_ids"][:]
 
 
-def test_parity_of_forward_pipeline_scorer_trainer_and_merged_adapter(tmp_path, new_model, tokenizer, pairs, texts):
-    args = RewardConfig(str(tmp_path / "t"), bf16=False, report_to="none", max_steps=3, learning_rate=1e-2,
+def margins_by_route(folder, base, tokenizer, rows):
+    """Margins of the rows by every way a reward model is used: each must give the same numbers."""
+    args = RewardConfig(str(folder / "t"), bf16=False, report_to="none", max_steps=3, learning_rate=1e-2,
                         save_strategy="no", disable_tqdm=True, gradient_checkpointing=False)  # fmt: skip
-    base = new_model()
-    base.save_pretrained(tmp_path / "base")
+    base.save_pretrained(folder / "base")
     trainer = RewardTrainer(
-        AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), args, train_dataset=pairs,
+        AutoModelForSequenceClassification.from_pretrained(folder / "base"), args, train_dataset=rows,
         processing_class=tokenizer, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
     )  # fmt: skip
     trainer.train()
-    trainer.save_model(tmp_path / "adapter")
-    evaluated = trainer.predict(pairs).predictions.T.ravel()
-    texts = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in pairs]
-
-    np.testing.assert_allclose(RewardScorer.from_pretrained(tmp_path / "adapter").score(texts), evaluated, atol=1e-5)
+    trainer.save_model(folder / "adapter")
+    routes = {"trainer": trainer.predict(rows).predictions.T.ravel()}
+    texts = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
+    routes["adapter"] = RewardScorer.from_pretrained(folder / "adapter").score(texts)
     merged = trainer.model.merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged")
-    tokenizer.save_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(RewardScorer.from_pretrained(tmp_path / "merged").score(texts), evaluated, atol=1e-5)
-    pipe = pipeline("text-classification", str(tmp_path / "merged"), function_to_apply="none")
-    piped = [row["score"] for row in pipe([text + "<|end|>" for text in texts], batch_size=4)]
-    np.testing.assert_allclose(piped, evaluated, atol=1e-5)
+    merged.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    routes["merged"] = RewardScorer.from_pretrained(folder / "merged").score(texts)
+    ended = [text + tokenizer.eos_token for text in texts]
+    pipe = pipeline("text-classification", str(folder / "merged"), function_to_apply="none")
+    routes["pipeline"] = np.array([row["score"] for row in pipe(ended, batch_size=4)])
+    plain = AutoModelForSequenceClassification.from_pretrained(folder / "merged").eval()
+    with torch.no_grad():
+        routes["forward"] = np.array([plain(**tokenizer(text, return_tensors="pt")).logits.item() for text in ended])
+    return {name: rewards[: len(rows)] - rewards[len(rows) :] for name, rewards in routes.items()}
+
+
+def test_parity_of_forward_pipeline_scorer_trainer_and_merged_adapter(tmp_path, model, tokenizer, pairs):
+    margins = margins_by_route(tmp_path, model, tokenizer, pairs)
+    for name, margin in margins.items():
+        np.testing.assert_allclose(margin, margins["forward"], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.integration
+def test_not_one_of_200_real_pairs_flips(tmp_path, real_data, new_model):
+    rows = last_turn_only(read_preferences(real_data / "hh-rlhf" / "harmless-base-test.jsonl.gz"))
+    rows = validate(rows).kept.select(range(200))
+    tokenizer = make_tiny_tokenizer([row["prompt"] + row["chosen"] for row in rows], 2000)
+    model = new_model(vocab_size=len(tokenizer), max_position_embeddings=2048)
+    margins = margins_by_route(tmp_path, model, tokenizer, rows)
+    assert (np.abs(margins["forward"]) > 0).all()
+    for name, margin in margins.items():
+        assert (np.sign(margin) == np.sign(margins["forward"])).all(), name
+        np.testing.assert_allclose(margin, margins["forward"], atol=1e-4, err_msg=name)
 
 
 def test_checkpoint_scores_the_same_in_plain_transformers(checkpoint, texts):

@@ -1,0 +1,64 @@
+# rmtrl: every target builds .venv first when it is missing or older than the files it is made from.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    := outputs/tiny
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install sft rm test test-slow test-newest-trl lint type clean
+
+help: ## Show what can be made
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(VENV)/.installed ## Build .venv from constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "== making $(VENV) with $$($(PYTHON) --version): torch, trl and the rest; minutes on a first run"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "rmtrl needs Python 3.10 or newer; set PYTHON=…"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing; on Debian: apt install python3-venv"; exit 2; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,dev]"
+	@touch $@
+
+sft: $(RUN)/sft/config.json ## Make the supervised start outputs/tiny/sft (embedded world)
+
+$(RUN)/sft/config.json: recipes/sft_llama.py recipes/configs/tiny/sft.yaml rmtrl/tiny.py rmtrl/data/synthetic.py rmtrl/data/world.py | $(VENV)/.installed
+	@echo "== supervised start: recipes/sft_llama.py -> $(RUN)/sft"
+	@$(LAUNCH) recipes/sft_llama.py --config recipes/configs/tiny/sft.yaml
+
+rm: $(RUN)/rm/metrics.json ## Train the reward model outputs/tiny/rm (makes the supervised start first)
+
+$(RUN)/rm/metrics.json: $(RUN)/sft/config.json recipes/rm_llama.py recipes/configs/tiny/rm.yaml | $(VENV)/.installed
+	@echo "== reward model: recipes/rm_llama.py -> $(RUN)/rm"
+	@$(LAUNCH) recipes/rm_llama.py --config recipes/configs/tiny/rm.yaml
+
+test: $(VENV)/.installed ## Run the tests (set RMTRL_DATA to a folder of public sets to run those too)
+	@$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+test-newest-trl: .venv-newest/.installed ## Run the reward tests on the newest TRL, in an environment of its own
+	@.venv-newest/bin/python -c 'import trl; print("== trl", trl.__version__)'
+	@.venv-newest/bin/python -m pytest tests/reward
+
+.venv-newest/.installed: pyproject.toml constraints.txt
+	@echo "== making .venv-newest with the newest TRL"
+	@$(PYTHON) -m venv .venv-newest
+	@grep -v '^trl==' constraints.txt > .venv-newest/constraints.txt
+	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt "torch==2.13.0"
+	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt --upgrade trl -e ".[data,dev]"
+	@touch $@
+
+lint: $(VENV)/.installed ## Check style and formatting
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: $(VENV)/.installed ## Check types
+	@$(BIN)/mypy
+
+clean: ## Remove environments and caches; outputs/ is yours and stays
+	rm -rf $(VENV) .venv-newest .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist

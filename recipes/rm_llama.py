@@ -1,0 +1,143 @@
+"""Trains a reward model on validated, leak-free splits, by default in the embedded world on two CPU cores.
+
+    accelerate launch recipes/rm_llama.py
+    accelerate launch recipes/rm_llama.py --config recipes/configs/llama3_8b/rm.yaml
+
+Pairs are read, validated (rejects are counted) and split by prompt. The best checkpoint is chosen on validation; the
+figures that count are those of the test split. Writes `<output_dir>/`: checkpoint, `rmtrl.json` (what made it),
+`metrics.json` and `rejects.jsonl`. Training happens in `<output_dir>.partial`, and the finished folder replaces the
+one before; after a kill, `--resume_from_checkpoint true` goes on from the last finished checkpoint there.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import EarlyStoppingCallback
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
+from rmtrl.data.preferences import last_turn_only, read_preferences
+from rmtrl.data.provenance import environment, fingerprint, replace_folder, write_json
+from rmtrl.data.splits import check_overlap, make_splits
+from rmtrl.data.synthetic import make_preferences
+from rmtrl.data.validation import validate
+from rmtrl.errors import DataError, exit_on_error
+from rmtrl.recipe import (
+    evaluate_often,
+    last_complete_checkpoint,
+    load_tokenizer,
+    parse_recipe,
+    stage_in_partial,
+    unusual_settings,
+)
+from rmtrl.reward.report import pair_figures, plain, summary
+
+TINY = Path(__file__).parent / "configs" / "tiny" / "rm.yaml"
+
+
+@dataclass
+class RewardRecipeArguments(ScriptArguments):
+    dataset_name: str | None = field(
+        default="embedded", metadata={"help": "`embedded`, a file, a folder or a hub id of preference pairs."}
+    )
+    n_prompts: int = field(default=2000, metadata={"help": "Prompts of the embedded world."})
+    last_turn_only: bool = field(default=False, metadata={"help": "Cut prompts to their last human turn."})
+    split_ratios: list[float] = field(
+        default_factory=lambda: [0.7, 0.1, 0.1, 0.1],
+        metadata={"help": "Shares of train, validation, calibration and test."},
+    )
+    train_size: int | None = field(default=None, metadata={"help": "Pairs to train on; the rest joins test."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the splits and of the embedded data."})
+    early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without gain; 0: never stop."})
+
+
+def read_pairs(recipe: RewardRecipeArguments) -> Dataset:
+    if recipe.dataset_name == "embedded":
+        return make_preferences(recipe.n_prompts, recipe.split_seed)
+    pairs = read_preferences(recipe.dataset_name, split=recipe.dataset_train_split, name=recipe.dataset_config)
+    return last_turn_only(pairs) if recipe.last_turn_only else pairs
+
+
+def main() -> None:
+    started = time.time()
+    recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
+    final = stage_in_partial(args)
+    args.model_init_kwargs = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+    if model_args.attn_implementation is not None:
+        args.model_init_kwargs["attn_implementation"] = model_args.attn_implementation
+    resume = args.resume_from_checkpoint
+    if str(resume).lower() == "true":
+        resume = last_complete_checkpoint(args.output_dir)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+
+    pairs = read_pairs(recipe)
+    valid = validate(pairs, tokenizer=tokenizer, max_length=args.max_length)
+    if len(valid.kept) == 0:
+        raise DataError(
+            f"all {valid.n:,} pairs of {recipe.dataset_name} were rejected: {valid.reasons}; mend the data"
+        )
+    splits = make_splits(
+        valid.kept, ratios=tuple(recipe.split_ratios), seed=recipe.split_seed, train_size=recipe.train_size
+    )
+    check_overlap(splits.as_dict())
+    evaluate_often(args, len(splits.train))
+
+    callbacks = [MarginCallback(), LengthBiasCallback(), CenterRewardCallback()]
+    if recipe.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    peft_config = get_peft_config(model_args)
+    trainer = RewardTrainer(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=splits.train,
+        eval_dataset=splits.validation,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=peft_config,
+    )
+    n_parameters = trainer.model.num_parameters()
+    for note in unusual_settings(args, n_parameters=n_parameters, adapter=peft_config is not None):
+        trainer.accelerator.print(f"note: {note}")
+    result = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+
+    figures = {}
+    for name in ("validation", "test"):
+        trainer.predict(splits.as_dict()[name], metric_key_prefix=name)
+        figures[name] = pair_figures(
+            trainer.pairs_, splits.as_dict()[name]["prompt_id"], splits.as_dict()[name]["domain"]
+        )
+    if not trainer.is_world_process_zero():
+        return
+
+    folder = Path(args.output_dir)
+    write_json(folder / "metrics.json", {"schema": "rmtrl/reward-metrics/1", **plain(figures)})
+    record = {
+        "stage": "reward",
+        "model": {**asdict(model_args), "parameters": n_parameters},
+        "data": {"name": recipe.dataset_name, "fingerprint": fingerprint(pairs), **valid.as_dict()},
+        "splits": {n: {"pairs": len(d), "fingerprint": fingerprint(d)} for n, d in splits.as_dict().items()},
+        "figures": {"chosen on": "validation", "reported on": "test"},
+        "seeds": {"split": recipe.split_seed, "initialisation": args.seed, "sampling": args.data_seed or args.seed},
+        "recipe": asdict(recipe),
+        "config": args.to_dict() | {"output_dir": str(final)},
+        "best_step": trainer.state.best_global_step,
+        "processes": trainer.accelerator.num_processes,
+        "seconds": round(time.time() - started, 1),
+        "training": result.metrics,
+        "environment": environment(),
+    }
+    write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record)
+    valid.rejects.to_json(folder / "rejects.jsonl")
+    replace_folder(folder, final)
+    print(summary(str(final), valid.as_dict(), splits.sizes(), figures))
+
+
+if __name__ == "__main__":
+    with exit_on_error("rm_llama"):
+        main()

@@ -1,0 +1,156 @@
+"""Known forms of preference rows, read as pairs: TRL's, the annotation form and those of common public sets."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rmtrl.errors import DataError
+from rmtrl.types import Message
+
+Row = dict[str, Any]
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+"""What opens a turn in a transcript, as in hh-rlhf."""
+
+
+def _split_texts(chosen: str, rejected: str) -> Row:
+    if all(HUMAN in side and ASSISTANT in side for side in (chosen, rejected)):
+        prompts = [side[: side.rindex(ASSISTANT) + len(ASSISTANT)] for side in (chosen, rejected)]
+        short, long = sorted(prompts, key=len)
+        # one side may take several turns to answer; only a human turn among them makes it another conversation
+        if long.startswith(short) and "Human:" not in long[len(short) :]:
+            prompts = [short, short]
+        return _split_at(chosen, rejected, len(prompts[0]), len(prompts[1]))
+    head = os.path.commonprefix([chosen, rejected])
+    words = re.match(r".*\s", head, re.DOTALL)
+    end = words.end() if words else 0
+    end -= head[:end].endswith(" ")  # the space goes with the response, as in TRL's extract_prompt
+    return _split_at(chosen, rejected, end, end)
+
+
+def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
+    end = 0
+    while end < min(len(chosen), len(rejected)) - 1 and chosen[end] == rejected[end]:
+        end += 1
+    # a user turn inside one response means that the two sides answer different conversations
+    if any(message["role"] == "user" for side in (chosen, rejected) for message in side[end:-1]):
+        return _split_at(chosen, rejected, len(chosen) - 1, len(rejected) - 1)
+    return _split_at(chosen, rejected, end, end)
+
+
+def _split_at(chosen: Any, rejected: Any, chosen_end: int, rejected_end: int) -> Row:
+    prompt, other = chosen[:chosen_end], rejected[:rejected_end]
+    pair = {"prompt": prompt, "chosen": chosen[chosen_end:], "rejected": rejected[rejected_end:]}
+    return pair if prompt == other else {**pair, "prompt_rejected": other}
+
+
+def _explicit(row: Row) -> list[Row]:
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    pair: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        repeats = not isinstance(prompt, list) or (len(chosen) > len(prompt) and chosen[: len(prompt)] == prompt)
+        pair = _split_messages(chosen, rejected) if repeats else pair
+        if isinstance(prompt, str) and not pair["prompt"]:  # the lists hold the responses alone
+            pair["prompt"] = [{"role": "user", "content": prompt}]
+    elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        pair = _split_texts(chosen, rejected)
+    if row.get("prompt_rejected") is not None:
+        pair["prompt_rejected"] = row["prompt_rejected"]
+    if row.get("score_chosen") is not None and row.get("score_rejected") is not None:
+        pair["rating_gap"] = row["score_chosen"] - row["score_rejected"]
+    return [pair]
+
+
+def _ordered(prompt: Any, first: Any, second: Any, first_wins: float, **more: Any) -> list[Row]:
+    chosen, rejected = (first, second) if first_wins >= 0.5 else (second, first)
+    return [
+        {
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "preference": max(first_wins, 1 - first_wins),
+            **more,
+        }
+    ]
+
+
+def _first_wins(label: Any, first: str, second: str, ties: tuple[str, ...] = ()) -> float:
+    outcomes = {first: 1.0, second: 0.0} | dict.fromkeys(ties, 0.5)
+    if str(label).strip() not in outcomes:
+        raise DataError(f"label {label!r} is none of {', '.join(outcomes)}")
+    return outcomes[str(label).strip()]
+
+
+def _annotation(row: Row) -> list[Row]:
+    label = {"0": "left", "1": "right"}.get(str(row["label"]), str(row["label"]).lower())
+    left_wins = _first_wins(label, "left", "right", ("tie", "abstain"))
+    sides = [
+        (row.get(f"prompt_{s}", row.get("prompt")), row.get(f"response_{s}", row.get(s))) for s in ("left", "right")
+    ]
+    (prompt, chosen), (other, rejected) = sides if left_wins >= 0.5 else sides[::-1]
+    more = {} if prompt == other else {"prompt_rejected": other}
+    return _ordered(prompt, chosen, rejected, max(left_wins, 1 - left_wins), **more)
+
+
+def _strength(prompt: Any, first: Any, second: Any, strength: float) -> list[Row]:
+    return _ordered(prompt, first, second, 0.5 - 0.5 * ((strength > 0) - (strength < 0)), rating_gap=abs(strength))
+
+
+def _helpsteer2(row: Row) -> list[Row]:
+    return _strength(row["prompt"], row["response_1"], row["response_2"], float(row["preference_strength"]))
+
+
+def _helpsteer3(row: Row) -> list[Row]:
+    return _strength(row["context"], row["response1"], row["response2"], float(row["overall_preference"]))
+
+
+def _shp(row: Row) -> list[Row]:
+    first_wins = _first_wins(row["labels"], "1", "0")
+    return _ordered(row["history"], row["human_ref_A"], row["human_ref_B"], first_wins, prompt_id=row.get("post_id"))
+
+
+def _pku_saferlhf(row: Row) -> list[Row]:
+    return _ordered(
+        row["prompt"], row["response_0"], row["response_1"], _first_wins(row["better_response_id"], "0", "1")
+    )
+
+
+def _nectar(row: Row) -> list[Row]:
+    """Pairs the best answer with each of the others, as the set ranks them; equal ranks are a tie."""
+    best, *others = sorted(row["answers"], key=lambda answer: float(answer["rank"]))
+    pairs = []
+    for other in others:
+        gap = float(other["rank"]) - float(best["rank"])
+        pairs += _ordered(row["prompt"], best["answer"], other["answer"], 1.0 if gap else 0.5, rating_gap=gap)
+    if not pairs:
+        raise DataError("answers holds one answer; wanted two or more")
+    return pairs
+
+
+def _llmbar(row: Row) -> list[Row]:
+    return _ordered(row["input"], row["output_1"], row["output_2"], _first_wins(row["label"], "1", "2"))
+
+
+def _judgebench(row: Row) -> list[Row]:
+    first_wins = _first_wins(row["label"], "A>B", "B>A", ("A=B",))
+    names = {"id": row.get("pair_id"), "domain": row.get("source")}
+    return _ordered(row["question"], row["response_A"], row["response_B"], first_wins, **names)
+
+
+Layout = Callable[[Row], list[Row]]
+
+LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
+    # TRL's forms; also hh-rlhf, UltraFeedback binarized, Skywork-Preference and the Tülu 3 mixtures
+    "chosen and rejected": (frozenset({"chosen", "rejected"}), _explicit),
+    "annotation": (frozenset({"response_left", "response_right", "label"}), _annotation),
+    "annotation, short": (frozenset({"left", "right", "label"}), _annotation),
+    "HelpSteer2 preference": (frozenset({"prompt", "response_1", "response_2", "preference_strength"}), _helpsteer2),
+    "HelpSteer3 preference": (frozenset({"context", "response1", "response2", "overall_preference"}), _helpsteer3),
+    "SHP": (frozenset({"history", "human_ref_A", "human_ref_B", "labels"}), _shp),
+    "PKU-SafeRLHF": (frozenset({"prompt", "response_0", "response_1", "better_response_id"}), _pku_saferlhf),
+    "Nectar": (frozenset({"prompt", "answers"}), _nectar),
+    "LLMBar": (frozenset({"input", "output_1", "output_2", "label"}), _llmbar),
+    "JudgeBench": (frozenset({"question", "response_A", "response_B", "label"}), _judgebench),
+}
+"""Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""

@@ -1,0 +1,233 @@
+"""Splits preference pairs by prompt, so that no prompt is both trained on and measured on."""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from datasets import Dataset
+
+from rmtrl.errors import DataError, SplitLeakageError, UsageError
+
+SPLITS = ("train", "validation", "calibration", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Four sets of pairs without a prompt in common.
+
+    Args:
+        train (`Dataset`): What the model learns from.
+        validation (`Dataset`): What checkpoints and early stopping are chosen on.
+        calibration (`Dataset`): What calibrators are fitted on.
+        test (`Dataset`): What figures are reported on.
+    """
+
+    train: Dataset
+    validation: Dataset
+    calibration: Dataset
+    test: Dataset
+
+    def as_dict(self) -> dict[str, Dataset]:
+        """Returns the splits by name, in the order train, validation, calibration, test."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the rows of each split."""
+        return {name: len(dataset) for name, dataset in self.as_dict().items()}
+
+    def overlap(self) -> dict[str, int]:
+        """Returns how many prompts every two splits share, by names such as `"train/test"`; all are 0."""
+        prompts = {name: _prompt_ids(dataset) for name, dataset in self.as_dict().items()}
+        return {f"{a}/{b}": len(prompts[a] & prompts[b]) for a, b in combinations(prompts, 2)}
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Pairs to train on and the pairs held out of training.
+
+    Args:
+        train (`Dataset`): Rows that are not held out.
+        evaluation (`Dataset`): Rows that are.
+    """
+
+    train: Dataset
+    evaluation: Dataset
+
+    def overlap(self) -> list[str]:
+        """Returns the `prompt_id`s on both sides, sorted; empty when prompts are what is held out."""
+        return sorted(_prompt_ids(self.train) & _prompt_ids(self.evaluation))
+
+
+def make_splits(
+    dataset: Dataset,
+    *,
+    ratios: tuple[float, float, float, float] = (0.7, 0.1, 0.1, 0.1),
+    stratify: Literal["domain"] | None = "domain",
+    seed: int = 0,
+    train_size: int | None = None,
+) -> Splits:
+    """Returns train, validation, calibration and test sets; all rows of a `prompt_id` are in one of them.
+
+    Within a domain, prompts are ordered by a hash of (seed, prompt_id) and each goes to the split that is furthest
+    below its share of the rows so far; what a domain leaves over is made up in the next. So every domain and the whole
+    are within about one prompt's rows of the ratios, even where a domain has a single prompt. Unlike scikit-learn's
+    StratifiedGroupKFold, which shuffles positions and knows only equal folds, the result is the same on every machine
+    and for every order of the rows.
+
+    Args:
+        dataset (`Dataset`): Pairs in the normal form.
+        ratios (`tuple[float, ...]`): Shares of train, validation, calibration and test, with sum 1. A share of 0
+            leaves that split empty: `(0.8, 0.0, 0.0, 0.2)` is the 80/20 split.
+        stratify (`str`, *optional*): `"domain"` to have every domain in proportion in each split, `None` for not.
+        seed (`int`): Another seed orders the prompts otherwise.
+        train_size (`int`, *optional*): Rows to train on; the rest of train's share joins test. Whole prompts are
+            taken, in the order of their hashes, so train has exactly this many rows where prompts have one row each.
+
+    Raises:
+        UsageError: If the ratios are not four shares with sum 1.
+        DataError: If there are too few prompts to fill the splits, or fewer rows than `train_size`.
+
+    Example:
+
+    ```python
+    >>> splits = make_splits(pairs, seed=0)
+    >>> splits.sizes()
+    {'train': 1619, 'validation': 231, 'calibration': 231, 'test': 231}
+    ```
+    """
+    if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1, abs_tol=1e-6):
+        raise UsageError(f"got ratios {tuple(ratios)}; wanted four shares ({', '.join(SPLITS)}) with sum 1")
+    prompt_ids = _column(dataset, "prompt_id")
+    rows: dict[str, int] = defaultdict(int)
+    for prompt_id in prompt_ids:
+        rows[prompt_id] += 1
+    domains = dict.fromkeys(rows, "")
+    if stratify is not None:  # a prompt of several domains counts for the first by name, whatever the order of rows
+        pairs = sorted(set(zip(prompt_ids, _column(dataset, stratify), strict=True)), reverse=True)
+        domains = dict(pairs)
+    order = {prompt_id: _hash(seed, prompt_id) for prompt_id in rows}
+    home = _assigned(rows, domains, order, ratios)
+    if train_size is not None:
+        _cap_train(home, rows, order, train_size)
+    filled = set(home.values())
+    empty = [name for index, name in enumerate(SPLITS) if ratios[index] > 0 and index not in filled]
+    if empty:
+        wanted = math.ceil(1 / min(ratio for ratio in ratios if ratio > 0))
+        raise DataError(
+            f"{len(rows)} prompts leave {', '.join(empty)} empty; wanted about {wanted} prompts or other ratios"
+        )
+    indices: list[list[int]] = [[] for _ in SPLITS]
+    for row, prompt_id in enumerate(prompt_ids):
+        indices[home[prompt_id]].append(row)
+    return Splits(*(dataset.select(chosen) for chosen in indices))
+
+
+def check_overlap(splits: Mapping[str, Dataset]) -> None:
+    """Raises if a `prompt_id` is in two of the splits.
+
+    Args:
+        splits (`Mapping[str, Dataset]`): Splits by name, for example `splits.as_dict()` or sets from several files.
+
+    Raises:
+        SplitLeakageError: If two splits share a prompt; names them, the number of prompts and one of them.
+
+    Example:
+
+    ```python
+    >>> check_overlap({"train": train, "test": train})
+    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split by prompt with make_splits
+    ```
+    """
+    prompts = {name: _prompt_ids(dataset) for name, dataset in splits.items()}
+    for a, b in combinations(prompts, 2):
+        shared = prompts[a] & prompts[b]
+        if shared:
+            count = f"{len(shared)} prompts are" if len(shared) > 1 else "1 prompt is"
+            raise SplitLeakageError(
+                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits"
+            )
+
+
+def holdout(
+    dataset: Dataset, values: Collection[str], *, column: Literal["prompt_id", "domain"] = "prompt_id"
+) -> Holdout:
+    """Returns the pairs split into those to train on and those of the prompts, or domains, held out.
+
+    Args:
+        dataset (`Dataset`): Pairs in the normal form.
+        values (`Collection[str]`): Prompts (or domains) that training must not see.
+        column (`str`): `"domain"` holds out whole domains, to measure what carries over to unseen ones.
+
+    Raises:
+        DataError: If a value does not occur, or nothing is left to train on.
+
+    Example:
+
+    ```python
+    >>> held = holdout(pairs, ["support-17"])
+    >>> len(held.train), len(held.evaluation), held.overlap()
+    (2, 2, [])
+    ```
+    """
+    found = _column(dataset, column)
+    wanted = {values} if isinstance(values, str) else set(values)
+    unknown = wanted - set(found)
+    if unknown:
+        raise DataError(f"no pair has {column} {', '.join(sorted(unknown)[:5])}; wanted values that occur in the data")
+    if wanted >= set(found):
+        raise DataError(f"every {column} is held out, so no pair is left to train on; hold out fewer")
+    train = [row for row, value in enumerate(found) if value not in wanted]
+    evaluation = [row for row, value in enumerate(found) if value in wanted]
+    return Holdout(dataset.select(train), dataset.select(evaluation))
+
+
+def _assigned(
+    rows: Mapping[str, int], domains: Mapping[str, str], order: Mapping[str, str], ratios: tuple[float, ...]
+) -> dict[str, int]:
+    """Returns the split of each prompt, as an index into `SPLITS`."""
+    by_domain: dict[str, list[str]] = defaultdict(list)
+    for prompt_id in sorted(rows, key=order.__getitem__):
+        by_domain[domains[prompt_id]].append(prompt_id)
+    home: dict[str, int] = {}
+    lacking = [0.0] * len(ratios)  # rows by which each split is below its share of the domains so far
+    for domain in sorted(by_domain):
+        size = sum(rows[prompt_id] for prompt_id in by_domain[domain])
+        lacking = [lack + ratio * size for lack, ratio in zip(lacking, ratios, strict=True)]
+        for prompt_id in by_domain[domain]:
+            home[prompt_id] = max(range(len(ratios)), key=lacking.__getitem__)
+            lacking[home[prompt_id]] -= rows[prompt_id]
+    return home
+
+
+def _cap_train(home: dict[str, int], rows: Mapping[str, int], order: Mapping[str, str], train_size: int) -> None:
+    train, test = SPLITS.index("train"), SPLITS.index("test")
+    prompts = sorted((prompt_id for prompt_id in home if home[prompt_id] == train), key=order.__getitem__)
+    available = sum(rows[prompt_id] for prompt_id in prompts)
+    if available < train_size:
+        raise DataError(f"train_size is {train_size} but train's share is {available} rows; raise its ratio")
+    left = train_size
+    for prompt_id in prompts:
+        if rows[prompt_id] <= left:
+            left -= rows[prompt_id]
+        else:
+            home[prompt_id] = test
+
+
+def _hash(seed: int, prompt_id: str) -> str:
+    return hashlib.sha256(f"{seed}:{prompt_id}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _column(dataset: Dataset, name: str) -> list[str]:
+    if name not in dataset.column_names:
+        raise DataError(f"got pairs without {name}; wanted the normal form, see to_normal_form")
+    # in batches: going through `dataset[name]` is slow after a select
+    batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
+    return [value for batch in batches for value in batch[name]]
+
+
+def _prompt_ids(dataset: Dataset) -> set[str]:
+    return set(_column(dataset, "prompt_id"))

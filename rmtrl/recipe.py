@@ -1,0 +1,137 @@
+"""What every recipe does before and after its stage: read the settings, stage the folder, write the record."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from trl import TrlParser
+
+from rmtrl.errors import DataError, ModelError, UsageError
+
+_LARGE_PARAMETERS = 100_000_000
+_USUAL = {
+    "num_train_epochs": (1, 3),
+    "weight_decay": (0.01, 0.1),
+    "max_grad_norm": (1.0, 1.0),
+    "global batch": (32, 128),
+}
+_USUAL_RATE = {False: (5e-6, 5e-5), True: (5e-5, 5e-4)}  # full fine-tuning, adapters
+
+
+def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[Any, ...]:
+    """Returns one instance of each dataclass, from the default configuration, `--config` and the flags, in that order.
+
+    Without `--config` the recipe runs its default. On a machine without accelerator `use_cpu` is set, without which
+    TRL's configurations refuse their own defaults, and on a CPU without bf16 arithmetic bf16 is off.
+
+    Args:
+        dataclass_types: As in [`~trl.TrlParser`].
+        default_config (`Path`): YAML file used when no `--config` is given.
+
+    Raises:
+        UsageError: If a file, a name or a value cannot be used.
+    """
+    arguments = sys.argv[1:]
+    if not {"--config", "-h", "--help"} & set(arguments):
+        arguments = ["--config", str(default_config), *arguments]
+    if not torch.accelerator.is_available():
+        arguments = ["--use_cpu", "true", *([] if _cpu_has_bf16() else ["--bf16", "false"]), *arguments]
+    try:
+        return tuple(_Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(arguments))
+    except UsageError:
+        raise
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{error}; see --help for the settings") from error
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help for the settings")  # argparse would print hundreds of lines of usage
+
+
+def _cpu_has_bf16() -> bool:
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
+
+
+def load_tokenizer(path: str, **settings: Any) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer at a folder or hub id.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, **settings)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no model at {path}: {str(error).splitlines()[0]}; give a folder or a hub id (recipes/sft_llama.py makes "
+            "that of the embedded default)"
+        ) from error
+
+
+def evaluate_often(args: TrainingArguments, n_pairs: int) -> None:
+    """Sets the evaluation interval to `eval_steps` of the run, at most 500 steps, where `eval_steps` is a share.
+
+    Checkpoints are saved as often, so that the best one can be kept.
+    """
+    if args.eval_strategy != "steps" or args.eval_steps is None or args.eval_steps >= 1:
+        return
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(n_pairs / global_batch(args)) * args.num_train_epochs
+    args.eval_steps = args.save_steps = max(1, min(500, round(steps * args.eval_steps)))
+
+
+def global_batch(args: TrainingArguments) -> int:
+    """Returns the rows of one optimizer step over all processes."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def unusual_settings(args: TrainingArguments, *, n_parameters: int, adapter: bool) -> list[str]:
+    """Returns a note for each setting outside the range usual for reward models of 0.1 billion parameters or more.
+
+    Learning rate 5e-6 to 5e-5 for full fine-tuning and 5e-5 to 5e-4 for adapters, 32 to 128 pairs a step, 1 to 3
+    epochs, warm-up 5 to 10 % of the run, weight decay 0.01 to 0.1, gradients clipped at 1.
+    """
+    if n_parameters < _LARGE_PARAMETERS:
+        return []
+    ranges = _USUAL | {"learning_rate": _USUAL_RATE[adapter]}
+    got: dict[str, float] = {
+        "num_train_epochs": args.num_train_epochs,
+        "weight_decay": args.weight_decay,
+        "max_grad_norm": args.max_grad_norm,
+        "learning_rate": args.learning_rate,
+        "global batch": global_batch(args),
+    }
+    if args.warmup_steps < 1:  # a share of the run
+        got["warmup_steps"], ranges["warmup_steps"] = args.warmup_steps, (0.05, 0.1)
+    kind = "adapters" if adapter else "full fine-tuning"
+    return [
+        f"{name} is {got[name]:g}; {low:g} to {high:g} is usual for {kind} of a reward model"
+        for name, (low, high) in ranges.items()
+        if not low <= got[name] <= high
+    ]
+
+
+def stage_in_partial(args: TrainingArguments) -> Path:
+    """Returns the folder a run is for, and makes it train in `<folder>.partial`, which replaces it when finished."""
+    final = Path(str(args.output_dir).removesuffix(".partial"))
+    args.output_dir = f"{final}.partial"
+    return final
+
+
+def last_complete_checkpoint(folder: str | Path) -> str:
+    """Returns the newest checkpoint that was written to its end, for `--resume_from_checkpoint true`.
+
+    The trainer state is the last file of a checkpoint, so a kill in the middle of saving leaves none.
+
+    Raises:
+        DataError: If there is none.
+    """
+    checkpoints = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    if not checkpoints:
+        raise DataError(f"no finished checkpoint in {folder} to resume from; start without --resume_from_checkpoint")
+    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1])))

@@ -1,0 +1,89 @@
+"""What a trained reward model is worth: the figures of one split, and the lines a person reads at the end of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmtrl.metrics import length_bias, mean_estimate, pair_wins
+from rmtrl.types import Estimate, PairRewards
+
+
+def pair_figures(pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:
+    """Returns the figures of one split: estimates with intervals by prompt, extremes, and accuracy by domain.
+
+    Args:
+        pairs ([`PairRewards`]): The N pairs of the split.
+        prompt_ids (`Sequence[str]`): Prompt of each pair; pairs of one prompt are resampled together.
+        domains (`Sequence[str]`): Domain of each pair.
+    """
+    groups, names = np.asarray(prompt_ids), np.asarray(domains)
+    wins = pair_wins(pairs.chosen, pairs.rejected)
+    by_length = pair_wins(pairs.chosen_length_tokens, pairs.rejected_length_tokens)
+    rewards = np.concatenate([pairs.chosen, pairs.rejected])
+    return {
+        "accuracy": mean_estimate(wins, groups),
+        "length_accuracy": mean_estimate(by_length, groups),
+        "accuracy_over_length": mean_estimate(wins - by_length, groups),
+        "loss": mean_estimate(pairs.loss, groups),
+        "margin": mean_estimate(pairs.margin, groups),
+        "reward": {key: float(getattr(rewards, key)()) for key in ("min", "mean", "std", "max")},
+        "length_bias": length_bias(
+            pairs.chosen, pairs.rejected, pairs.chosen_length_tokens, pairs.rejected_length_tokens
+        ),
+        "accuracy_by_domain": {
+            str(name): mean_estimate(wins[names == name], groups[names == name]) for name in np.unique(names)
+        },
+    }
+
+
+def plain(figures: Any) -> Any:
+    """Returns figures with every [`Estimate`] as a dictionary, ready for JSON."""
+    if isinstance(figures, Estimate):
+        return figures.as_dict()
+    if isinstance(figures, Mapping):
+        return {key: plain(value) for key, value in figures.items()}
+    return figures
+
+
+def summary(folder: str, counts: Mapping[str, Any], sizes: Mapping[str, int], figures: Mapping[str, Any]) -> str:
+    """Returns about ten lines that say how good the model is and what to do next.
+
+    Args:
+        folder (`str`): Where the model is.
+        counts (`Mapping`): `ValidationResult.as_dict()` of the data.
+        sizes (`Mapping`): Pairs of each split.
+        figures (`Mapping`): [`pair_figures`] of `"validation"` and `"test"`.
+    """
+    test, validation = figures["test"], figures["validation"]
+    rejected = ", ".join(f"{count} {reason}" for reason, count in counts["reasons"].items() if count) or "none"
+    bias, reward = test["length_bias"], test["reward"]
+    worst = min(test["accuracy_by_domain"].items(), key=lambda item: item[1].value)
+    return "\n".join(
+        [
+            f"reward model         {folder}",
+            f"pairs                {counts['kept']:,} of {counts['n']:,} kept; rejected: {rejected}",
+            f"splits by prompt     {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; no prompt in two",
+            f"validation accuracy  {validation['accuracy']}  (the checkpoint was chosen on it)",
+            f"test accuracy        {test['accuracy']}",
+            f"length alone         {test['length_accuracy']}",
+            f"worst domain         {worst[0]}: {worst[1]}",
+            f"margin, rewards      {test['margin']}; rewards {reward['min']:.2f} to {reward['max']:.2f}, "
+            f"mean {reward['mean']:.2f}",
+            f"length bias          Spearman {bias.get('length_spearman', float('nan')):.2f}; accuracy "
+            f"{bias.get('accuracy_chosen_longer', float('nan')):.2f} where chosen is longer, "
+            f"{bias.get('accuracy_chosen_shorter', float('nan')):.2f} where it is shorter",
+            f"verdict              {_verdict(test)}",
+            f"next                 rmtrl inspect --model {folder} PAIRS.jsonl",
+            f"                     rmtrl score --model {folder} PAIRS.jsonl --out scores.jsonl",
+        ]
+    )
+
+
+def _verdict(test: Mapping[str, Any]) -> str:
+    accuracy, over = test["accuracy"], test["accuracy_over_length"]
+    if accuracy.low <= 0.5:
+        return "not better than a coin at this n: more pairs, more steps or another learning rate"
+    if over.low <= 0:
+        return f"not shown to beat length alone (difference {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}])"
+    return f"beats a coin, and length alone by {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"

@@ -1,0 +1,96 @@
+from collections import Counter
+
+import pytest
+from datasets import Dataset
+
+from rmtrl.data.splits import check_overlap, holdout, make_splits
+from rmtrl.errors import DataError, SplitLeakageError, UsageError
+
+
+def pairs(n_prompts=200, rows=lambda i: 1 + i % 3, domains=("code", "safety", "chat")):
+    table = [(f"p{i}", domains[i % len(domains)]) for i in range(n_prompts) for _ in range(rows(i))]
+    ids = [str(i) for i in range(len(table))]
+    return Dataset.from_dict({"id": ids, "prompt_id": [p for p, _ in table], "domain": [d for _, d in table]})
+
+
+def members(splits):
+    return {name: set(dataset["prompt_id"]) for name, dataset in splits.as_dict().items()}
+
+
+def test_held_out_prompt_is_not_trained_on():
+    groups = {"a-b": "support-17", "a-c": "support-17", "d-e": "safety-04", "f-g": "access-09"}
+    held = holdout(Dataset.from_dict({"id": list(groups), "prompt_id": list(groups.values())}), ["support-17"])
+    assert (len(held.train), len(held.evaluation), held.overlap()) == (2, 2, [])
+
+
+def test_whole_domain_is_held_out():
+    held = holdout(pairs(), ["code"], column="domain")
+    assert set(held.evaluation["domain"]) == {"code"} and "code" not in set(held.train["domain"])
+
+
+@pytest.mark.parametrize("values", [["p0", "nowhere"], [f"p{i}" for i in range(200)]])
+def test_holdout_of_nothing_known_or_of_everything_is_an_error(values):
+    with pytest.raises(DataError):
+        holdout(pairs(), values)
+
+
+def test_no_prompt_is_in_two_splits_and_no_row_is_lost():
+    dataset = pairs()
+    splits = make_splits(dataset)
+    assert set(splits.overlap().values()) == {0} and len(splits.overlap()) == 6
+    assert sum(splits.sizes().values()) == len(dataset)
+    check_overlap(splits.as_dict())
+
+
+def test_shares_hold_within_a_prompt_overall_and_in_every_domain():
+    dataset = pairs(rows=lambda i: 1)
+    splits = make_splits(dataset)
+    assert splits.sizes() == {"train": 140, "validation": 20, "calibration": 20, "test": 20}
+    for name, share in zip(splits.as_dict(), (0.7, 0.1, 0.1, 0.1), strict=True):
+        counts = Counter(splits.as_dict()[name]["domain"])
+        for domain, total in Counter(dataset["domain"]).items():
+            assert abs(counts[domain] - share * total) <= 2
+
+
+def test_domains_of_one_prompt_do_not_all_fall_to_train():
+    splits = make_splits(pairs(100, rows=lambda i: 1, domains=[f"d{i}" for i in range(100)]))
+    assert splits.sizes() == {"train": 70, "validation": 10, "calibration": 10, "test": 10}
+
+
+def test_order_of_rows_does_not_matter_but_the_seed_does():
+    dataset = pairs()
+    assert members(make_splits(dataset)) == members(make_splits(dataset.shuffle(seed=3)))
+    assert members(make_splits(dataset)) != members(make_splits(dataset, seed=1))
+
+
+def test_the_same_rows_on_every_machine():
+    assert sorted(make_splits(pairs(20, rows=lambda i: 1)).test["prompt_id"]) == ["p6", "p9"]
+
+
+def test_train_size_is_exact_and_the_rest_joins_test():
+    dataset = pairs(rows=lambda i: 1)
+    whole, capped = make_splits(dataset), make_splits(dataset, train_size=100)
+    assert capped.sizes() == {"train": 100, "validation": 20, "calibration": 20, "test": 60}
+    assert members(capped)["train"] < members(whole)["train"] and not any(capped.overlap().values())
+    with pytest.raises(DataError, match="train_size is 150 but train's share is 140"):
+        make_splits(dataset, train_size=150)
+
+
+def test_a_share_of_zero_leaves_the_split_empty():
+    assert make_splits(pairs(rows=lambda i: 1), ratios=(0.8, 0, 0, 0.2)).sizes()["validation"] == 0
+
+
+def test_ratios_must_be_shares():
+    with pytest.raises(UsageError, match="sum 1"):
+        make_splits(pairs(), ratios=(0.7, 0.1, 0.1, 0.2))
+
+
+def test_too_few_prompts_is_an_error():
+    with pytest.raises(DataError, match="3 prompts leave .*empty; wanted about 10 prompts"):
+        make_splits(pairs(3))
+
+
+def test_leak_names_both_splits_and_a_prompt():
+    a, b = Dataset.from_dict({"prompt_id": ["x", "y"]}), Dataset.from_dict({"prompt_id": ["y", "z"]})
+    with pytest.raises(SplitLeakageError, match="1 prompt is in both train and test, for example y"):
+        check_overlap({"train": a, "validation": b.select([1]), "test": b.select([0])})

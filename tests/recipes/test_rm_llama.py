@@ -1,0 +1,220 @@
+"""The reward recipe as people run it: what it writes, two processes, a kill, wandb, and input it cannot use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rmtrl import RewardScorer
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.integration
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def losses(folder, key="loss"):
+    return {entry["step"]: entry[key] for entry in read(folder / "trainer_state.json")["log_history"] if key in entry}
+
+
+def test_a_run_leaves_a_checkpoint_its_record_and_its_figures(recipe, capsys):
+    output = recipe()
+    metrics, record = read(output / "metrics.json"), read(output / "rmtrl.json")
+    accuracy = metrics["test"]["accuracy"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"] and accuracy["n"] > 0
+    assert {"rendering", "data", "splits", "seeds", "config", "environment", "seconds", "figures"} <= set(record)
+    assert record["data"]["n"] == record["data"]["kept"] + record["data"]["rejected"]
+    assert sum(split["pairs"] for split in record["splits"].values()) == record["data"]["kept"]
+    assert len((output / "rejects.jsonl").read_text().splitlines()) == record["data"]["rejected"]
+    assert not output.with_name("rm.partial").exists()
+    said = capsys.readouterr().out
+    assert "test accuracy" in said and "length alone" in said and "next" in said
+    assert str(output) in said
+
+
+def test_the_checkpoint_loads_without_rmtrl_and_scores_the_same(recipe, tmp_path):
+    output = recipe()
+    texts = ["What is this? Good.", "Bad answer"]
+    (tmp_path / "plain.py").write_text(
+        "import sys, json, torch\n"
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "assert not any(name.startswith('rmtrl') for name in sys.modules)\n"
+        "with torch.no_grad():\n"
+        "    ids = [tokenizer(t + tokenizer.eos_token, return_tensors='pt') for t in json.loads(sys.argv[2])]\n"
+        "    print(json.dumps([model(**i).logits.item() for i in ids]))\n"
+    )
+    command = [sys.executable, tmp_path / "plain.py", output, json.dumps(texts)]
+    plain = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    np.testing.assert_allclose(RewardScorer.from_pretrained(output).score(texts), plain, atol=1e-6)
+
+
+def test_two_processes_evaluate_like_one(launch, start, tmp_path):
+    launcher = (str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file",
+                str(ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"))  # fmt: skip
+    same = {"model_name_or_path": start / "rm", "learning_rate": 0.0, "max_steps": 2, "n_prompts": 75}
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (launch(**same, output_dir=one), launch(launcher=launcher, **same, output_dir=two)):
+        out, err = run.communicate(timeout=400)
+        assert run.returncode == 0, err[-2000:]
+    assert read(two / "rmtrl.json")["processes"] == 2 and read(one / "rmtrl.json")["processes"] == 1
+    assert read(one / "rmtrl.json")["splits"]["validation"]["pairs"] % 8, "the last batch must be partial"
+    evaluations = [[e for e in read(f / "trainer_state.json")["log_history"] if "eval_loss" in e] for f in (one, two)]
+    keys = [k for k in evaluations[0][0] if k.startswith("eval_") and "second" not in k and "runtime" not in k]
+    keys.remove("eval_num_tokens")  # tokens trained on: two processes see twice as many
+    assert {"eval_loss", "eval_accuracy", "eval_margin_std", "eval_length_spearman", "eval_center_loss"} <= set(keys)
+    for key in keys:
+        assert evaluations[0][0][key] == pytest.approx(evaluations[1][0][key], abs=1e-6), key
+    for split in ("validation", "test"):
+        a, b = (read(f / "metrics.json")[split] for f in (one, two))
+        for name in ("accuracy", "loss", "margin", "length_accuracy"):
+            for end in ("value", "low", "high"):
+                assert a[name][end] == pytest.approx(b[name][end], abs=1e-6)
+
+
+def test_a_killed_run_resumes_exactly(launch, tmp_path):
+    flags = {"max_steps": 24, "save_steps": 4, "eval_steps": 4, "save_total_limit": 2, "early_stopping_patience": 0}
+    whole = launch(**flags, output_dir=tmp_path / "whole")
+    killed = launch(**flags, output_dir=tmp_path / "killed")
+    wait_for(tmp_path / "killed.partial" / "checkpoint-8" / "trainer_state.json", killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed").exists()
+    resumed = launch(**flags, output_dir=tmp_path / "killed", resume_from_checkpoint="true")
+    for run in (whole, resumed):
+        _, err = run.communicate(timeout=400)
+        assert run.returncode == 0, err[-2000:]
+    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert set(expected) == set(got) == set(range(1, 25))
+    for key in ("loss", "grad_norm", "eval_loss", "num_tokens"):
+        expected, got = losses(tmp_path / "whole", key), losses(tmp_path / "killed", key)
+        assert got == pytest.approx(expected, rel=1e-6)
+
+
+def wait_for(path, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-2000:]
+        time.sleep(0.02)
+
+
+def test_callbacks_reach_an_offline_wandb_run(recipe, monkeypatch, tmp_path):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    output = recipe(report_to="wandb")
+    try:
+        logged = dict(wandb.run.summary)
+    finally:
+        wandb.finish()
+    scalars = {
+        "margin_std",
+        "margin_min",
+        "margin_max",
+        "length_spearman",
+        "length_accuracy",
+        "center_mean",
+        "center_loss",
+    }
+    assert {f"train/{key}" for key in scalars} | {f"eval/{key}" for key in scalars} <= set(logged)
+    for key in ("train/margin_histogram", "eval/margin_histogram", "train/reward_histogram", "eval/reward_histogram"):
+        assert logged[key]["_type"] == "histogram"
+    history = read(output / "trainer_state.json")["log_history"]
+    assert not any("histogram" in key for entry in history for key in entry)
+    assert any("eval_margin_std" in entry for entry in history)
+
+
+def test_an_adapter_run_scores_through_its_folder(recipe):
+    output = recipe(use_peft="true", lora_r=2, lora_target_modules="all-linear")
+    scorer = RewardScorer.from_pretrained(output)
+    assert scorer.score(["Good."]).shape == (1,)
+
+
+def test_a_new_run_replaces_the_old_folder_only_when_finished(recipe, pairs_file, capsys):
+    output = recipe()
+    before = (output / "rmtrl.json").read_text()
+    with pytest.raises(SystemExit):
+        recipe(dataset_name="nowhere.jsonl")
+    assert (output / "rmtrl.json").read_text() == before
+
+
+# Input it cannot use: one line, exit code 2, nothing written
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+GOOD = {"prompt": "Say good.", "chosen": " good", "rejected": " bad"}
+
+
+@pytest.fixture
+def bad(tmp_path, start, pairs_file):
+    """Flags of each case and what the line says."""
+    plain = tmp_path / "plain"
+    tokenizer = AutoTokenizer.from_pretrained(start / "rm")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(plain)
+    AutoModelForSequenceClassification.from_pretrained(start / "rm").save_pretrained(plain)
+    (tmp_path / "empty.jsonl").touch()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps(GOOD) + "\n{oops\n")
+    return {
+        "missing file": ({"dataset_name": tmp_path / "none.jsonl"}, "no such file"),
+        "unknown columns": ({"dataset_name": write(tmp_path / "c.jsonl", {"text": "a"})}, "fit no known form"),
+        "empty set": ({"dataset_name": tmp_path / "empty.jsonl"}, "is empty"),
+        "broken line": ({"dataset_name": broken}, "row 2"),
+        "all rejected": ({"dataset_name": write(tmp_path / "r.jsonl", GOOD | {"rejected": " good"})}, "were rejected"),
+        "no chat template": ({"dataset_name": pairs_file, "model_name_or_path": plain}, "no chat template"),
+        "all too long": ({"max_length": 3}, "too_long"),
+        "missing model": ({"model_name_or_path": tmp_path / "nowhere"}, "no model at"),
+        "unknown flag": ({"learning_rat": 1}, "learning_rat"),
+        "bad value": ({"split_seed": "x"}, "split_seed"),
+        "nothing to resume": ({"resume_from_checkpoint": "true"}, "no finished checkpoint"),
+        "bad ratios": ({"split_ratios": 2}, "ratios"),
+    }
+
+
+CASES = ["missing file", "unknown columns", "empty set", "broken line", "all rejected", "no chat template",
+         "all too long", "missing model", "unknown flag", "bad value", "nothing to resume", "bad ratios"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_exit_code_2(recipe, bad, case, capsys, tmp_path):
+    assert set(CASES) == set(bad)
+    flags, says = bad[case]
+    with pytest.raises(SystemExit) as stop:
+        recipe(**flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert stop.value.code == 2
+    assert len(lines) == 1 and says in lines[0]
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_exit_code_of_the_process_is_2_without_traceback(launch, tmp_path):
+    run = launch(dataset_name=tmp_path / "none.jsonl")
+    _, err = run.communicate(timeout=200)
+    assert run.returncode == 2
+    assert "rm_llama: error: no such file" in err and "Traceback" not in err
+
+
+def test_our_line_comes_first_under_accelerate(launch, tmp_path):
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    launcher = (accelerate, "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
+    run = launch(launcher=(*launcher, "--dynamo_backend", "no"), dataset_name=tmp_path / "none.jsonl")
+    _, err = run.communicate(timeout=200)
+    assert run.returncode != 0
+    assert "rm_llama: error: no such file" in err.split("Traceback")[0]

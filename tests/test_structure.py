@@ -1,0 +1,122 @@
+"""What holds the package together: its public names, who may import whom, its recipes' configurations."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rmtrl
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
+LAYERS = ["errors", "types", "metrics", *STAGES]
+TOP = ["tiny", "recipe", "cli"]  # may import any stage; no stage imports them
+
+
+def test_public_names():
+    assert rmtrl.__all__ == sorted(rmtrl.__all__)
+    assert rmtrl.__all__ == [
+        "CenterRewardCallback",
+        "Estimate",
+        "LengthBiasCallback",
+        "MarginCallback",
+        "PairRewards",
+        "PreferencePairValidatorCollator",
+        "RewardCallback",
+        "RewardConfig",
+        "RewardScorer",
+        "RewardTrainer",
+        "Scorer",
+    ]
+    for name in rmtrl.__all__:
+        assert getattr(rmtrl, name).__name__ == name
+        assert getattr(rmtrl, name).__doc__
+    with pytest.raises(AttributeError, match="exports"):
+        _ = rmtrl.Rewards
+
+
+def test_import_loads_no_torch(tmp_path):
+    code = "import sys, rmtrl; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def layer_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports():
+    """Yields (file, module imported) for every import in the package."""
+    for path in sorted((ROOT / "rmtrl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield path, node.module
+
+
+def test_imports_go_one_way():
+    seen = 0
+    for path, module in imports():
+        if not module.startswith("rmtrl."):
+            assert not module.startswith(("recipes", "examples", "tests"))
+            continue
+        importer, imported = path.relative_to(ROOT / "rmtrl").parts[0].removesuffix(".py"), layer_of(module)
+        if importer == "__init__" or importer in TOP:
+            continue
+        assert LAYERS.index(imported) <= LAYERS.index(importer), f"{path} imports {module}"
+        seen += 1
+    assert seen > 20
+
+
+def test_torch_and_trl_stay_out_of_the_layers_of_values():
+    free = ("errors", "types", "metrics", "data", "calibration", "evaluation")
+    for path, module in imports():
+        layer = path.relative_to(ROOT / "rmtrl").parts[0].removesuffix(".py")
+        if layer in free and path.name != "callback.py":
+            assert module.split(".")[0] not in ("torch", "trl", "transformers"), f"{path} imports {module}"
+        if layer != "ppo":
+            assert not module.startswith("trl.experimental"), path
+
+
+def test_top_level_holds_what_it_should():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {path.split("/")[0] for path in listed.stdout.splitlines()}
+    assert top <= {
+        "pyproject.toml", "README.md", "rmtrl", "recipes", "tests", "examples", "Makefile", "LICENSE", "CHANGELOG.md",
+        "CONTRIBUTING.md", "constraints.txt", ".ci", ".gitignore", ".gitattributes",
+    }  # fmt: skip
+
+
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+
+
+def test_every_configuration_is_found():
+    assert len(CONFIGS) == 4
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_a_configuration_sets_known_fields_and_its_header_is_the_command(path):
+    import runpy
+
+    import trl
+
+    stage = path.stem
+    module = runpy.run_path(str(ROOT / "recipes" / f"{stage}_llama.py"), run_name="recipe")
+    own = {"rm": (module.get("RewardRecipeArguments"), rmtrl.RewardConfig),
+           "sft": (module.get("SftRecipeArguments"), trl.SFTConfig)}[stage]  # fmt: skip
+    fields = {field.name for cls in (*own, trl.ModelConfig) for field in dataclasses.fields(cls)}
+    settings = yaml.safe_load(path.read_text())
+    assert set(settings) <= fields
+    header = path.read_text().splitlines()[0]
+    assert header.startswith(f"# accelerate launch recipes/{stage}_llama.py --config {path.relative_to(ROOT)}")
+
+
+def test_version_is_that_of_the_changelog():
+    assert f"## {rmtrl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
