@@ -23,16 +23,16 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
-from trl.data_utils import get_dataset_column_names, is_conversational
+from trl.data_utils import get_dataset_column_names
 
 from rmtrl.data.provenance import write_json
-from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import DataError, ModelError
 from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head
+from rmtrl.reward.preparation import count_too_long, longest_sides, prepare_text
 from rmtrl.reward.rendering import Rendering, choose_pad_token
 from rmtrl.types import PairRewards
 
@@ -104,6 +104,7 @@ class RewardTrainer(TRLRewardTrainer):
             args = RewardConfig(f"{name.split('/')[-1]}-Reward")
         self.dropped_pairs: dict[str, int] = {}
         self._differences: list[str] = []
+        self._warned: set[str] = set()
         self._train_rows: list[torch.Tensor] = []
         self._eval_rows: list[torch.Tensor] = []
         super().__init__(
@@ -191,50 +192,16 @@ class RewardTrainer(TRLRewardTrainer):
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise DataError(f"the {dataset_name} set is empty; it needs at least one pair")
         if "chosen_ids" not in get_dataset_column_names(dataset):
-            dataset = self._prepare_text(dataset, processing_class)
+            dataset = prepare_text(dataset, processing_class)
         untruncated = copy.copy(args)
         untruncated.max_length = None
         tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, dataset_name)
         kept = super()._prepare_dataset(tokenized, processing_class, args, dataset_name)
         if isinstance(kept, Dataset):
-            self._count_dropped(tokenized, kept, dataset_name, args.max_length)
+            self.dropped_pairs[dataset_name] = count_too_long(tokenized, kept, dataset_name, args.max_length)
             if args.train_sampling_strategy == "group_by_length" and args.length_column_name not in kept.column_names:
-                lengths = [max(map(len, pair)) for pair in zip(kept["chosen_ids"], kept["rejected_ids"], strict=True)]
-                kept = kept.add_column(args.length_column_name, lengths)
+                kept = kept.add_column(args.length_column_name, longest_sides(kept))
         return kept
-
-    def _prepare_text(
-        self, dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase
-    ) -> Dataset | IterableDataset:
-        first = next(iter(dataset))
-        if is_conversational(first):
-            check_chat_template(processing_class)
-        elif processing_class.eos_token is None:
-            dataset = dataset.map(_tokenize_without_eos, fn_kwargs={"tokenizer": processing_class})
-        if not isinstance(dataset, Dataset):
-            return dataset
-        blank = [_is_blank(c) or _is_blank(r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)]
-        if any(blank):
-            dataset = dataset.add_column("empty_response", blank)
-        if "domain" in dataset.column_names and dataset.features["domain"].dtype in ("string", "large_string"):
-            dataset = dataset.class_encode_column("domain").rename_column("domain", "domain_id")
-        return dataset
-
-    def _count_dropped(self, tokenized: Dataset, kept: Dataset, name: str, max_length: int | None) -> None:
-        self.dropped_pairs[name] = len(tokenized) - len(kept)
-        if len(kept) == 0:
-            shortest = min(
-                max(map(len, p)) for p in zip(tokenized["chosen_ids"], tokenized["rejected_ids"], strict=True)
-            )
-            raise DataError(
-                f"all {len(tokenized):,} pairs of the {name} set are longer than max_length = {max_length} tokens "
-                f"(the shortest needs {shortest}); raise max_length"
-            )
-        if self.dropped_pairs[name]:
-            logger.warning(
-                f"{self.dropped_pairs[name]:,} of {len(tokenized):,} pairs of the {name} set are longer than "
-                f"max_length = {max_length} tokens and are left out whole"
-            )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -255,15 +222,15 @@ class RewardTrainer(TRLRewardTrainer):
         model_inputs = {key: value for key, value in inputs.items() if key not in (*_PAIR_COLUMNS, "margin")}
         outputs = model(**model_inputs, use_cache=False)
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
-        losses = -nn.functional.logsigmoid(chosen - rejected - inputs.get("margin", 0.0))
+        drops = self._pair_validation == "drop"
+        sound = inputs["reason"] == 0 if drops else torch.ones_like(chosen, dtype=torch.bool)
+        # a margin that is no number must not enter the graph: 0 · NaN is NaN in its gradient
+        margin = torch.where(sound, inputs["margin"], 0.0) if "margin" in inputs else 0.0
+        losses = -nn.functional.logsigmoid(chosen - rejected - margin)
         if self.args.center_rewards_coefficient is not None:
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
         self._record(inputs, chosen.detach(), rejected.detach(), losses.detach())
-        if self._pair_validation == "drop":
-            sound = inputs["reason"] == 0
-            loss = torch.where(sound, losses, 0.0).sum() / sound.sum().clamp(min=1)
-        else:
-            loss = losses.mean()
+        loss = torch.where(sound, losses, 0.0).sum() / sound.sum().clamp(min=1) if drops else losses.mean()
         return (loss, outputs) if return_outputs else loss
 
     def _record(
@@ -303,10 +270,11 @@ class RewardTrainer(TRLRewardTrainer):
         return logs
 
     def _warn_of_invalid(self, logs: dict[str, float]) -> None:
-        for key, count in logs.items():
-            logger.warning_once(
-                f"{count:.0f} pairs of this {'evaluation' if key.startswith('eval') else 'logging window'} count as "
-                f"{key.split('/')[-1]} (pair_validation={self._pair_validation!r}); see the log key {key}"
+        for key in logs.keys() - self._warned:
+            self._warned.add(key)
+            logger.warning(
+                f"{logs[key]:.0f} pairs since the last log or of this evaluation set are {key.split('/')[-1]} "
+                f"(pair_validation={self._pair_validation!r}); the log key {key} counts them"
             )
 
     def _num_tokens(self) -> float:
@@ -366,8 +334,7 @@ class RewardTrainer(TRLRewardTrainer):
         untruncated.max_length = None
         dataset = self._prepare_dataset(test_dataset, self.processing_class, untruncated, metric_key_prefix)
         limit = self.args.max_length or sys.maxsize
-        pairs = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-        fits = np.array([max(len(chosen), len(rejected)) <= limit for chosen, rejected in pairs])
+        fits = np.array(longest_sides(dataset)) <= limit
         if not fits.any():
             raise DataError(f"all {len(fits):,} pairs are longer than max_length = {limit} tokens; raise max_length")
         output = super().predict(dataset.select(np.flatnonzero(fits)), ignore_keys, metric_key_prefix)
@@ -392,13 +359,3 @@ class RewardTrainer(TRLRewardTrainer):
 def _pair_rewards(table: NDArray[np.float64]) -> PairRewards:
     chosen, rejected, loss, *counts = table.T[:7]
     return PairRewards(chosen, rejected, loss, *(column.astype(np.int64) for column in counts))
-
-
-def _tokenize_without_eos(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    prompt = example.get("prompt", "")
-    return {f"{side}_ids": tokenizer(text=prompt + example[side])["input_ids"] for side in ("chosen", "rejected")}
-
-
-def _is_blank(response: Any) -> bool:
-    text = response[-1].get("content") if isinstance(response, list) and response else response
-    return not text or (isinstance(text, str) and not text.strip())

@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftModelForSequenceClassification
 from transformers import BertConfig, BertForSequenceClassification
 
 from rmtrl import RewardConfig, RewardTrainer
-from rmtrl.errors import DataError, ModelError, RenderingError
+from rmtrl.errors import DataError, InvalidPairError, ModelError, RenderingError
+from rmtrl.reward.rendering import encode
 
 QUIET = dict(
     per_device_train_batch_size=4,
@@ -48,6 +49,12 @@ def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def half_length(tokenizer, data):
+    """A max_length that half of the pairs exceed."""
+    longest = [max(len(encode(tokenizer, row["prompt"] + row[s])) for s in ("chosen", "rejected")) for row in data]
+    return sorted(longest)[len(longest) // 2 - 1]
+
+
 # Contract
 
 
@@ -57,19 +64,20 @@ def logged(trainer, key):
         {},
         {"gradient_accumulation_steps": 2, "max_steps": 3},
         {"center_rewards_coefficient": 0.01},
-        {"max_length": 12},
+        {"max_length": "half"},
         {"gradient_checkpointing": True, "max_steps": 2},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("form", ["standard", "conversational", "margin"])
-def test_same_run_as_trl(trainer, pairs, chats, form, args):
+def test_same_run_as_trl(trainer, tokenizer, pairs, chats, form, args):
     data = {
         "standard": pairs,
         "conversational": chats,
         "margin": pairs.add_column("margin", [0.1 * i for i in range(12)]),
     }
-    args = args | ({"max_length": 25} if form == "conversational" and "max_length" in args else {})
+    if "max_length" in args:
+        args = args | {"max_length": half_length(tokenizer, data[form])}
     ours, theirs = (
         trainer(
             cls,
@@ -213,8 +221,8 @@ def test_compute_metrics_sees_every_pair(trainer, rows):
 # Rows
 
 
-def test_over_long_pairs_are_counted(trainer, pairs, caplog):
-    args = {"max_length": 12}
+def test_over_long_pairs_are_counted(trainer, tokenizer, pairs, caplog):
+    args = {"max_length": half_length(tokenizer, pairs)}
     ours, theirs = trainer(args=args), trainer(trl.RewardTrainer, args=args)
     assert ours.dropped_pairs["train"] == 12 - len(theirs.train_dataset) > 0
     assert f"{ours.dropped_pairs['train']} of 12 pairs of the train set are longer" in caplog.text
@@ -235,6 +243,57 @@ def test_group_by_length_works(trainer):
     trainer(args=args).train()
     with pytest.raises((ValueError, KeyError)):
         trainer(trl.RewardTrainer, args=args).train()
+
+
+# Pairs that cannot teach a preference
+
+
+@pytest.fixture
+def with_bad_pairs(rows):
+    """Eight pairs; the sides of two are identical and one has an empty response."""
+    good = rows(8)
+    good[1] |= {"rejected": good[1]["chosen"]}
+    good[4] |= {"rejected": good[4]["chosen"]}
+    good[6] |= {"rejected": "  "}
+    return Dataset.from_list(good)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pairs_are_counted_and_trained_on_by_default(trainer, with_bad_pairs, workers, caplog):
+    args = {"max_steps": 2, "logging_steps": 2, "dataloader_num_workers": workers}
+    ours, theirs = (
+        trainer(cls, args=args, train_dataset=with_bad_pairs) for cls in (RewardTrainer, trl.RewardTrainer)
+    )
+    ours.train(), theirs.train()
+    assert logged(ours, "loss") == pytest.approx(logged(theirs, "loss"), rel=1e-6)
+    assert logged(ours, "invalid_pairs/identical_candidates") == [2.0]
+    assert logged(ours, "invalid_pairs/empty_response") == [1.0]
+    assert "identical_candidates" in caplog.text
+
+
+def test_dropped_pairs_weigh_nothing(trainer, with_bad_pairs):
+    args = {"max_steps": 1, "per_device_train_batch_size": 8, "pair_validation": "drop", "learning_rate": 1e-2}
+    ours = trainer(args=args, train_dataset=with_bad_pairs)
+    sound = trainer(args=args, train_dataset=with_bad_pairs.select([0, 2, 3, 5, 7]))
+    ours.train(), sound.train()
+    for key in ("loss", "grad_norm", "accuracy", "margin"):
+        assert logged(ours, key) == pytest.approx(logged(sound, key), rel=1e-5)
+    assert ours.evaluate(with_bad_pairs)["eval_loss"] == pytest.approx(
+        sound.evaluate(sound.train_dataset)["eval_loss"]
+    )
+
+
+def test_a_margin_that_is_no_number_does_not_reach_the_weights(trainer, pairs):
+    data = pairs.add_column("margin", [float("nan"), *[0.5] * 11])
+    ours = trainer(args={"pair_validation": "drop", "max_steps": 3}, train_dataset=data)
+    ours.train()
+    assert all(torch.isfinite(parameter).all() for parameter in ours.model.parameters())
+    assert sum(logged(ours, "invalid_pairs/non_finite_margin")) == 1
+
+
+def test_raise_stops_at_the_first_bad_pair(trainer, with_bad_pairs):
+    with pytest.raises(InvalidPairError, match="identical_candidates|empty_response"):
+        trainer(args={"pair_validation": "raise"}, train_dataset=with_bad_pairs).train()
 
 
 # Adapters
