@@ -128,6 +128,7 @@ class RewardTrainer(TRLRewardTrainer):
                 'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'
             )
         compute_head_in_float32(self.model)
+        self._forget_lm_head()
         self._replace_pad_token()
         self._validate_batches()
         self._print_differences()
@@ -141,6 +142,11 @@ class RewardTrainer(TRLRewardTrainer):
         peft_config = copy.copy(peft_config)
         peft_config.task_type = TaskType.SEQ_CLS  # this is what makes PEFT train and save the head
         return peft_config
+
+    def _forget_lm_head(self) -> None:
+        """Removes the language-model head that TRL lists for saving with a cloned chat template; there is none."""
+        for config in getattr(self.model, "peft_config", {}).values():
+            config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"] or None
 
     def _replace_pad_token(self) -> None:
         tokenizer = self.processing_class

@@ -8,6 +8,7 @@ one JSON object.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def train_theirs(splits: Splits, seed: int, folder: Path, settings: dict) -> Rew
         )
 
     known = {name: value for name, value in settings.items() if name in trl.RewardConfig.__dataclass_fields__}
-    steps = -(-len(splits.train) // 16) * settings["num_train_epochs"]
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    steps = math.ceil(len(splits.train) / batch) * settings["num_train_epochs"]
     every = round(steps * settings["eval_steps"])
     args = trl.RewardConfig(
         **(known | {"output_dir": str(folder), "seed": seed, "eval_steps": every, "save_steps": every}),

@@ -331,6 +331,21 @@ def test_peft_model_with_a_frozen_head_is_refused(trainer, new_model):
         trainer(model=get_peft_model(new_model(), LoraConfig(r=2, target_modules=["q_proj"])))
 
 
+def test_a_cloned_chat_template_does_not_list_a_head_the_model_has_not(trainer, tokenizer, tmp_path):
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"extra_special_tokens": ["<|new|>"]}, replace_extra_special_tokens=False)
+    other.save_pretrained(tmp_path / "other")
+    args = {"chat_template_path": str(tmp_path / "other"), "max_steps": 1}
+    peft_config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    ours, theirs = (
+        trainer(cls, args=args, processing_class=copy.deepcopy(tokenizer), peft_config=copy.deepcopy(peft_config))
+        for cls in (RewardTrainer, trl.RewardTrainer)
+    )
+    assert set(ours.model.peft_config["default"].modules_to_save) == {"classifier", "score"}
+    assert "lm_head" in theirs.model.peft_config["default"].modules_to_save
+    ours.train()
+
+
 # Precision and special tokens
 
 
