@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 sft: $(RUN)/sft/config.json ## Make the supervised start outputs/tiny/sft (embedded world)
 
-$(RUN)/sft/config.json: recipes/sft_llama.py recipes/configs/tiny/sft.yaml rmtrl/tiny.py rmtrl/data/synthetic.py rmtrl/data/world.py | $(VENV)/.installed
+$(RUN)/sft/config.json: recipes/sft_llama.py recipes/configs/tiny/sft.yaml rmtrl/tiny.py $(addprefix rmtrl/data/,gold.py synthetic.py world.py writing.py) | $(VENV)/.installed
 	@echo "== supervised start: recipes/sft_llama.py -> $(RUN)/sft"
 	@$(LAUNCH) recipes/sft_llama.py --config recipes/configs/tiny/sft.yaml
 

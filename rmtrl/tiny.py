@@ -41,9 +41,12 @@ def make_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrai
 
 
 def make_tiny_llama(
-    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 128, num_hidden_layers: int = 4
+    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 160, num_hidden_layers: int = 2
 ) -> LlamaForCausalLM:
-    """Returns a freshly initialised Llama that fits the tokenizer; seed torch before for the same weights."""
+    """Returns a freshly initialised Llama that fits the tokenizer; seed torch before for the same weights.
+
+    The defaults give 0.9 million parameters, in two wide layers, which learn more in a minute than four narrow ones.
+    """
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -53,6 +56,7 @@ def make_tiny_llama(
             num_attention_heads=hidden_size // 32,
             num_key_value_heads=hidden_size // 32,
             max_position_embeddings=512,
+            initializer_range=0.06,  # Llama's own 0.02 is for wide models: here the first hundred steps would be lost
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

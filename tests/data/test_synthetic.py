@@ -208,13 +208,22 @@ def test_clean_world_is_labelled_by_gold_and_has_no_defect():
         assert row["preference"] == 1.0
 
 
-def test_length_alone_does_not_solve_the_preferences_though_the_votes_lean_to_it():
-    accuracy = {}
+def test_length_alone_does_not_solve_the_preferences():
     for clean in (True, False):
-        rows = [row for row in make_preferences(1500, clean=clean) if row["preference"] > 0.5]
+        rows = [row for row in make_preferences(1000, clean=clean) if row["preference"] > 0.5]
         extra = np.array([len(_content(row, "chosen")) - len(_content(row, "rejected")) for row in rows])
-        accuracy[clean] = np.mean((extra > 0) + 0.5 * (extra == 0))
-    assert 0.45 < accuracy[True] < accuracy[False] < 0.6
+        assert 0.45 < np.mean((extra > 0) + 0.5 * (extra == 0)) < 0.6
+
+
+def test_votes_err_toward_the_longer_answer():
+    wrong = {True: [], False: []}
+    for row in make_preferences(1000):
+        prompt, chosen, rejected = (_content(row, side) for side in ("prompt", "chosen", "rejected"))
+        if row["preference"] > 0.5:
+            mistaken = gold_score(prompt, chosen) < gold_score(prompt, rejected)
+            wrong[len(chosen) > len(rejected)].append(mistaken)
+    assert 0.04 < np.mean(wrong[True]) < 0.15
+    assert np.mean(wrong[True]) > 1.5 * np.mean(wrong[False])
 
 
 def test_demonstrations_leave_room_to_improve():

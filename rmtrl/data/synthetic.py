@@ -1,0 +1,214 @@
+"""Preference pairs and demonstrations of the embedded world, with a known gold score and recorded defects.
+
+The same arguments give the same bytes on every machine. Prompts and answers are written by `writing.py`; what an
+answer is worth is read from its text by `gold.py`. Imports no torch, transformers or trl.
+"""
+
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from datasets import Dataset
+
+from rmtrl.data.gold import GOLD_WEIGHTS, GoldScorer, gold_score, gold_scores
+from rmtrl.data.writing import Prompt, write_answer, write_prompts
+from rmtrl.errors import UsageError
+
+__all__ = [
+    "ANNOTATORS",
+    "GOLD_WEIGHTS",
+    "Annotator",
+    "GoldScorer",
+    "PlantedDefects",
+    "gold_score",
+    "gold_scores",
+    "make_demonstrations",
+    "make_preferences",
+    "planted_defects",
+]
+
+_CLOSE = 0.05  # gold scores nearer than this are a tie to every annotator
+_DISTINCT = 0.09  # all but a few pairs differ by more than this: one fault of form is 0.1
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """A simulated judge: gold difference + `length_preference` a word + Gaussian noise, a tie when near zero."""
+
+    name: str
+    noise: float
+    length_preference: float = 0.0
+
+
+ANNOTATORS = (
+    Annotator("careful", 0.05),
+    Annotator("steady", 0.10),
+    Annotator("hasty", 0.25, length_preference=0.005),
+    Annotator("tired", 0.30, length_preference=0.01),
+    Annotator("long-winded", 0.10, length_preference=0.04),
+)
+
+
+@dataclass(frozen=True)
+class PlantedDefects:
+    """Ids of the planted rows, `(original, planted)` where two rows belong together; prompts by `prompt_id`."""
+
+    near_duplicate_prompts: tuple[tuple[str, str], ...] = ()
+    duplicate_pairs: tuple[tuple[str, str], ...] = ()
+    contradictory_pairs: tuple[tuple[str, str], ...] = ()
+    identical_candidates: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
+
+
+@dataclass
+class _World:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    planted: PlantedDefects = field(default_factory=PlantedDefects)
+
+
+def make_preferences(n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False) -> Dataset:
+    """Returns one to three preference pairs a prompt, in the normal form.
+
+    Columns: `id`, `prompt_id`, `domain`, `source`, `prompt`, `chosen`, `rejected` (message lists), `preference` (share
+    of the votes for chosen, a tie counting half; 0.5 is a tie) and `weight` (number of votes).
+
+    Args:
+        n_prompts (`int`): Number of prompts; planted near-duplicates come on top.
+        seed (`int`): Seed of every draw.
+        annotators (`int`): Number of simulated annotators who vote, the first of `ANNOTATORS`.
+        clean (`bool`): Label by the gold score alone and plant nothing. Otherwise the labels are noisy votes that
+            lean to the longer answer, and the defects of [`planted_defects`] are in the rows.
+
+    Example:
+
+    ```python
+    >>> make_preferences(2, clean=True)[0]["prompt"]
+    [{'role': 'user', 'content': 'I would like to know the capital of Spain.'}]
+    ```
+    """
+    return Dataset.from_list(_build_world(n_prompts, seed, annotators, clean).rows)
+
+
+def planted_defects(
+    n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False
+) -> PlantedDefects:
+    """Returns the defects planted in `make_preferences` with the same arguments: the answer key of every detector."""
+    return _build_world(n_prompts, seed, annotators, clean).planted
+
+
+def make_demonstrations(n: int = 4000, seed: int = 0) -> Dataset:
+    """Returns `prompt` and `completion` message lists to start a policy on.
+
+    About two answers in five carry a wrong fact and some miss what was asked, so the gold score is near 0.7 on average
+    and training against a reward has room to improve.
+    """
+    rng = Random(f"demonstrations {seed}")
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": prompt.text}],
+                "completion": [{"role": "assistant", "content": write_answer(rng, prompt)}],
+            }
+            for prompt in write_prompts(rng, n)
+        ]
+    )
+
+
+def _build_world(n_prompts: int, seed: int, annotators: int, clean: bool) -> _World:
+    if not 1 <= annotators <= len(ANNOTATORS):
+        raise UsageError(f"annotators={annotators} cannot be used; give a number from 1 to {len(ANNOTATORS)}")
+    rng = Random(f"preferences {seed}")
+    judges = () if clean else ANNOTATORS[:annotators]
+    prompts = write_prompts(rng, n_prompts)
+    world = _World()
+    for prompt in prompts:
+        world.rows += _write_pairs(rng, prompt, judges, weight=annotators)
+    if not clean:
+        _plant_defects(rng, world, prompts, judges)
+        rng.shuffle(world.rows)
+    return world
+
+
+def _write_pairs(rng: Random, prompt: Prompt, judges: tuple[Annotator, ...], weight: int) -> list[dict[str, Any]]:
+    """Returns one to three pairs of different answers, the better-liked one as chosen; few of them are close."""
+    n_pairs, tie_allowed = rng.choice((1, 1, 2, 3)), bool(judges) and rng.random() < 0.1
+    sides = ((0, 1), (0, 2), (1, 2))[:n_pairs]
+    while True:
+        answers = [write_answer(rng, prompt) for _ in range(2 if n_pairs == 1 else 3)]
+        golds = [gold_score(prompt.text, answer) for answer in answers]
+        gaps = [abs(golds[a] - golds[b]) for a, b in sides]
+        if len(set(answers)) == len(answers) and (tie_allowed or min(gaps) >= _DISTINCT):
+            break
+    return [
+        _judge_pair(rng, prompt, f"{prompt.id}-{number}", answers[a], answers[b], judges, weight)
+        for number, (a, b) in enumerate(sides)
+    ]
+
+
+def _judge_pair(
+    rng: Random, prompt: Prompt, id: str, first: str, second: str, judges: tuple[Annotator, ...], weight: int
+) -> dict[str, Any]:
+    """Returns the row of two answers: voted on by the judges, or labelled by the gold score where there is none."""
+    gap = gold_score(prompt.text, first) - gold_score(prompt.text, second)
+    extra_words = len(first.split()) - len(second.split())
+    votes = [_vote(rng, judge, gap, extra_words) for judge in judges] or [float(gap > 0)]
+    share = sum(votes) / len(votes)
+    chosen, rejected = (first, second) if share >= 0.5 else (second, first)
+    return _row(prompt, id, chosen, rejected, preference=round(max(share, 1 - share), 4), weight=weight)
+
+
+def _vote(rng: Random, judge: Annotator, gap: float, extra_words: int) -> float:
+    """Returns 1 for the first answer, 0 for the second, ½ for a tie."""
+    if abs(gap) < _CLOSE and not judge.length_preference:
+        return 0.5
+    liking = gap + judge.length_preference * extra_words + rng.gauss(0.0, judge.noise)
+    return 0.5 if abs(liking) < _CLOSE else float(liking > 0)
+
+
+def _row(prompt: Prompt, id: str, chosen: str, rejected: str, *, preference: float, weight: int) -> dict[str, Any]:
+    return {
+        "id": id,
+        "prompt_id": prompt.id,
+        "domain": prompt.domain.name,
+        "source": prompt.source,
+        "prompt": [{"role": "user", "content": prompt.text}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "preference": preference,
+        "weight": float(weight),
+    }
+
+
+def _plant_defects(rng: Random, world: _World, prompts: list[Prompt], judges: tuple[Annotator, ...]) -> None:
+    """Adds about two rows in a hundred of each kind of defect and records their ids."""
+    number = max(1, len(prompts) // 50)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    decided = [row for row in world.rows if row["preference"] > 0.5]
+    picked = rng.sample(decided, 3 * number)
+    duplicated, contradicted, repeated = picked[:number], picked[number : 2 * number], picked[2 * number :]
+    copied = rng.sample(prompts, number)
+    twins = [replace(prompt, id=f"{prompt.id}-near", text=_disguise(rng, prompt.text)) for prompt in copied]
+    for prompt in twins:
+        world.rows += _write_pairs(rng, prompt, judges, weight=len(judges))
+    world.rows += [row | {"id": f"{row['id']}-copy"} for row in duplicated]
+    world.rows += [
+        row | {"id": f"{row['id']}-contra", "chosen": row["rejected"], "rejected": row["chosen"]}
+        for row in contradicted
+    ]
+    for row in repeated:
+        answer = row["chosen"][0]["content"]
+        prompt = by_id[row["prompt_id"]]
+        id = f"{row['id']}-same"
+        world.rows.append(_row(prompt, id, answer, answer, preference=0.5, weight=len(judges)))
+    world.planted = PlantedDefects(
+        near_duplicate_prompts=tuple((old.id, new.id) for old, new in zip(copied, twins, strict=True)),
+        duplicate_pairs=tuple((row["id"], f"{row['id']}-copy") for row in duplicated),
+        contradictory_pairs=tuple((row["id"], f"{row['id']}-contra") for row in contradicted),
+        identical_candidates=tuple(f"{row['id']}-same" for row in repeated),
+        ties=tuple(row["id"] for row in world.rows if row["preference"] == 0.5),
+    )
+
+
+def _disguise(rng: Random, text: str) -> str:
+    """Returns the text as somebody else would type it: the same words in other clothes."""
+    return rng.choice((text.lower(), text.replace("?", "??").replace(".", "!"), f"Hello. {text}", f"{text} Thanks."))
