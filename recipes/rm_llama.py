@@ -11,7 +11,7 @@ one before; after a kill, `--resume_from_checkpoint true` goes on from the last 
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
@@ -20,7 +20,7 @@ from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_
 
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
 from rmtrl.data.preferences import last_turn_only, read_preferences
-from rmtrl.data.provenance import environment, fingerprint, replace_folder, write_json
+from rmtrl.data.provenance import fingerprint, replace_folder, write_json
 from rmtrl.data.splits import check_overlap, make_splits
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.validation import validate
@@ -29,8 +29,10 @@ from rmtrl.recipe import (
     evaluate_often,
     last_complete_checkpoint,
     load_tokenizer,
+    model_init_kwargs,
     parse_recipe,
     stage_in_partial,
+    stage_record,
     unusual_settings,
 )
 from rmtrl.reward.report import pair_figures, plain, summary
@@ -65,9 +67,7 @@ def main() -> None:
     started = time.time()
     recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
     final = stage_in_partial(args)
-    args.model_init_kwargs = {"revision": model_args.model_revision, "dtype": model_args.dtype}
-    if model_args.attn_implementation is not None:
-        args.model_init_kwargs["attn_implementation"] = model_args.attn_implementation
+    args.model_init_kwargs = model_init_kwargs(model_args)
     resume = args.resume_from_checkpoint
     if str(resume).lower() == "true":
         resume = last_complete_checkpoint(args.output_dir)
@@ -117,21 +117,11 @@ def main() -> None:
 
     folder = Path(args.output_dir)
     write_json(folder / "metrics.json", {"schema": "rmtrl/reward-metrics/1", **plain(figures)})
-    record = {
-        "stage": "reward",
-        "model": {**asdict(model_args), "parameters": n_parameters},
-        "data": {"name": recipe.dataset_name, "fingerprint": fingerprint(pairs), **valid.as_dict()},
-        "splits": {n: {"pairs": len(d), "fingerprint": fingerprint(d)} for n, d in splits.as_dict().items()},
-        "figures": {"chosen on": "validation", "reported on": "test"},
-        "seeds": {"split": recipe.split_seed, "initialisation": args.seed, "sampling": args.data_seed or args.seed},
-        "recipe": asdict(recipe),
-        "config": args.to_dict() | {"output_dir": str(final)},
-        "best_step": trainer.state.best_global_step,
-        "processes": trainer.accelerator.num_processes,
-        "seconds": round(time.time() - started, 1),
-        "training": result.metrics,
-        "environment": environment(),
-    }
+    record = stage_record(trainer, recipe, model_args, final=final, started=started, training=result.metrics)
+    record["seeds"]["split"] = recipe.split_seed
+    record["data"] = {"name": recipe.dataset_name, "fingerprint": fingerprint(pairs), **valid.as_dict()}
+    record["splits"] = {n: {"pairs": len(d), "fingerprint": fingerprint(d)} for n, d in splits.as_dict().items()}
+    record["figures"] = {"chosen on": "validation", "reported on": "test"}
     write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record)
     valid.rejects.to_json(folder / "rejects.jsonl")
     replace_folder(folder, final)

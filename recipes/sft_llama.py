@@ -8,7 +8,7 @@ Writes `<output_dir>/` when finished: model, tokenizer with its chat template, a
 
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from rmtrl.data.gold import GOLD_WEIGHTS, gold_score, gold_scores
-from rmtrl.data.provenance import environment, fingerprint, replace_folder, write_json
+from rmtrl.data.provenance import fingerprint, replace_folder, write_json
 from rmtrl.data.synthetic import make_demonstrations
 from rmtrl.errors import DataError, UsageError, exit_on_error
-from rmtrl.recipe import load_tokenizer, parse_recipe, stage_in_partial
+from rmtrl.recipe import load_tokenizer, model_init_kwargs, parse_recipe, stage_in_partial, stage_record
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -75,7 +75,7 @@ def main() -> None:
     else:
         model = model_args.model_name_or_path
         tokenizer = load_tokenizer(model, trust_remote_code=args.trust_remote_code)
-        args.model_init_kwargs = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+        args.model_init_kwargs = model_init_kwargs(model_args)
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -93,19 +93,11 @@ def main() -> None:
     answers = sample_answers(model, tokenizer, [row["prompt"] for row in held_out], args.seed) if held_out else []
     scores = [gold_scores(*pair) | {"gold": gold_score(*pair)} for pair in zip(questions, answers, strict=True)]
     gold = {name: sum(s[name] for s in scores) / len(scores) for name in (*GOLD_WEIGHTS, "gold")} if scores else {}
-    record = {
-        "schema": "rmtrl/sft/1",
-        "model": {**asdict(model_args), "parameters": model.num_parameters()},
-        "data": {"name": recipe.dataset_name, "rows": len(train), "fingerprint": fingerprint(train)},
-        "gold": {"n": len(scores), "split": "held-out prompts, answers sampled at temperature 1", **gold},
-        "seeds": {"data": args.seed, "initialisation": args.seed, "sampling": args.data_seed or args.seed},
-        "recipe": asdict(recipe),
-        "config": args.to_dict() | {"output_dir": str(final)},
-        "processes": trainer.accelerator.num_processes,
-        "seconds": round(time.time() - started, 1),
-        "training": result.metrics,
-        "environment": environment(),
-    }
+    record = {"schema": "rmtrl/sft/1"} | stage_record(
+        trainer, recipe, model_args, final=final, started=started, training=result.metrics
+    )
+    record["data"] = {"name": recipe.dataset_name, "rows": len(train), "fingerprint": fingerprint(train)}
+    record["gold"] = {"n": len(scores), "split": "held-out prompts, answers sampled at temperature 1", **gold}
     write_json(folder / "rmtrl.json", record)
     replace_folder(folder, final)
     print(f"{final}: {model.num_parameters():,} parameters, {len(train):,} demonstrations, {record['seconds']} s")

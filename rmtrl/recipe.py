@@ -2,15 +2,19 @@
 
 import math
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
-from trl import TrlParser
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from trl import ModelConfig, TrlParser
 
+from rmtrl.data.provenance import environment
 from rmtrl.errors import DataError, ModelError, UsageError
 
 _LARGE_PARAMETERS = 100_000_000
@@ -135,3 +139,41 @@ def last_complete_checkpoint(folder: str | Path) -> str:
     if not checkpoints:
         raise DataError(f"no finished checkpoint in {folder} to resume from; start without --resume_from_checkpoint")
     return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1])))
+
+
+def model_init_kwargs(model_args: ModelConfig) -> dict[str, Any]:
+    """Returns the keyword arguments of `from_pretrained` that the flags of `ModelConfig` ask for."""
+    given = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+    attention = model_args.attn_implementation
+    return given if attention is None else {**given, "attn_implementation": attention}
+
+
+def stage_record(
+    trainer: Trainer, recipe: Any, model_args: ModelConfig, *, final: Path, started: float, training: dict[str, float]
+) -> dict[str, Any]:
+    """Returns what every stage writes into `rmtrl.json`: settings, seeds, versions, processes and times.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): The trainer, after training.
+        recipe: The recipe's own arguments, a dataclass.
+        model_args ([`~trl.ModelConfig`]): The model's arguments.
+        final (`Path`): The folder the run is for.
+        started (`float`): `time.time()` at the start.
+        training (`dict[str, float]`): Metrics that `train()` returned.
+    """
+    args = trainer.args
+    return {
+        "model": {
+            **asdict(model_args),
+            "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
+        },
+        "seeds": {"initialisation": args.seed, "sampling": args.data_seed or args.seed},
+        "recipe": asdict(recipe),
+        "config": args.to_dict() | {"output_dir": str(final)},
+        "processes": trainer.accelerator.num_processes,
+        "best_step": trainer.state.best_global_step,
+        "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "training": training,
+        "environment": environment(),
+    }

@@ -98,7 +98,7 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
 def test_every_configuration_is_found():
-    assert len(CONFIGS) == 4
+    assert len(CONFIGS) == 5
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: "/".join(path.parts[-2:]))
