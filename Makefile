@@ -39,14 +39,14 @@ $(RUN)/rm/metrics.json: $(RUN)/sft/config.json recipes/rm_llama.py recipes/confi
 	@$(LAUNCH) recipes/rm_llama.py --config recipes/configs/tiny/rm.yaml
 
 test: $(VENV)/.installed ## Run the tests (set RMTRL_DATA to a folder of public sets to run those too)
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny models are fastest on one thread
 
 test-slow: $(VENV)/.installed ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
 test-newest-trl: .venv-newest/.installed ## Run the reward tests on the newest TRL, in an environment of its own
 	@.venv-newest/bin/python -c 'import trl; print("== trl", trl.__version__)'
-	@.venv-newest/bin/python -m pytest tests/reward
+	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/reward
 
 .venv-newest/.installed: pyproject.toml constraints.txt
 	@echo "== making .venv-newest with the newest TRL"
