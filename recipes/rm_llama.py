@@ -26,8 +26,8 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.validation import validate
 from rmtrl.errors import DataError, exit_on_error
 from rmtrl.recipe import (
+    checkpoint_to_resume,
     evaluate_often,
-    last_complete_checkpoint,
     load_tokenizer,
     model_init_kwargs,
     parse_recipe,
@@ -68,9 +68,7 @@ def main() -> None:
     recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
     final = stage_in_partial(args)
     args.model_init_kwargs = model_init_kwargs(model_args)
-    resume = args.resume_from_checkpoint
-    if str(resume).lower() == "true":
-        resume = last_complete_checkpoint(args.output_dir)
+    resume = checkpoint_to_resume(args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
 
     pairs = read_pairs(recipe)

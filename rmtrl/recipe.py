@@ -127,17 +127,21 @@ def stage_in_partial(args: TrainingArguments) -> Path:
     return final
 
 
-def last_complete_checkpoint(folder: str | Path) -> str:
-    """Returns the newest checkpoint that was written to its end, for `--resume_from_checkpoint true`.
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """Returns the checkpoint that `--resume_from_checkpoint` names; `true` is the newest that was written to its end.
 
     The trainer state is the last file of a checkpoint, so a kill in the middle of saving leaves none.
 
     Raises:
         DataError: If there is none.
     """
-    checkpoints = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    if str(args.resume_from_checkpoint).lower() != "true":
+        return args.resume_from_checkpoint
+    checkpoints = [path.parent for path in Path(str(args.output_dir)).glob("checkpoint-*/trainer_state.json")]
     if not checkpoints:
-        raise DataError(f"no finished checkpoint in {folder} to resume from; start without --resume_from_checkpoint")
+        raise DataError(
+            f"no finished checkpoint in {args.output_dir} to resume from; start without --resume_from_checkpoint"
+        )
     return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1])))
 
 
