@@ -24,9 +24,10 @@ from rmtrl.data.provenance import fingerprint, replace_folder, write_json
 from rmtrl.data.splits import check_overlap, make_splits
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.validation import validate
-from rmtrl.errors import DataError, exit_on_error
+from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.recipe import (
     checkpoint_to_resume,
+    clear_checkpoints,
     evaluate_often,
     load_tokenizer,
     model_init_kwargs,
@@ -38,6 +39,7 @@ from rmtrl.recipe import (
 from rmtrl.reward.report import pair_figures, plain, summary
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "rm.yaml"
+SCHEMA = "rmtrl/reward-model/1"
 
 
 @dataclass
@@ -66,7 +68,7 @@ def read_pairs(recipe: RewardRecipeArguments) -> Dataset:
 def main() -> None:
     started = time.time()
     recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
-    final = stage_in_partial(args)
+    final = stage_in_partial(args, SCHEMA)
     args.model_init_kwargs = model_init_kwargs(model_args)
     resume = checkpoint_to_resume(args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
@@ -81,10 +83,12 @@ def main() -> None:
         valid.kept, ratios=tuple(recipe.split_ratios), seed=recipe.split_seed, train_size=recipe.train_size
     )
     check_overlap(splits.as_dict())
+    if not (len(splits.validation) and len(splits.test)):
+        raise UsageError(f"split_ratios {recipe.split_ratios} leave no validation or no test pairs; both are needed")
     evaluate_often(args, len(splits.train))
 
     callbacks = [MarginCallback(), LengthBiasCallback(), CenterRewardCallback()]
-    if recipe.early_stopping_patience:
+    if recipe.early_stopping_patience and args.eval_strategy != "no" and args.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     peft_config = get_peft_config(model_args)
     trainer = RewardTrainer(
@@ -100,6 +104,8 @@ def main() -> None:
     n_parameters = trainer.model.num_parameters()
     for note in unusual_settings(args, n_parameters=n_parameters, adapter=peft_config is not None):
         trainer.accelerator.print(f"note: {note}")
+    if resume is None:
+        clear_checkpoints(trainer)
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)
     trainer.save_state()
@@ -120,7 +126,7 @@ def main() -> None:
     record["data"] = {"name": recipe.dataset_name, "fingerprint": fingerprint(pairs), **valid.as_dict()}
     record["splits"] = {n: {"pairs": len(d), "fingerprint": fingerprint(d)} for n, d in splits.as_dict().items()}
     record["figures"] = {"chosen on": "validation", "reported on": "test"}
-    write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record)
+    write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record | {"schema": SCHEMA})
     valid.rejects.to_json(folder / "rejects.jsonl")
     replace_folder(folder, final)
     print(summary(str(final), valid.as_dict(), splits.sizes(), figures))

@@ -64,7 +64,7 @@ def main() -> None:
     real = any(part.startswith("--model_name_or_path") for part in sys.argv)
     default = CONFIGS / ("llama3_8b" if real else "tiny") / "sft.yaml"
     recipe, args, model_args = parse_recipe((SftRecipeArguments, SFTConfig, ModelConfig), default)
-    final = stage_in_partial(args)
+    final = stage_in_partial(args, "rmtrl/sft/1")
     if model_args.model_name_or_path is None and recipe.dataset_name != "embedded":
         raise UsageError(f"the embedded model cannot read {recipe.dataset_name}; give --model_name_or_path as well")
     train, held_out = read_demonstrations(recipe, args.seed)

@@ -45,17 +45,25 @@ def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
 
 
 def mean_estimate(
-    values: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    values: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    proportion: bool = True,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """Returns the mean of `values` with a bootstrap interval that resamples whole groups.
 
     Pairs of one prompt are not independent, so the prompt is what is resampled (percentile bootstrap of the ratio
     Σ values / Σ counts over groups). Where every group has the same mean the bootstrap would report an interval of
-    width zero; for values in [0, 1] the exact binomial interval over the groups is reported instead.
+    width zero; where all values of a proportion are 0 or all are 1, the exact binomial interval over the groups is
+    reported instead.
 
     Args:
         values (`(N,)` array): One value a pair, for example from [`pair_wins`].
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        proportion (`bool`): Whether the values are shares in [0, 1]; not so for margins, losses and differences.
         level (`float`): Coverage of the interval.
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
@@ -78,7 +86,7 @@ def mean_estimate(
     counts = np.bincount(index).astype(np.float64)
     mean = float(values.mean())
     if np.ptp(totals / counts) == 0:
-        if mean in (0.0, 1.0):
+        if proportion and mean in (0.0, 1.0):
             exact = stats.binomtest(round(mean * len(counts)), len(counts)).proportion_ci(level)
             return Estimate(mean, float(exact.low), float(exact.high), len(values), level, "exact binomial by group")
         return Estimate(mean, mean, mean, len(values), level, "all groups equal")

@@ -1,6 +1,8 @@
 """What every recipe does before and after its stage: read the settings, stage the folder, write the record."""
 
+import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -120,11 +122,34 @@ def unusual_settings(args: TrainingArguments, *, n_parameters: int, adapter: boo
     ]
 
 
-def stage_in_partial(args: TrainingArguments) -> Path:
-    """Returns the folder a run is for, and makes it train in `<folder>.partial`, which replaces it when finished."""
+def stage_in_partial(args: TrainingArguments, schema: str) -> Path:
+    """Returns the folder a run is for, and makes it train in `<folder>.partial`, which replaces it when finished.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): Its `output_dir` is set.
+        schema (`str`): Schema of the stage's `rmtrl.json`: only a folder of the same stage may be replaced.
+
+    Raises:
+        UsageError: If the folder holds anything else.
+    """
     final = Path(str(args.output_dir).removesuffix(".partial"))
+    record = final / "rmtrl.json"
+    stands = json.loads(record.read_text(encoding="utf-8")).get("schema") if record.is_file() else None
+    if final.exists() and stands != schema and (not final.is_dir() or any(final.iterdir())):
+        raise UsageError(
+            f"output_dir {final} holds something other than an earlier run of this stage, which this run would "
+            "replace; give another --output_dir"
+        )
     args.output_dir = f"{final}.partial"
     return final
+
+
+def clear_checkpoints(trainer: Trainer) -> None:
+    """Deletes the checkpoints of an earlier, unfinished run from this run's folder, so that none is resumed later."""
+    if trainer.is_world_process_zero():
+        for folder in Path(str(trainer.args.output_dir)).glob("checkpoint-*"):
+            shutil.rmtree(folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
@@ -135,8 +160,13 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     Raises:
         DataError: If there is none.
     """
-    if str(args.resume_from_checkpoint).lower() != "true":
-        return args.resume_from_checkpoint
+    given = args.resume_from_checkpoint
+    if given is None or str(given).lower() == "false":
+        return None
+    if str(given).lower() != "true":
+        if not (Path(given) / "trainer_state.json").is_file():
+            raise DataError(f"{given} is not a finished checkpoint; give one, or `true` for the newest")
+        return given
     checkpoints = [path.parent for path in Path(str(args.output_dir)).glob("checkpoint-*/trainer_state.json")]
     if not checkpoints:
         raise DataError(
@@ -171,7 +201,7 @@ def stage_record(
             **asdict(model_args),
             "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
         },
-        "seeds": {"initialisation": args.seed, "sampling": args.data_seed or args.seed},
+        "seeds": {"initialisation": args.seed, "sampling": args.seed if args.data_seed is None else args.data_seed},
         "recipe": asdict(recipe),
         "config": args.to_dict() | {"output_dir": str(final)},
         "processes": trainer.accelerator.num_processes,

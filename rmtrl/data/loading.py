@@ -25,6 +25,8 @@ def load_rows(source: str | Path, *, split: str = "train", name: str | None = No
     Raises:
         DataError: If the source is missing, broken or empty; the message names file and row.
     """
+    if not str(source).strip():
+        raise DataError("got an empty name of a data set; give a path or a hub id of the form owner/name")
     path = Path(source).expanduser()
     try:
         with _datasets_log_off():

@@ -47,7 +47,10 @@ def read_preferences(
     """
     path = Path(source).expanduser()
     dataset = load_rows(source, split=split, name=name)
-    return to_normal_form(dataset, columns, source=path.name if path.exists() else str(source))
+    try:
+        return to_normal_form(dataset, columns, source=path.name if path.exists() else str(source))
+    except UnicodeDecodeError as error:  # text is decoded as rows are read
+        raise DataError(f"{source} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
 def to_normal_form(dataset: Dataset, columns: Mapping[str, str] | None = None, *, source: str = "unknown") -> Dataset:

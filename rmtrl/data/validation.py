@@ -159,7 +159,8 @@ def _codes(
             key, order = _pair_key(*(side[row] for side in sides))
             keys[start + row], orders[start + row] = key, order
             preference = preferences[row]
-            winners[start + row] = order * (1 if preference is None else np.sign(preference - 0.5))
+            known = preference is not None and math.isfinite(preference)
+            winners[start + row] = order * (np.sign(preference - 0.5) if known else 1)
     _mark_repeated(codes, keys, orders, winners)
     empty = pa.table({"prompt_id": pa.array([], pa.string()), "domain": pa.array([], pa.string())})
     return codes, is_tie, pa.concat_tables(names) if names else empty

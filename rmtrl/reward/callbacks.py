@@ -19,6 +19,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import rewrite_logs
 
 from rmtrl.metrics import length_bias
 from rmtrl.types import PairRewards
@@ -57,8 +58,8 @@ def log_histogram(state: TrainerState, name: str, values: NDArray[np.float64]) -
     wandb = sys.modules.get("wandb")  # opened by the trainer's own integration, or not in use
     if wandb is None or wandb.run is None or not state.is_world_process_zero:
         return
-    name = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-    wandb.log({name: wandb.Histogram(values)}, commit=False)
+    key = next(iter(rewrite_logs({name: 0.0})))  # the trainer's own naming: eval/…, test/…, train/…
+    wandb.log({key: wandb.Histogram(values)}, commit=False)
 
 
 class MarginCallback(RewardCallback):

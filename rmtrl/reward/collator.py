@@ -44,10 +44,11 @@ class PreferencePairValidatorCollator:
     """Builds a batch with the wrapped collator and adds a reason code and the response lengths of every pair.
 
     The reasons are both sides identical; no token shared but the first special one (the sides answer different
-    prompts); an empty response (the example says so in `empty_response`, or nothing is left of a side after the
-    shared tokens); an end token on one side only; a side over `max_length`; a margin that is not finite. The collator
-    drops nothing and keeps no state, so it counts right in any number of worker processes: the trainer counts the
-    codes, and under `"drop"` gives the pair weight 0 with its row kept, so that ranks stay even.
+    prompts); an empty response (the example says so in `_empty_response`, or nothing is left of a side after the
+    shared tokens although there is an end token); an end token on one side only; a side over `max_length`; a margin
+    that is not finite. The collator drops nothing and keeps no state, so it counts right in any number of worker
+    processes: the trainer counts the codes, and under `"drop"` gives the pair weight 0 with its row kept, so that
+    ranks stay even.
 
     Args:
         collator (`Callable`):
@@ -117,7 +118,9 @@ class PreferencePairValidatorCollator:
             return "identical_candidates"
         if shared == 0 or chosen[:shared] == [self.bos_token_id]:
             return "no_shared_prompt"
-        if example.get("empty_response") or shared in (len(chosen), len(rejected)):
+        # without an end token one sound answer may be the start of the other
+        ends_inside = self.eos_token_id is not None and shared in (len(chosen), len(rejected))
+        if example.get("_empty_response") or ends_inside:
             return "empty_response"
         if (self.eos_token_id in chosen[shared:]) != (self.eos_token_id in rejected[shared:]):
             return "missing_eos"

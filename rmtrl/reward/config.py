@@ -22,7 +22,7 @@ class RewardConfig(TRLRewardConfig):
         pair_validation (`str`, *optional*, defaults to `"warn"`):
             What the validator does with a pair that cannot teach a preference (see
             [`PreferencePairValidatorCollator`]): `"warn"` counts it and trains on it as TRL does, `"drop"` gives it
-            weight 0, `"raise"` stops.
+            weight 0 in the mean over its batch, `"raise"` stops.
 
     Example:
 

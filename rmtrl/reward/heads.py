@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rmtrl.errors import ModelError
 
@@ -54,6 +55,34 @@ def compute_head_in_float32(model: nn.Module) -> None:
     for layer in layers:
         if type(layer) is nn.Linear:
             layer.__class__ = Float32Linear
+
+
+def head_modules(model: "str | nn.Module", *, trust_remote_code: bool = False) -> set[str]:
+    """Returns the names of the modules that make up the head: all with weights outside the backbone, and its pooler.
+
+    A checkpoint of a language model holds none of them, so an adapter must train and save them all.
+
+    Args:
+        model: A sequence classification model, or the folder or hub id to make one of, without its weights.
+        trust_remote_code (`bool`): As in transformers.
+    """
+    if isinstance(model, str):
+        config = AutoConfig.from_pretrained(model, num_labels=1, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    inner = base_model(model)
+    names = {
+        name
+        for name, child in inner.named_children()
+        if name != inner.base_model_prefix and any(True for _ in child.parameters())
+    }
+    pooler = getattr(getattr(inner, inner.base_model_prefix, None), "pooler", None)
+    return names | ({"pooler"} if pooler is not None else set())
+
+
+def takes_gradients(model: nn.Module) -> bool:
+    """Returns whether any weight of the model takes gradients; none does in an adapter loaded for inference."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def has_trained_head(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 def prepare_text(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:
     """Returns pairs of text ready for TRL: checked, tokenised here where TRL cannot, with columns the trainer reads.
 
-    Text of a tokenizer without end token gets its token columns. Where any response is blank, `empty_response` marks
+    Text of a tokenizer without end token gets its token columns. Where any response is blank, `_empty_response` marks
     it; a string column `domain` becomes the class label `domain_id`. Streamed sets get neither.
 
     Raises:
@@ -30,9 +30,10 @@ def prepare_text(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokeni
         return dataset
     blank = [_is_blank(c) or _is_blank(r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)]
     if any(blank):
-        dataset = dataset.add_column("empty_response", blank)
+        dataset = dataset.add_column("_empty_response", blank)
     if "domain" in dataset.column_names and dataset.features["domain"].dtype in ("string", "large_string"):
-        dataset = dataset.class_encode_column("domain").rename_column("domain", "domain_id")
+        domains = ["unknown" if domain is None else domain for domain in dataset["domain"]]
+        dataset = dataset.remove_columns("domain").add_column("domain_id", domains).class_encode_column("domain_id")
     return dataset
 
 

@@ -103,12 +103,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns a token to pad with that is not the end token, adding `<|pad|>` to the tokenizer if it has none.
 
-    Preferred are tokens made for it, then any other special token; none of them ends a sequence, and padded positions
-    are masked.
+    Preferred are tokens made for it, then the unknown and the start token: none of them ends a sequence, and padded
+    positions are masked. Other special tokens may end a turn.
     """
     vocabulary = tokenizer.get_vocab()
-    special = [tokenizer.unk_token, *tokenizer.all_special_tokens, tokenizer.bos_token]
-    for token in (*_PAD_NAMES, *special):
+    for token in (*_PAD_NAMES, tokenizer.unk_token, tokenizer.bos_token):
         if token in vocabulary and token != tokenizer.eos_token:
             return str(token)
     tokenizer.add_special_tokens({"pad_token": "<|pad|>"})

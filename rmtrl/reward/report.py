@@ -24,9 +24,9 @@ def pair_figures(pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequenc
     return {
         "accuracy": mean_estimate(wins, groups),
         "length_accuracy": mean_estimate(by_length, groups),
-        "accuracy_over_length": mean_estimate(wins - by_length, groups),
-        "loss": mean_estimate(pairs.loss, groups),
-        "margin": mean_estimate(pairs.margin, groups),
+        "accuracy_over_length": mean_estimate(wins - by_length, groups, proportion=False),
+        "loss": mean_estimate(pairs.loss, groups, proportion=False),
+        "margin": mean_estimate(pairs.margin, groups, proportion=False),
         "reward": {key: float(getattr(rewards, key)()) for key in ("min", "mean", "std", "max")},
         "length_bias": length_bias(
             pairs.chosen, pairs.rejected, pairs.chosen_length_tokens, pairs.rejected_length_tokens

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
+from peft.utils.save_and_load import load_peft_weights
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
+from transformers.utils import cached_file
 
-from rmtrl.errors import DataError, FreshHeadError, ModelError, RenderingError
+from rmtrl.errors import DataError, FreshHeadError, ModelError, RenderingError, RmtrlError
 from rmtrl.reward.heads import base_model, compute_head_in_float32, head_layers
 from rmtrl.reward.rendering import Rendering, encode
 from rmtrl.types import Conversation, Scorer
@@ -96,9 +97,11 @@ class RewardScorer(Scorer):
         """
         common = {"trust_remote_code": trust_remote_code}
         try:
-            model: Any = _load_model(str(path), dtype=dtype, **common)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **common)
-        except OSError as error:
+            model: Any = _load_model(str(path), tokenizer, dtype=dtype, **common)
+        except RmtrlError:
+            raise
+        except (OSError, ValueError) as error:
             raise ModelError(
                 f"no reward model at {path}: {str(error).splitlines()[0]}; give a checkpoint folder or a hub id"
             ) from error
@@ -113,6 +116,9 @@ class RewardScorer(Scorer):
             DataError: If a conversation is longer than the model's positions.
             RenderingError: If a conversation cannot be rendered as in training.
         """
+        for index, conversation in enumerate(_checked(conversations)):
+            if not (isinstance(conversation, str) or _is_messages(conversation)):
+                raise DataError(f"conversation {index} is {str(conversation)[:40]!r}; wanted a string or messages")
         return self.score_ids([self.encode(conversation) for conversation in conversations])
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -167,7 +173,7 @@ class RewardScorer(Scorer):
         return rewards
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]]) -> None:
-        limit = getattr(base_model(self.model).config.get_text_config(), "max_position_embeddings", None)
+        limit = _position_limit(base_model(self.model))
         for index, ids in enumerate(sequences):
             if limit is not None and len(ids) > limit:
                 raise DataError(
@@ -183,11 +189,12 @@ class RewardScorer(Scorer):
 
     def _agree_on_pad_token(self) -> None:
         """Where the tokenizer pads, the model must look for the last token that is no padding."""
-        if self.tokenizer.pad_token_id is None:
-            if self.tokenizer.eos_token is None:
-                raise RenderingError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         config = base_model(self.model).config.get_text_config()
+        if self.tokenizer.pad_token_id is None:
+            pad_id = self.tokenizer.eos_token_id if config.pad_token_id is None else config.pad_token_id
+            if pad_id is None:
+                raise RenderingError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(pad_id)
         if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id and self._reads_last_token:
             logger.warning(
                 "pad token and end token are both %r: this model reads the token before the end, as it was probably "
@@ -198,15 +205,41 @@ class RewardScorer(Scorer):
 
 def stored_rendering(path: str | Path) -> Rendering | None:
     """Returns the rendering stored in a checkpoint folder, `None` where none is (a model from elsewhere)."""
-    file = Path(path) / "rmtrl.json"
-    if not file.is_file():
-        return None
-    return Rendering(**json.loads(file.read_text(encoding="utf-8"))["rendering"])
+    file = _file_of(path, "rmtrl.json")
+    stored = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return Rendering(**stored["rendering"]) if "rendering" in stored else None
 
 
-def _load_model(path: str, **settings: Any) -> PreTrainedModel | PeftModel:
-    if (Path(path) / "adapter_config.json").is_file():
-        return _load_adapter(path, **settings)
+def _file_of(path: str | Path, name: str) -> str | None:
+    """Returns where a file of a checkpoint folder or hub id stands on this machine, `None` where it has none."""
+    found: str | None = cached_file(
+        str(path), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return found
+
+
+def _checked(conversations: Any) -> Sequence[Conversation]:
+    if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
+        raise DataError("got one conversation; score() takes a list of them: score([conversation])")
+    return list(conversations)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
+
+
+def _position_limit(model: Any) -> int | None:
+    """Returns the tokens a model holds; RoBERTa's first positions, up to its padding index, are never used."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def _load_model(path: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedModel | PeftModel:
+    if _file_of(path, "adapter_config.json"):
+        return _load_adapter(path, tokenizer, **settings)
     model, info = _from_pretrained(path, **settings)
     heads = [f"{name}.weight" for name, _ in head_layers(model)]
     for key, *shapes in info["mismatched_keys"]:
@@ -220,16 +253,23 @@ def _load_model(path: str, **settings: Any) -> PreTrainedModel | PeftModel:
     return model
 
 
-def _load_adapter(path: str, **settings: Any) -> PeftModel:
-    with safe_open(Path(path) / "adapter_model.safetensors", framework="pt") as file:
-        saved = set(file.keys())
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    model, _ = _from_pretrained(str(base), **settings)
-    if not any(f"{name}.weight" in key for name, _ in head_layers(model) for key in saved):
+def _load_adapter(path: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PeftModel:
+    base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    try:
+        model, info = _from_pretrained(base, **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the base model {base} of the adapter at {path} cannot be loaded: {reason}") from error
+    saved = load_peft_weights(path, device="cpu")
+    fresh = [key for key in sorted(info["missing_keys"]) if not any(name.endswith(f".{key}") for name in saved)]
+    if fresh:
         raise FreshHeadError(
-            f"the adapter at {path} holds no score head, so its scores would be random; train it with "
-            "rmtrl.RewardTrainer, which saves the head"
+            f"the adapter at {path} holds no trained score head ({fresh[0]} is missing), so its scores would be "
+            "random; train it with rmtrl.RewardTrainer, which saves the head"
         )
+    embeddings: Any = model.get_input_embeddings()
+    if any("embed" in name or ".wte." in name for name in saved) and len(tokenizer) > embeddings.num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))  # training added a token
     return PeftModel.from_pretrained(model, path)
 
 

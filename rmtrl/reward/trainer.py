@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from datasets import ClassLabel, Dataset, IterableDataset
 from numpy.typing import NDArray
 from peft import PeftConfig, TaskType
 from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -31,7 +33,7 @@ from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.config import RewardConfig
-from rmtrl.reward.heads import compute_head_in_float32, has_trained_head
+from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, head_modules, takes_gradients
 from rmtrl.reward.preparation import count_too_long, longest_sides, prepare_text
 from rmtrl.reward.rendering import Rendering, choose_pad_token
 from rmtrl.types import PairRewards
@@ -58,7 +60,8 @@ class RewardTrainer(TRLRewardTrainer):
     - Standard data trains with a tokenizer that has no end token.
     - Every batch is checked by [`PreferencePairValidatorCollator`]; see [`RewardConfig.pair_validation`].
 
-    After `evaluate()` or `predict()`, `pairs_` holds the [`PairRewards`] of that set, in its order.
+    After `evaluate()` or `predict()`, `pairs_` holds the [`PairRewards`] of that set's pairs within `max_length`, in
+    order. Over several processes, sets without a length (streamed ones) count the rows that even out the last batch.
 
     What of this applies to a run is printed once. `compute_loss` and `prediction_step` are replaced, because TRL's
     hold forward, loss and metrics in one body; everything else calls `super()`.
@@ -120,9 +123,9 @@ class RewardTrainer(TRLRewardTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             quantization_config=quantization_config,
-            peft_config=self._with_trained_head(peft_config),
+            peft_config=self._with_trained_head(peft_config, model, args.trust_remote_code),
         )
-        if not has_trained_head(self.model):
+        if is_peft_model(self.model) and takes_gradients(self.model) and not has_trained_head(self.model):
             raise ModelError(
                 "got a model whose score head is frozen, so its scores would stay random; create the adapter with "
                 'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'
@@ -135,13 +138,20 @@ class RewardTrainer(TRLRewardTrainer):
 
     # Set-up: what differs from TRL
 
-    def _with_trained_head(self, peft_config: PeftConfig | None) -> PeftConfig | None:
-        if peft_config is None or peft_config.task_type == TaskType.SEQ_CLS:
-            return peft_config
-        self._differences.append(f'adapter task_type {peft_config.task_type} is read as "SEQ_CLS": trains the head')
-        peft_config = copy.copy(peft_config)
-        peft_config.task_type = TaskType.SEQ_CLS  # this is what makes PEFT train and save the head
-        return peft_config
+    def _with_trained_head(
+        self, peft_config: PeftConfig | None, model: "str | PreTrainedModel", trust_remote_code: bool
+    ) -> PeftConfig | None:
+        if peft_config is None:
+            return None
+        if peft_config.task_type != TaskType.SEQ_CLS:
+            self._differences.append(f'task_type {peft_config.task_type} of the adapter is read as "SEQ_CLS"')
+        adapter: Any = copy.copy(peft_config)
+        adapter.task_type = TaskType.SEQ_CLS  # this is what makes PEFT train and save `score` or `classifier`
+        given = getattr(adapter, "modules_to_save", None) or []
+        more = head_modules(model, trust_remote_code=trust_remote_code) - {"score", "classifier"}
+        if more - set(given):
+            adapter.modules_to_save = [*given, *sorted(more - set(given))]
+        return adapter
 
     def _forget_lm_head(self) -> None:
         """Removes the language-model head that TRL lists for saving with a cloned chat template; there is none."""
@@ -197,21 +207,25 @@ class RewardTrainer(TRLRewardTrainer):
     ) -> Dataset | IterableDataset:
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise DataError(f"the {dataset_name} set is empty; it needs at least one pair")
-        if "chosen_ids" not in get_dataset_column_names(dataset):
+        columns = get_dataset_column_names(dataset)
+        is_text = "chosen" in columns and "chosen_ids" not in columns
+        if is_text:
             dataset = prepare_text(dataset, processing_class)
         untruncated = copy.copy(args)
         untruncated.max_length = None
         tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, dataset_name)
         kept = super()._prepare_dataset(tokenized, processing_class, args, dataset_name)
         if isinstance(kept, Dataset):
-            self.dropped_pairs[dataset_name] = count_too_long(tokenized, kept, dataset_name, args.max_length)
+            dropped = count_too_long(tokenized, kept, dataset_name, args.max_length)
+            if is_text or dropped:  # a prepared set comes by again at every evaluation
+                self.dropped_pairs[dataset_name] = dropped
             if args.train_sampling_strategy == "group_by_length" and args.length_column_name not in kept.column_names:
                 kept = kept.add_column(args.length_column_name, longest_sides(kept))
         return kept
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        extra = ["domain_id", "empty_response", self.args.length_column_name]
+        extra = ["domain_id", "_empty_response", self.args.length_column_name]
         columns: Any = self._signature_columns
         self._signature_columns = list(dict.fromkeys([*columns, *extra]))  # type: ignore[assignment]
 
@@ -236,7 +250,8 @@ class RewardTrainer(TRLRewardTrainer):
         if self.args.center_rewards_coefficient is not None:
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
         self._record(inputs, chosen.detach(), rejected.detach(), losses.detach())
-        loss = torch.where(sound, losses, 0.0).sum() / sound.sum().clamp(min=1) if drops else losses.mean()
+        # divided by all pairs, so that a pair weighs the same whatever stands beside it in its micro-batch
+        loss = torch.where(sound, losses, 0.0).mean()
         return (loss, outputs) if return_outputs else loss
 
     def _record(
@@ -297,6 +312,10 @@ class RewardTrainer(TRLRewardTrainer):
 
     # Evaluation
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        """Keeps the rows in order: grouping them by length, as the host would, would permute predictions."""
+        return SequentialSampler(eval_dataset) if isinstance(eval_dataset, Dataset) else None
+
     def evaluation_loop(
         self,
         dataloader: torch.utils.data.DataLoader[Any],
@@ -336,6 +355,8 @@ class RewardTrainer(TRLRewardTrainer):
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Returns rewards `(N, 2)` in the order of `test_dataset`, raw or tokenised, and its metrics."""
+        if not isinstance(test_dataset, Dataset):
+            raise DataError(f"got {type(test_dataset).__name__}; predict() needs a Dataset, whose rows have an order")
         untruncated = copy.copy(self.args)
         untruncated.max_length = None
         dataset = self._prepare_dataset(test_dataset, self.processing_class, untruncated, metric_key_prefix)
@@ -349,6 +370,7 @@ class RewardTrainer(TRLRewardTrainer):
         logger.warning(
             f"{(~fits).sum():,} of {len(fits):,} pairs are over max_length = {limit}: their rewards are NaN"
         )
+        self.dropped_pairs[metric_key_prefix] = int((~fits).sum())
         rewards: NDArray[np.float32] = np.full((len(fits), 2), np.nan, dtype=np.float32)
         rewards[fits] = output.predictions
         return output._replace(predictions=rewards, label_ids=np.zeros(len(fits), dtype=np.int64))

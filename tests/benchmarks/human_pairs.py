@@ -111,7 +111,7 @@ def compare(data: Path, seeds: list[int]) -> dict:
     return {
         "accuracy": mean_estimate(pooled[0], prompts).as_dict(),
         "accuracy_trl": mean_estimate(pooled[1], prompts).as_dict(),
-        "difference": mean_estimate(pooled[0] - pooled[1], prompts).as_dict(),
+        "difference": mean_estimate(pooled[0] - pooled[1], prompts, proportion=False).as_dict(),
         "length_accuracy": mean_estimate(pooled[2], prompts).as_dict(),
         "seeds": per_seed,
     }

@@ -267,3 +267,12 @@ def test_llmbar_and_judgebench_read_whole(real_data):
     assert len(read_preferences(real_data / "llmbar")) == 419
     judged = read_preferences(real_data / "judgebench" / "gpt.jsonl.gz")
     assert len(judged) == 350 and "mmlu-pro-law" in judged["domain"][:]
+
+
+def test_a_preference_below_one_half_swaps_the_sides():
+    row = {"prompt": "p ", "chosen": "a", "rejected": "b"}
+    pairs = to_normal_form(Dataset.from_list([row | {"preference": 0.2}, row | {"preference": 1.0}]))
+    assert (pairs[0]["chosen"], pairs[0]["rejected"], pairs[0]["preference"]) == ("b", "a", 0.8)
+    assert pairs[1]["chosen"] == "a"
+    with pytest.raises(DataError, match="share from 0 to 1"):
+        to_normal_form(Dataset.from_list([row | {"preference": 7.0}]))

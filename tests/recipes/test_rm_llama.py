@@ -155,6 +155,29 @@ def test_a_new_run_replaces_the_old_folder_only_when_finished(recipe, pairs_file
     assert (output / "rmtrl.json").read_text() == before
 
 
+def test_a_folder_of_something_else_is_never_replaced(recipe, tmp_path, capsys):
+    thesis = tmp_path / "outputs" / "rm" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    with pytest.raises(SystemExit) as stop:
+        recipe()
+    assert stop.value.code == 2 and thesis.read_text() == "years of work"
+    assert "holds something other" in capsys.readouterr().err
+
+
+def test_a_fresh_run_forgets_the_checkpoints_of_an_unfinished_one(recipe, tmp_path):
+    stale = tmp_path / "outputs" / "rm.partial" / "checkpoint-999"
+    stale.mkdir(parents=True)
+    (stale / "trainer_state.json").write_text("{}")
+    output = recipe()
+    assert not list(output.glob("checkpoint-999")) and list(output.glob("checkpoint-*"))
+
+
+def test_a_run_without_evaluation_trains(recipe):
+    output = recipe(eval_strategy="no", load_best_model_at_end="false")
+    assert read(output / "metrics.json")["test"]["accuracy"]["n"] > 0
+
+
 # Input it cannot use: one line, exit code 2, nothing written
 
 
@@ -189,12 +212,14 @@ def bad(tmp_path, start, pairs_file):
         "unknown flag": ({"learning_rat": 1}, "learning_rat"),
         "bad value": ({"split_seed": "x"}, "split_seed"),
         "nothing to resume": ({"resume_from_checkpoint": "true"}, "no finished checkpoint"),
+        "no such checkpoint": ({"resume_from_checkpoint": tmp_path / "nowhere"}, "not a finished checkpoint"),
         "bad ratios": ({"split_ratios": 2}, "ratios"),
     }
 
 
 CASES = ["missing file", "unknown columns", "empty set", "broken line", "all rejected", "no chat template",
-         "all too long", "missing model", "unknown flag", "bad value", "nothing to resume", "bad ratios"]  # fmt: skip
+         "all too long", "missing model", "unknown flag", "bad value", "nothing to resume",
+         "no such checkpoint", "bad ratios"]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -49,7 +49,12 @@ def test_sound_pairs_pass_every_policy_and_keep_the_batch_of_the_host():
 
 
 def test_an_example_says_that_its_response_is_empty():
-    assert make()([SOUND | {"empty_response": True}])["reason"].tolist() == [1 + REASONS.index("empty_response")]
+    assert make()([SOUND | {"_empty_response": True}])["reason"].tolist() == [1 + REASONS.index("empty_response")]
+
+
+def test_without_end_token_one_answer_may_be_the_start_of_the_other():
+    collator = PreferencePairValidatorCollator(DataCollatorForPreference(pad_token_id=0), bos_token_id=BOS)
+    assert collator([{"chosen_ids": [BOS, 5, 6], "rejected_ids": [BOS, 5, 6, 7]}])["reason"].tolist() == [0]
 
 
 def test_shared_prefix_is_found_at_every_length():

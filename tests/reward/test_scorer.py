@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM, pipeline
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    pipeline,
+)
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.data.preferences import last_turn_only, read_preferences
@@ -134,6 +146,55 @@ def test_checkpoint_scores_the_same_in_plain_transformers(checkpoint, texts):
     np.testing.assert_allclose(scorer.score(texts), plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["modernbert", "deberta", "gpt2"])
+def test_adapters_of_other_architectures_score_the_same_after_reload(tmp_path, tokenizer, pairs, kind):
+    torch.manual_seed(0)
+    size = len(tokenizer)
+    if kind == "gpt2":  # one special token, so that a pad token is added and the embeddings grow
+        tokenizer = type(tokenizer)(tokenizer_object=without_pad(tokenizer), eos_token="<|end|>")
+        size = len(tokenizer)
+        base = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=2, n_positions=128))
+    elif kind == "modernbert":
+        shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+        base = ModernBertForMaskedLM(ModernBertConfig(vocab_size=size, pad_token_id=0, **shape))
+    else:
+        shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+        base = DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=size, pad_token_id=0, **shape))
+    base.save_pretrained(tmp_path / "base")
+    args = RewardConfig(str(tmp_path / "t"), bf16=False, report_to="none", max_steps=2, save_strategy="no",
+                        disable_tqdm=True, gradient_checkpointing=False)  # fmt: skip
+    trainer = RewardTrainer(
+        str(tmp_path / "base"), args, train_dataset=pairs, processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=kind == "gpt2"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter")
+    scorer = RewardScorer.from_pretrained(tmp_path / "adapter")
+    scores = scorer.score([row["prompt"] + row["chosen"] for row in pairs])
+    np.testing.assert_allclose(scores, trainer.predict(pairs).predictions[:, 0], atol=1e-5)
+
+
+def without_pad(tokenizer):
+    """The same tokeniser with the end as its only special token."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] == "<|end|>"]
+    for name in ("<|pad|>", "<|user|>", "<|assistant|>"):
+        state["model"]["vocab"][f"x{name[2]}x{name[3]}x"] = state["model"]["vocab"].pop(name)
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def test_the_models_own_pad_token_is_used_where_the_tokenizer_has_none(model, tokenizer, texts):
+    expected = RewardScorer(model, tokenizer).score(texts)
+    tokenizer.pad_token = None
+    np.testing.assert_allclose(RewardScorer(model, tokenizer).score(texts), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["good red", [{"role": "user", "content": "good"}], [None], [[]], [3]], ids=str)
+def test_what_is_not_a_list_of_conversations_is_a_clear_error(scorer, wrong):
+    with pytest.raises(DataError, match="conversation"):
+        scorer.score(wrong)
+
+
 # Planted faults
 
 
@@ -145,8 +206,8 @@ def test_a_fresh_head_is_refused(tmp_path, model, tokenizer):
 
 
 def test_an_adapter_without_its_head_is_refused(tmp_path, model, tokenizer):
-    model.save_pretrained(tmp_path / "base")
-    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     with pytest.raises(FreshHeadError, match="adapter"):

@@ -196,6 +196,15 @@ def test_predict_keeps_every_row_of_raw_data(trainer, rows):
     assert len(theirs.predict(tokenised).predictions) != 10
 
 
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_predictions_stand_in_the_order_of_the_rows(trainer, rows, strategy):
+    ours = trainer(args={"train_sampling_strategy": strategy})
+    data = Dataset.from_list(rows(9, seed=3))
+    rewards = true_rewards(ours, ours._prepare_dataset(data, ours.processing_class, ours.args, "test"))
+    np.testing.assert_allclose(ours.predict(data).predictions, rewards, atol=1e-5)
+    np.testing.assert_allclose(ours.pairs_.chosen, rewards[:, 0], atol=1e-5)
+
+
 def test_predict_gives_nan_for_a_pair_over_max_length(trainer, rows):
     long = rows(1)[0] | {"chosen": " good" * 60}
     output = trainer(args={"max_length": 40}).predict(Dataset.from_list([*rows(2), long, *rows(2, seed=9)]))
@@ -231,6 +240,20 @@ def test_over_long_pairs_are_counted(trainer, tokenizer, pairs, caplog):
 def test_no_pair_left_is_a_clear_error(trainer):
     with pytest.raises(DataError, match="all 12 pairs of the train set are longer than max_length = 2 .* raise"):
         trainer(args={"max_length": 2})
+
+
+def test_counts_of_dropped_pairs_survive_evaluation(trainer, tokenizer, pairs):
+    ours = trainer(args={"max_length": half_length(tokenizer, pairs)}, eval_dataset=pairs)
+    before = dict(ours.dropped_pairs)
+    ours.evaluate()
+    ours.evaluate(ours.eval_dataset)
+    assert ours.dropped_pairs == before and before["eval"] > 0
+
+
+def test_domains_may_be_missing(trainer, pairs):
+    data = pairs.add_column("domain", ["law", None, "math"] * 4)
+    metrics = trainer(train_dataset=data, eval_dataset=data).evaluate()
+    assert "eval_accuracy/unknown" in metrics
 
 
 def test_empty_set_is_a_clear_error(trainer, pairs):
@@ -276,11 +299,18 @@ def test_dropped_pairs_weigh_nothing(trainer, with_bad_pairs):
     ours = trainer(args=args, train_dataset=with_bad_pairs)
     sound = trainer(args=args, train_dataset=with_bad_pairs.select([0, 2, 3, 5, 7]))
     ours.train(), sound.train()
-    for key in ("loss", "grad_norm", "accuracy", "margin"):
-        assert logged(ours, key) == pytest.approx(logged(sound, key), rel=1e-5)
-    assert ours.evaluate(with_bad_pairs)["eval_loss"] == pytest.approx(
-        sound.evaluate(sound.train_dataset)["eval_loss"]
-    )
+    for key, share in {"loss": 5 / 8, "grad_norm": 5 / 8, "accuracy": 1, "margin": 1}.items():
+        assert logged(ours, key) == pytest.approx([share * value for value in logged(sound, key)], rel=1e-5)
+
+
+def test_dropped_pairs_weigh_nothing_however_the_step_is_cut(trainer, with_bad_pairs):
+    whole = {"max_steps": 1, "pair_validation": "drop", "per_device_train_batch_size": 8}
+    cut = whole | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    runs = [trainer(args=args, train_dataset=with_bad_pairs) for args in (whole, cut)]
+    for run in runs:
+        run.train()
+    for key in ("loss", "grad_norm"):
+        assert logged(runs[0], key) == pytest.approx(logged(runs[1], key), rel=1e-4)
 
 
 def test_a_margin_that_is_no_number_does_not_reach_the_weights(trainer, pairs):
@@ -322,6 +352,13 @@ def head_weight(model):
 def test_trl_leaves_the_head_of_an_adapter_without_task_type_random(trainer):
     theirs = trainer(trl.RewardTrainer, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
     assert not any("score" in name and p.requires_grad for name, p in theirs.model.named_parameters())
+
+
+def test_an_adapter_loaded_for_inference_is_evaluated(trainer, new_model, pairs, tmp_path):
+    trained = trainer(peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    trained.save_model(tmp_path / "adapter")
+    loaded = PeftModelForSequenceClassification.from_pretrained(new_model(), tmp_path / "adapter")
+    assert trainer(model=loaded, eval_dataset=pairs).evaluate()["eval_loss"] > 0
 
 
 def test_peft_model_with_a_frozen_head_is_refused(trainer, new_model):

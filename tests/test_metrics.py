@@ -1,0 +1,57 @@
+"""Each statistic: a value by hand, a value of another implementation, a property, a failure."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rmtrl.metrics import length_bias, mean_estimate, pair_wins, pairwise_accuracy, spearman
+
+
+def test_accuracy_by_hand():
+    assert round(pairwise_accuracy([2.1, 0.8, 1.9], [0.4, 1.0, 1.2]), 4) == 0.6667
+    assert pair_wins([1, 1, 0], [0, 1, 1]).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_accuracy_of_the_swapped_pairs_is_the_complement():
+    a, b = np.random.default_rng(0).integers(0, 4, (2, 200))
+    assert pairwise_accuracy(a, b) + pairwise_accuracy(b, a) == pytest.approx(1)
+
+
+def test_length_bias_of_the_three_pair_example():
+    bias = length_bias([1.8, 2.4, 1.6], [0.7, 1.1, 0.3], [36, 58, 33], [19, 22, 14])
+    assert bias["length_accuracy"] == bias["chosen_longer"] == 1.0
+    assert "accuracy_chosen_shorter" not in bias and "length_gap" not in bias
+
+
+def test_spearman_is_scipys_and_undefined_for_constants():
+    x, y = np.random.default_rng(1).normal(size=(2, 50))
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert math.isnan(spearman([1, 1, 1], [1, 2, 3])) and math.isnan(spearman([1], [2]))
+
+
+def test_interval_is_that_of_the_normal_approximation_on_many_independent_values():
+    values = np.random.default_rng(2).random(4000) < 0.7
+    estimate = mean_estimate(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.002)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.002)
+
+
+def test_pairs_of_one_prompt_widen_the_interval():
+    values = np.repeat(np.random.default_rng(3).random(50) < 0.6, 8)
+    alone, grouped = mean_estimate(values), mean_estimate(values, np.repeat(np.arange(50), 8))
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+    assert alone.value == grouped.value and alone.n == grouped.n == 400
+
+
+def test_all_right_has_an_exact_interval_and_equal_margins_have_none():
+    perfect = mean_estimate(np.ones(20))
+    assert perfect.high == 1.0 and perfect.low == pytest.approx(stats.binomtest(20, 20).proportion_ci().low)
+    assert mean_estimate(np.zeros(20), proportion=False).high == 0.0
+
+
+def test_no_values_is_an_error():
+    with pytest.raises(ValueError, match="no values"):
+        mean_estimate([])
