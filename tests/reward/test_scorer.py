@@ -146,6 +146,7 @@ def test_checkpoint_scores_the_same_in_plain_transformers(checkpoint, texts):
     np.testing.assert_allclose(scorer.score(texts), plain, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")  # PEFT saves the grown embeddings, as it should
 @pytest.mark.parametrize("kind", ["modernbert", "deberta", "gpt2"])
 def test_adapters_of_other_architectures_score_the_same_after_reload(tmp_path, tokenizer, pairs, kind):
     torch.manual_seed(0)
