@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
 from rmtrl.data.preferences import last_turn_only, read_preferences
 from rmtrl.data.provenance import fingerprint, replace_folder, write_json
-from rmtrl.data.splits import check_overlap, make_splits
+from rmtrl.data.splits import Splits, check_overlap, make_splits
 from rmtrl.data.synthetic import make_preferences
-from rmtrl.data.validation import validate
+from rmtrl.data.validation import ValidationResult, validate
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.recipe import (
     checkpoint_to_resume,
@@ -65,16 +65,10 @@ def read_pairs(recipe: RewardRecipeArguments) -> Dataset:
     return last_turn_only(pairs) if recipe.last_turn_only else pairs
 
 
-def main() -> None:
-    started = time.time()
-    recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
-    final = stage_in_partial(args, SCHEMA)
-    args.model_init_kwargs = model_init_kwargs(model_args)
-    resume = checkpoint_to_resume(args)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
-
-    pairs = read_pairs(recipe)
-    valid = validate(pairs, tokenizer=tokenizer, max_length=args.max_length)
+def checked_splits(
+    pairs: Dataset, recipe: RewardRecipeArguments, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[ValidationResult, Splits]:
+    valid = validate(pairs, tokenizer=tokenizer, max_length=max_length)
     if len(valid.kept) == 0:
         raise DataError(
             f"all {valid.n:,} pairs of {recipe.dataset_name} were rejected: {valid.reasons}; mend the data"
@@ -85,6 +79,19 @@ def main() -> None:
     check_overlap(splits.as_dict())
     if not (len(splits.validation) and len(splits.test)):
         raise UsageError(f"split_ratios {recipe.split_ratios} leave no validation or no test pairs; both are needed")
+    return valid, splits
+
+
+def main() -> None:
+    started = time.time()
+    recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
+    final = stage_in_partial(args, SCHEMA)
+    args.model_init_kwargs = model_init_kwargs(model_args)
+    resume = checkpoint_to_resume(args)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+
+    pairs = read_pairs(recipe)
+    valid, splits = checked_splits(pairs, recipe, tokenizer, args.max_length)
     evaluate_often(args, len(splits.train))
 
     callbacks = [MarginCallback(), LengthBiasCallback(), CenterRewardCallback()]
@@ -111,11 +118,9 @@ def main() -> None:
     trainer.save_state()
 
     figures = {}
-    for name in ("validation", "test"):
-        trainer.predict(splits.as_dict()[name], metric_key_prefix=name)
-        figures[name] = pair_figures(
-            trainer.pairs_, splits.as_dict()[name]["prompt_id"], splits.as_dict()[name]["domain"]
-        )
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        trainer.predict(split, metric_key_prefix=name)
+        figures[name] = pair_figures(trainer.pairs_, split["prompt_id"], split["domain"])
     if not trainer.is_world_process_zero():
         return
 

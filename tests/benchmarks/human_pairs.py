@@ -119,4 +119,4 @@ def compare(data: Path, seeds: list[int]) -> dict:
 
 if __name__ == "__main__":
     source = Path(os.environ["RMTRL_DATA"]) / "hh-rlhf" / "harmless-base-test.jsonl.gz"
-    print(json.dumps(compare(source, [int(seed) for seed in sys.argv[1:]] or [0, 1, 2]), indent=2))
+    print(json.dumps(compare(source, [int(seed) for seed in sys.argv[1:]] or [1, 2, 3]), indent=2))
