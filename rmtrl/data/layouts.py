@@ -56,12 +56,11 @@ def _explicit(row: Row) -> list[Row]:
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         pair = _split_texts(chosen, rejected)
     preference = row.get("preference")
-    if isinstance(preference, int | float) and not isinstance(preference, bool) and preference < 0.5:
-        if not preference >= 0:
+    if isinstance(preference, int | float) and not isinstance(preference, bool):
+        if preference < 0 or preference > 1:
             raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
-        pair["chosen"], pair["rejected"], pair["preference"] = pair["rejected"], pair["chosen"], 1 - preference
-    if isinstance(preference, int | float) and preference > 1:
-        raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
+        if preference < 0.5:
+            pair["chosen"], pair["rejected"], pair["preference"] = pair["rejected"], pair["chosen"], 1 - preference
     if row.get("prompt_rejected") is not None:
         pair["prompt_rejected"] = row["prompt_rejected"]
     if row.get("score_chosen") is not None and row.get("score_rejected") is not None:

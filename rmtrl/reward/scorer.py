@@ -116,9 +116,7 @@ class RewardScorer(Scorer):
             DataError: If a conversation is longer than the model's positions.
             RenderingError: If a conversation cannot be rendered as in training.
         """
-        for index, conversation in enumerate(_checked(conversations)):
-            if not (isinstance(conversation, str) or _is_messages(conversation)):
-                raise DataError(f"conversation {index} is {str(conversation)[:40]!r}; wanted a string or messages")
+        _check_conversations(conversations)
         return self.score_ids([self.encode(conversation) for conversation in conversations])
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -218,10 +216,12 @@ def _file_of(path: str | Path, name: str) -> str | None:
     return found
 
 
-def _checked(conversations: Any) -> Sequence[Conversation]:
+def _check_conversations(conversations: Any) -> None:
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")
-    return list(conversations)
+    for index, conversation in enumerate(conversations):
+        if not (isinstance(conversation, str) or _is_messages(conversation)):
+            raise DataError(f"conversation {index} is {str(conversation)[:40]!r}; wanted a string or messages")
 
 
 def _is_messages(value: Any) -> bool:

@@ -211,9 +211,7 @@ class RewardTrainer(TRLRewardTrainer):
         is_text = "chosen" in columns and "chosen_ids" not in columns
         if is_text:
             dataset = prepare_text(dataset, processing_class)
-        untruncated = copy.copy(args)
-        untruncated.max_length = None
-        tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, dataset_name)
+        tokenized = super()._prepare_dataset(dataset, processing_class, _without_max_length(args), dataset_name)
         kept = super()._prepare_dataset(tokenized, processing_class, args, dataset_name)
         if isinstance(kept, Dataset):
             dropped = count_too_long(tokenized, kept, dataset_name, args.max_length)
@@ -357,9 +355,8 @@ class RewardTrainer(TRLRewardTrainer):
         """Returns rewards `(N, 2)` in the order of `test_dataset`, raw or tokenised, and its metrics."""
         if not isinstance(test_dataset, Dataset):
             raise DataError(f"got {type(test_dataset).__name__}; predict() needs a Dataset, whose rows have an order")
-        untruncated = copy.copy(self.args)
-        untruncated.max_length = None
-        dataset = self._prepare_dataset(test_dataset, self.processing_class, untruncated, metric_key_prefix)
+        args = _without_max_length(self.args)
+        dataset = self._prepare_dataset(test_dataset, self.processing_class, args, metric_key_prefix)
         limit = self.args.max_length or sys.maxsize
         fits = np.array(longest_sides(dataset)) <= limit
         if not fits.any():
@@ -382,6 +379,12 @@ class RewardTrainer(TRLRewardTrainer):
         rendering = Rendering.of(self.processing_class, max_length=self.args.max_length)
         folder = Path(output_dir or str(self.args.output_dir))
         write_json(folder / "rmtrl.json", {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()})
+
+
+def _without_max_length(args: TRLRewardConfig) -> TRLRewardConfig:
+    args = copy.copy(args)
+    args.max_length = None
+    return args
 
 
 def _pair_rewards(table: NDArray[np.float64]) -> PairRewards:
