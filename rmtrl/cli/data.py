@@ -1,0 +1,54 @@
+"""`rmtrl data …`: check, clean and split preference data before training."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmtrl.cli.console import Data, Json, Map, Split, load_tokenizer, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.errors import UsageError
+
+app = typer.Typer(help="Check preference data before training.", no_args_is_help=True)
+
+
+@app.command()
+def validate(
+    data: Data,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, to count tokens.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.")] = None,
+    ties: Annotated[str, typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
+    out: Annotated[Path | None, typer.Option(help="Write the kept pairs here, as jsonl.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="Write the rejected pairs and reasons here, as jsonl.")] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if any pair is rejected.")] = False,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Count which pairs can be trained on and why the others cannot."""
+    from rmtrl.data.validation import validate as validate_pairs
+
+    if ties not in ("drop", "keep"):
+        raise UsageError(f"got --ties {ties}; wanted drop or keep")
+    if max_length is not None and tokenizer is None:
+        raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
+    result = validate_pairs(
+        read_pairs(data, split, columns),
+        ties=ties,  # type: ignore[arg-type]
+        tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+        max_length=max_length,
+    )
+    for path, rows in ((out, result.kept), (rejects, result.rejects)):
+        if path is not None:
+            write_jsonl(path, rows)
+    counts = result.as_dict()
+    if as_json:
+        print_json({"schema": "rmtrl/validation/1", "data": data, **counts})
+    else:
+        reasons = {f"rejected: {reason}": count for reason, count in counts["reasons"].items() if count}
+        print_table({"pairs": counts["n"], "kept": counts["kept"], "rejected": counts["rejected"], **reasons,
+                      "tie rate": f"{counts['tie_rate']:.3f}", "prompts": counts["groups"]})  # fmt: skip
+    for warning in counts["warnings"]:
+        print(f"rmtrl: warning: {warning}", file=sys.stderr)
+    if strict and len(result.rejects):
+        raise typer.Exit(1)

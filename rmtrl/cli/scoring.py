@@ -1,0 +1,67 @@
+"""`rmtrl inspect` and `rmtrl score`: a reward model used from the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.errors import UsageError
+
+
+def inspect(
+    data: Data,
+    model: Model,
+    row: Annotated[int, typer.Option(help="Row of the data, from 0.")] = 0,
+    side: Annotated[str, typer.Option(help="`chosen` or `rejected`.")] = "chosen",
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Show the tokens a reward model sees of one response, and the position that is scored."""
+    from rmtrl.reward.scorer import RewardScorer
+
+    if side not in ("chosen", "rejected"):
+        raise UsageError(f"got --side {side}; wanted chosen or rejected")
+    pairs = read_pairs(data, split, columns)
+    if not 0 <= row < len(pairs):
+        raise UsageError(f"got --row {row}; {data} has rows 0 to {len(pairs) - 1}")
+    scorer = RewardScorer.from_pretrained(model)
+    ids = scorer.encode(pairs[row]["prompt"] + pairs[row][side])
+    position, reward = scorer.scored_position(ids), float(scorer.score_ids([ids])[0])
+    tokens = scorer.tokenizer.convert_ids_to_tokens(ids)
+    if as_json:
+        listed = [
+            {"position": i, "id": j, "token": token} for i, (j, token) in enumerate(zip(ids, tokens, strict=True))
+        ]
+        print_json({"schema": "rmtrl/inspection/1", "model": model, "data": data, "row": row, "side": side,
+                     "tokens": listed, "scored_position": position, "reward": reward})  # fmt: skip
+        return
+    for index, (token_id, token) in enumerate(zip(ids, tokens, strict=True)):
+        print(f"{index:>6}  {token_id:>7}  {token!r}{'   <- scored here' if index == position else ''}")
+    print(f"reward {reward:.4f}")
+
+
+def score(
+    data: Data,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Write one line a pair here: id and scores of chosen, rejected.")],
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Score both sides of every pair."""
+    from rmtrl.metrics import mean_estimate, pair_wins
+    from rmtrl.reward.scorer import RewardScorer
+
+    pairs = read_pairs(data, split, columns)
+    scorer = RewardScorer.from_pretrained(model)
+    sides = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in pairs]
+    scores = scorer.score(sides).reshape(2, -1).T
+    lines = ({"id": i, "scores": [float(s) for s in row]} for i, row in zip(pairs["id"], scores, strict=True))
+    write_jsonl(out, lines)
+    accuracy = mean_estimate(pair_wins(*scores.T), pairs["prompt_id"][:])
+    if as_json:
+        print_json({"schema": "rmtrl/scores/1", "model": model, "data": data, "accuracy": accuracy.as_dict()})
+    else:
+        print_table({"pairs": len(pairs), "accuracy": accuracy, "scores": out})
