@@ -4,7 +4,7 @@ Every statistic of the library lives here once; stages import it and add nothing
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,64 @@ def _ratio_interval(
         method="percentile", rng=np.random.default_rng(seed), batch=max(1, 2_000_000 // len(totals)),
     )  # fmt: skip
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def reweighted_estimate(
+    values: ArrayLike,
+    strata: ArrayLike,
+    target: Mapping[str, float],
+    groups: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns the mean that `values` would have if the strata were mixed as in `target`: Σ_s w_s · mean_s.
+
+    The interval resamples whole groups within each stratum.
+
+    Args:
+        values (`(N,)` array): One value a pair, for example from [`pair_wins`].
+        strata (`(N,)` array of `str`): Domain of each pair; pairs of strata without a weight do not count.
+        target (`Mapping[str, float]`): Weight of each stratum, of any sum.
+        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        level (`float`): Coverage of the interval.
+        n_resamples (`int`): Bootstrap resamples.
+        seed (`int`): Seed of the resampling.
+
+    Raises:
+        ValueError: If a stratum with a weight has no pair, or the weights are not positive numbers.
+
+    Example:
+
+    ```python
+    >>> reweighted_estimate([1, 1, 0, 0], ["a", "a", "a", "b"], {"a": 1, "b": 1}).value
+    0.3333333333333333
+    ```
+    """
+    values, strata = np.asarray(values, float), np.asarray(strata, str)
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    weights = {name: float(weight) for name, weight in target.items()}
+    if not weights or not all(weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+        raise ValueError(f"got the target {dict(target)}; wanted weights of 0 or more, not all 0")
+    absent = [name for name, weight in weights.items() if weight and not (strata == name).any()]
+    if absent:
+        raise ValueError(f"no pair is of {', '.join(absent)}; leave it out of the target mix")
+    rng = np.random.default_rng(seed)
+    value, resampled, n = 0.0, np.zeros(n_resamples), 0
+    for name, weight in weights.items():
+        own, share = strata == name, weight / sum(weights.values())
+        if not weight:
+            continue
+        index = np.unique(groups[own], return_inverse=True)[1]
+        totals, counts = np.bincount(index, weights=values[own]), np.bincount(index)
+        value, n = value + share * float(values[own].mean()), n + int(own.sum())
+        for resample in range(n_resamples):
+            drawn = rng.integers(len(counts), size=len(counts))
+            resampled[resample] += share * totals[drawn].sum() / counts[drawn].sum()
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    method = f"stratified percentile bootstrap by group, {n_resamples} resamples"
+    return Estimate(value, float(low), float(high), n, level, method)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:

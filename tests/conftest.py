@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def rows():
     return text_rows
+
+
+@pytest.fixture
+def rmtrl(monkeypatch, capsys):
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+    from rmtrl import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rmtrl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -5,13 +5,16 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, UsageError
 
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 
@@ -62,6 +65,61 @@ def environment() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+def manifest(
+    *,
+    sources: Sequence[Mapping[str, Any]],
+    steps: Sequence[Mapping[str, Any]],
+    seeds: Mapping[str, int],
+    files: str | Path,
+    notes: str = "",
+    deduplicated: str = "not checked",
+    inputs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the provenance manifest of a folder of data: what it was made from, how, by which versions, and when.
+
+    Args:
+        sources (`Sequence[Mapping]`): Where the data comes from: name, licence, authorship, rows, fingerprint.
+        steps (`Sequence[Mapping]`): Sampling decisions and preprocessing, in order, with their settings.
+        seeds (`Mapping[str, int]`): Seeds by what they decide.
+        files (`str` or `Path`): Folder whose files are listed, each with its size and sha256.
+        notes (`str`): Curator's notes.
+        deduplicated (`str`): What is known of duplicates.
+        inputs (`Mapping`, *optional*): Manifest of what this was made from, carried along whole.
+
+    Example:
+
+    ```python
+    >>> manifest(sources=[{"data": "pairs.jsonl"}], steps=[], seeds={"split": 0}, files="splits")["schema"]
+    'rmtrl/manifest/1'
+    ```
+    """
+    folder = Path(files)
+    return {
+        "schema": "rmtrl/manifest/1",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "sources": [dict(source) for source in sources],
+        "steps": [dict(step) for step in steps],
+        "seeds": dict(seeds),
+        "deduplicated": deduplicated,
+        "notes": notes,
+        "versions": environment(),
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+        "inputs": None if inputs is None else dict(inputs),
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -127,3 +185,36 @@ def replace_folder(new: Path, final: Path) -> None:
             os.rename(old, final)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(final: str | Path, *, marker: str) -> Iterator[Path]:
+    """Gives a folder to write in, beside `final`, and puts it in the place of `final` when all went well.
+
+    Args:
+        final (`str` or `Path`): Folder to write or replace; files in it that the new one lacks are gone afterwards.
+        marker (`str`): File that such a folder always holds; a folder with other things in it is not replaced.
+
+    Raises:
+        UsageError: If `final` is a file, or a folder with files but without the marker.
+
+    Example:
+
+    ```python
+    >>> with new_folder("splits", marker="splits.json") as folder:
+    ...     write_json(folder / "splits.json", {})
+    ```
+    """
+    final = Path(final)
+    if final.exists() and not (final / marker).exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UsageError(f"{final} exists and holds no {marker} of an earlier run; name a new or an empty folder")
+    beside = final.with_name(f".{final.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        replace_folder(beside, final)
+    except OSError as error:
+        raise DataError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,8 +1,12 @@
-"""Splits preference pairs by prompt, so that no prompt is both trained on and measured on."""
+"""Splits preference pairs by prompt, so that no prompt is both trained on and measured on.
+
+Prompts that are nearly the same count as one where the pairs have the column `cluster_id`, which
+[`rmtrl.data.dedup.with_clusters`] adds.
+"""
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,32 +21,36 @@ SPLITS = ("train", "validation", "calibration", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """Four sets of pairs without a prompt in common.
+    """Sets of pairs without a prompt in common.
 
     Args:
         train (`Dataset`): What the model learns from.
         validation (`Dataset`): What checkpoints and early stopping are chosen on.
         calibration (`Dataset`): What calibrators are fitted on.
         test (`Dataset`): What figures are reported on.
+        sealed (`Dataset`, *optional*): What is opened for a final figure only, each time counted.
+        spillover (`Dataset`, *optional*): Domains that the other sets have not, to measure what carries over.
     """
 
     train: Dataset
     validation: Dataset
     calibration: Dataset
     test: Dataset
+    sealed: Dataset | None = None
+    spillover: Dataset | None = None
 
     def as_dict(self) -> dict[str, Dataset]:
-        """Returns the splits by name, in the order train, validation, calibration, test."""
-        return {name: getattr(self, name) for name in SPLITS}
+        """Returns the splits that there are by name, in the order of the fields."""
+        sets = {name: getattr(self, name) for name in (*SPLITS, "sealed", "spillover")}
+        return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
     def sizes(self) -> dict[str, int]:
         """Returns the rows of each split."""
         return {name: len(dataset) for name, dataset in self.as_dict().items()}
 
     def overlap(self) -> dict[str, int]:
-        """Returns how many prompts every two splits share, by names such as `"train/test"`; all are 0."""
-        prompts = {name: _prompt_ids(dataset) for name, dataset in self.as_dict().items()}
-        return {f"{a}/{b}": len(prompts[a] & prompts[b]) for a, b in combinations(prompts, 2)}
+        """Returns how many prompts, or clusters of prompts, every two splits share (`"train/test"`); all are 0."""
+        return _overlap(self.as_dict())
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,12 @@ def make_splits(
     stratify: Literal["domain"] | None = "domain",
     seed: int = 0,
     train_size: int | None = None,
+    sealed: float = 0.0,
+    holdout_domains: Collection[str] = (),
 ) -> Splits:
-    """Returns train, validation, calibration and test sets; all rows of a `prompt_id` are in one of them.
+    """Returns train, validation, calibration and test sets; all rows of a prompt are in one of them.
 
+    A prompt is a `prompt_id`, or, where the pairs have that column, a `cluster_id` (near-duplicates are one prompt).
     Within a domain, prompts are ordered by a hash of (seed, prompt_id) and each goes to the split that is furthest
     below its share of the rows so far; what a domain leaves over is made up in the next. So every domain and the whole
     are within about one prompt's rows of the ratios, even where a domain has a single prompt. Unlike scikit-learn's
@@ -86,10 +97,14 @@ def make_splits(
         seed (`int`): Another seed orders the prompts otherwise.
         train_size (`int`, *optional*): Rows to train on; the rest of train's share joins test. Whole prompts are
             taken, in the order of their hashes, so train has exactly this many rows where prompts have one row each.
+        sealed (`float`): Share of the rows set aside first, as a fifth split; the ratios are shares of the rest.
+        holdout_domains (`Collection[str]`): Domains that none of these splits may hold; their rows, with every row of
+            a prompt that has one of them, are the split `spillover`.
 
     Raises:
-        UsageError: If the ratios are not four shares with sum 1.
-        DataError: If there are too few prompts to fill the splits, or fewer rows than `train_size`.
+        UsageError: If the ratios are not four shares with sum 1, or `sealed` is not a share below 1.
+        DataError: If there are too few prompts to fill the splits, fewer rows than `train_size`, or a domain to hold
+            out does not occur.
 
     Example:
 
@@ -101,29 +116,39 @@ def make_splits(
     """
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1, abs_tol=1e-6):
         raise UsageError(f"got ratios {tuple(ratios)}; wanted four shares ({', '.join(SPLITS)}) with sum 1")
-    prompt_ids = _column(dataset, "prompt_id")
-    rows: dict[str, int] = defaultdict(int)
-    for prompt_id in prompt_ids:
-        rows[prompt_id] += 1
+    if not 0 <= sealed < 1:
+        raise UsageError(f"got sealed {sealed}; wanted a share of the rows from 0 to below 1")
+    groups = _column(dataset, group_column(dataset))
+    held = _groups_of_domains(dataset, groups, holdout_domains) if holdout_domains else set()
+    rows = Counter(group for group in groups if group not in held)
     domains = dict.fromkeys(rows, "")
     if stratify is not None:  # a prompt of several domains counts for the first by name, whatever the order of rows
-        pairs = sorted(set(zip(prompt_ids, _column(dataset, stratify), strict=True)), reverse=True)
-        domains = dict(pairs)
-    order = {prompt_id: _hash(seed, prompt_id) for prompt_id in rows}
-    home = _assigned(rows, domains, order, ratios)
+        named = sorted(set(zip(groups, _column(dataset, stratify), strict=True)), reverse=True)
+        domains = {group: domain for group, domain in named if group in rows}
+    order = {group: _hash(seed, group) for group in rows}
+    shares = (*((1 - sealed) * ratio for ratio in ratios), sealed)
+    home = _assigned(rows, domains, order, shares)
     if train_size is not None:
         _cap_train(home, rows, order, train_size)
     filled = set(home.values())
-    empty = [name for index, name in enumerate(SPLITS) if ratios[index] > 0 and index not in filled]
+    empty = [name for index, name in enumerate((*SPLITS, "sealed")) if shares[index] > 0 and index not in filled]
     if empty:
-        wanted = math.ceil(1 / min(ratio for ratio in ratios if ratio > 0))
+        wanted = math.ceil(1 / min(share for share in shares if share > 0))
         raise DataError(
             f"{len(rows)} prompts leave {', '.join(empty)} empty; wanted about {wanted} prompts or other ratios"
         )
-    indices: list[list[int]] = [[] for _ in SPLITS]
-    for row, prompt_id in enumerate(prompt_ids):
-        indices[home[prompt_id]].append(row)
-    return Splits(*(dataset.select(chosen) for chosen in indices))
+    indices: list[list[int]] = [[] for _ in range(6)]
+    for row, group in enumerate(groups):
+        indices[home.get(group, 5)].append(row)
+    train, validation, calibration, test, closed, spilled = (dataset.select(chosen) for chosen in indices)
+    return Splits(
+        train, validation, calibration, test, closed if sealed else None, spilled if holdout_domains else None
+    )
+
+
+def group_column(dataset: Dataset) -> str:
+    """Returns the column whose values no two splits may share: `cluster_id` where there is one, else `prompt_id`."""
+    return "cluster_id" if "cluster_id" in dataset.column_names else "prompt_id"
 
 
 def check_overlap(splits: Mapping[str, Dataset]) -> None:
@@ -142,10 +167,9 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
     SplitLeakageError: 2 prompts are in both train and test, for example access-09; split by prompt with make_splits
     ```
     """
-    prompts = {name: _prompt_ids(dataset) for name, dataset in splits.items()}
-    for a, b in combinations(prompts, 2):
-        shared = prompts[a] & prompts[b]
+    for key, shared in _shared(splits).items():
         if shared:
+            a, b = key.split("/")
             count = f"{len(shared)} prompts are" if len(shared) > 1 else "1 prompt is"
             raise SplitLeakageError(
                 f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits"
@@ -183,6 +207,36 @@ def holdout(
     train = [row for row, value in enumerate(found) if value not in wanted]
     evaluation = [row for row, value in enumerate(found) if value in wanted]
     return Holdout(dataset.select(train), dataset.select(evaluation))
+
+
+def _groups_of_domains(dataset: Dataset, groups: list[str], wanted: Collection[str]) -> set[str]:
+    domains = _column(dataset, "domain")
+    unknown = set(wanted) - set(domains)
+    if unknown:
+        found = ", ".join(sorted(set(domains))[:30])
+        raise DataError(f"no pair has the domain {', '.join(sorted(unknown))}; the data has {found}")
+    held = {group for group, domain in zip(groups, domains, strict=True) if domain in wanted}
+    if held >= set(groups):
+        raise DataError("every domain is held out, so no pair is left to train on; hold out fewer")
+    return held
+
+
+def _shared(splits: Mapping[str, Dataset]) -> dict[str, set[str]]:
+    """Returns what every two splits share, by prompt and, where both have clusters, by cluster."""
+    shared: dict[str, set[str]] = {}
+    for column in ("prompt_id", "cluster_id"):
+        values = {
+            name: set(_column(d, column))
+            for name, d in splits.items()
+            if column == "prompt_id" or column in d.column_names
+        }
+        for a, b in combinations(values, 2):
+            shared[f"{a}/{b}"] = shared.get(f"{a}/{b}", set()) | (values[a] & values[b])
+    return shared
+
+
+def _overlap(splits: Mapping[str, Dataset]) -> dict[str, int]:
+    return {key: len(values) for key, values in _shared(splits).items()}
 
 
 def _assigned(

@@ -159,6 +159,7 @@ def test_scorer_reads_the_last_answer_and_works_as_a_reward_function():
 def test_preferences_are_in_the_normal_form(noisy):
     rows = list(noisy[0].values())
     columns = {"id", "prompt_id", "domain", "source", "prompt", "chosen", "rejected", "preference", "weight"}
+    columns.add("prompt_rejected")  # of the planted context mismatches
     assert all(row.keys() == columns for row in rows)
     assert all([m["role"] for m in row["prompt"] + row["chosen"]] == ["user", "assistant"] for row in rows)
     assert all(0.5 <= row["preference"] <= 1.0 and row["weight"] == 5.0 for row in rows)
