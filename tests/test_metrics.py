@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmtrl.metrics import length_bias, mean_estimate, pair_wins, pairwise_accuracy, spearman
+from rmtrl.metrics import length_bias, mean_estimate, pair_wins, pairwise_accuracy, reweighted_estimate, spearman
 
 
 def test_accuracy_by_hand():
@@ -55,3 +55,32 @@ def test_all_right_has_an_exact_interval_and_equal_margins_have_none():
 def test_no_values_is_an_error():
     with pytest.raises(ValueError, match="no values"):
         mean_estimate([])
+
+
+def test_reweighting_by_hand_and_to_its_own_mix():
+    values, strata = [1, 1, 0, 0], ["a", "a", "a", "b"]
+    assert reweighted_estimate(values, strata, {"a": 1, "b": 1}).value == pytest.approx((2 / 3 + 0) / 2)
+    assert reweighted_estimate(values, strata, {"a": 3, "b": 1}).value == pytest.approx(0.5)
+    assert reweighted_estimate(values, strata, {"a": 1}).n == 3
+
+
+def test_the_reweighted_interval_is_that_of_scipy_for_one_stratum():
+    values = np.random.default_rng(0).integers(0, 2, 200).astype(float)
+    ours = reweighted_estimate(values, ["a"] * 200, {"a": 2.0}, n_resamples=4000)
+    theirs = mean_estimate(values, n_resamples=4000)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_the_reweighted_interval_resamples_whole_prompts():
+    rng = np.random.default_rng(1)
+    prompts = np.repeat(np.arange(50), 4)
+    values = np.repeat(rng.integers(0, 2, 50), 4).astype(float)
+    by_prompt = reweighted_estimate(values, ["a"] * 200, {"a": 1}, prompts)
+    by_row = reweighted_estimate(values, ["a"] * 200, {"a": 1})
+    assert by_prompt.high - by_prompt.low > 1.6 * (by_row.high - by_row.low)
+
+
+@pytest.mark.parametrize("target", [{}, {"a": 0.0}, {"a": -1.0}, {"a": 1, "c": 1}])
+def test_a_target_mix_that_cannot_be_used_is_an_error(target):
+    with pytest.raises(ValueError, match="wanted weights|no pair is of c"):
+        reweighted_estimate([1, 0], ["a", "b"], target)

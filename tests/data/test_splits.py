@@ -1,9 +1,10 @@
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from datasets import Dataset
 
 from rmtrl.data.splits import check_overlap, holdout, make_splits
+from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, SplitLeakageError, UsageError
 
 
@@ -94,3 +95,53 @@ def test_leak_names_both_splits_and_a_prompt():
     a, b = Dataset.from_dict({"prompt_id": ["x", "y"]}), Dataset.from_dict({"prompt_id": ["y", "z"]})
     with pytest.raises(SplitLeakageError, match="1 prompt is in both train and test, for example y"):
         check_overlap({"train": a, "validation": b.select([1]), "test": b.select([0])})
+
+
+def test_a_cluster_of_near_duplicates_is_one_prompt():
+    pairs = make_preferences(200, clean=True)
+    clusters = [f"cluster-{int(prompt_id[-5:]) // 10}" for prompt_id in pairs["prompt_id"]]
+    splits = make_splits(pairs.add_column("cluster_id", clusters))
+    homes = defaultdict(set)
+    for name, part in splits.as_dict().items():
+        for cluster in part["cluster_id"]:
+            homes[cluster].add(name)
+    assert len(homes) == 20 and all(len(names) == 1 for names in homes.values())
+
+
+def test_clusters_that_two_sets_share_are_an_error():
+    row = {"id": "1", "prompt_id": "a", "domain": "d", "source": "s", "prompt": "p", "chosen": "c", "rejected": "r"}
+    first = Dataset.from_list([row | {"cluster_id": "a"}])
+    second = Dataset.from_list([row | {"prompt_id": "b", "cluster_id": "a"}])
+    with pytest.raises(SplitLeakageError, match="in both train and test"):
+        check_overlap({"train": first, "test": second})
+    check_overlap({"train": first, "test": second.remove_columns("cluster_id")})
+
+
+def test_sealed_is_a_share_of_all_and_the_ratios_of_the_rest():
+    splits = make_splits(make_preferences(1000, clean=True), sealed=0.2)
+    sizes = splits.sizes()
+    n = sum(sizes.values())
+    assert sizes["sealed"] / n == pytest.approx(0.2, abs=0.01)
+    assert sizes["train"] / (n - sizes["sealed"]) == pytest.approx(0.7, abs=0.01)
+    assert not any(splits.overlap().values()) and "sealed/train" not in splits.overlap()
+
+
+def test_held_out_domains_are_in_spillover_alone():
+    pairs = make_preferences(200, clean=True)
+    splits = make_splits(pairs, holdout_domains=["physics", "music"])
+    assert set(splits.spillover["domain"]) == {"physics", "music"}
+    rest = [part for name, part in splits.as_dict().items() if name != "spillover"]
+    assert not {"physics", "music"} & {domain for part in rest for domain in part["domain"]}
+    assert sum(map(len, rest)) + len(splits.spillover) == len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"sealed": 1.0}, "got sealed 1.0"), ({"holdout_domains": ["magic"]}, "no pair has the domain magic")],
+)
+def test_settings_of_further_splits_that_cannot_be_used(settings, said):
+    with pytest.raises((DataError, UsageError), match=said):
+        make_splits(make_preferences(40, clean=True), **settings)
+    with pytest.raises(DataError, match="every domain is held out"):
+        pairs = make_preferences(40, clean=True)
+        make_splits(pairs, holdout_domains=set(pairs["domain"]))
