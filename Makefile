@@ -23,12 +23,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "rmtrl needs Python 3.10 or newer; set PYTHON=…"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing; on Debian: apt install python3-venv"; exit 2; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,dev]"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 sft: $(RUN)/sft/config.json ## Make the supervised start outputs/tiny/sft (embedded world)
 
-$(RUN)/sft/config.json: recipes/sft_llama.py recipes/configs/tiny/sft.yaml rmtrl/tiny.py $(addprefix rmtrl/data/,gold.py synthetic.py world.py writing.py) | $(VENV)/.installed
+$(RUN)/sft/config.json: recipes/sft_llama.py recipes/configs/tiny/sft.yaml rmtrl/tiny.py $(wildcard rmtrl/data/synthetic/*.py) | $(VENV)/.installed
 	@echo "== supervised start: recipes/sft_llama.py -> $(RUN)/sft"
 	@$(LAUNCH) recipes/sft_llama.py --config recipes/configs/tiny/sft.yaml
 
@@ -53,7 +53,7 @@ test-newest-trl: .venv-newest/.installed ## Run the reward tests on the newest T
 	@$(PYTHON) -m venv .venv-newest
 	@grep -v '^trl==' constraints.txt > .venv-newest/constraints.txt
 	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt "torch==2.13.0"
-	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt --upgrade trl -e ".[data,dev]"
+	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt --upgrade trl -e ".[dev]"
 	@touch $@
 
 lint: $(VENV)/.installed ## Check style and formatting

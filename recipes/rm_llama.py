@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
+from rmtrl.data.dedup import with_clusters
 from rmtrl.data.preferences import last_turn_only, read_preferences
 from rmtrl.data.provenance import fingerprint, replace_folder, write_json
 from rmtrl.data.splits import Splits, check_overlap, make_splits
@@ -53,6 +54,9 @@ class RewardRecipeArguments(ScriptArguments):
         default_factory=lambda: [0.7, 0.1, 0.1, 0.1],
         metadata={"help": "Shares of train, validation, calibration and test."},
     )
+    near_duplicates: float = field(
+        default=0.8, metadata={"help": "Prompts at least this alike (Jaccard) stay in one split; 0: equal ones only."}
+    )
     train_size: int | None = field(default=None, metadata={"help": "Pairs to train on; the rest joins test."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits and of the embedded data."})
     early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without gain; 0: never stop."})
@@ -61,7 +65,8 @@ class RewardRecipeArguments(ScriptArguments):
 def read_pairs(recipe: RewardRecipeArguments) -> Dataset:
     if recipe.dataset_name == "embedded":
         return make_preferences(recipe.n_prompts, recipe.split_seed)
-    pairs = read_preferences(recipe.dataset_name, split=recipe.dataset_train_split, name=recipe.dataset_config)
+    options = {"split": recipe.dataset_train_split, "name": recipe.dataset_config}
+    pairs = read_preferences(recipe.dataset_name, **options, faulty="keep")  # what cannot be read is counted too
     return last_turn_only(pairs) if recipe.last_turn_only else pairs
 
 
@@ -73,9 +78,8 @@ def checked_splits(
         raise DataError(
             f"all {valid.n:,} pairs of {recipe.dataset_name} were rejected: {valid.reasons}; mend the data"
         )
-    splits = make_splits(
-        valid.kept, ratios=tuple(recipe.split_ratios), seed=recipe.split_seed, train_size=recipe.train_size
-    )
+    kept = with_clusters(valid.kept, threshold=recipe.near_duplicates) if recipe.near_duplicates else valid.kept
+    splits = make_splits(kept, ratios=tuple(recipe.split_ratios), seed=recipe.split_seed, train_size=recipe.train_size)
     check_overlap(splits.as_dict())
     if not (len(splits.validation) and len(splits.test)):
         raise UsageError(f"split_ratios {recipe.split_ratios} leave no validation or no test pairs; both are needed")

@@ -56,6 +56,7 @@ def rmtrl(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["rmtrl", *map(str, arguments)])
+        capsys.readouterr()  # what was printed before is not the command's
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()

@@ -1,6 +1,7 @@
 """The command line: JSON that stays, exit codes, one line for input it cannot use."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,23 +9,9 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from rmtrl import RewardScorer, cli
+from rmtrl import RewardScorer
 
 PAIRS = [{"id": f"p{i}", "prompt": f"{i} ?", "chosen": " good one", "rejected": " bad two three"} for i in range(6)]
-
-
-@pytest.fixture
-def rmtrl(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rmtrl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -56,6 +43,101 @@ def test_validate_counts_every_row(rmtrl, pairs_file, tmp_path):
 
 def test_strict_exits_with_1_where_a_pair_is_rejected(rmtrl, pairs_file):
     assert rmtrl("data", "validate", pairs_file, "--strict")[0] == 1
+
+
+def test_validate_prints_all_counts_for_machines_and_people(rmtrl, tmp_path):
+    row = {"prompt_left": "p", "prompt_right": "p", "response_left": "x", "response_right": "y", "label": "left"}
+    rows = [
+        row | {"id": "a"},
+        row | {"id": "b", "response_right": "x"},
+        row | {"id": "c", "prompt_right": "another"},
+        row | {"id": "d", "label": "tie"},
+        row | {"id": "d", "label": "up"},
+    ]
+    path = tmp_path / "annotations.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows) + "{broken\n")
+    code, stdout, stderr = rmtrl("data", "validate", path, "--json", "--rejects", tmp_path / "new" / "rejects.jsonl")
+    counts = json.loads(stdout)
+    nonzero = {reason: count for reason, count in counts.pop("reasons").items() if count}
+    assert code == 0 and nonzero == {
+        "unreadable": 2, "context_mismatch": 1, "identical_candidates": 1, "tie_or_abstention": 1,
+    }  # fmt: skip
+    warning = "1 duplicate ids: scores and rejects cannot be told apart by id"
+    assert counts == {
+        "schema": "rmtrl/validation/1", "data": str(path), "n": 6, "kept": 1, "rejected": 5, "tie_rate": 1 / 6,
+        "groups": 1, "domains": {"unknown": 1}, "warnings": [warning],
+    }  # fmt: skip
+    assert stderr == f"rmtrl: warning: {warning}\n"
+    rejects = [json.loads(line) for line in (tmp_path / "new" / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["id"] for reject in rejects] == ["b", "c", "d", "d", "5"]
+    assert rejects[3]["fault"] == "unreadable: row 5: label 'up' is none of left, right, tie, abstain"
+    assert rejects[4]["fault"].startswith("unreadable: row 6 is not JSON")
+    table = rmtrl("data", "validate", path)[1]
+    assert "rejected: unreadable" in table and "tie rate" in table and "{" not in table
+
+
+def test_output_has_no_nan_and_may_replace_its_input(rmtrl, pairs_file, tmp_path):
+    rows = [PAIRS[0] | {"margin": 1.5}, PAIRS[1] | {"margin": float("nan")}]
+    pairs_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / ".pairs.jsonl.new").write_text("left by a killed run")
+    assert rmtrl("data", "validate", pairs_file, "--out", pairs_file, "--rejects", tmp_path / "rejects.jsonl")[0] == 0
+    assert [json.loads(line)["margin"] for line in pairs_file.read_text().splitlines()] == [1.5]
+    reject = (tmp_path / "rejects.jsonl").read_text()
+    assert "NaN" not in reject and json.loads(reject)["margin"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "rejects.jsonl"]
+
+
+def test_only_long_passes_show_progress_and_on_stderr(rmtrl, pairs_file, monkeypatch):
+    assert rmtrl("data", "validate", pairs_file, "--json")[2].count("\r") == 0
+    monkeypatch.setattr("rmtrl.data.reading.tolerant.LARGE_BYTES", 1)
+    monkeypatch.setattr("rmtrl.data.validation.LARGE_ROWS", 1)
+    _, stdout, stderr = rmtrl("data", "validate", pairs_file, "--json")
+    assert json.loads(stdout)["n"] == 8 and "Reading pairs" in stderr and "Validating" in stderr
+
+
+STOPS_WHILE_WRITING = """
+import sys, time
+import rmtrl.cli, rmtrl.cli.console as console
+
+write, count = console._line, 0
+def slow(row):
+    global count
+    count += 1
+    if count == 7:  # the kept rows are complete, the rejects begin
+        print("writing", flush=True)
+        time.sleep(600)
+    return write(row)
+
+console._line = slow
+sys.argv[0] = "rmtrl"
+rmtrl.cli.main()
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_interruption_leaves_the_earlier_output(rmtrl, pairs_file, tmp_path, number, code):
+    outputs = out, rejects = tmp_path / "kept.jsonl", tmp_path / "rejects.jsonl"
+    for path in outputs:
+        path.write_text("earlier\n")
+    command = ["data", "validate", str(pairs_file), "--out", str(out), "--rejects", str(rejects)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", STOPS_WHILE_WRITING, *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdout.readline() == "writing\n"
+        child.send_signal(number)
+        stderr = child.stderr.read()
+    assert child.returncode == code
+    assert stderr == ("" if number == signal.SIGKILL else "rmtrl: interrupted; nothing was written\n")
+    assert [path.read_text() for path in outputs] == ["earlier\n"] * 2
+    left = {path.name for path in tmp_path.iterdir()} - {"pairs.jsonl", out.name, rejects.name}
+    assert left == ({".kept.jsonl.new", ".rejects.jsonl.new"} if number == signal.SIGKILL else set())
+    assert rmtrl(*command)[0] == 0  # what a kill left behind is in nobody's way
+    assert len(out.read_text().splitlines()) == 6 and len(list(tmp_path.iterdir())) == 3
 
 
 def test_inspect_marks_the_scored_position(rmtrl, pairs_file, checkpoint):
@@ -93,7 +175,12 @@ def test_score_writes_a_line_a_pair(rmtrl, pairs_file, checkpoint, tmp_path):
         (["inspect", "{pairs}", "--model", "{rm}", "--row", "99"], "rows 0 to 7"),
         (["inspect", "{chats}", "--model", "{plain}"], "no chat template"),
         (["inspect", "{long}", "--model", "{rm}"], "the model holds 256"),
-        (["score", "{pairs}", "--model", "{rm}", "--out", "{missing}/s.jsonl"], "cannot write"),
+        (["score", "{pairs}", "--model", "{rm}", "--out", "{pairs}/s.jsonl"], "cannot write"),
+        (["data", "validate", "{pairs}", "--out", "{rm}"], "it exists and is not a file"),
+        (["data", "validate", "{pairs}", "--out", "{missing}/a", "--rejects", "{missing}/a"], "give two files"),
+        (["data", "validate", "{broken}"], "row 1 is not JSON"),
+        (["data", "validate", "{pairs}.txt"], "no such file"),
+        (["data", "validate", "{notes}"], "not of a known format"),
     ],
     ids=str,
 )
@@ -108,6 +195,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
     }.items():
         places[name] = tmp_path / f"{name}.jsonl"
         places[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places["broken"], places["notes"] = tmp_path / "broken.jsonl", tmp_path / "notes.txt"
+    places["broken"].write_bytes(b"\x00\x01")
+    places["notes"].write_text("a\n")
     places["chats"] = tmp_path / "chats.jsonl"
     chats.to_json(places["chats"])
     places["fresh"], places["plain"] = tmp_path / "fresh", tmp_path / "plain"
@@ -118,8 +208,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     tokenizer.save_pretrained(places["plain"])
     before = set(tmp_path.rglob("*"))
     code, stdout, stderr = rmtrl(*[argument.format(**places) for argument in arguments])
-    lines = [line for line in stderr.splitlines() if line.startswith("rmtrl: error:")]
-    assert code == 2 and len(lines) == 1 and says in lines[0]
+    lines = stderr.splitlines()
+    if arguments[0] != "data":  # loading a model shows its progress
+        lines = [line for line in lines if line.startswith("rmtrl: error:")]
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("rmtrl: error:") and says in lines[0]
     assert stdout == "" and set(tmp_path.rglob("*")) == before
 
 

@@ -1,20 +1,48 @@
 """The `rmtrl` command: one thin function a command; JSON on stdout with `--json`, a table for people without.
 
-Exit code 0: done. 1: the check that was asked for failed. 2: bad usage or input, one line on stderr.
+Exit code 0: done. 1: the check that was asked for failed. 2: bad usage or input, one line on stderr. 130 and 143:
+interrupted, and earlier output is as it was.
 """
+
+import signal
+import sys
+from types import FrameType
 
 import typer
 
-from rmtrl.cli import data, scoring
+from rmtrl.cli import annotations, coverage, data, scoring, splits, synthesis
 from rmtrl.errors import exit_on_error
 
 app = typer.Typer(help="Reward models you can trust.", no_args_is_help=True, add_completion=False)
 app.add_typer(data.app, name="data")
+app.add_typer(annotations.app, name="annotations")
+for command in (splits.split, splits.unseal, coverage.coverage, coverage.sample, synthesis.synthesize):
+    data.app.command()(command)
 app.command()(scoring.inspect)
 app.command()(scoring.score)
 
 
+class Interrupted(BaseException):
+    """The person or the system asked the command to stop. No `Exception`: nothing on the way may swallow it."""
+
+
 def main() -> None:
-    """Runs the command line; an input error is one line on stderr and exit code 2."""
-    with exit_on_error("rmtrl"):
-        app()
+    """Runs the command line; an input error is one line on stderr and exit code 2, an interruption one line too."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    # what runs in the background with its signals ignored goes on ignoring them
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, stop)
+    try:
+        with exit_on_error("rmtrl"):
+            app()
+    except Interrupted as interrupted:
+        print("rmtrl: interrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(128 + interrupted.args[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,9 @@
 """What the commands share: the arguments they take, how they read input and how they print a result."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,8 @@ from rmtrl.errors import DataError, UsageError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rmtrl.data.reading.row_reader import Faulty
+
 Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, also .gz), folder or hub id.")]
 Map = Annotated[list[str] | None, typer.Option("--map", help="Rename a column: new=old; may be repeated.")]
 Split = Annotated[str, typer.Option(help="Split to read, where the data has several.")]
@@ -19,13 +23,14 @@ Model = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a rewar
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def read_pairs(data: str, split: str, columns: list[str] | None) -> "Dataset":
+def read_pairs(data: str, split: str, columns: list[str] | None, *, faulty: "Faulty" = "raise") -> "Dataset":
     from rmtrl.data.preferences import read_preferences
 
     wrong = [entry for entry in columns or () if "=" not in entry]
     if wrong:
         raise UsageError(f"got --map {wrong[0]}; wanted new=old, for example --map chosen=good_answer")
-    return read_preferences(data, split=split, columns=dict(entry.split("=", 1) for entry in columns or ()))
+    renamed = dict(entry.split("=", 1) for entry in columns or ())
+    return read_preferences(data, split=split, columns=renamed, faulty=faulty)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -38,16 +43,57 @@ def load_tokenizer(path: str) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    beside = path.with_name(f".{path.name}.new")
+    """Writes one row a line, beside and renamed: the file is the old one or the new one, never a part."""
+    write_jsonl_files({path: rows})
+
+
+def write_jsonl_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> None:
+    """Writes several files as [`write_jsonl`] does; none takes its place before all are complete.
+
+    Folders are made where they are missing. NaN and infinities, which JSON has no form for, are written as null.
+    """
+    with ExitStack() as leftovers:
+        complete = []
+        for given, rows in files.items():
+            path = given.resolve()  # a link keeps pointing where it points
+            beside = path.with_name(f".{path.name}.new")  # what a killed run left under this name is overwritten
+            try:
+                if path.exists() and not path.is_file():
+                    raise DataError(f"cannot write {given}: it exists and is not a file")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with beside.open("w", encoding="utf-8") as file:
+                    leftovers.callback(beside.unlink, missing_ok=True)
+                    file.writelines(map(_line, _rows(rows)))
+            except OSError as error:
+                raise DataError(f"cannot write {given}: {error.strerror}") from error
+            complete.append((beside, path))
+        for beside, path in complete:
+            beside.replace(path)
+
+
+def _rows(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
+        return rows
+    # ten times as fast as row by row
+    batches = rows.with_format(None).iter(1000)
+    return (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
+
+
+def _line(row: Mapping[str, Any]) -> str:
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_json(value: Mapping[str, Any]) -> None:

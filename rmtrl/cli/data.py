@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Split, load_tokenizer, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.cli import duplicates
+from rmtrl.cli.console import (
+    Data,
+    Json,
+    Map,
+    Split,
+    load_tokenizer,
+    print_json,
+    print_table,
+    read_pairs,
+    write_jsonl_files,
+)
 from rmtrl.errors import UsageError
 
 app = typer.Typer(help="Check preference data before training.", no_args_is_help=True)
@@ -32,15 +43,16 @@ def validate(
         raise UsageError(f"got --ties {ties}; wanted drop or keep")
     if max_length is not None and tokenizer is None:
         raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
+    if out is not None and rejects is not None and out.resolve() == rejects.resolve():
+        raise UsageError(f"got {out} for both --out and --rejects; give two files")
     result = validate_pairs(
-        read_pairs(data, split, columns),
+        read_pairs(data, split, columns, faulty="keep"),
         ties=ties,  # type: ignore[arg-type]
         tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
         max_length=max_length,
     )
-    for path, rows in ((out, result.kept), (rejects, result.rejects)):
-        if path is not None:
-            write_jsonl(path, rows)
+    files = {out: result.kept, rejects: result.rejects}
+    write_jsonl_files({path: rows for path, rows in files.items() if path is not None})
     counts = result.as_dict()
     if as_json:
         print_json({"schema": "rmtrl/validation/1", "data": data, **counts})
@@ -52,3 +64,7 @@ def validate(
         print(f"rmtrl: warning: {warning}", file=sys.stderr)
     if strict and len(result.rejects):
         raise typer.Exit(1)
+
+
+app.command()(duplicates.dedup)
+app.command()(duplicates.contamination)

@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
+from rmtrl.data.reading.loading import progress_bars
+from rmtrl.data.reading.tolerant import LARGE_ROWS
 from rmtrl.errors import DataError, RenderingError, UsageError
 from rmtrl.types import Conversation, Message
 
 REASONS = (
+    "unreadable",
     "missing_field",
     "bad_roles",
     "context_mismatch",
@@ -33,7 +37,7 @@ REASONS = (
 _CODES = {reason: code for code, reason in enumerate(REASONS, 1)}  # 0: a sound row
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
-_OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference")
+_OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault")
 _BATCH_ROWS = 1000
 
 
@@ -42,7 +46,7 @@ class ValidationResult:
     """The sound pairs, the rejected ones with their reasons, and the counts.
 
     Args:
-        kept (`Dataset`): Sound rows, in the order of the input, with all its columns.
+        kept (`Dataset`): Sound rows, in the order of the input, with all its columns but `fault`.
         rejects (`Dataset`): The other rows, with all columns of the input and `reason`.
         reasons (`dict[str, int]`): Rejected rows by reason; every reason of `REASONS` is present.
         n (`int`): Rows of the input, always `len(kept) + len(rejects)`.
@@ -112,19 +116,31 @@ def validate(
     codes, is_tie, names = _codes(dataset, ties == "drop", tokenizer, max_length)
     sound = codes == 0
     counts = np.bincount(codes, minlength=len(REASONS) + 1)
-    rejects = dataset.select(np.flatnonzero(~sound))
     tie_rate = float(is_tie.mean()) if len(is_tie) else 0.0
     kept_names = names.filter(pa.array(sound))
+    kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
+    with progress_bars(len(rejects) >= LARGE_ROWS):
+        reasons = pa.array([REASONS[code - 1] for code in codes[~sound]], pa.string())
+        rejects = rejects.add_column("reason", reasons)
     return ValidationResult(
-        kept=dataset.select(np.flatnonzero(sound)),
-        rejects=rejects.add_column("reason", pa.array([REASONS[code - 1] for code in codes[~sound]], pa.string())),
+        kept=kept.remove_columns("fault") if "fault" in kept.column_names else kept,
+        rejects=rejects,
         reasons={reason: int(counts[code]) for reason, code in _CODES.items()},
         n=len(dataset),
         tie_rate=tie_rate,
         groups=pc.count_distinct(kept_names["prompt_id"]).as_py(),
         domains=_counted(kept_names["domain"]),
-        warnings=(f"{tie_rate:.0%} of the pairs are ties: unclear guidelines?",) if tie_rate > 0.30 else (),
+        warnings=_warnings(tie_rate, names),
     )
+
+
+def _warnings(tie_rate: float, names: pa.Table) -> tuple[str, ...]:
+    repeated = len(names) - pc.count_distinct(names["id"]).as_py() if "id" in names.column_names else 0
+    said = {
+        f"{tie_rate:.0%} of the pairs are ties: unclear guidelines?": tie_rate > 0.30,
+        f"{repeated:,} duplicate ids: scores and rejects cannot be told apart by id": repeated > 0,
+    }
+    return tuple(warning for warning, holds in said.items() if holds)
 
 
 def _counted(domains: pa.ChunkedArray) -> dict[str, int]:
@@ -135,20 +151,19 @@ def _counted(domains: pa.ChunkedArray) -> dict[str, int]:
 def _codes(
     dataset: Dataset, drop_ties: bool, tokenizer: Any, max_length: int | None
 ) -> tuple[NDArray[np.int8], NDArray[np.bool_], pa.Table]:
-    """Returns the reason code of each row, whether it is a tie, and the `prompt_id` and `domain` columns."""
+    """Returns the reason code of each row, whether it is a tie, and the `prompt_id`, `domain` and `id` columns."""
     n = len(dataset)
     codes, is_tie = np.zeros(n, np.int8), np.zeros(n, bool)
     keys, orders, winners = np.zeros(n, np.uint64), np.zeros(n, np.int8), np.zeros(n, np.int8)
     names = []
-    present = [name for name in (*_NEEDED, *_OPTIONAL) if name in dataset.column_names]
-    for start, table in zip(
-        range(0, n, _BATCH_ROWS),
-        dataset.select_columns(present).with_format("arrow").iter(_BATCH_ROWS),
-        strict=True,
-    ):
-        names.append(table.select(["prompt_id", "domain"]))
+    named = [name for name in ("prompt_id", "domain", "id") if name in dataset.column_names]
+    present = [name for name in (*_NEEDED[2:], *_OPTIONAL) if name in dataset.column_names]
+    batches = dataset.select_columns(named + present).with_format("arrow").iter(_BATCH_ROWS)
+    starts = tqdm(range(0, n, _BATCH_ROWS), desc="Validating, in thousands", disable=n < LARGE_ROWS)
+    for start, table in zip(starts, batches, strict=True):
+        names.append(table.select(named))
         rows = slice(start, start + len(table))
-        columns = {name: table[name].to_pylist() for name in present[2:]}
+        columns = {name: table[name].to_pylist() for name in present}
         preferences = columns.get("preference", [1.0] * len(table))
         is_tie[rows] = [preference == 0.5 for preference in preferences]
         codes[rows] = _row_codes(columns, is_tie[rows] & drop_ties)
@@ -162,21 +177,25 @@ def _codes(
             known = preference is not None and math.isfinite(preference)
             winners[start + row] = order * (np.sign(preference - 0.5) if known else 1)
     _mark_repeated(codes, keys, orders, winners)
-    empty = pa.table({"prompt_id": pa.array([], pa.string()), "domain": pa.array([], pa.string())})
+    empty = pa.table({name: pa.array([], pa.string()) for name in named})
     return codes, is_tie, pa.concat_tables(names) if names else empty
 
 
 def _row_codes(columns: dict[str, list[Any]], dropped_ties: NDArray[np.bool_]) -> list[int]:
     n = len(columns["prompt"])
     absent = dict.fromkeys(_OPTIONAL, [None] * n) | {"margin": [0.0] * n}
-    names = ("prompt", "chosen", "rejected", "prompt_rejected", "prompt_left", "prompt_right", "margin")
+    names = ("fault", "prompt", "chosen", "rejected", "prompt_rejected", "prompt_left", "prompt_right", "margin")
     rows = zip(*(columns.get(name) or absent[name] for name in names), dropped_ties, strict=True)
     return [_row_code(*row) for row in rows]
 
 
 def _row_code(
-    prompt: Any, chosen: Any, rejected: Any, other: Any, left: Any, right: Any, margin: Any, dropped_tie: bool
-) -> int:
+    fault: Any, prompt: Any, chosen: Any, rejected: Any, other: Any, left: Any, right: Any, margin: Any,
+    dropped_tie: bool,
+) -> int:  # fmt: skip
+    if fault is not None:
+        reason = fault.split(":", 1)[0]
+        return _CODES.get(reason, _CODES["unreadable"])
     if _has_null(prompt) or _has_null(chosen) or _has_null(rejected):
         reason = "missing_field"
     elif isinstance(prompt, list) and _has_bad_roles(prompt, chosen, rejected):

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from rmtrl.data.preferences import last_turn_only, read_preferences, to_normal_form
 from rmtrl.data.validation import validate
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, UsageError
 
 PAIR = {"prompt": "What colour is the sky?", "chosen": "Blue.", "rejected": "Green."}
 HEAD = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: How are you?\n\nAssistant:"
@@ -149,6 +149,33 @@ def test_nectar_pairs_the_best_answer_with_each_other():
     assert len(set(pairs["prompt_id"])) == 1
 
 
+def pandalm(*votes, **more):
+    row = {"idx": 7, "instruction": "Shorten.", "input": "A long text.", "response1": "b", "response2": "a"}
+    return row | {f"annotator{number}": vote for number, vote in enumerate(votes, 1)} | more
+
+
+@pytest.mark.parametrize(
+    ("votes", "chosen", "preference"),
+    [
+        ((1, 1, 1), "b", 1.0),
+        ((2, 2, 0), "a", 5 / 6),
+        ((1, 2, 2), "a", 2 / 3),
+        ((0, 1, 2), "b", 0.5),
+        ((0, 0, 1), "b", 2 / 3),
+    ],
+)
+def test_pandalm_votes_become_a_share(votes, chosen, preference):
+    row = normal(pandalm(*votes))[0]
+    assert (row["id"], row["prompt"], row["chosen"]) == ("7", "Shorten.\n\nA long text.", chosen)
+    assert row["preference"] == pytest.approx(preference) and row["weight"] == 3
+    assert normal(pandalm(*votes, input=""))[0]["prompt"] == "Shorten."
+
+
+def test_pandalm_knows_no_fourth_vote():
+    with pytest.raises(DataError, match="label '3' is none of 1, 2, 0"):
+        normal(pandalm(1, 2, 3))
+
+
 def test_columns_are_renamed_new_from_old():
     row = {"question": "q", "good": "a", "bad": "b"}
     pairs = normal(row, columns={"prompt": "question", "chosen": "good", "rejected": "bad"})
@@ -191,6 +218,11 @@ def test_every_format_reads_the_same(tmp_path, name):
     assert set(pairs["source"]) == {name}
 
 
+def test_the_last_suffix_counts_in_any_case(tmp_path):
+    write_lines(tmp_path / "from.csv.JSONL", json.dumps(PAIR))
+    assert read_preferences(tmp_path / "from.csv.JSONL")[0]["chosen"] == PAIR["chosen"]
+
+
 def test_folder_is_read_by_split(tmp_path):
     write_lines(tmp_path / "train.jsonl", json.dumps(PAIR))
     write_lines(tmp_path / "test.jsonl", json.dumps(PAIR), json.dumps(PAIR))
@@ -221,12 +253,15 @@ GOOD = json.dumps(PAIR)
     ("lines", "said"),
     [
         ([GOOD, GOOD[:40], GOOD], "row 2 is not JSON"),
-        ([GOOD, "3"], "row 2 is not a JSON object"),
-        ([GOOD, GOOD, GOOD.replace('"Blue."', "null")], "row 3: column chosen is null"),
+        ([GOOD, "", " \t", "3"], "row 2 is not a JSON object"),
+        ([GOOD, GOOD, GOOD.replace('"Blue."', "null")], "row 3: column chosen is null or absent"),
         ([GOOD, GOOD.replace('"Blue."', "4")], "row 2: chosen is of type int"),
-        ([GOOD, '{"prompt": "p", "rejected": "r"}'], "row 2: column chosen is null"),
+        ([GOOD, '{"prompt": "p", "rejected": "r"}'], "row 2: column chosen is null or absent"),
         ([], "is empty"),
+        (["", "  "], "is empty"),
         (['{"text": "t", "label": 1}'], "columns text, label fit no known form.*--map new=old"),
+        (["[", GOOD + ",", GOOD + ",", "["], r"a list that is not JSON \(.*line 4"),
+        (["\x00\x01PK", "\x02"], "row 1 is not JSON"),
     ],
 )
 def test_broken_file_names_file_and_row(tmp_path, lines, said):
@@ -235,6 +270,185 @@ def test_broken_file_names_file_and_row(tmp_path, lines, said):
     with pytest.raises(DataError, match=said) as caught:
         read_preferences(path)
     assert "pairs.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+# rows that cannot be read
+
+
+def kept_faults(path, **options):
+    pairs = read_preferences(path, faulty="keep", **options)
+    return pairs["fault"][:] if "fault" in pairs.column_names else [None] * len(pairs)
+
+
+def said(role, content):
+    return [{"role": role, "content": content}]
+
+
+TALK = json.dumps({"prompt": said("user", "q"), "chosen": said("assistant", "a"), "rejected": said("assistant", "b")})
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (GOOD[:40], "unreadable: row 2 is not JSON"),
+        (GOOD + GOOD, "unreadable: row 2 is not JSON"),
+        ("[1, 2]", "unreadable: row 2 is not a JSON object"),
+        ("null", "unreadable: row 2 is not a JSON object"),
+        ("[" * 5000, "unreadable: row 2 is not JSON"),
+        ("9" * 5000, "unreadable: row 2 is not JSON"),
+        (GOOD.replace("sky", "\x01"), "unreadable: row 2 is not JSON"),
+        (GOOD.replace("sky", "\x00"), "unreadable: row 2 is not JSON"),
+        (GOOD.replace("sky", "\\ud800"), "unreadable: row 2 holds half of a surrogate pair"),
+        (GOOD.replace("rejected", "chosen"), "unreadable: row 2 is not JSON that can be read ('chosen' stands twice"),
+        (GOOD.replace('"Blue."', "true"), "unreadable: row 2: chosen is of type bool"),
+        (GOOD.replace('"Blue."', '["Blue."]'), "unreadable: row 2: chosen is of type list"),
+        (GOOD.replace('"Blue."', '{"a": [{}]}'), "unreadable: row 2: chosen is of type dict"),
+        (GOOD[:-1] + ', "preference": 7}', "unreadable: row 2: preference is 7"),
+        (GOOD[:-1] + ', "preference": NaN}', "unreadable: row 2: preference is nan"),
+        (GOOD[:-1] + ', "margin": "wide"}', "unreadable: row 2: margin is of type str"),
+        (GOOD[:-1] + ', "margin": true}', "unreadable: row 2: margin is of type bool"),
+        (TALK, "unreadable: row 2: text and message lists are mixed"),
+        (GOOD.replace('"Blue."', "null"), "missing_field: row 2: column chosen is null or absent"),
+        ('{"prompt": "p", "rejected": "r"}', "missing_field: row 2: column chosen is null or absent"),
+        ('{"chosen": "c", "rejected": "r"}', "missing_field: row 2: column prompt is null or absent"),
+        ("{}", "missing_field: row 2"),
+    ],
+    ids=lambda value: value[:60],
+)
+def test_a_row_that_cannot_be_read_stands_there_with_its_fault(tmp_path, line, fault):
+    path = write_lines(tmp_path / "pairs.jsonl", GOOD, line, GOOD)
+    pairs = read_preferences(path, faulty="keep")
+    assert pairs["fault"][0] is pairs["fault"][2] is None
+    assert pairs["fault"][1].startswith(fault)
+    assert pairs[1]["prompt"] is pairs[1]["chosen"] is pairs[1]["rejected"] is None
+    assert validate(pairs).rejects["reason"][:].count(fault.split(":")[0]) == 1
+    with pytest.raises(DataError, match="row 2"):
+        read_preferences(path)
+
+
+def test_a_clean_file_has_no_fault_column(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl.gz", GOOD, GOOD)
+    assert read_preferences(path, faulty="keep")[:] == read_preferences(path)[:]
+    assert "fault" not in read_preferences(path, faulty="keep").column_names
+
+
+@pytest.mark.parametrize(("lines", "faults"), [([GOOD, TALK, TALK], [0]), ([TALK, GOOD], [1]), ([GOOD, TALK], [1])])
+def test_the_form_of_most_rows_is_read_and_the_first_decides_a_tie(tmp_path, lines, faults):
+    found = kept_faults(write_lines(tmp_path / "pairs.jsonl", *lines))
+    assert [row for row, fault in enumerate(found) if fault] == faults
+
+
+def test_implicit_prompts_stay_implicit_beside_one_row_with_a_prompt(tmp_path):
+    implicit = '{"chosen": "It is red.", "rejected": "It is blue."}'
+    path = write_lines(tmp_path / "pairs.jsonl", GOOD, implicit, implicit)
+    pairs = read_preferences(path, faulty="keep")
+    assert pairs["prompt"][:] == [PAIR["prompt"], "It is", "It is"]
+
+
+def test_a_line_that_is_not_utf8_costs_that_line(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(
+        f"\ufeff{GOOD}\r\n".encode() + GOOD.replace("sky", "é").encode("latin-1") + b"\r\n\r\n" + TALK.encode()
+    )
+    assert [fault and fault[:25] for fault in kept_faults(path)] == [
+        None, "unreadable: row 2 is not ", "unreadable: row 3: text a",
+    ]  # fmt: skip
+
+
+def test_a_row_of_five_million_characters_is_read(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", json.dumps(PAIR | {"chosen": "x" * 5_000_000}), GOOD)
+    assert [len(text) for text in read_preferences(path)["chosen"]] == [5_000_000, 5]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [[PAIR, None, PAIR], {"data": [PAIR, 3, PAIR], "version": "1"}, {"a": PAIR, "b": {}, "c": PAIR}],
+    ids=["list", "field", "by name"],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_document_is_read_row_by_row(tmp_path, document, indent):
+    (tmp_path / "pairs.json").write_text(json.dumps(document, indent=indent))
+    faults = kept_faults(tmp_path / "pairs.json")
+    assert [fault is None for fault in faults] == [True, False, True] and "row 2" in faults[1]
+
+
+def test_a_pretty_printed_row_is_read(tmp_path):
+    (tmp_path / "pairs.json").write_text(json.dumps(PAIR, indent=4))
+    assert read_preferences(tmp_path / "pairs.json")[0]["chosen"] == PAIR["chosen"]
+
+
+def test_dates_and_numbers_in_text_stay_as_they_are_written(tmp_path):
+    row = {"id": "2020-01-01", "prompt": "2020-01-02", "chosen": "2020-01-03", "rejected": "2020-01-04"}
+    found = read_preferences(write_lines(tmp_path / "pairs.jsonl", json.dumps(row)))
+    assert found.select_columns(list(row))[0] == row
+    numbers = write_lines(
+        tmp_path / "pairs.csv", "id,prompt,chosen,rejected,margin", "007,2+2,4,5.0,1e3", "008,1+1,2,3,"
+    )
+    found = read_preferences(numbers)
+    assert found[0]["id"] == "007" and found["chosen"][:] == ["4", "2"] and found["rejected"][0] == "5.0"
+    assert found["margin"][:] == [1000.0, None]
+
+
+def test_broken_rows_of_csv_cost_themselves(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(b'prompt,chosen,rejected\np,"a\nb",c\np,a,b,c\np,a\n\np,\xff,b\nq,a,b\n')
+    assert [fault and fault[:38] for fault in kept_faults(path)] == [
+        None,
+        "unreadable: row 2 has 4 cells where th",
+        "missing_field: row 3: column rejected ",
+        "unreadable: row 4 is not UTF-8 text; s",
+        None,
+    ]
+
+
+def test_folder_of_csv_reads_na_as_a_word_and_names_the_file_of_a_fault(tmp_path):
+    write_lines(tmp_path / "train-a.csv", "prompt,chosen,rejected", "p,NA,null")
+    write_lines(tmp_path / "train-b.csv", "prompt,chosen,rejected", "p,a,b,c")
+    pairs = read_preferences(tmp_path, faulty="keep")
+    assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("NA", "null")
+    assert pairs[1]["fault"].startswith("unreadable: train-b.csv, row 1 has 4 cells")
+    with pytest.raises(DataError, match="no split test; it has train"):
+        read_preferences(tmp_path, split="test")
+
+
+def test_null_cells_of_a_table_are_missing_fields(tmp_path):
+    rows = [PAIR, PAIR | {"prompt": None}, PAIR | {"chosen": None}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "some.parquet")
+    result = validate(read_preferences(tmp_path / "some.parquet", faulty="keep"))
+    assert (len(result.kept), result.reasons["missing_field"]) == (1, 2)
+    assert "column prompt is null" in result.rejects["fault"][0] and "fault" not in result.kept.column_names
+    result = validate(normal(*(row | {"prompt": None} for row in rows), faulty="keep"))
+    assert (result.n, result.reasons["missing_field"], result.groups, result.domains) == (3, 3, 0, {})
+
+
+def test_a_margin_that_is_absent_in_some_rows_stays_non_finite(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", GOOD, '{"margin": 1, "prompt": "p", "chosen": "a", "rejected": "b"}')
+    assert validate(read_preferences(path, faulty="keep")).reasons["non_finite_margin"] == 1
+
+
+def test_a_slice_of_a_split_is_read(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", *(json.dumps(PAIR | {"id": str(i)}) for i in range(10)))
+    assert read_preferences(path, split="train[2:4]")["id"][:] == ["2", "3"]
+    assert len(read_preferences(path, split="train[:50%]")) == 5
+
+
+def test_a_broken_archive_is_one_error(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl.gz", *[GOOD] * 5000)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match="pairs.jsonl.gz cannot be read after row"):
+        read_preferences(path, faulty="keep")
+
+
+def test_reading_twice_leaves_the_first_reading_alone(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", GOOD)
+    first = read_preferences(path)
+    write_lines(path, TALK, TALK)
+    assert len(read_preferences(path)) == 2 and first[0]["prompt"] == PAIR["prompt"]
+
+
+def test_wrong_policy_is_said():
+    with pytest.raises(UsageError, match="'raise' or 'keep'"):
+        normal(PAIR, faulty="drop")
 
 
 def test_unknown_label_names_the_row():
@@ -267,6 +481,13 @@ def test_llmbar_and_judgebench_read_whole(real_data):
     assert len(read_preferences(real_data / "llmbar")) == 419
     judged = read_preferences(real_data / "judgebench" / "gpt.jsonl.gz")
     assert len(judged) == 350 and "mmlu-pro-law" in judged["domain"][:]
+
+
+def test_pandalm_reads_whole(real_data):
+    result = validate(read_preferences(real_data / "pandalm" / "testset-v1-first500.json", faulty="keep"), ties="keep")
+    assert result.n == 500 and result.reasons["unreadable"] == 6  # six answers are the JSON value true, not text
+    assert set(result.kept["weight"]) == {3.0}
+    assert {round(share * 6) for share in result.kept["preference"]} == {3, 4, 5, 6}
 
 
 def test_a_preference_below_one_half_swaps_the_sides():

@@ -16,7 +16,7 @@ from rmtrl.data.synthetic import (
     make_preferences,
     planted_defects,
 )
-from rmtrl.data.world import DOMAINS, FILLERS
+from rmtrl.data.synthetic.facts import DOMAINS, FILLERS
 from rmtrl.errors import DataError, UsageError
 
 FRANCE = "What is the capital of France?"

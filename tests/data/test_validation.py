@@ -158,6 +158,27 @@ def test_ties_are_kept_on_request_and_contradict_nothing():
     assert result.warnings == ("50% of the pairs are ties: unclear guidelines?",)
 
 
+@pytest.mark.parametrize(("n_ties", "warned"), [(3, False), (4, True)])
+def test_more_than_thirty_percent_of_ties_is_a_warning(n_ties, warned):
+    rows = [(f"p{i}", "a", "b", {"preference": 0.5 if i < n_ties else 1.0}) for i in range(10)]
+    result = validate(pairs(*rows))
+    assert result.tie_rate == n_ties / 10 and bool(result.warnings) == warned
+
+
+def test_duplicate_ids_are_allowed_and_counted():
+    named = [("p", "a", f"b{i}", {"id": name}) for i, name in enumerate("xyxxz")]
+    result = validate(pairs(*named))
+    assert len(result.kept) == 5 and result.warnings[0].startswith("2 duplicate ids")
+
+
+def test_rows_with_a_fault_are_rejected_for_it():
+    faults = [None, "unreadable: row 2 is not JSON", "missing_field: row 3: column chosen is null"]
+    rows = [(*((None,) * 3 if fault else ("p", "a", "b")), {"fault": fault}) for fault in faults]
+    result = validate(pairs(*rows))
+    assert result.rejects["reason"][:] == ["unreadable", "missing_field"] and result.rejects["fault"][:] == faults[1:]
+    assert len(result.kept) == 1 and "fault" not in result.kept.column_names
+
+
 def test_vote_share_under_one_half_counts_for_the_other_side():
     dataset = pairs(("p", "a", "b", {"preference": 0.9}), ("p", "b", "a", {"preference": 0.2}))
     assert len(validate(dataset).kept) == 2

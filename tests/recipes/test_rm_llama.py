@@ -199,12 +199,12 @@ def bad(tmp_path, start, pairs_file):
     AutoModelForSequenceClassification.from_pretrained(start / "rm").save_pretrained(plain)
     (tmp_path / "empty.jsonl").touch()
     broken = tmp_path / "broken.jsonl"
-    broken.write_text(json.dumps(GOOD) + "\n{oops\n")
+    broken.write_text("{oops\n" * 3)
     return {
         "missing file": ({"dataset_name": tmp_path / "none.jsonl"}, "no such file"),
         "unknown columns": ({"dataset_name": write(tmp_path / "c.jsonl", {"text": "a"})}, "fit no known form"),
         "empty set": ({"dataset_name": tmp_path / "empty.jsonl"}, "is empty"),
-        "broken line": ({"dataset_name": broken}, "row 2"),
+        "broken lines": ({"dataset_name": broken}, "row 1"),
         "all rejected": ({"dataset_name": write(tmp_path / "r.jsonl", GOOD | {"rejected": " good"})}, "were rejected"),
         "no chat template": ({"dataset_name": pairs_file, "model_name_or_path": plain}, "no chat template"),
         "all too long": ({"max_length": 3}, "too_long"),
@@ -217,7 +217,7 @@ def bad(tmp_path, start, pairs_file):
     }
 
 
-CASES = ["missing file", "unknown columns", "empty set", "broken line", "all rejected", "no chat template",
+CASES = ["missing file", "unknown columns", "empty set", "broken lines", "all rejected", "no chat template",
          "all too long", "missing model", "unknown flag", "bad value", "nothing to resume",
          "no such checkpoint", "bad ratios"]  # fmt: skip
 

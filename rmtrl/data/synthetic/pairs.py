@@ -10,22 +10,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from rmtrl.data.gold import GOLD_WEIGHTS, GoldScorer, gold_score, gold_scores
-from rmtrl.data.writing import Prompt, write_answer, write_prompts
+from rmtrl.data.synthetic.gold import gold_score
+from rmtrl.data.synthetic.writing import Prompt, write_answer, write_prompts
 from rmtrl.errors import UsageError
-
-__all__ = [
-    "ANNOTATORS",
-    "GOLD_WEIGHTS",
-    "Annotator",
-    "GoldScorer",
-    "PlantedDefects",
-    "gold_score",
-    "gold_scores",
-    "make_demonstrations",
-    "make_preferences",
-    "planted_defects",
-]
 
 _CHOICES = {1.0: "a", 0.0: "b", 0.5: "tie"}
 _CLOSE = 0.05  # gold scores nearer than this are a tie to every annotator

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrl.data.world import DOMAINS, POLITE, REQUESTS, RUDE, Domain, Fact
+from rmtrl.data.synthetic.facts import DOMAINS, POLITE, REQUESTS, RUDE, Domain, Fact
 from rmtrl.errors import DataError
 from rmtrl.types import Conversation, Scorer
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from rmtrl.data.gold import GOLD_WEIGHTS, gold_scores
-from rmtrl.data.synthetic import (
+from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_scores
+from rmtrl.data.synthetic.pairs import (
     ANNOTATORS,
     PERFECT,
     Annotator,
@@ -20,7 +20,7 @@ from rmtrl.data.synthetic import (
     pairs_of,
     write_pairs,
 )
-from rmtrl.data.writing import Prompt, write_prompts
+from rmtrl.data.synthetic.writing import Prompt, write_prompts
 
 CRITERIA = tuple(GOLD_WEIGHTS)
 _TYPICAL_WORDS = 20  # an answer of this length is neither raised nor lowered by a liking for length

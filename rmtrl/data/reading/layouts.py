@@ -1,14 +1,39 @@
 """Known forms of preference rows, read as pairs: TRL's, the annotation form and those of common public sets."""
 
+import math
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from rmtrl.errors import DataError
 from rmtrl.types import Message
 
 Row = dict[str, Any]
+
+
+class MissingCellError(DataError):
+    """A row without a cell that its form needs."""
+
+
+def as_number(name: str, value: Any) -> float | None:
+    """Returns a cell as a number, None where it is empty.
+
+    Raises:
+        DataError: If it is neither a number nor the text of one.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{name} is of type {type(value).__name__} ({str(value)[:40]!r}); wanted a number")
+
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What opens a turn in a transcript, as in hh-rlhf."""
@@ -55,16 +80,16 @@ def _explicit(row: Row) -> list[Row]:
             pair["prompt"] = [{"role": "user", "content": prompt}]
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         pair = _split_texts(chosen, rejected)
-    preference = row.get("preference")
-    if isinstance(preference, int | float) and not isinstance(preference, bool):
-        if preference < 0 or preference > 1:
-            raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
-        if preference < 0.5:
-            pair["chosen"], pair["rejected"], pair["preference"] = pair["rejected"], pair["chosen"], 1 - preference
-    if row.get("prompt_rejected") is not None:
+    preference = as_number("preference", row.get("preference"))
+    if preference is not None and not 0 <= preference <= 1:
+        raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
+    if preference is not None and preference < 0.5:
+        pair["chosen"], pair["rejected"], pair["preference"] = pair["rejected"], pair["chosen"], 1 - preference
+    if row.get("prompt_rejected") not in (None, ""):
         pair["prompt_rejected"] = row["prompt_rejected"]
-    if row.get("score_chosen") is not None and row.get("score_rejected") is not None:
-        pair["rating_gap"] = row["score_chosen"] - row["score_rejected"]
+    scores = [as_number(name, row.get(name)) for name in ("score_chosen", "score_rejected")]
+    if scores[0] is not None and scores[1] is not None:
+        pair["rating_gap"] = scores[0] - scores[1]
     return [pair]
 
 
@@ -83,9 +108,11 @@ def _ordered(prompt: Any, first: Any, second: Any, first_wins: float, **more: An
 
 def _first_wins(label: Any, first: str, second: str, ties: tuple[str, ...] = ()) -> float:
     outcomes = {first: 1.0, second: 0.0} | dict.fromkeys(ties, 0.5)
-    if str(label).strip() not in outcomes:
-        raise DataError(f"label {label!r} is none of {', '.join(outcomes)}")
-    return outcomes[str(label).strip()]
+    # 1.0 is what becomes of 1 in a column of whole numbers with a gap
+    name = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
+    if name not in outcomes:
+        raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(outcomes)}")
+    return outcomes[name]
 
 
 def _annotation(row: Row) -> list[Row]:
@@ -144,6 +171,16 @@ def _judgebench(row: Row) -> list[Row]:
     return _ordered(row["question"], row["response_A"], row["response_B"], first_wins, **names)
 
 
+_PANDALM_VOTES = ("annotator1", "annotator2", "annotator3")
+
+
+def _pandalm(row: Row) -> list[Row]:
+    shares = [_first_wins(row[name], "1", "2", ("0",)) for name in _PANDALM_VOTES]
+    prompt = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
+    named = {"id": row.get("idx"), "weight": len(shares)}
+    return _ordered(prompt, row["response1"], row["response2"], sum(shares) / len(shares), **named)
+
+
 Layout = Callable[[Row], list[Row]]
 
 LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
@@ -158,5 +195,20 @@ LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
     "Nectar": (frozenset({"prompt", "answers"}), _nectar),
     "LLMBar": (frozenset({"input", "output_1", "output_2", "label"}), _llmbar),
     "JudgeBench": (frozenset({"question", "response_A", "response_B", "label"}), _judgebench),
+    "PandaLM": (frozenset({"instruction", "input", "response1", "response2", *_PANDALM_VOTES}), _pandalm),
 }
 """Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""
+
+
+@lru_cache(maxsize=1024)
+def layout_of(names: tuple[str, ...]) -> tuple[list[str], Layout | None]:
+    """Returns the columns of the form that `names` fit and what reads it; of the nearest form what is missing, None.
+
+    Args:
+        names (`tuple[str, ...]`): Columns of a row.
+    """
+    for columns, layout in LAYOUTS.values():
+        if columns <= set(names):
+            return sorted(columns), layout
+    nearest = max((columns for columns, _ in LAYOUTS.values()), key=lambda form: len(form & set(names)) / len(form))
+    return sorted(nearest - set(names)), None

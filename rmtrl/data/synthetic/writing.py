@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-from rmtrl.data.world import (
+from rmtrl.data.synthetic.facts import (
     COMPLIANCE,
     DECLINES,
     DOMAINS,

@@ -1,7 +1,7 @@
 """The tables of the embedded world: 20 domains of everyday facts, risky requests, and the phrases people use.
 
 Facts are few on purpose (three a domain): a Llama of about a million parameters can learn sixty of them in a minute.
-The tables hold words only; `gold.py` reads them in a text and `synthetic.py` writes texts from them.
+The tables hold words only; `gold.py` reads them in a text and `writing.py` writes texts from them.
 """
 
 from dataclasses import dataclass

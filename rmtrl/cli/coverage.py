@@ -1,0 +1,131 @@
+"""`rmtrl data coverage` and `rmtrl data sample`: a data set against its design, and a sample across domains."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from rmtrl.data.bias import AnnotatorBias
+
+
+def coverage(
+    data: Data,
+    design: Annotated[str, typer.Option(help="A preset (blueprint, benchmark) or a YAML file.")] = "blueprint",
+    annotations: Annotated[
+        list[Path] | None, typer.Option(help="Annotation file, for judgments per item and biases; may be repeated.")
+    ] = None,
+    responses: Annotated[
+        Path | None, typer.Option(help="File with item_id, prompt_id, source, response: response mix and lengths.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 where the design is not met or a bias is found.")] = False,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
+    from rmtrl.data.annotations.forms import read_annotations
+    from rmtrl.data.bias import preference_rates
+    from rmtrl.data.coverage import coverage as compare
+    from rmtrl.data.coverage import read_design
+    from rmtrl.data.reading.loading import load_rows
+
+    plan = read_design(design)
+    pairs = read_pairs(data, split, columns)
+    texts = list(load_rows(responses)) if responses else []
+    judged = read_annotations(annotations) if annotations else None
+    per_item = [] if judged is None else _judgments_per_item(judged)
+    result = compare(
+        pairs,
+        plan,
+        judgments_per_item=per_item,
+        criteria=() if judged is None else judged.ratings.criteria,
+        sources=Counter(str(row.get("source", "unknown")) for row in texts) or None,
+    )
+    biases = [] if judged is None else _biases(judged, texts)
+    flagged = {bias.annotator: list(bias.flags) for bias in biases if bias.flags}
+    if as_json:
+        rates = {
+            column: {value: {key: getattr(rate, "as_dict", lambda rate=rate: rate)() for key, rate in figures.items()}
+                     for value, figures in values.items()}
+            for column, values in preference_rates(pairs).items()
+        }  # fmt: skip
+        print_json(
+            {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), **result.as_dict(),
+             "preference_rates": rates, "annotators": [bias.as_dict() for bias in biases], "flagged": flagged}
+        )  # fmt: skip
+    else:
+        lines = {c["name"]: f"{c['got']} of {c['wanted']}{'' if c['met'] else '   <- not met'}" for c in result.checks}
+        print_table({"pairs": len(pairs), **lines, "balance of domains": f"{result.balance:.3f}"})
+        for bias in biases:
+            print(f"{bias.annotator}: longer side {bias.longer}, above the others {bias.longer_excess}")
+    for annotator, flags in flagged.items():
+        print(f"rmtrl: warning: annotator {annotator} {', '.join(flags).replace('_', ' ')}", file=sys.stderr)
+    if strict and (flagged or not result.met):
+        raise typer.Exit(1)
+
+
+def sample(
+    data: Data,
+    size: Annotated[int, typer.Option(help="Prompts to draw, each with all its pairs.")],
+    out: Annotated[Path, typer.Option(help="Write the sampled pairs here, as jsonl, with sampling_weight.")],
+    prevalence: Annotated[
+        str, typer.Option(help="Weight of each domain: chat=9,law=1; the data's own where absent.")
+    ] = "",
+    stress: Annotated[str, typer.Option(help="Factor for high-stakes domains: medicine=3,law=2.")] = "",
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
+    from rmtrl.data.sampling import sample_by_domain
+
+    pairs = read_pairs(data, split, columns)
+    weights = _numbers("prevalence", prevalence)
+    drawn = sample_by_domain(pairs, size, prevalence=weights or None, stress=_numbers("stress", stress), seed=seed)
+    write_jsonl(out, drawn.pairs)
+    if as_json:
+        print_json({"schema": "rmtrl/sample/1", "data": data, "n": len(drawn.pairs), "seed": seed,
+                    "domains": drawn.drawn, "out": str(out)})  # fmt: skip
+    else:
+        print_table({"pairs": len(drawn.pairs), **{k: v["drawn"] for k, v in drawn.drawn.items()}, "written to": out})
+
+
+def _numbers(option: str, text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise UsageError(f"got --{option} {text}; wanted name=number,name=number") from error
+
+
+def _judgments_per_item(judged: Any) -> list[int]:
+    items = set(zip(judged.ratings.item.tolist(), judged.ratings.annotator.tolist(), strict=True))
+    counts = Counter(item for item, _ in items) or Counter(judged.votes.pair.tolist())
+    return list(counts.values())
+
+
+def _biases(judged: Any, texts: list[dict[str, Any]]) -> "list[AnnotatorBias]":
+    import numpy as np
+
+    from rmtrl.data.bias import annotator_bias
+
+    given = {(row["prompt_id"], row["item_id"]): row["response"] for row in texts}
+    lengths = np.array([_chars(given.get(item, judged.responses.get(item))) for item in judged.items])
+    votes = judged.votes
+    if not len(votes.pair):
+        return []
+    wins = np.array([1.0, 0.0, 0.5])[votes.choice]
+    first, second = votes.first[votes.pair], votes.second[votes.pair]
+    prompts = [judged.items[item][0] for item in first]
+    names = [judged.annotators[number] for number in votes.annotator]
+    return annotator_bias(names, votes.pair, prompts, wins, lengths[first] - lengths[second])
+
+
+def _chars(text: Any) -> float:
+    return float("nan") if text is None else float(len(text if isinstance(text, str) else text[-1]["content"]))

@@ -1,0 +1,204 @@
+"""Preference pairs from votes or ratings: unanimous pairs to train on, disputed ones routed apart, all counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, Features
+from numpy.typing import NDArray
+
+from rmtrl.data.annotations.aggregation import ItemScores
+from rmtrl.data.annotations.tables import Annotations
+from rmtrl.data.annotations.texts import VOTE_COUNTS, PairWriter
+from rmtrl.errors import DataError, UsageError
+
+Disputed = Literal["adjudicate", "weight", "slice"]
+
+DISPUTED = ("adjudicate", "weight", "slice")
+ROUTES = ("train", "review_or_hold_out", "tie")
+MIN_GAP = 0.05
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class VoteAgreement:
+    """Share of the largest group of votes, and where the pair goes: one of `ROUTES`."""
+
+    agreement: float
+    route: str
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs and what became of the others.
+
+    Args:
+        pairs (`Dataset`): Pairs in the normal form, with `route` and, from votes, `agreement`.
+        review (`Dataset`): Disputed pairs that are not in `pairs`. With "slice" an evaluation set in the normal form;
+            with "adjudicate" the two answers side by side with their votes and no label.
+        counts (`dict[str, int]`): Pairs judged (`n`), by route, and by what became of them.
+    """
+
+    pairs: Dataset
+    review: Dataset
+    counts: dict[str, int]
+
+
+def vote_agreement(votes: Sequence[str]) -> VoteAgreement:
+    """Returns how far the votes on one pair agree and where it goes.
+
+    The agreement is the share of the largest group of equal votes. A unanimous pair goes to "train", one on which all
+    voted "tie" is a "tie", every other goes to "review_or_hold_out".
+
+    Args:
+        votes (`Sequence[str]`): Votes, any labels; "tie" for a tie.
+
+    Raises:
+        UsageError: If there are no votes.
+
+    Example:
+
+    ```python
+    >>> vote_agreement(["chosen", "rejected", "tie"])
+    VoteAgreement(agreement=0.3333333333333333, route='review_or_hold_out')
+    ```
+    """
+    if not votes:
+        raise UsageError("got no votes; an agreement needs at least one")
+    (label, largest), *_ = Counter(votes).most_common()
+    if largest < len(votes):
+        return VoteAgreement(largest / len(votes), "review_or_hold_out")
+    return VoteAgreement(1.0, "tie" if label == "tie" else "train")
+
+
+def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudicate", min_votes: int = 1) -> PairSet:
+    """Returns one pair for every two items that were voted on.
+
+    `preference` is the share of the votes for chosen by weight, a tie counting half; `weight` is the weight of the
+    votes, their number where none carries a weight. A share of ½ has the first item as chosen. Ties stay among the
+    pairs with preference ½.
+
+    Args:
+        annotations ([`Annotations`]): The judgments.
+        disputed (`str`): What becomes of pairs on which votes differ: "adjudicate" (set aside for a person), "weight"
+            (kept, with the vote share) or "slice" (set aside as an evaluation set).
+        min_votes (`int`): Pairs with fewer votes are counted and left out.
+
+    Raises:
+        DataError: If there are no votes.
+        UsageError: If a setting is out of range.
+
+    Example:
+
+    ```python
+    >>> result = pairs_from_votes(read_annotations(["examples/annotations.jsonl"]), disputed="weight")
+    >>> round(result.pairs[0]["preference"], 2), result.pairs[0]["weight"]
+    (0.67, 3.0)
+    ```
+    """
+    if disputed not in DISPUTED:
+        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
+    if min_votes < 1:
+        raise UsageError(f"got min_votes {min_votes}; wanted 1 or more")
+    votes = annotations.votes
+    if not len(votes.pair):
+        raise DataError(
+            "got no votes to make pairs from; wanted lines with a, b and choice, or make them from ratings"
+        )
+    numbers = np.bincount(votes.pair * 3 + votes.choice, minlength=3 * len(votes.first)).reshape(-1, 3)
+    weights = np.bincount(votes.pair * 3 + votes.choice, votes.weight, 3 * len(votes.first)).reshape(-1, 3)
+    writer = PairWriter(annotations)
+    counts = Counter(n=len(numbers))
+    kept: list[dict[str, Any]] = []
+    review: list[dict[str, Any]] = []
+    for first, second, number, weight in zip(votes.first, votes.second, numbers, weights, strict=True):
+        if number.sum() < min_votes:
+            counts["below_min_votes"] += 1
+            continue
+        found = vote_agreement([*["a"] * number[0], *["b"] * number[1], *["tie"] * number[2]])
+        counts[found.route] += 1
+        sides = annotations.items[first], annotations.items[second]
+        if not writer.has(*sides):
+            counts["missing_text"] += 1
+            continue
+        label = {"route": found.route, "agreement": found.agreement}
+        aside = found.route == "review_or_hold_out" and disputed != "weight"
+        if aside and disputed == "adjudicate":
+            review.append(writer.side_by_side(*sides) | label | dict(zip(VOTE_COUNTS, number.tolist(), strict=True)))
+        else:
+            share = float((weight[0] + weight[2] / 2) / weight.sum())
+            row = writer.pair(*sides, share) | {"weight": float(weight.sum())} | label
+            (review if aside else kept).append(row)
+    form = writer.review_features if disputed == "adjudicate" else writer.vote_features
+    names = (*ROUTES, "below_min_votes", "missing_text")
+    return PairSet(
+        _dataset(kept, writer.vote_features),
+        _dataset(review, form),
+        {"n": counts["n"], "kept": len(kept), "review": len(review)} | {name: counts[name] for name in names},
+    )
+
+
+def pairs_from_ratings(
+    annotations: Annotations, scores: ItemScores, *, score: Literal["final", "criterion"] = "final",
+    min_gap: float = MIN_GAP,
+) -> PairSet:  # fmt: skip
+    """Returns one pair for every two rated items of a prompt, the higher score as chosen.
+
+    `rating_gap` is the difference of the scores on 0–1. Under the minimum gap a pair is a tie, with `preference` ½;
+    else `preference` is 1. Items without a score or under the quorum make no pair.
+
+    Args:
+        annotations ([`Annotations`]): The judgments.
+        scores ([`ItemScores`]): Their scores, from [`aggregate`].
+        score (`str`): "final" or "criterion", which leaves votes aside.
+        min_gap (`float`): Smallest difference that is a preference.
+
+    Raises:
+        DataError: If no item has a score.
+        UsageError: If a setting is out of range.
+
+    Example:
+
+    ```python
+    >>> annotations = read_annotations(["examples/annotations.jsonl"])
+    >>> round(pairs_from_ratings(annotations, aggregate(annotations)).pairs[0]["rating_gap"], 3)
+    0.108
+    ```
+    """
+    if score not in ("final", "criterion"):
+        raise UsageError(f"got score {score!r}; wanted final or criterion")
+    if not 0 <= min_gap <= 1:
+        raise UsageError(f"got min_gap {min_gap}; wanted a difference on 0 to 1")
+    values: NDArray[np.float64] = getattr(scores, score)
+    usable = np.isfinite(values) & ~scores.excluded
+    if not np.isfinite(values).any():
+        raise DataError("no item has a score to make pairs from; wanted lines with item_id and scores")
+    writer = PairWriter(annotations)
+    counts = Counter(items=len(usable), items_left_out=int((~usable).sum()))
+    kept = []
+    for _, group in groupby(np.flatnonzero(usable).tolist(), key=lambda k: annotations.items[k][0]):
+        for first, second in combinations(group, 2):
+            gap = float(values[first] - values[second])
+            tie = abs(gap) < max(min_gap - _ROUNDING, _ROUNDING)
+            counts["n"] += 1
+            counts["tie" if tie else "train"] += 1
+            counts["flagged"] += bool(scores.flagged[first] or scores.flagged[second])
+            sides = annotations.items[first], annotations.items[second]
+            if not writer.has(*sides):
+                counts["missing_text"] += 1
+                continue
+            row = writer.pair(*sides, 0.5 if tie else float(gap > 0))
+            kept.append(row | {"rating_gap": abs(gap), "route": "tie" if tie else "train"})
+    names = ("train", "tie", "flagged", "missing_text", "items", "items_left_out")
+    return PairSet(
+        _dataset(kept, writer.rating_features),
+        _dataset([], writer.rating_features),
+        {"n": counts["n"], "kept": len(kept), "review": 0} | {name: counts[name] for name in names},
+    )
+
+
+def _dataset(rows: list[dict[str, Any]], features: Features) -> Dataset:
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

@@ -1,0 +1,1 @@
+"""From files of any known form to rows of the normal form."""

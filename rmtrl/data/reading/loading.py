@@ -1,0 +1,140 @@
+"""Loads the rows of a file, a folder, a saved dataset or a hub set, and says in one line where a file is broken."""
+
+import logging
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.csv.csv import CsvConfig
+from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from rmtrl.data.reading.tolerant import LARGE_BYTES, suffix_of, text_rows
+from rmtrl.errors import DataError
+
+_FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_CSV_OPTIONS = {"keep_default_na": False}  # "NA" and "" are text, not null
+_LOAD_ERRORS = (DatasetsError, OSError, ValueError, EOFError, StopIteration, zlib.error)
+
+
+def load_rows(source: str | Path, *, split: str = "train", name: str | None = None) -> Dataset:
+    """Returns the rows of `source` as they stand there; see [`rmtrl.data.preferences.read_preferences`].
+
+    Raises:
+        DataError: If the source is missing, broken or empty; the message names file and row.
+    """
+    path = _path_of(source)
+    large = path.is_file() and path.stat().st_size >= LARGE_BYTES
+    with _explained(source, path), progress_bars(large or not path.exists()):
+        return _load(str(source), path, split, name)
+
+
+def text_files(source: str | Path, *, split: str = "train", name: str | None = None) -> list[Path]:
+    """Returns the JSON and CSV files that a split of `source` is made of; none where it is stored otherwise.
+
+    Raises:
+        DataError: If the source is a file of no known format, or a folder without data or without that split.
+    """
+    path = _path_of(source)
+    if path.is_file():
+        return [path] if _format_of(path) != "parquet" else []
+    if not path.is_dir() or _is_saved(path):
+        return []
+    with _explained(source, path), progress_bars(False):
+        by_split = load_dataset_builder(str(path), name).config.data_files or {}
+    wanted = [part.split("[")[0].strip() for part in split.split("+")]
+    absent = [part for part in wanted if part not in by_split]
+    if absent:
+        raise DataError(f"{source} has no split {', '.join(absent)}; it has {', '.join(map(str, by_split))}")
+    files = [Path(file) for part in wanted for file in by_split[part]]
+    return files if all(is_text(file) for file in files) else []
+
+
+def is_text(path: Path) -> bool:
+    """Returns whether a file's name says JSON or CSV."""
+    return _FORMATS.get(suffix_of(path)) in ("json", "csv")
+
+
+def _path_of(source: str | Path) -> Path:
+    if not str(source).strip():
+        raise DataError("got an empty name of a data set; give a path or a hub id of the form owner/name")
+    return Path(source).expanduser()
+
+
+def _load(source: str, path: Path, split: str, name: str | None) -> Dataset:
+    if path.is_dir():
+        if _is_saved(path):
+            return _saved_split(path, split)
+        config = load_dataset_builder(str(path), name).config
+        return load_dataset(str(path), name, split=split, **(_CSV_OPTIONS if isinstance(config, CsvConfig) else {}))
+    if path.is_file():
+        options = _CSV_OPTIONS if _format_of(path) == "csv" else {}
+        split_name = re.split(r"\W", split)[0]
+        return load_dataset(_format_of(path), data_files={split_name: str(path)}, split=split, **options)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and suffix_of(Path(source)) not in _FORMATS:
+        return load_dataset(source, name, split=split)
+    raise DataError(f"no such file or folder: {source}; give a path or a hub id of the form owner/name")
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / marker).exists() for marker in ("state.json", "dataset_dict.json"))
+
+
+def _saved_split(path: Path, split: str) -> Dataset:
+    saved = load_from_disk(str(path))
+    if isinstance(saved, DatasetDict) and split not in saved:
+        raise DataError(f"{path} has no split {split}; it has {', '.join(saved)}")
+    return saved[split] if isinstance(saved, DatasetDict) else saved
+
+
+def _format_of(path: Path) -> str:
+    if suffix_of(path) not in _FORMATS:
+        raise DataError(f"{path} is not of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
+    return _FORMATS[suffix_of(path)]
+
+
+@contextmanager
+def _explained(source: str | Path, path: Path) -> Iterator[None]:
+    """Turns what the datasets library raises into one line, and keeps it from logging the same error first."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except _LOAD_ERRORS as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(_why_unreadable(source, path, error)) from error
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Shows the datasets library's progress bars, or not, and puts back what was set."""
+    were_off = are_progress_bars_disabled()
+    if not shown:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
+
+def _why_unreadable(source: str | Path, path: Path, error: Exception) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    for file in files:
+        if file.stat().st_size == 0:
+            return f"{file} is empty; a preference set needs at least one pair"
+        if is_text(file):
+            fault = next((f"{where} {row}" for where, row in text_rows([file]) if isinstance(row, str)), None)
+            if fault:
+                return f"{file}, {fault}"
+    cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    if files:
+        return f"{source} cannot be read: {cause}"
+    return f"no such file or folder: {source}, and it cannot be loaded from the hub: {cause}"

@@ -1,0 +1,284 @@
+"""Near-duplicate prompts: exact Jaccard, every planted duplicate found, nothing that depends on the order of rows."""
+
+from itertools import combinations
+from random import Random
+
+import numpy as np
+import pytest
+from datasets import Dataset, concatenate_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmtrl.data import shingles
+from rmtrl.data.dedup import deduplicate, find_duplicates, prompt_text, with_clusters
+from rmtrl.data.preferences import read_preferences
+from rmtrl.data.shingles import Shingles, bands_for, near_pairs, normalize_text
+from rmtrl.data.synthetic import make_preferences, planted_defects
+from rmtrl.errors import DataError, UsageError
+
+SENTENCE = "please write a short friendly letter to my neighbour about the broken fence near the old oak tree"
+WORDS = SENTENCE.split()
+
+
+def clusters(texts, **settings):
+    return find_duplicates(texts, progress=False, **settings).cluster.tolist()
+
+
+def bigrams(text):
+    words = normalize_text(text).split(" ")
+    return set(zip(words, words[1:], strict=False)) or {(words[0],)}
+
+
+def brute_force(texts, numerator, denominator):
+    """Components of Jaccard >= numerator / denominator, in whole numbers, over all pairs."""
+    sets = [bigrams(text) for text in texts]
+    label = list(range(len(texts)))
+    for i, j in combinations(range(len(texts)), 2):
+        if denominator * len(sets[i] & sets[j]) >= numerator * len(sets[i] | sets[j]):
+            old, new = max(label[i], label[j]), min(label[i], label[j])
+            label = [new if each == old else each for each in label]
+    first = {each: number for number, each in enumerate(dict.fromkeys(label))}
+    return [first[each] for each in label]
+
+
+def varied(n, seed, changes=(0, 1, 2, 3)):
+    """Copies of a few sentences with some words replaced: many pairs on either side of any threshold."""
+    rng = Random(seed)
+    bases = [rng.choices(WORDS + [f"w{i}" for i in range(40)], k=rng.randint(4, 30)) for _ in range(n // 8)]
+    texts = []
+    for _ in range(n):
+        words = list(rng.choice(bases))
+        for _ in range(rng.choice(changes)):
+            words[rng.randrange(len(words))] = rng.choice(WORDS)
+        texts.append(" ".join(words))
+    return texts
+
+
+@pytest.mark.parametrize(("threshold", "ratio"), [(0.5, (1, 2)), (0.8, (4, 5)), (0.9, (9, 10)), (1.0, (1, 1))])
+def test_clusters_are_those_of_comparing_all_pairs(threshold, ratio):
+    texts = varied(300, seed=0)
+    assert clusters(texts, threshold=threshold) == brute_force(texts, *ratio)
+
+
+@pytest.mark.parametrize("small", [2, 8])
+def test_clusters_are_the_same_where_buckets_are_divided(monkeypatch, small):
+    # buckets above the limit go through the rare shingles; the budget is kept high enough to compare what is left
+    texts = varied(300, seed=1)
+    wanted = brute_force(texts, 4, 5)
+    monkeypatch.setattr(shingles, "_SMALL", small)
+    found = find_duplicates(texts, progress=False)
+    assert found.cluster.tolist() == wanted and found.skipped == 0
+
+
+def test_pairs_between_two_sets_are_those_of_comparing_all(monkeypatch):
+    monkeypatch.setattr(shingles, "_CHUNK", 50)
+    texts = sorted({normalize_text(text) for text in varied(200, seed=3)})
+    sets = [bigrams(text) for text in texts]
+    left, right = range(60), range(40, len(texts))  # some are in both
+    wanted = {(i, j) for i in left for j in right if 5 * len(sets[i] & sets[j]) >= 4 * len(sets[i] | sets[j])}
+    batches = near_pairs(Shingles(texts), np.array(left), np.array(right), progress=False)
+    assert {pair for a, b in batches for pair in zip(a.tolist(), b.tolist(), strict=True)} == wanted
+    assert sum(i != j for i, j in wanted) > 10
+
+
+def test_jaccard_of_exactly_the_threshold_is_a_near_duplicate():
+    nine, eight = "a b c d e f g h i j", "a b c d e f g h i"  # 9 bigrams, 8 of them: 8/9
+    assert clusters([nine, eight], threshold=8 / 9) == [0, 0]
+    assert clusters([nine, eight], threshold=8 / 9 + 1e-6) == [0, 1]
+    four, five = "a b c d e", "a b c d e f"  # 4/5, which floats miss by rounding in 0.8 * 5
+    assert clusters([four, five]) == [0, 0]
+
+
+def test_counts_by_hand():
+    texts = ["a b c d e", "A, b c d  E!", "a b c d e f", "x y", "a b c d e", "x y?"]
+    found = find_duplicates(texts, progress=False)
+    assert found.cluster.tolist() == [0, 0, 0, 1, 0, 1]
+    assert (found.exact, found.near, found.clusters, found.largest, found.skipped) == (3, 1, 2, 4, 0)
+
+
+def test_order_does_not_matter():
+    texts = varied(400, seed=2)
+    order = np.random.default_rng(0).permutation(len(texts))
+    straight, shuffled = np.array(clusters(texts)), np.array(clusters([texts[i] for i in order]))
+    assert np.array_equal(straight[order][:, None] == straight[order][None, :], shuffled[:, None] == shuffled[None, :])
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Hello,  WORLD!!", "hello world"),
+        ("ﬁne Ｗｉｄｅ", "fine wide"),
+        ("STRASSE straße", "strasse strasse"),
+        ("1+1 = 2€ 🙂", "1 + 1 = 2 € 🙂"),
+        ("你好。hello", "你 好 hello"),
+        ("ไทย", "ไ ท ย"),
+        ("a\u200bb\ufeff", "ab"),
+        ("tab\tnull\0line\n", "tab null line"),
+        (" ?! ", "?!"),
+        ("", ""),
+        (" \n", ""),
+    ],
+)
+def test_normal_text(text, plain):
+    assert normalize_text(text) == plain
+
+
+def test_odd_texts_equal_only_their_like():
+    odd = [
+        "",
+        "?",
+        "!!",
+        "word",
+        "\ud800",
+        "\ud800 tail",
+        "你好吗朋友",
+        "a" * 100_000,
+        " ".join(map(str, range(50_000))),
+    ]
+    assert clusters(odd) == list(range(len(odd)))
+    assert clusters(odd + odd) == 2 * list(range(len(odd)))
+
+
+def test_scripts_without_spaces_are_compared_by_character():
+    base = "请问西班牙的首都是哪里我想知道答案"
+    assert clusters([base, f"{base}吗？", "请问法国的最高山是什么名字谢谢你"]) == [0, 0, 1]
+
+
+@given(st.lists(st.text(st.characters(), max_size=30), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_any_text_is_counted(texts):
+    found = find_duplicates(texts, progress=False)
+    assert len(found.cluster) == len(texts)
+    assert len(set(found.cluster.tolist())) == len(texts) - found.exact - found.near
+
+
+def test_no_texts():
+    assert find_duplicates([], progress=False).cluster.shape == (0,)
+
+
+@pytest.mark.parametrize("threshold", [0, 0.49, 1.01, -1, float("nan")])
+def test_threshold_outside_its_bounds_is_an_error(threshold):
+    with pytest.raises(UsageError, match=r"from 0\.5 to 1"):
+        find_duplicates(["a"], threshold=threshold, progress=False)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+def test_a_pair_at_the_threshold_is_missed_with_probability_below_1e_4(threshold):
+    bands, rows = bands_for(threshold)
+    assert (1 - threshold**rows) ** bands < 1e-4 and bands * rows <= 160
+
+
+def test_minhash_values_agree_as_often_as_the_jaccard_index_says():
+    # the estimate of another implementation, with its own hash functions, on the same sets
+    datasketch = pytest.importorskip("datasketch")
+    left, right = " ".join(f"w{i}" for i in range(61)), " ".join(f"w{i}" for i in range(12, 73))  # 48 of 72: 2/3
+    theirs = []
+    for text in (left, right):
+        sketch = datasketch.MinHash(num_perm=4096, seed=1)
+        sketch.update_batch([" ".join(pair).encode() for pair in bigrams(text)])
+        theirs.append(sketch)
+    same = []
+    for seed in range(60):
+        both = Shingles([left, right], threshold=0.5, seed=seed)
+        both.rows_a_band, both.bands = 1, both._factors.size
+        both._factors, both._offsets = both._factors.reshape(-1, 1), both._offsets.reshape(-1, 1)
+        same += [np.ptp(both.bucket_keys(band)) == 0 for band in range(both.bands)]
+    assert len(same) > 3000
+    assert np.mean(same) == pytest.approx(2 / 3, abs=0.03)
+    assert np.mean(same) == pytest.approx(theirs[0].jaccard(theirs[1]), abs=0.05)
+
+
+def test_one_template_costs_no_more_than_its_size(monkeypatch):
+    # 5,000 prompts of one template, all alike; then all a little further apart than the threshold
+    compared = []
+    near = Shingles.near
+
+    def counted(self, left, right):
+        compared.append(len(left))
+        return near(self, left, right)
+
+    monkeypatch.setattr(Shingles, "near", counted)
+    alike = find_duplicates([f"{SENTENCE} number{i}" for i in range(5000)], progress=False)
+    assert (alike.clusters, alike.largest, alike.skipped) == (1, 5000, 0)
+    assert sum(compared) < 20 * 5000
+    compared.clear()
+    apart = [SENTENCE.replace("short", f"s{i}").replace("broken", f"b{i}") for i in range(5000)]
+    found = find_duplicates([*apart, f"{apart[7]} thanks"], progress=False)
+    assert (found.clusters, found.near, found.skipped) == (1, 1, 0)
+    assert sum(compared) < 20 * 5000
+
+
+def test_pairs_left_uncompared_are_counted(monkeypatch):
+    monkeypatch.setattr(shingles, "_SMALL", 2)
+    # lists of common words alone: no shingle is rare, so nothing divides the bucket
+    rng = Random(0)
+    texts = [" ".join(rng.choices("abcde", k=40)) for _ in range(100)]
+    assert find_duplicates(texts, threshold=0.8, progress=False).skipped > 0
+
+
+# ---- preference pairs
+
+
+def test_every_planted_near_duplicate_shares_a_cluster():
+    clustered = with_clusters(make_preferences(2000), progress=False)
+    cluster = dict(zip(clustered["prompt_id"], clustered["cluster_id"], strict=True))
+    planted = planted_defects(2000).near_duplicate_prompts
+    assert len(planted) == 40
+    assert all(cluster[original] == cluster[copy] for original, copy in planted)
+
+
+def pairs(prompts):
+    rows = [{"id": str(i), "prompt_id": name, "prompt": text} for i, (name, text) in enumerate(prompts)]
+    return Dataset.from_list(rows)
+
+
+def test_representative_is_the_smallest_prompt_id_whatever_the_order():
+    rows = [("p2", "a b c d e f"), ("p9", "something else"), ("p1", "a b c d e"), ("p2", "A B C D E F")]
+    for order in (rows, rows[::-1]):
+        result = deduplicate(pairs(order), progress=False)
+        assert dict(zip(result.clustered["prompt_id"], result.clustered["cluster_id"], strict=True)) == {
+            "p1": "p1", "p2": "p1", "p9": "p9",
+        }  # fmt: skip
+        assert sorted(result.kept["prompt_id"]) == ["p1", "p9"]
+        counts = result.as_dict()
+        assert (counts["n"], counts["prompts"], counts["kept"], counts["dropped"]) == (4, 3, 2, 2)
+        assert (counts["exact"], counts["near"], counts["clusters"], counts["largest"]) == (0, 1, 1, 2)
+        assert [[text.lower() for text in pair] for pair in counts["examples"]] == [["a b c d e", "a b c d e f"]]
+
+
+def test_clusters_are_replaced_when_found_again():
+    once = with_clusters(pairs([("p1", "a b"), ("p2", "c d")]), progress=False)
+    assert with_clusters(once, progress=False)["cluster_id"][:] == ["p1", "p2"]
+
+
+def test_prompt_text_of_messages_and_strings():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": None}]
+    assert prompt_text(messages) == "Be brief.\n"
+    assert prompt_text("as it is ") == "as it is "
+
+
+def test_pairs_without_prompts_are_an_error():
+    with pytest.raises(DataError, match="without prompt_id"):
+        deduplicate(Dataset.from_dict({"prompt": ["a"]}), progress=False)
+
+
+def public_counts(dataset):
+    result = deduplicate(dataset, progress=False).as_dict()
+    return tuple(result[name] for name in ("n", "prompts", "exact", "near", "clusters", "largest"))
+
+
+def test_duplicates_of_hh_rlhf(real_data):
+    assert public_counts(read_preferences(real_data / "hh-rlhf" / "harmless-base-test.jsonl.gz")) == (
+        2312,
+        2310,
+        1,
+        7,
+        8,
+        2,
+    )
+
+
+def test_duplicates_of_llmbar(real_data):
+    files = sorted((real_data / "llmbar").glob("*.json"))
+    assert len(files) == 5
+    assert public_counts(concatenate_datasets([read_preferences(file) for file in files])) == (419, 418, 0, 0, 0, 1)
