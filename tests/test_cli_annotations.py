@@ -27,7 +27,9 @@ def rows_of(path):
 
 
 def test_agreement_reports_every_slice(rmtrl):
-    code, stdout, stderr = rmtrl("agreement", EXAMPLE, "--by", "domain,criterion", "--scale", "interval", "--json")
+    code, stdout, stderr = rmtrl(
+        "annotations", "agreement", EXAMPLE, "--by", "domain,criterion", "--scale", "interval", "--json"
+    )
     report = json.loads(stdout)
     assert code == 0 and stderr == "" and report["schema"] == "rmtrl/agreement/1"
     assert (report["n"], report["kept"], report["rejected"], report["reasons"]["abstention"]) == (31, 30, 1, 1)
@@ -40,14 +42,14 @@ def test_agreement_reports_every_slice(rmtrl):
 
 
 def test_agreement_for_people(rmtrl):
-    code, stdout, _ = rmtrl("agreement", EXAMPLE, "--target", "0.5")
+    code, stdout, _ = rmtrl("annotations", "agreement", EXAMPLE, "--target", "0.5")
     assert code == 0 and "vote: not reliable" in stdout and "below the target of 0.5" in stdout
     assert "Cohen's kappa, ann and bo" in stdout
 
 
 def test_rejects_are_written_with_their_reasons(rmtrl, file, tmp_path):
     path, rejects = file([*LINES, '{"item_id": ', {"prompt": "?"}]), tmp_path / "rejects.jsonl"
-    code, stdout, _ = rmtrl("agreement", path, "--rejects", rejects, "--json")
+    code, stdout, _ = rmtrl("annotations", "agreement", path, "--rejects", rejects, "--json")
     report = json.loads(stdout)
     assert code == 0 and report["n"] == report["kept"] + report["rejected"] == 33
     assert [(row["row"], row["reason"]) for row in rows_of(rejects)] == [
@@ -56,25 +58,25 @@ def test_rejects_are_written_with_their_reasons(rmtrl, file, tmp_path):
 
 def test_aggregate_scores_items(rmtrl, tmp_path):
     weights = ("--weights", "usefulness=0.4,factuality=0.6")
-    code, stdout, _ = rmtrl("aggregate", EXAMPLE, *weights, "--alpha", "0.6", "--quorum", "3", "--json")
+    code, stdout, _ = rmtrl("annotations", "aggregate", EXAMPLE, *weights, "--alpha", "0.6", "--quorum", "3", "--json")
     report = json.loads(stdout)
     assert code == 0 and report["schema"] == "rmtrl/aggregation/1" and report["counts"]["items"] == 8
     items = {item["item_id"]: item for item in report["items"]}
     best = items["geo-1-a"]
     assert best["criteria"]["factuality"] == 1 and best["criteria"]["usefulness"] == pytest.approx(11 / 12)
     assert best["final"] == pytest.approx(0.6 * (0.6 + 0.4 * 11 / 12) + 0.4) and best["rank"] == 1
-    assert rmtrl("aggregate", EXAMPLE, *weights, "--out", tmp_path / "items.jsonl")[0] == 0
+    assert rmtrl("annotations", "aggregate", EXAMPLE, *weights, "--out", tmp_path / "items.jsonl")[0] == 0
     assert rows_of(tmp_path / "items.jsonl") == report["items"]
 
 
 def test_aggregate_for_people(rmtrl):
-    code, stdout, _ = rmtrl("aggregate", EXAMPLE, "--quorum", "4")
+    code, stdout, _ = rmtrl("annotations", "aggregate", EXAMPLE, "--quorum", "4")
     assert code == 0 and stdout.split("excluded")[1].split()[0] == "8"
 
 
 def test_pairs_of_votes_can_be_read_and_validated(rmtrl, tmp_path):
     out, review = tmp_path / "pairs.jsonl", tmp_path / "review.jsonl"
-    code, stdout, _ = rmtrl("pairs", EXAMPLE, "--out", out, "--review", review, "--json")
+    code, stdout, _ = rmtrl("annotations", "pairs", EXAMPLE, "--out", out, "--review", review, "--json")
     report = json.loads(stdout)
     assert code == 0 and (report["schema"], report["from"]) == ("rmtrl/pairs/1", "votes")
     assert (report["counts"]["n"], report["counts"]["kept"], report["counts"]["review"]) == (4, 2, 2)
@@ -83,7 +85,9 @@ def test_pairs_of_votes_can_be_read_and_validated(rmtrl, tmp_path):
 
 def test_pairs_of_ratings(rmtrl, tmp_path):
     out = tmp_path / "pairs.jsonl"
-    code, stdout, _ = rmtrl("pairs", EXAMPLE, "--from", "ratings", "--score", "criterion", "--out", out, "--json")
+    code, stdout, _ = rmtrl(
+        "annotations", "pairs", EXAMPLE, "--from", "ratings", "--score", "criterion", "--out", out, "--json"
+    )
     assert code == 0 and json.loads(stdout)["counts"]["n"] == 3
     assert min(read_preferences(out)["rating_gap"]) == pytest.approx(1 / 24)  # chickpeas: ⅓ of a step on one of two
 
@@ -93,8 +97,8 @@ def test_texts_come_from_files_and_missing_ones_are_counted(rmtrl, file, tmp_pat
     prompts = file([{"prompt_id": p, "prompt": f"{p}?", "domain": "law", "source": "web"} for p in "pq"], "p.jsonl")
     responses = file([{"prompt_id": "p", "item_id": i, "response": f"answer {i}"} for i in "xy"], "r.jsonl")
     out = tmp_path / "out" / "pairs.jsonl"
-    code, stdout, stderr = rmtrl("pairs", file(votes), "--prompts", prompts, "--responses", responses, "--out", out,
-                                 "--json")  # fmt: skip
+    texts = ("--prompts", prompts, "--responses", responses)
+    code, stdout, stderr = rmtrl("annotations", "pairs", file(votes), *texts, "--out", out, "--json")
     assert code == 0 and json.loads(stdout)["counts"]["missing_text"] == 1 and "1 pairs have no text" in stderr
     (row,) = rows_of(out)
     assert (row["prompt"], row["chosen"], row["domain"], row["source"]) == ("p?", "answer x", "law", "web")
@@ -116,13 +120,13 @@ def test_texts_come_from_files_and_missing_ones_are_counted(rmtrl, file, tmp_pat
     ],
 )
 def test_what_cannot_be_used_is_one_line(rmtrl, arguments, said):
-    code, stdout, stderr = rmtrl(*arguments)
+    code, stdout, stderr = rmtrl("annotations", *arguments)
     assert code == 2 and stdout == "" and said in stderr and len(stderr.splitlines()) == 1
 
 
 def test_a_failed_run_leaves_the_earlier_output(rmtrl, file, tmp_path):
     out = tmp_path / "pairs.jsonl"
-    assert rmtrl("pairs", EXAMPLE, "--out", out)[0] == 0
+    assert rmtrl("annotations", "pairs", EXAMPLE, "--out", out)[0] == 0
     before = out.read_bytes()
-    assert rmtrl("pairs", file(['{"broken"']), "--out", out)[0] == 2
+    assert rmtrl("annotations", "pairs", file(['{"broken"']), "--out", out)[0] == 2
     assert out.read_bytes() == before and not list(tmp_path.glob(".*"))

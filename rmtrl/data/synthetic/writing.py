@@ -72,7 +72,7 @@ def write_answer(rng: Random, prompt: Prompt) -> str:
     if rng.random() < 0.04:
         parts.append(rng.choice(body))
     text = " ".join(part for part in parts if part)
-    return text if rng.random() < 0.96 else text[: rng.randrange(len(text))].rstrip()
+    return text if rng.random() < 0.96 else text[: rng.randrange(len(text)) or 1].rstrip()
 
 
 def _answer_to_risk(rng: Random, domain: Domain) -> list[str]:
