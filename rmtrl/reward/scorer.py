@@ -1,35 +1,40 @@
 """Scores conversations with a trained reward model, the same number whatever stands beside them in the batch."""
 
-import json
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftConfig, PeftModel
-from peft.utils.save_and_load import load_peft_weights
+from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as transformers_logging
-from transformers.utils import cached_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rmtrl.errors import DataError, FreshHeadError, ModelError, RenderingError, RmtrlError
-from rmtrl.reward.heads import base_model, compute_head_in_float32, head_layers
+from rmtrl.errors import DataError, ModelError, RenderingError, RmtrlError
+from rmtrl.reward.checkpoint import load_model, stored_rendering
+from rmtrl.reward.heads import base_model, compute_head_in_float32
 from rmtrl.reward.rendering import Rendering, encode
+from rmtrl.reward.scoring import plan_jobs, run_job, why_sharing_differs
+from rmtrl.reward.shared_prefix.candidates import Costs
+from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
 from rmtrl.types import Conversation, Scorer
 
 logger = logging.getLogger(__name__)
+
+_CALL_TOKENS = {"cpu": 32.0, "accelerator": 2048.0}  # what a pass takes before its first token, in tokens
 
 
 class RewardScorer(Scorer):
     """
     Scores conversations with a reward model: one float32 number each, in the order given.
 
-    Sequences are sorted by length and batched up to a token budget, so padding is small and batch composition follows
-    from the texts, not from their order; in float32 a score does not depend on it (within 1e-5). Nothing is truncated.
+    A shared prompt is computed once: two answers stand in one row behind a mask, many over the prompt's cache, by
+    whichever takes the least modelled time. Rows of like length stand together up to a token budget, so padding is
+    small. Batches follow from the texts, not from their order; in float32 a score does not depend on them (within
+    1e-5). Nothing is truncated.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -41,7 +46,9 @@ class RewardScorer(Scorer):
         batch_tokens (`int`, *optional*, defaults to `8192`):
             Tokens in one forward pass, padding included.
         batch_size (`int`, *optional*):
-            Largest number of conversations in one forward pass.
+            Largest number of rows in one forward pass.
+        shared_prefix (`bool`, *optional*, defaults to `True`):
+            Whether tokens that several conversations start with are computed once, where the model can.
 
     Raises:
         RenderingError: If the tokenizer does not render as in training.
@@ -65,6 +72,7 @@ class RewardScorer(Scorer):
         rendering: Rendering | None = None,
         batch_tokens: int = 8192,
         batch_size: int | None = None,
+        shared_prefix: bool = True,
     ) -> None:
         if rendering is not None:
             rendering.check(tokenizer)
@@ -74,6 +82,7 @@ class RewardScorer(Scorer):
         self.rendering = rendering
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
+        self.shared_prefix = shared_prefix
         self._agree_on_pad_token()
 
     @classmethod
@@ -98,7 +107,7 @@ class RewardScorer(Scorer):
         common = {"trust_remote_code": trust_remote_code}
         try:
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **common)
-            model: Any = _load_model(str(path), tokenizer, dtype=dtype, **common)
+            model: Any = load_model(str(path), tokenizer, dtype=dtype, **common)
         except RmtrlError:
             raise
         except (OSError, ValueError) as error:
@@ -136,39 +145,35 @@ class RewardScorer(Scorer):
         """Returns the reward of each token sequence, `(N,)` float32."""
         self._check_lengths(sequences)
         rewards = np.empty(len(sequences), dtype=np.float32)
-        batches = self._batches([len(ids) for ids in sequences])
-        for batch in tqdm(batches, desc="Scoring", unit="batch", disable=len(batches) < 20):
-            rewards[batch] = self._forward([sequences[i] for i in batch])
-        return rewards
-
-    @property
-    def _reads_last_token(self) -> bool:
-        return hasattr(base_model(self.model), "score")  # the name of the head in every decoder; encoders: classifier
-
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        batches: list[list[int]] = []
-        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            longest = lengths[batches[-1][0]] if batches else 0
-            full = not batches or longest * (len(batches[-1]) + 1) > self.batch_tokens
-            if full or len(batches[-1]) == self.batch_size:
-                batches.append([])
-            batches[-1].append(index)
-        return batches
-
-    @torch.inference_mode()
-    def _forward(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        longest = max(map(len, sequences))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[*s, *[pad] * (longest - len(s))] for s in sequences], device=self.model.device)
-        mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=self.model.device)
-        rewards: NDArray[np.float32] = (
-            self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().cpu().numpy()
-        )
+        pad, costs = int(self.tokenizer.pad_token_id), self._costs
+        jobs = plan_jobs(sequences, pad_token_id=pad, costs=costs, share=self._shares)
+        for job in tqdm(jobs, desc="Scoring", unit="batch", disable=len(jobs) < 20):
+            for members, values in run_job(self.model, job, sequences, pad_token_id=pad, costs=costs):
+                rewards[members] = values
         if not np.isfinite(rewards).all():
             raise ModelError(
                 f"the reward model returned {rewards[~np.isfinite(rewards)][0]}; check its weights and dtype"
             )
         return rewards
+
+    @property
+    def _costs(self) -> Costs:
+        call = _CALL_TOKENS["cpu" if self.model.device.type == "cpu" else "accelerator"]
+        return Costs(cell_cost(self.model), call, self.batch_tokens, self.batch_size)
+
+    @cached_property
+    def _shares(self) -> bool:
+        """Whether shared prefixes are computed once: found out on a fixed probe, once."""
+        if not self.shared_prefix:
+            return False
+        reason = why_not_shared(self.model) or why_sharing_differs(self.model, int(self.tokenizer.pad_token_id))
+        if reason:
+            logger.warning("shared prompts are computed each time: %s", reason)
+        return reason is None
+
+    @property
+    def _reads_last_token(self) -> bool:
+        return hasattr(base_model(self.model), "score")  # the name of the head in every decoder; encoders: classifier
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]]) -> None:
         limit = _position_limit(base_model(self.model))
@@ -201,21 +206,6 @@ class RewardScorer(Scorer):
         config.pad_token_id = self.tokenizer.pad_token_id
 
 
-def stored_rendering(path: str | Path) -> Rendering | None:
-    """Returns the rendering stored in a checkpoint folder, `None` where none is (a model from elsewhere)."""
-    file = _file_of(path, "rmtrl.json")
-    stored = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    return Rendering(**stored["rendering"]) if "rendering" in stored else None
-
-
-def _file_of(path: str | Path, name: str) -> str | None:
-    """Returns where a file of a checkpoint folder or hub id stands on this machine, `None` where it has none."""
-    found: str | None = cached_file(
-        str(path), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return found
-
-
 def _check_conversations(conversations: Any) -> None:
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")
@@ -235,51 +225,3 @@ def _position_limit(model: Any) -> int | None:
             return int(module.num_embeddings - module.padding_idx - 1)
     limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit
-
-
-def _load_model(path: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedModel | PeftModel:
-    if _file_of(path, "adapter_config.json"):
-        return _load_adapter(path, tokenizer, **settings)
-    model, info = _from_pretrained(path, **settings)
-    heads = [f"{name}.weight" for name, _ in head_layers(model)]
-    for key, *shapes in info["mismatched_keys"]:
-        raise ModelError(f"{path} has {shapes[0][0]} labels ({key}); a reward model has one")
-    fresh = sorted(set(heads) & set(info["missing_keys"]))
-    if fresh:
-        raise FreshHeadError(
-            f"{path} holds no trained score head ({fresh[0]} is missing), so its scores would be random; give a "
-            "reward model, or train one with recipes/rm_llama.py"
-        )
-    return model
-
-
-def _load_adapter(path: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PeftModel:
-    base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
-    try:
-        model, info = _from_pretrained(base, **settings)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the base model {base} of the adapter at {path} cannot be loaded: {reason}") from error
-    saved = load_peft_weights(path, device="cpu")
-    fresh = [key for key in sorted(info["missing_keys"]) if not any(name.endswith(f".{key}") for name in saved)]
-    if fresh:
-        raise FreshHeadError(
-            f"the adapter at {path} holds no trained score head ({fresh[0]} is missing), so its scores would be "
-            "random; train it with rmtrl.RewardTrainer, which saves the head"
-        )
-    embeddings: Any = model.get_input_embeddings()
-    if any("embed" in name or ".wte." in name for name in saved) and len(tokenizer) > embeddings.num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))  # training added a token
-    return PeftModel.from_pretrained(model, path)
-
-
-def _from_pretrained(path: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a missing head is an error of ours, not a table of keys
-    try:
-        loaded = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-        )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    return loaded[0], loaded[1]

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
@@ -36,11 +37,12 @@ from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, head_modules, takes_gradients
 from rmtrl.reward.preparation import count_too_long, longest_sides, prepare_text
 from rmtrl.reward.rendering import Rendering, choose_pad_token
+from rmtrl.reward.shared_prefix import PrefixSharing
 from rmtrl.types import PairRewards
 
 logger = get_logger(__name__)
 
-_PAIR_COLUMNS = ("reason", "length_tokens", "domain_id")
+_OUR_COLUMNS = ("reason", "length_tokens", "domain_id", "rows", "ends", "margin")
 
 
 class RewardTrainer(TRLRewardTrainer):
@@ -58,6 +60,7 @@ class RewardTrainer(TRLRewardTrainer):
     - An adapter's head is trained and saved whatever `task_type` says.
     - A pad token that equals the end token, and would hide it from the model, is replaced.
     - Standard data trains with a tokenizer that has no end token.
+    - A prompt that both sides share is computed once, with hardly any padding; see [`RewardConfig.shared_prefix`].
     - Every batch is checked by [`PreferencePairValidatorCollator`]; see [`RewardConfig.pair_validation`].
 
     After `evaluate()` or `predict()`, `pairs_` holds the [`PairRewards`] of that set's pairs within `max_length`, in
@@ -71,7 +74,8 @@ class RewardTrainer(TRLRewardTrainer):
 
     Raises:
         DataError: If no pair is left after dropping those over `max_length`.
-        ModelError: If the head of an adapter model is neither trained nor saved.
+        ModelError: If the head of an adapter model is neither trained nor saved, or `shared_prefix=True` and prompts
+            cannot be shared exactly.
 
     Example:
 
@@ -133,6 +137,12 @@ class RewardTrainer(TRLRewardTrainer):
         compute_head_in_float32(self.model)
         self._forget_lm_head()
         self._replace_pad_token()
+        self._sharing = PrefixSharing(
+            self.args.shared_prefix if isinstance(self.args, RewardConfig) else "auto",
+            model=self.model,
+            args=self.args,
+            accelerator=self.accelerator,
+        )
         self._validate_batches()
         self._print_differences()
 
@@ -179,7 +189,7 @@ class RewardTrainer(TRLRewardTrainer):
             return
         tokenizer = self.processing_class
         self.data_collator = PreferencePairValidatorCollator(
-            self.data_collator,
+            self._sharing.wrap(self.data_collator),
             policy=self._pair_validation,
             bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -237,8 +247,7 @@ class RewardTrainer(TRLRewardTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Returns the mean Bradley–Terry loss of the batch, with margin and centre term as in TRL, in float32."""
-        model_inputs = {key: value for key, value in inputs.items() if key not in (*_PAIR_COLUMNS, "margin")}
-        outputs = model(**model_inputs, use_cache=False)
+        outputs = self._forward(model, inputs)
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
         drops = self._pair_validation == "drop"
         sound = inputs["reason"] == 0 if drops else torch.ones_like(chosen, dtype=torch.bool)
@@ -251,6 +260,12 @@ class RewardTrainer(TRLRewardTrainer):
         # divided by all pairs, so that a pair weighs the same whatever stands beside it in its micro-batch
         loss = torch.where(sound, losses, 0.0).mean()
         return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        rewards = self._sharing.rewards(model, inputs)
+        if rewards is not None:
+            return SequenceClassifierOutput(logits=rewards[:, None])
+        return model(**{key: value for key, value in inputs.items() if key not in _OUR_COLUMNS}, use_cache=False)
 
     def _record(
         self, inputs: dict[str, Any], chosen: torch.Tensor, rejected: torch.Tensor, losses: torch.Tensor

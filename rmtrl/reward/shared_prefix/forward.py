@@ -1,0 +1,141 @@
+"""Rewards of packed rows through the model's ordinary forward, and the probe that they are the right ones."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from rmtrl.reward.heads import base_model
+from rmtrl.reward.shared_prefix.masks import MASK_TYPES, attention_mask, layer_windows
+from rmtrl.reward.shared_prefix.rows import Rows, make_rows
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def why_not_shared(model: nn.Module) -> str | None:
+    """Returns why a model's prompts cannot be shared, as far as its architecture says; `None` where they may be."""
+    inner = base_model(model)
+    if not isinstance(getattr(inner, "score", None), nn.Module):
+        return f"{type(inner).__name__} has no head named `score` that reads one token"
+    implementation = inner.config.get_text_config()._attn_implementation
+    if implementation not in MASK_TYPES:
+        return f"attention {implementation!r} takes no mask"
+    return None
+
+
+def packs_without_mask(model: nn.Module) -> bool:
+    """Returns whether the attention finds the sequences of a row by their positions, as FlashAttention does."""
+    return "flash" in str(base_model(model).config.get_text_config()._attn_implementation)
+
+
+def cell_cost(model: nn.Module) -> float:
+    """Returns the time of one cell of an attention matrix, where a token in the linear layers takes 1.
+
+    A layer of width d spends about 24·d² operations on a token and 4·d on a cell.
+    """
+    return 1 / (6 * base_model(model).config.get_text_config().hidden_size)
+
+
+def rewards_at(model: nn.Module, rows: Sequence[Rows], ends: torch.Tensor) -> torch.Tensor:
+    """Returns the rewards at `ends`, `(2B,)`, with gradients, from one forward pass for each of `rows`.
+
+    Args:
+        model ([`~torch.nn.Module`]): The model, as wrapped for training.
+        rows (`Sequence[Rows]`): See [`SharedPrefixCollator`].
+        ends (`torch.Tensor`): See [`SharedPrefixCollator`].
+    """
+    rewards = torch.cat([reward.flatten() for _, reward in _head_calls(model, rows)])
+    return rewards[ends]
+
+
+def _head_calls(model: nn.Module, rows: Sequence[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields what enters the head and what leaves it in each forward pass, `(R, L, d)` and `(R, L, 1)`."""
+    inner = base_model(getattr(model, "module", model))
+    config = inner.config.get_text_config()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = inner.score.register_forward_hook(lambda head, args, output: seen.append((args[0], output)))
+    try:
+        for call in rows:
+            inputs: dict[str, Any] = {key: value for key, value in call.items() if key != "segments"}
+            if "segments" in call:
+                inputs["attention_mask"] = attention_mask(config, call["segments"], call["position_ids"], inner.dtype)
+            model(**inputs, use_cache=False)
+            yield seen.pop()
+    finally:
+        handle.remove()
+
+
+# The probe
+
+
+def why_not_exact(
+    model: nn.Module, accelerator: Accelerator, *, max_length: int | None, share: bool, low_precision: bool
+) -> str | None:
+    """Returns why rows do not give the rewards of separate passes, `None` where they do; every process says the same.
+
+    A fixed probe (a long prefix, several pairs in one row, longer than a sliding window that the data can fill) runs
+    once each way in evaluation mode. What enters the score head is compared, so that a head of zeros hides nothing.
+
+    Args:
+        model ([`~torch.nn.Module`]): The model, as wrapped for training.
+        accelerator ([`~accelerate.Accelerator`]): Tells the processes' answers to each other.
+        max_length (`int`, *optional*): Most tokens a side of the data may have.
+        share (`bool`): See [`SharedPrefixCollator`].
+        low_precision (`bool`): Whether the model computes with fewer bits than its weights have.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            reason = _difference(model, max_length=max_length, share=share, low_precision=low_precision)
+    except FAILURES as error:  # a model of any make may refuse a mask or positions in its own way
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        model.train(training)
+    failed = accelerator.gather(torch.tensor([reason is not None], device=accelerator.device))
+    if failed.any() and reason is None:
+        return "another process found it inexact"
+    return reason
+
+
+def _difference(model: nn.Module, *, max_length: int | None, share: bool, low_precision: bool) -> str | None:
+    inner = base_model(getattr(model, "module", model))
+    pairs = probe_pairs(inner.config.get_text_config(), max_length)
+    pad = inner.config.get_text_config().pad_token_id
+    together, ends = make_rows(pairs, pad_token_id=pad, cell_cost=0.0, one_call=True, share=share)
+    apart = [{"input_ids": torch.tensor([ids])} for side in zip(*pairs, strict=True) for ids in side]
+    last = torch.tensor([call["input_ids"].shape[1] for call in apart]).cumsum(0) - 1
+    packed, alone = (
+        torch.cat([state.flatten(0, 1) for state, _ in _head_calls(model, _to(rows, inner.device))])[at].float()
+        for rows, at in ((together, ends), (apart, last))
+    )
+    difference = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)).max())
+    tolerance = TOLERANCE[torch.bfloat16] if low_precision else TOLERANCE.get(inner.dtype, 5e-2)
+    if difference <= tolerance:
+        return None
+    return f"states differ from those of separate passes by {difference:.1g} (at most {tolerance:.0e} is rounding)"
+
+
+def probe_pairs(config: Any, max_length: int | None) -> list[tuple[list[int], list[int]]]:
+    """Returns pairs of token ids without the pad token; the longest fills a sliding window if the data can."""
+    limit = min(max_length or 1024, getattr(config, "max_position_embeddings", None) or 1024)
+    windows = [window for window in layer_windows(config).values() if window is not None and window < limit]
+    prefix = min(max([48, *(window + 8 for window in windows)]), max(limit - 16, 1))
+    tokens = [token for token in range(1, min(config.vocab_size, 997)) if token != config.pad_token_id]
+
+    def ids(start: int, n: int) -> list[int]:
+        return [tokens[(start + 7 * i) % len(tokens)] for i in range(n)]
+
+    long, short = ids(0, prefix), ids(3, 5)
+    return [
+        ([*long, *ids(11, 9)], [*long, *ids(12, 5)]),
+        ([*short, *ids(21, 3)], [*short, *ids(22, 8)]),
+        ([*short, *ids(31, 4)], short),
+    ]
+
+
+def _to(rows: Sequence[Rows], device: torch.device) -> list[Rows]:
+    return [{key: value.to(device) for key, value in call.items()} for call in rows]
