@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm test test-slow test-newest-trl lint type clean
+.PHONY: help install sft rm bench test test-slow test-newest-trl lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -55,6 +55,11 @@ test-newest-trl: .venv-newest/.installed ## Run the reward tests on the newest T
 	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt "torch==2.13.0"
 	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt --upgrade trl -e ".[dev]"
 	@touch $@
+
+bench: $(VENV)/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 20 min)
+	@$(BIN)/python tests/benchmarks/bench_reward_training.py --save
+	@$(BIN)/python tests/benchmarks/bench_reward_training.py --one-token-prompts --micro-batches --save
+	@$(BIN)/python tests/benchmarks/bench_scoring.py --save
 
 lint: $(VENV)/.installed ## Check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

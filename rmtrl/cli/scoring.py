@@ -1,12 +1,20 @@
 """`rmtrl inspect` and `rmtrl score`: a reward model used from the command line."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs, write_jsonl
 from rmtrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from rmtrl.reward.scorer import RewardScorer
+
+_WINDOW_PAIRS = 1000  # scored at a time: enough to find rows of like length, little to hold
 
 
 def inspect(
@@ -50,18 +58,38 @@ def score(
     split: Split = "train",
     as_json: Json = False,
 ) -> None:
-    """Score both sides of every pair."""
-    from rmtrl.metrics import mean_estimate, pair_wins
+    """Score both sides of every pair; memory does not grow with the file."""
+    from rmtrl.metrics import mean_estimate
     from rmtrl.reward.scorer import RewardScorer
 
     pairs = read_pairs(data, split, columns)
-    scorer = RewardScorer.from_pretrained(model)
-    sides = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in pairs]
-    scores = scorer.score(sides).reshape(2, -1).T
-    lines = ({"id": i, "scores": [float(s) for s in row]} for i, row in zip(pairs["id"], scores, strict=True))
-    write_jsonl(out, lines)
-    accuracy = mean_estimate(pair_wins(*scores.T), pairs["prompt_id"][:])
+    scorer = RewardScorer.from_pretrained(model, progress=False)
+    wins: list[float] = []
+    prompts: list[str] = []
+    write_jsonl(out, _scored(scorer, pairs, wins, prompts))
+    accuracy = mean_estimate(wins, prompts)
     if as_json:
         print_json({"schema": "rmtrl/scores/1", "model": model, "data": data, "accuracy": accuracy.as_dict()})
     else:
         print_table({"pairs": len(pairs), "accuracy": accuracy, "scores": out})
+
+
+def _scored(
+    scorer: "RewardScorer", pairs: "Dataset", wins: list[float], prompts: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields a line of scores a pair, window by window, and gathers who won under which prompt."""
+    from tqdm.auto import tqdm
+
+    from rmtrl.metrics import pair_wins
+
+    with tqdm(total=len(pairs), desc="Scoring", unit="pair", delay=2) as progress:
+        for window in pairs.select_columns(["id", "prompt_id", "prompt", "chosen", "rejected"]).iter(_WINDOW_PAIRS):
+            sides = [
+                p + r for name in ("chosen", "rejected") for p, r in zip(window["prompt"], window[name], strict=True)
+            ]
+            chosen, rejected = scorer.score(sides).reshape(2, -1)
+            wins += pair_wins(chosen, rejected).tolist()
+            prompts += window["prompt_id"]
+            for id, *scores in zip(window["id"], chosen.tolist(), rejected.tolist(), strict=True):
+                yield {"id": id, "scores": scores}
+            progress.update(len(chosen))

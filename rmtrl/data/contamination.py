@@ -204,7 +204,7 @@ def _ngram_partners(prompts: Sequence[str], learnt: _Texts, n: int, progress: bo
             asking[run].append(prompt)
     partners = defaultdict(set)
     texts = dict.fromkeys([*learnt.prompts, *(side for sides in learnt.responses for side in sides)])
-    for text in tqdm(texts, desc="Searching word runs", unit="text", disable=not progress):
+    for text in tqdm(texts, desc="Searching word runs", unit="text", delay=1, disable=not progress):
         for run in asking.keys() & _runs(text, n):
             for prompt in asking[run]:
                 partners[prompt].add(text)

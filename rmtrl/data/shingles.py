@@ -146,7 +146,7 @@ def cluster_texts(texts: Sequence[str], threshold: float, seed: int, progress: b
     labels: Rows = np.arange(len(shingles))
     skipped = 0
     bands = range(shingles.bands if len(shingles) > 1 else 0)
-    for band in tqdm(bands, desc="Finding near-duplicates", unit="band", disable=not progress):
+    for band in tqdm(bands, desc="Finding near-duplicates", unit="band", delay=1, disable=not progress):
         small, large = _buckets(shingles.bucket_keys(band), np.arange(len(shingles)))
         labels = _link(shingles, labels, small)
         for members in large:
@@ -161,7 +161,7 @@ def cluster_texts(texts: Sequence[str], threshold: float, seed: int, progress: b
 
 def near_pairs(shingles: Shingles, left: Rows, right: Rows, progress: bool) -> Iterator[Pairs]:
     """Yields the near-duplicate pairs (row of `left`, row of `right`), band after band; a pair may come again."""
-    for band in tqdm(range(shingles.bands), desc="Comparing prompts", unit="band", disable=not progress):
+    for band in tqdm(range(shingles.bands), desc="Comparing prompts", unit="band", delay=1, disable=not progress):
         keys = shingles.bucket_keys(band)
         order = right[np.argsort(keys[right], kind="stable")]
         start, stop = (np.searchsorted(keys[order], keys[left], side=side) for side in ("left", "right"))

@@ -5,6 +5,7 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,29 +76,37 @@ class Rendering:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Returns the token ids of a conversation exactly as TRL's reward trainer makes them.
+    """Returns the token ids of one conversation; see [`encode_all`]."""
+    return encode_all(tokenizer, [conversation])[0]
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """Returns the token ids of each conversation exactly as TRL's reward trainer makes them.
 
     Message lists go through the chat template. A string is taken as rendered: it gets the end token if it lacks it and
     the tokenizer has one, and the tokenizer's own special tokens.
 
     Raises:
-        RenderingError: If there is no chat template for a message list, or the sequence starts with the start token
+        RenderingError: If there is no chat template for a message list, or a sequence starts with the start token
             twice (a rendered string that already holds it).
     """
-    if isinstance(conversation, str):
-        eos = tokenizer.eos_token or ""
-        text = conversation if conversation.endswith(eos) else conversation + eos
-        ids = tokenizer(text=text)["input_ids"]
-    else:
+    eos = tokenizer.eos_token or ""
+    texts = {i: c if c.endswith(eos) else c + eos for i, c in enumerate(conversations) if isinstance(c, str)}
+    chats = {i: c for i, c in enumerate(conversations) if not isinstance(c, str)}
+    encoded: dict[int, list[int]] = {}
+    if texts:
+        encoded |= zip(texts, tokenizer(text=list(texts.values()))["input_ids"], strict=True)
+    if chats:
         check_chat_template(tokenizer)
-        rendered: Any = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)
-        ids = rendered["input_ids"]
-    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        rendered: Any = tokenizer.apply_chat_template(list(chats.values()), tokenize=True, return_dict=True)
+        encoded |= zip(chats, rendered["input_ids"], strict=True)
+    twice = [tokenizer.bos_token_id] * 2
+    if tokenizer.bos_token_id is not None and any(ids[:2] == twice for ids in encoded.values()):
         raise RenderingError(
             f"got a text that starts with {tokenizer.bos_token!r} twice: it was rendered with the start token and the "
             "tokenizer adds another; give message lists, or strings without the start token"
         )
-    return list(ids)
+    return [list(encoded[i]) for i in range(len(conversations))]
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:

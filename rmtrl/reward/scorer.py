@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from rmtrl.errors import DataError, ModelError, RenderingError, RmtrlError
 from rmtrl.reward.checkpoint import load_model, stored_rendering
 from rmtrl.reward.heads import base_model, compute_head_in_float32
-from rmtrl.reward.rendering import Rendering, encode
+from rmtrl.reward.rendering import Rendering, encode, encode_all
 from rmtrl.reward.scoring import plan_jobs, run_job, why_sharing_differs
 from rmtrl.reward.shared_prefix.candidates import Costs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
@@ -49,6 +49,8 @@ class RewardScorer(Scorer):
             Largest number of rows in one forward pass.
         shared_prefix (`bool`, *optional*, defaults to `True`):
             Whether tokens that several conversations start with are computed once, where the model can.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether long passes show a bar on stderr.
 
     Raises:
         RenderingError: If the tokenizer does not render as in training.
@@ -73,6 +75,7 @@ class RewardScorer(Scorer):
         batch_tokens: int = 8192,
         batch_size: int | None = None,
         shared_prefix: bool = True,
+        progress: bool = True,
     ) -> None:
         if rendering is not None:
             rendering.check(tokenizer)
@@ -83,6 +86,7 @@ class RewardScorer(Scorer):
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
         self.shared_prefix = shared_prefix
+        self.progress = progress
         self._agree_on_pad_token()
 
     @classmethod
@@ -126,7 +130,7 @@ class RewardScorer(Scorer):
             RenderingError: If a conversation cannot be rendered as in training.
         """
         _check_conversations(conversations)
-        return self.score_ids([self.encode(conversation) for conversation in conversations])
+        return self.score_ids(encode_all(self.tokenizer, conversations))
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode`]."""
@@ -147,7 +151,7 @@ class RewardScorer(Scorer):
         rewards = np.empty(len(sequences), dtype=np.float32)
         pad, costs = int(self.tokenizer.pad_token_id), self._costs
         jobs = plan_jobs(sequences, pad_token_id=pad, costs=costs, share=self._shares)
-        for job in tqdm(jobs, desc="Scoring", unit="batch", disable=len(jobs) < 20):
+        for job in tqdm(jobs, desc="Scoring", unit="batch", disable=not self.progress or len(jobs) < 20):
             for members, values in run_job(self.model, job, sequences, pad_token_id=pad, costs=costs):
                 rewards[members] = values
         if not np.isfinite(rewards).all():

@@ -65,7 +65,7 @@ class RowReader:
             self.first_fault = self.first_fault or fault
             if self.faulty == "raise":
                 self.check_forms()
-                raise DataError(f"{self.source}, {fault}") from error
+                raise DataError(f"{self.source}, {fault} (rmtrl data validate --out leaves such rows out)") from error
             reason = "missing_field" if isinstance(error, MissingCellError) else "unreadable"
             given = row.get("id") if isinstance(row, dict) else None
             name = str(given) if isinstance(given, str | int) and given != "" else str(index)

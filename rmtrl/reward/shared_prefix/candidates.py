@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rmtrl.reward.collator import shared_prefix_length
-from rmtrl.reward.shared_prefix.plan import last_token
+from rmtrl.reward.shared_prefix.plan import MASKED_CELL, last_token
 
 Method = Literal["plain", "packed", "cached"]
 
@@ -21,7 +21,7 @@ class Costs:
     """What computing takes, in the time of one token in the linear layers.
 
     Attributes:
-        cell (`float`): One cell of an attention matrix.
+        cell (`float`): One cell of the attention matrix of a plain causal row.
         call (`float`): A forward pass before its first token.
         most_tokens (`int`): Most tokens of one pass, padding included.
         most_rows (`int`, *optional*): Most rows of one pass.
@@ -32,9 +32,10 @@ class Costs:
     most_tokens: int
     most_rows: int | None = None
 
-    def rows(self, n_rows: int, n_tokens: int, before: int = 0) -> float:
+    def rows(self, n_rows: int, n_tokens: int, before: int = 0, masked: bool = False) -> float:
         """Returns the time of one pass of rows of `n_tokens` that also see `before` cached ones."""
-        return self.call + n_rows * n_tokens * (1 + self.cell * (n_tokens + before))
+        cell = self.cell * (MASKED_CELL if masked or before else 1.0)
+        return self.call + n_rows * n_tokens * (1 + cell * (n_tokens + before))
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _cuts(ends: Sequence[int], common: Sequence[int]) -> list[tuple[int, int]]:
 def _by_fastest_method(lengths: Sequence[int], members: list[int], prefix: int, costs: Costs) -> list[Group]:
     times: dict[Method, float] = {"plain": sum(costs.rows(1, n) - costs.call for n in lengths)}
     if prefix and len(members) == 2:
-        times["packed"] = costs.rows(1, sum(lengths) - prefix) - costs.call
+        times["packed"] = costs.rows(1, sum(lengths) - prefix, masked=True) - costs.call
     if prefix:
         rests = [n - prefix for n in lengths]
         times["cached"] = costs.rows(1, prefix) + sum(
