@@ -66,7 +66,7 @@ def score(
     scorer = RewardScorer.from_pretrained(model, progress=False)
     wins: list[float] = []
     prompts: list[str] = []
-    write_jsonl(out, _scored(scorer, pairs, wins, prompts))
+    write_jsonl(out, scored(scorer, pairs, wins, prompts))
     accuracy = mean_estimate(wins, prompts)
     if as_json:
         print_json({"schema": "rmtrl/scores/1", "model": model, "data": data, "accuracy": accuracy.as_dict()})
@@ -74,7 +74,7 @@ def score(
         print_table({"pairs": len(pairs), "accuracy": accuracy, "scores": out})
 
 
-def _scored(
+def scored(
     scorer: "RewardScorer", pairs: "Dataset", wins: list[float], prompts: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields a line of scores a pair, window by window, and gathers who won under which prompt."""

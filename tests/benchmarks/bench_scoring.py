@@ -9,8 +9,11 @@ padding included, over those that are needed with every shared prefix once).
 """
 
 import argparse
+import json
 import resource
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +21,9 @@ from transformers import pipeline
 from workloads import append_results, human_pairs, judged_texts, machine, make_model, make_tokenizer, spread
 
 from rmtrl import RewardScorer
+from rmtrl.cli.console import write_jsonl
+from rmtrl.cli.scoring import scored
+from rmtrl.data.preferences import read_preferences
 from rmtrl.reward.scoring import n_tokens, plan_jobs
 from rmtrl.reward.shared_prefix.candidates import Costs
 
@@ -89,17 +95,22 @@ def row(name: str, result: dict) -> str:
 
 
 def flat(sizes: list[int], model, tokenizer) -> None:
-    """Prints throughput and peak memory of scoring made-up pairs by number of rows, smallest first."""
+    """Prints throughput and peak memory of what `rmtrl score` does, by number of rows; give the smallest first."""
     pairs = human_pairs()
-    scorer = RewardScorer(model, tokenizer)
-    for size in sizes:
-        start, done = time.perf_counter(), 0
-        while done < size:  # a stream: the texts of a window exist only while it is scored
-            window = [pairs[i % len(pairs)] for i in range(done, min(size, done + 1000))]
-            scorer.score([f"{done + k} {p['prompt'][-200:]}{p[side][:200]}" for k, p in enumerate(window)
-                          for side in ("chosen", "rejected")])  # fmt: skip
-            done += len(window)
-        seconds = time.perf_counter() - start
+    scorer = RewardScorer(model, tokenizer, progress=False)
+    for size in [100, *sizes]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pairs.jsonl"
+            with path.open("w") as file:
+                for number in range(size):  # every row is another text
+                    row = pairs[number % len(pairs)]
+                    texts = {"prompt": f"{number} {row['prompt'][-200:]}", "chosen": row["chosen"][:200],
+                             "rejected": row["rejected"][:200]}  # fmt: skip
+                    file.write(json.dumps({"id": str(number), **texts}) + "\n")
+            rows = read_preferences(path)
+            start = time.perf_counter()
+            write_jsonl(Path(folder) / "scores.jsonl", scored(scorer, rows, [], []))
+            seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{size:>9,} rows: {size / seconds:8.1f} pairs a second, peak memory {peak:,.0f} MiB", flush=True)
 
