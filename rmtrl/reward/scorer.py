@@ -18,7 +18,7 @@ from rmtrl.reward.checkpoint import load_model, stored_rendering
 from rmtrl.reward.heads import base_model, compute_head_in_float32
 from rmtrl.reward.rendering import Rendering, encode, encode_all
 from rmtrl.reward.scoring import plan_jobs, run_job, why_sharing_differs
-from rmtrl.reward.shared_prefix.candidates import Costs
+from rmtrl.reward.shared_prefix.batches import Costs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
 from rmtrl.types import Conversation, Scorer
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from rmtrl.reward.collator import shared_prefix_length
 from rmtrl.reward.heads import base_model
-from rmtrl.reward.shared_prefix.candidates import Costs, Group, like_lengths, plan_groups
-from rmtrl.reward.shared_prefix.forward import FAILURES, TOLERANCE, probe_pairs, rewards_at
+from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
+from rmtrl.reward.shared_prefix.candidates import Group, plan_groups
+from rmtrl.reward.shared_prefix.forward import TOLERANCE, probe_pairs, rewards_at, why_not_known
 from rmtrl.reward.shared_prefix.plan import Unit, shared_unit
 from rmtrl.reward.shared_prefix.rows import find_ends, unit_tensors
 
@@ -123,8 +124,12 @@ def _cached(
 def why_sharing_differs(model: Any, pad_token_id: int) -> str | None:
     """Returns why a model's shared prefixes do not give the rewards of plain rows, `None` where they do.
 
-    A fixed probe, longer than a sliding window, runs once each way.
+    A fixed probe, longer than a sliding window of up to 1,000 tokens, runs once each way.
     """
+    if model.dtype in (torch.float16, torch.bfloat16):
+        reason = why_not_known(model)
+        if reason:
+            return reason
     probe = [ids for pair in probe_pairs(base_model(model).config.get_text_config(), None) for ids in pair][:4]
     costs = Costs(cell=0.0, call=0.0, most_tokens=1 << 20)
     wanted = np.concatenate([_plain(model, [ids], pad_token_id) for ids in probe])
@@ -137,7 +142,7 @@ def why_sharing_differs(model: Any, pad_token_id: int) -> str | None:
             for job in jobs:
                 for members, values in run_job(model, job, probe, pad_token_id=pad_token_id, costs=costs):
                     got[members] = values
-        except FAILURES as error:  # a model of any make may refuse a mask, positions or a cache in its own way
+        except Exception as error:  # a model of any make may refuse a mask, positions or a cache in its own way
             return f"{method} rows raise {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         difference = float(np.abs(got - wanted).max()) / scale
         if not difference <= TOLERANCE.get(model.dtype, 5e-2):

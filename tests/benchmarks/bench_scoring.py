@@ -25,7 +25,7 @@ from rmtrl.cli.console import write_jsonl
 from rmtrl.cli.scoring import scored
 from rmtrl.data.preferences import read_preferences
 from rmtrl.reward.scoring import n_tokens, plan_jobs
-from rmtrl.reward.shared_prefix.candidates import Costs
+from rmtrl.reward.shared_prefix.batches import Costs
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 40)
 

@@ -31,7 +31,8 @@ from transformers import (
 
 from rmtrl import RewardScorer
 from rmtrl.reward.scoring import n_tokens, plan_jobs, run_job
-from rmtrl.reward.shared_prefix.candidates import Costs, Group, like_lengths, plan_groups
+from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
+from rmtrl.reward.shared_prefix.candidates import Group, plan_groups
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 20)
 

@@ -32,7 +32,8 @@ def run(library, rows, tokenizer, new_model, folder, *, peft_config=None, **sett
         max_length=512, report_to="none", disable_tqdm=True, save_strategy="no", bf16=False,
         **({"gradient_checkpointing": False} | settings),
     )  # fmt: skip
-    model = new_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=512,
+    pad = tokenizer.convert_tokens_to_ids("<|pad|>")  # its row starts as zeros
+    model = new_model(vocab_size=len(tokenizer), pad_token_id=pad, max_position_embeddings=512,
                       hidden_size=64, intermediate_size=192)  # fmt: skip
     trainer = library.RewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
                                     processing_class=tokenizer, peft_config=peft_config)  # fmt: skip

@@ -11,6 +11,7 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rmtrl.errors import ModelError
+from rmtrl.reward.heads import base_model
 from rmtrl.reward.shared_prefix.forward import (
     cell_cost,
     packs_without_mask,
@@ -57,7 +58,7 @@ class PrefixSharing:
         reason = self._why_not_packed(collator)
         if reason is None and packs_without_mask(self.model):
             self.share = False
-            self._give_up(f"{why_not_shared(self.model)}; rows are packed without padding all the same")
+            self._give_up(f"{why_not_shared(self.model)}; rows still hold no padding")
         elif reason or (reason := why_not_shared(self.model)):
             self.exact = False
             self._give_up(reason)
@@ -80,7 +81,12 @@ class PrefixSharing:
         return rewards_at(model, inputs["rows"], inputs["ends"]) if self.exact else None
 
     def _probe(self, model: nn.Module) -> None:
-        low_precision = self.args.bf16 or self.args.fp16 or bool(getattr(self.model, "is_quantized", False))
+        low_precision = (
+            self.args.bf16
+            or self.args.fp16
+            or _has_tf32(self.accelerator.device)
+            or bool(getattr(self.model, "is_quantized", False))
+        )
         reason = why_not_exact(
             model,
             self.accelerator,
@@ -97,6 +103,13 @@ class PrefixSharing:
             return f"batches are built by {type(collator).__name__}, not by TRL's collator"
         if self.args.n_gpu > 1:
             return "several GPUs in one process split every batch by rows; start one process a GPU"
+        if self.args.neftune_noise_alpha:
+            return "NEFTune scales its noise by the length of a row"
+        if _has_dropout(self.model):
+            return "dropout is on, and both sides would share its draw"
+        config = base_model(self.model).config.get_text_config()
+        if getattr(collator, "pad_token_id", None) != config.pad_token_id:
+            return f"the collator pads with {getattr(collator, 'pad_token_id', None)}, the model's is {config.pad_token_id}"
         if self.args.torch_compile:
             return "a compiled model does not hand over what enters its head"
         if self.accelerator.dispatch_batches:
@@ -106,4 +119,15 @@ class PrefixSharing:
     def _give_up(self, reason: str) -> None:
         if self.setting is True:
             raise ModelError(f"shared_prefix=True cannot be had: {reason}; set shared_prefix to 'auto' or False")
-        logger.warning(f"shared prompts are computed twice, as in TRL: {reason}")
+        logger.warning(
+            f"shared prompts are computed twice, as in TRL: {reason} (shared_prefix=False says no more of it)"
+        )
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    functional = getattr(base_model(model).config.get_text_config(), "attention_dropout", 0.0)
+    return bool(functional) or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"

@@ -9,33 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rmtrl.reward.collator import shared_prefix_length
-from rmtrl.reward.shared_prefix.plan import MASKED_CELL, last_token
+from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
+from rmtrl.reward.shared_prefix.plan import last_token
 
 Method = Literal["plain", "packed", "cached"]
 
 _MOST_CANDIDATES = 64  # a group is searched among this many neighbours in sorted order
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What computing takes, in the time of one token in the linear layers.
-
-    Attributes:
-        cell (`float`): One cell of the attention matrix of a plain causal row.
-        call (`float`): A forward pass before its first token.
-        most_tokens (`int`): Most tokens of one pass, padding included.
-        most_rows (`int`, *optional*): Most rows of one pass.
-    """
-
-    cell: float
-    call: float
-    most_tokens: int
-    most_rows: int | None = None
-
-    def rows(self, n_rows: int, n_tokens: int, before: int = 0, masked: bool = False) -> float:
-        """Returns the time of one pass of rows of `n_tokens` that also see `before` cached ones."""
-        cell = self.cell * (MASKED_CELL if masked or before else 1.0)
-        return self.call + n_rows * n_tokens * (1 + cell * (n_tokens + before))
 
 
 @dataclass(frozen=True)
@@ -73,7 +52,7 @@ def plan_groups(sequences: Sequence[Sequence[int]], *, pad_token_id: int | None,
     ends = [last_token(sequences[i], pad_token_id) for i in order]
     common = [shared_prefix_length(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)]
     groups = []
-    for start, stop in _cuts(ends, common):
+    for start, stop in _merged(_cuts(ends, common), ends, common):
         members = order[start:stop]
         prefix = min([*ends[start:stop], *common[start : stop - 1]]) if stop - start > 1 else 0
         groups += _by_fastest_method([len(sequences[i]) for i in members], members, prefix, costs)
@@ -98,6 +77,21 @@ def _cuts(ends: Sequence[int], common: Sequence[int]) -> list[tuple[int, int]]:
     return segments[::-1]
 
 
+def _merged(segments: list[tuple[int, int]], ends: Sequence[int], common: Sequence[int]) -> list[tuple[int, int]]:
+    """Joins neighbours that share their whole prefixes: more candidates of one prompt than are searched at once."""
+
+    def prefix(start: int, stop: int) -> int:
+        return min([*ends[start:stop], *common[start : stop - 1]])
+
+    merged: list[tuple[int, int]] = []
+    for start, stop in segments:
+        full = merged and merged[-1][1] - merged[-1][0] >= _MOST_CANDIDATES
+        if full and prefix(merged[-1][0], stop) == prefix(*merged[-1]) <= prefix(start, stop):
+            start = merged.pop()[0]
+        merged.append((start, stop))
+    return merged
+
+
 def _by_fastest_method(lengths: Sequence[int], members: list[int], prefix: int, costs: Costs) -> list[Group]:
     times: dict[Method, float] = {"plain": sum(costs.rows(1, n) - costs.call for n in lengths)}
     if prefix and len(members) == 2:
@@ -112,37 +106,3 @@ def _by_fastest_method(lengths: Sequence[int], members: list[int], prefix: int, 
     if method == "plain":
         return [Group([member], 0, "plain") for member in members]
     return [Group(members, prefix, method)]
-
-
-def like_lengths(lengths: Sequence[int], costs: Costs, before: int = 0) -> list[list[int]]:
-    """Returns batches of indices, longest first, whose passes take the least modelled time within the budget.
-
-    Args:
-        lengths (`Sequence[int]`): Tokens of each row.
-        costs ([`Costs`]): What a pass takes; a row longer than the budget has a pass of its own.
-        before (`int`): Cached tokens that every row also sees.
-
-    Example:
-
-    ```python
-    >>> like_lengths([9, 100, 10, 98], Costs(cell=0.0, call=5.0, most_tokens=8192))
-    [[1, 3], [2, 0]]
-    ```
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for stop in range(1, len(order) + 1):
-        options = []
-        for start in range(stop - 1, -1, -1):
-            rows, longest = stop - start, lengths[order[start]]
-            too_many = rows > (costs.most_rows or rows) or rows * (longest + before) > costs.most_tokens
-            if rows > 1 and too_many:
-                break
-            options.append((best[start][0] + costs.rows(rows, longest, before), start))
-        best.append(min(options))
-    batches, stop = [], len(order)
-    while stop:
-        start = best[stop][1]
-        batches.append(order[start:stop])
-        stop = start
-    return batches[::-1]

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rmtrl.reward.collator import shared_prefix_length
+from rmtrl.reward.shared_prefix.batches import MASKED_CELL, Costs, like_lengths
 
 SHARED, CHOSEN, REJECTED = range(BRANCHES := 3)
 """The branches of a unit. A token sees the shared ones and its own, up to itself."""
 
 _CALL_TOKENS = 32  # what a forward and backward pass costs before its first token; measured on two CPU cores
-
-MASKED_CELL = 1.8
-"""Time of a cell behind a mask, where one of a causal row takes 1: a causal kernel skips half of them. Measured with
-SDPA on two CPU cores."""
+_MOST_ROWS = 64  # of one length in a pass; more gain nothing
 
 Call = list[list[int]]
 """The rows of one forward pass, each a list of indices of units."""
@@ -106,8 +104,8 @@ def plan_calls(lengths: Sequence[int], *, cell_cost: float, one_call: bool) -> l
     """Returns the forward passes over units of these lengths that take the least modelled time.
 
     A pass of R rows of L tokens, padding included, takes `32 + R·L + cell_cost·R·L²`. Two kinds of plan compete: all
-    units packed into R rows of one pass, for every R; and units one a row, rows of like length in one pass, with the
-    cuts between passes chosen by dynamic programming.
+    units packed into R rows of one pass, for R up to 32 and then in steps of a quarter; and units one a row, rows of
+    like length in one pass.
 
     Args:
         lengths (`Sequence[int]`): Tokens of each unit.
@@ -117,10 +115,18 @@ def plan_calls(lengths: Sequence[int], *, cell_cost: float, one_call: bool) -> l
             several processes, which must all make the same number of passes.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    plans = [[_pack(order, lengths, rows)] for rows in range(1, len(order) + 1)]
+    costs = Costs(cell_cost, _CALL_TOKENS, most_tokens=1 << 40, most_rows=_MOST_ROWS)
+    plans = [[_pack(order, lengths, n_rows)] for n_rows in _row_counts(len(order))]
     if not one_call:
-        plans.append(_group(order, lengths, cell_cost))
-    return min(plans, key=lambda plan: sum(_call_time(len(c), row_tokens(c, lengths), cell_cost) for c in plan))
+        plans.append([[[i] for i in batch] for batch in like_lengths(lengths, costs)])
+    return min(plans, key=lambda plan: sum(costs.rows(len(call), row_tokens(call, lengths)) for call in plan))
+
+
+def _row_counts(n: int) -> list[int]:
+    counts = list(range(1, min(n, 32) + 1))
+    while counts[-1] < n:
+        counts.append(min(n, counts[-1] * 5 // 4))
+    return counts
 
 
 def row_tokens(call: Call, lengths: Sequence[int]) -> int:
@@ -139,20 +145,5 @@ def _pack(order: Sequence[int], lengths: Sequence[int], n_rows: int) -> Call:
     return rows
 
 
-def _group(order: Sequence[int], lengths: Sequence[int], cell_cost: float) -> list[Call]:
-    best: list[tuple[float, list[Call]]] = [(0.0, [])]
-    for stop in range(1, len(order) + 1):
-        start, seconds = min(
-            ((s, best[s][0] + _call_time(stop - s, lengths[order[s]], cell_cost)) for s in range(stop)),
-            key=lambda option: option[1],
-        )
-        best.append((seconds, [*best[start][1], [[i] for i in order[start:stop]]]))
-    return best[-1][1]
-
-
 def _row_time(n_tokens: int, cell_cost: float) -> float:
     return n_tokens + cell_cost * n_tokens**2
-
-
-def _call_time(n_rows: int, n_tokens: int, cell_cost: float) -> float:
-    return _CALL_TOKENS + n_rows * _row_time(n_tokens, cell_cost)
