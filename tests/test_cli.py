@@ -218,3 +218,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_the_installed_command_starts_quickly_and_says_what_it_can(tmp_path):
     check = "import sys, rmtrl.cli; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'trl')))"
     assert subprocess.run([sys.executable, "-c", check], cwd=tmp_path).returncode == 0
+
+
+def test_a_pair_too_long_for_the_model_is_counted_and_the_rest_is_scored(rmtrl, checkpoint, tmp_path):
+    rows = [*PAIRS, {"id": "long", "prompt": "one " * 400, "chosen": "good", "rejected": "bad"}]
+    data, out = tmp_path / "long.jsonl", tmp_path / "scores.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, stdout, stderr = rmtrl("score", data, "--model", checkpoint, "--out", out, "--json")
+    assert code == 0 and json.loads(stdout)["too_long"] == 1 and "1 pairs are longer" in stderr
+    scores = {line["id"]: line["scores"] for line in map(json.loads, out.read_text().splitlines())}
+    assert scores["long"] == [None, None] and len(scores) == 7 and None not in scores["p0"]
+    data.write_text(json.dumps(rows[-1]) + "\n")
+    code, _, stderr = rmtrl("score", data, "--model", checkpoint, "--out", out)
+    assert code == 2 and "all 1 pairs are longer" in stderr and len(out.read_text().splitlines()) == 7

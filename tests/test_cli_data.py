@@ -155,3 +155,30 @@ def test_what_cannot_be_used_is_one_line(rmtrl, world, tmp_path, arguments, said
     assert code == 2 and stdout == "" and len(errors) == 1 and said in errors[0]
     assert not (tmp_path / "out").exists() and not (tmp_path / "open.jsonl").exists()
     assert (tmp_path / "full" / "precious.txt").read_text() == "keep me"
+
+
+def test_an_opening_that_fails_is_not_counted_and_leaves_nothing(rmtrl, world, tmp_path):
+    folder, _ = world
+    out = tmp_path / "splits"
+    rmtrl("data", "split", folder / "pairs.jsonl", "--out", out, "--sealed", "0.1")
+    for target in (tmp_path, tmp_path / "splits" / "train.jsonl" / "x.jsonl"):
+        assert rmtrl("data", "unseal", out, "--purpose", "x", "--out", target)[0] == 2
+    whole = (out / "sealed.jsonl.gz").read_bytes()
+    (out / "sealed.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    code, _, stderr = rmtrl("data", "unseal", out, "--purpose", "x", "--out", tmp_path / "open.jsonl")
+    assert code == 2 and "cannot open" in stderr
+    assert not (out / "sealed_openings.json").exists() and not (tmp_path / "open.jsonl").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_in_the_way_of_a_new_folder_is_no_obstacle(rmtrl, tmp_path):
+    (tmp_path / ".world.new").write_text("left behind")
+    assert rmtrl("data", "synthesize", "--out", tmp_path / "world", "--prompts", 20)[0] == 0
+
+
+@pytest.mark.parametrize("text", ["{bad", "[1]", '{"schema": "another program"}'])
+def test_a_foreign_manifest_beside_the_data_is_left_alone(rmtrl, world, tmp_path, text):
+    folder, _ = world
+    (folder / "manifest.json").write_text(text)
+    assert rmtrl("data", "split", folder / "pairs.jsonl", "--out", tmp_path / "splits")[0] == 0
+    assert json.loads((tmp_path / "splits" / "manifest.json").read_text())["inputs"] is None

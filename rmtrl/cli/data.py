@@ -41,6 +41,8 @@ def validate(
 
     if ties not in ("drop", "keep"):
         raise UsageError(f"got --ties {ties}; wanted drop or keep")
+    if rejects is not None and Path(data).expanduser().resolve() == rejects.resolve():
+        raise UsageError(f"--rejects {rejects} is the file that is read; name another")
     if max_length is not None and tokenizer is None:
         raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
     if out is not None and rejects is not None and out.resolve() == rejects.resolve():

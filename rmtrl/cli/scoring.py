@@ -1,5 +1,6 @@
 """`rmtrl inspect` and `rmtrl score`: a reward model used from the command line."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs, write_jsonl
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,11 +68,16 @@ def score(
     wins: list[float] = []
     prompts: list[str] = []
     write_jsonl(out, scored(scorer, pairs, wins, prompts))
+    too_long = len(pairs) - len(wins)
     accuracy = mean_estimate(wins, prompts)
     if as_json:
-        print_json({"schema": "rmtrl/scores/1", "model": model, "data": data, "accuracy": accuracy.as_dict()})
+        print_json({"schema": "rmtrl/scores/1", "model": model, "data": data, "n": len(pairs), "too_long": too_long,
+                    "accuracy": accuracy.as_dict()})  # fmt: skip
     else:
-        print_table({"pairs": len(pairs), "accuracy": accuracy, "scores": out})
+        print_table({"pairs": len(pairs), "too long": too_long, "accuracy": accuracy, "scores": out})
+    if too_long:
+        said = f"{too_long:,} pairs are longer than the model's {scorer.most_tokens:,} tokens; their scores are null"
+        print(f"rmtrl: warning: {said}", file=sys.stderr)
 
 
 def scored(
@@ -81,15 +87,19 @@ def scored(
     from tqdm.auto import tqdm
 
     from rmtrl.metrics import pair_wins
+    from rmtrl.reward.rendering import encode_all
 
     with tqdm(total=len(pairs), desc="Scoring", unit="pair", delay=2) as progress:
         for window in pairs.select_columns(["id", "prompt_id", "prompt", "chosen", "rejected"]).iter(_WINDOW_PAIRS):
-            sides = [
-                p + r for name in ("chosen", "rejected") for p, r in zip(window["prompt"], window[name], strict=True)
-            ]
-            chosen, rejected = scorer.score(sides).reshape(2, -1)
-            wins += pair_wins(chosen, rejected).tolist()
-            prompts += window["prompt_id"]
-            for id, *scores in zip(window["id"], chosen.tolist(), rejected.tolist(), strict=True):
-                yield {"id": id, "scores": scores}
-            progress.update(len(chosen))
+            sides = zip(2 * window["prompt"], window["chosen"] + window["rejected"], strict=True)
+            ids = encode_all(scorer.tokenizer, [prompt + side for prompt, side in sides])
+            half, limit = len(ids) // 2, scorer.most_tokens
+            fits = [k for k in range(half) if limit is None or max(len(ids[k]), len(ids[half + k])) <= limit]
+            scores = scorer.score_ids([ids[side + k] for side in (0, half) for k in fits]).reshape(2, -1)
+            wins += pair_wins(*scores).tolist()
+            prompts += [window["prompt_id"][k] for k in fits]
+            known = dict(zip(fits, scores.T.tolist(), strict=True))
+            yield from ({"id": id, "scores": known.get(k, [None, None])} for k, id in enumerate(window["id"]))
+            progress.update(half)
+    if not wins:
+        raise DataError(f"all {len(pairs):,} pairs are longer than the model's {scorer.most_tokens} tokens")

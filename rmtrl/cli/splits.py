@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -110,14 +112,23 @@ def unseal(
         raise DataError(f"{folder} has no sealed split; make one with rmtrl data split --sealed 0.05")
     if not purpose.strip():
         raise UsageError("got an empty --purpose; say what figure the sealed split is opened for")
-    openings = json.loads(openings_file.read_text())["openings"] if openings_file.exists() else []
+    openings = _read_json(openings_file)["openings"] if openings_file.exists() else []
     openings.append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "purpose": purpose})
-    write_json(openings_file, {"schema": "rmtrl/sealed-openings/1", "openings": openings})  # counted before it is read
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.new")
-    with gzip.open(sealed, "rb") as source, beside.open("wb") as target:
-        shutil.copyfileobj(source, target)
-    beside.replace(out)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        if out.exists() and not out.is_file():
+            raise DataError(f"cannot write {out}: it exists and is not a file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(sealed, "rb") as source, beside.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        # counted before anybody can read it
+        write_json(openings_file, {"schema": "rmtrl/sealed-openings/1", "openings": openings})
+        beside.replace(out)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot open {sealed} into {out}: {error}") from error
+    finally:
+        if beside.exists():
+            beside.unlink()
     if as_json:
         print_json({"schema": "rmtrl/sealed-openings/1", "openings": openings, "out": str(out)})
     else:
@@ -136,4 +147,20 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _manifest_beside(data: str) -> dict[str, Any] | None:
     path = Path(data).expanduser().parent / "manifest.json"
-    return json.loads(path.read_text()) if Path(data).expanduser().is_file() and path.exists() else None
+    if not Path(data).expanduser().is_file() or not path.is_file():
+        return None
+    try:
+        found = _read_json(path)
+    except DataError:
+        return None  # another program's
+    return found if str(found.get("schema")).startswith("rmtrl/manifest/") else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object; restore it from where it was written")
+    return value

@@ -68,10 +68,25 @@ def read_design(name: str | Path) -> Design:
         raise UsageError(f"no design {name}; give {', '.join(presets)} or a YAML file")
     try:
         settings = yaml.safe_load(preset.read_text() if preset.is_file() else path.read_text(encoding="utf-8"))
-        return Design(**settings)
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        return _checked(Design(**settings))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         known = ", ".join(Design.__dataclass_fields__)
         raise UsageError(f"{name} is not a design ({' '.join(str(error).split())}); its keys are {known}") from error
+
+
+def _checked(design: Design) -> Design:
+    wanted: dict[str, Any] = {
+        "prompts": int, "responses": int, "annotators_per_item": int, "domains": (int, list), "criteria": list,
+        "likert": list, "sources": dict, "languages": dict, "agreement": (int, float),
+    }  # fmt: skip
+    for name, kind in wanted.items():
+        value = getattr(design, name)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r}")
+    for name, share in (*design.sources.items(), *design.languages.items()):
+        if not isinstance(share, int | float):
+            raise TypeError(f"the share of {name} is {share!r}")
+    return design
 
 
 @dataclass(frozen=True)

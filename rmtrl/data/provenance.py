@@ -209,8 +209,10 @@ def new_folder(final: str | Path, *, marker: str) -> Iterator[Path]:
     if final.exists() and not (final / marker).exists() and (not final.is_dir() or any(final.iterdir())):
         raise UsageError(f"{final} exists and holds no {marker} of an earlier run; name a new or an empty folder")
     beside = final.with_name(f".{final.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
     try:
+        if beside.is_file():
+            beside.unlink()
+        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
         replace_folder(beside, final)

@@ -104,7 +104,9 @@ def sample_by_domain(
     _check(n, available, weights, stress)
     wanted = allocate(n, available, weights, stress)
     by_domain: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(domain_of, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest()):
+    for key in sorted(
+        domain_of, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
+    ):
         by_domain[domain_of[key]].append(key)
     taken = {key for domain, keys in by_domain.items() for key in keys[: wanted[domain]]}
     total, drawn = sum(weights.get(name, 0.0) for name in available), sum(wanted.values())
@@ -120,6 +122,10 @@ def sample_by_domain(
             for name in sorted(available)
         },
     )
+
+
+def _hash(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _check(n: int, available: Mapping[str, int], weights: Mapping[str, float], stress: Mapping[str, float]) -> None:

@@ -119,7 +119,8 @@ def make_splits(
     if not 0 <= sealed < 1:
         raise UsageError(f"got sealed {sealed}; wanted a share of the rows from 0 to below 1")
     groups = _column(dataset, group_column(dataset))
-    held = _groups_of_domains(dataset, groups, holdout_domains) if holdout_domains else set()
+    wanted_domains = [holdout_domains] if isinstance(holdout_domains, str) else holdout_domains
+    held = _groups_of_domains(dataset, groups, wanted_domains) if wanted_domains else set()
     rows = Counter(group for group in groups if group not in held)
     domains = dict.fromkeys(rows, "")
     if stratify is not None:  # a prompt of several domains counts for the first by name, whatever the order of rows
@@ -134,9 +135,8 @@ def make_splits(
     empty = [name for index, name in enumerate((*SPLITS, "sealed")) if shares[index] > 0 and index not in filled]
     if empty:
         wanted = math.ceil(1 / min(share for share in shares if share > 0))
-        raise DataError(
-            f"{len(rows)} prompts leave {', '.join(empty)} empty; wanted about {wanted} prompts or other ratios"
-        )
+        kind = "clusters of near-duplicate prompts" if group_column(dataset) == "cluster_id" else "prompts"
+        raise DataError(f"{len(rows)} {kind} leave {', '.join(empty)} empty; wanted about {wanted}, or other ratios")
     indices: list[list[int]] = [[] for _ in range(6)]
     for row, group in enumerate(groups):
         indices[home.get(group, 5)].append(row)

@@ -130,15 +130,17 @@ def validate(
         tie_rate=tie_rate,
         groups=pc.count_distinct(kept_names["prompt_id"]).as_py(),
         domains=_counted(kept_names["domain"]),
-        warnings=_warnings(tie_rate, names),
+        warnings=_warnings(tie_rate, names, int(counts[_CODES["non_finite_margin"]])),
     )
 
 
-def _warnings(tie_rate: float, names: pa.Table) -> tuple[str, ...]:
+def _warnings(tie_rate: float, names: pa.Table, without_margin: int) -> tuple[str, ...]:
     repeated = len(names) - pc.count_distinct(names["id"]).as_py() if "id" in names.column_names else 0
     said = {
         f"{tie_rate:.0%} of the pairs are ties: unclear guidelines?": tie_rate > 0.30,
         f"{repeated:,} duplicate ids: scores and rejects cannot be told apart by id": repeated > 0,
+        f"{without_margin:,} pairs lack a margin that others have: fill it in, or leave the column out": without_margin
+        > len(names) / 2,
     }
     return tuple(warning for warning, holds in said.items() if holds)
 
@@ -154,7 +156,7 @@ def _codes(
     """Returns the reason code of each row, whether it is a tie, and the `prompt_id`, `domain` and `id` columns."""
     n = len(dataset)
     codes, is_tie = np.zeros(n, np.int8), np.zeros(n, bool)
-    keys, orders, winners = np.zeros(n, np.uint64), np.zeros(n, np.int8), np.zeros(n, np.int8)
+    keys, winners = np.zeros(n, np.uint64), np.zeros(n, np.int8)
     names = []
     named = [name for name in ("prompt_id", "domain", "id") if name in dataset.column_names]
     present = [name for name in (*_NEEDED[2:], *_OPTIONAL) if name in dataset.column_names]
@@ -171,12 +173,11 @@ def _codes(
         if max_length is not None:
             _mark_too_long(codes[rows], *sides, tokenizer, max_length)
         for row in np.flatnonzero(codes[rows] == 0):
-            key, order = _pair_key(*(side[row] for side in sides))
-            keys[start + row], orders[start + row] = key, order
+            keys[start + row], order = _pair_key(*(side[row] for side in sides))
             preference = preferences[row]
             known = preference is not None and math.isfinite(preference)
             winners[start + row] = order * (np.sign(preference - 0.5) if known else 1)
-    _mark_repeated(codes, keys, orders, winners)
+    _mark_repeated(codes, keys, winners)
     empty = pa.table({name: pa.array([], pa.string()) for name in named})
     return codes, is_tie, pa.concat_tables(names) if names else empty
 
@@ -285,10 +286,11 @@ def _pair_key(prompt: Any, chosen: Any, rejected: Any) -> tuple[int, int]:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"), 1 if chosen is first else -1
 
 
-def _mark_repeated(
-    codes: NDArray[np.int8], keys: NDArray[np.uint64], orders: NDArray[np.int8], winners: NDArray[np.int8]
-) -> None:
-    """Marks duplicate and contradictory pairs among the rows that are sound so far."""
+def _mark_repeated(codes: NDArray[np.int8], keys: NDArray[np.uint64], winners: NDArray[np.int8]) -> None:
+    """Marks duplicate and contradictory pairs among the rows that are sound so far.
+
+    A duplicate says the same of the same pair: the same side wins, or it is a tie again.
+    """
     rows = np.flatnonzero(codes == 0)
     _, pair = np.unique(keys[rows], return_inverse=True)
     wins = [np.bincount(pair, winners[rows] == winner) > 0 for winner in (1, -1)]
@@ -296,7 +298,7 @@ def _mark_repeated(
     contradictory &= winners[rows] != 0
     codes[rows[contradictory]] = _CODES["contradictory_pair"]
     rest = np.flatnonzero(~contradictory)
-    _, first = np.unique(2 * pair[rest] + (orders[rows[rest]] > 0), return_index=True)
+    _, first = np.unique(3 * pair[rest] + winners[rows[rest]], return_index=True)
     repeated = np.ones(len(rest), bool)
     repeated[first] = False
     codes[rows[rest[repeated]]] = _CODES["duplicate_pair"]

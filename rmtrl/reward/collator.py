@@ -29,6 +29,8 @@ def shared_prefix_length(chosen_ids: Sequence[int], rejected_ids: Sequence[int])
     2
     ```
     """
+    if isinstance(chosen_ids, torch.Tensor) and isinstance(rejected_ids, torch.Tensor):
+        chosen_ids, rejected_ids = chosen_ids.tolist(), rejected_ids.tolist()
     shortest = min(len(chosen_ids), len(rejected_ids))
     low, high = 0, shortest
     while low < high:  # bisection on slice equality runs at C speed, a loop over tokens does not

@@ -87,6 +87,7 @@ class RewardScorer(Scorer):
         self.batch_size = batch_size
         self.shared_prefix = shared_prefix
         self.progress = progress
+        self._said_longer = False
         self._agree_on_pad_token()
 
     @classmethod
@@ -145,8 +146,14 @@ class RewardScorer(Scorer):
             return 0
         return max((i for i, token in enumerate(ids) if token != self.tokenizer.pad_token_id), default=len(ids) - 1)
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest conversation the model holds, `None` where there is no limit."""
+        return _position_limit(base_model(self.model))
+
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Returns the reward of each token sequence, `(N,)` float32."""
+        sequences = [ids.tolist() if hasattr(ids, "tolist") else ids for ids in sequences]
         self._check_lengths(sequences)
         rewards = np.empty(len(sequences), dtype=np.float32)
         pad, costs = int(self.tokenizer.pad_token_id), self._costs
@@ -180,7 +187,7 @@ class RewardScorer(Scorer):
         return hasattr(base_model(self.model), "score")  # the name of the head in every decoder; encoders: classifier
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]]) -> None:
-        limit = _position_limit(base_model(self.model))
+        limit = self.most_tokens
         for index, ids in enumerate(sequences):
             if limit is not None and len(ids) > limit:
                 raise DataError(
@@ -191,7 +198,8 @@ class RewardScorer(Scorer):
                 raise DataError(f"conversation {index} has no tokens; there is nothing to score")
         trained = self.rendering.max_length if self.rendering else None
         longer = sum(len(ids) > trained for ids in sequences) if trained else 0
-        if longer:
+        if longer and not self._said_longer:
+            self._said_longer = True
             logger.warning("%d of %d texts are longer than any seen in training (%d)", longer, len(sequences), trained)
 
     def _agree_on_pad_token(self) -> None:

@@ -60,6 +60,10 @@ def test_a_design_that_is_none_is_one_line(tmp_path):
     (tmp_path / "mine.yaml").write_text("colours: 3\n")
     with pytest.raises(UsageError, match="is not a design"):
         read_design(tmp_path / "mine.yaml")
+    for wrong in ("prompts: many", "sources: [a, b]", "domains: 0.5", "sources: {human: most}"):
+        (tmp_path / "mine.yaml").write_text(wrong)
+        with pytest.raises(UsageError, match="is not a design"):
+            read_design(tmp_path / "mine.yaml")
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(UsageError, match="is not a design"):
         read_design(tmp_path / "empty.yaml")

@@ -181,7 +181,8 @@ def test_rows_with_a_fault_are_rejected_for_it():
 
 def test_vote_share_under_one_half_counts_for_the_other_side():
     dataset = pairs(("p", "a", "b", {"preference": 0.9}), ("p", "b", "a", {"preference": 0.2}))
-    assert len(validate(dataset).kept) == 2
+    assert validate(dataset).reasons["duplicate_pair"] == 1  # both say that a wins
+    assert len(validate(pairs(("p", "a", "b", {"preference": 0.5}), ("p", "a", "b", {})), ties="keep").kept) == 2
 
 
 def test_batches_do_not_matter():

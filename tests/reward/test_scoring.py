@@ -15,6 +15,8 @@ from transformers import (
     Gemma3TextForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPTNeoConfig,
+    GPTNeoForSequenceClassification,
     GPTNeoXConfig,
     GPTNeoXForSequenceClassification,
     LlamaConfig,
@@ -30,9 +32,10 @@ from transformers import (
 )
 
 from rmtrl import RewardScorer
-from rmtrl.reward.scoring import n_tokens, plan_jobs, run_job
+from rmtrl.reward.scoring import n_tokens, plan_jobs, run_job, why_sharing_differs
 from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
 from rmtrl.reward.shared_prefix.candidates import Group, plan_groups
+from rmtrl.reward.shared_prefix.forward import why_not_shared
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 20)
 
@@ -209,3 +212,46 @@ def test_repeated_and_nested_sequences_are_scored(model, tokenizer):
     with torch.no_grad():
         alone = np.array([model(input_ids=torch.tensor([ids])).logits.item() for ids in sequences])
     np.testing.assert_allclose(RewardScorer(model, tokenizer).score_ids(sequences), alone, atol=1e-5)
+
+
+def test_many_short_rows_are_planned_quickly_and_as_well_as_before():
+    lengths = np.random.default_rng(0).integers(1, 4, 30_000).tolist()
+    costs = Costs(0.001, 32.0, most_tokens=8192)
+    batches = like_lengths(lengths, costs)  # seconds would be minutes with every start tried
+    assert sorted(i for batch in batches for i in batch) == list(range(30_000))
+    assert all(not costs.too_many(len(b), max(lengths[i] for i in b)) for b in batches)
+    assert len(batches) <= sum(lengths) // 8192 + 4
+
+
+def test_more_candidates_than_are_searched_at_once_are_one_group():
+    rng = np.random.default_rng(11)
+    head = random_ids(rng, 60)
+    sequences = [head + random_ids(rng, 5) for _ in range(300)]
+    (group,) = plan_groups(sequences, pad_token_id=0, costs=Costs(0.0006, 32.0, 8192))
+    assert len(group.members) == 300 and group.method == "cached"
+
+
+def test_positions_by_length_and_windows_by_row_are_refused_by_name(tokenizer):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    dynamic = LlamaForSequenceClassification(LlamaConfig(**SIZES, rope_parameters=rope))
+    assert "by the length of the row" in why_not_shared(dynamic)
+    neo = GPTNeoConfig(vocab_size=320, hidden_size=32, num_layers=2, attention_types=[[["global", "local"], 1]],
+                       num_heads=4, num_labels=1, pad_token_id=0)  # fmt: skip
+    assert "window_size" in why_not_shared(GPTNeoForSequenceClassification(neo))
+    assert why_not_shared(LlamaForSequenceClassification(LlamaConfig(**SIZES))) is None
+
+
+def test_sixteen_bits_are_trusted_only_for_architectures_compared_in_float32(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "num_labels": 1, "pad_token_id": 0}
+    gpt2 = GPT2ForSequenceClassification(GPT2Config(**sizes)).eval()
+    assert why_sharing_differs(gpt2, 0) is None
+    assert "was not compared in float32" in why_sharing_differs(gpt2.to(torch.bfloat16), 0)
+    llama = LlamaForSequenceClassification(LlamaConfig(**SIZES)).eval()
+    assert why_sharing_differs(llama.to(torch.bfloat16), 0) is None
+
+
+def test_arrays_of_ids_are_scored(model, tokenizer):
+    scorer = RewardScorer(model, tokenizer)
+    ids = random_ids(np.random.default_rng(12), 9)
+    np.testing.assert_array_equal(scorer.score_ids([np.array(ids), torch.tensor(ids)]), scorer.score_ids([ids, ids]))

@@ -108,8 +108,9 @@ class PrefixSharing:
         if _has_dropout(self.model):
             return "dropout is on, and both sides would share its draw"
         config = base_model(self.model).config.get_text_config()
-        if getattr(collator, "pad_token_id", None) != config.pad_token_id:
-            return f"the collator pads with {getattr(collator, 'pad_token_id', None)}, the model's is {config.pad_token_id}"
+        pad = getattr(collator, "pad_token_id", None)
+        if pad != config.pad_token_id:
+            return f"the collator pads with token {pad}, the model's pad token is {config.pad_token_id}"
         if self.args.torch_compile:
             return "a compiled model does not hand over what enters its head"
         if self.accelerator.dispatch_batches:

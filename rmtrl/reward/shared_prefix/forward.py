@@ -13,8 +13,8 @@ from rmtrl.reward.shared_prefix.rows import Rows, make_rows
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 KNOWN_EXACT = frozenset(
-    {"gemma", "gemma2", "gemma3", "gemma3_text", "gpt_neox", "llama", "mistral", "mixtral", "olmo2", "opt", "phi", "phi3",
-     "qwen2", "qwen3", "smollm3"}
+    {"gemma", "gemma2", "gemma3", "gemma3_text", "gpt_neox", "llama", "mistral", "mixtral", "olmo2", "opt", "phi",
+     "phi3", "qwen2", "qwen3", "smollm3"}
 )  # fmt: skip
 """Architectures whose rewards were compared in float32; rounding of 16 bits would hide what is wrong with another."""
 

@@ -67,9 +67,10 @@ def make_rows(
     share: bool = True,
 ) -> tuple[list[Rows], torch.Tensor]:
     """Returns the forward passes over pairs of token ids, and where the reward of each side stands, `(2B,)`."""
+    lists = [tuple(ids.tolist() if isinstance(ids, torch.Tensor) else ids for ids in pair) for pair in pairs]
     units = [
         unit
-        for i, (chosen, rejected) in enumerate(pairs)
+        for i, (chosen, rejected) in enumerate(lists)
         for unit in pair_units(
             chosen,
             rejected,
