@@ -2,13 +2,14 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs, write_jsonl
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rmtrl.data.bias import AnnotatorBias
@@ -63,7 +64,9 @@ def coverage(
         lines = {c["name"]: f"{c['got']} of {c['wanted']}{'' if c['met'] else '   <- not met'}" for c in result.checks}
         print_table({"pairs": len(pairs), **lines, "balance of domains": f"{result.balance:.3f}"})
         for bias in biases:
-            print(f"{bias.annotator}: longer side {bias.longer}, above the others {bias.longer_excess}")
+            print(f"{bias.annotator}: first side {bias.first}{_longer(bias)}")
+    if biases and all(bias.longer is None for bias in biases):
+        print("rmtrl: warning: lengths of the answers are unknown; give --responses", file=sys.stderr)
     for annotator, flags in flagged.items():
         print(f"rmtrl: warning: annotator {annotator} {', '.join(flags).replace('_', ' ')}", file=sys.stderr)
     if strict and (flagged or not result.met):
@@ -110,22 +113,49 @@ def _judgments_per_item(judged: Any) -> list[int]:
     return list(counts.values())
 
 
+def _longer(bias: "AnnotatorBias") -> str:
+    if bias.longer is None:
+        return ""
+    above = "" if bias.longer_excess is None else f", above the others {bias.longer_excess}"
+    return f", longer side {bias.longer}{above}"
+
+
 def _biases(judged: Any, texts: list[dict[str, Any]]) -> "list[AnnotatorBias]":
     import numpy as np
 
     from rmtrl.data.bias import annotator_bias
 
-    given = {(row["prompt_id"], row["item_id"]): row["response"] for row in texts}
+    given = dict(_response(number, row) for number, row in enumerate(texts, 1))
     lengths = np.array([_chars(given.get(item, judged.responses.get(item))) for item in judged.items])
     votes = judged.votes
     if not len(votes.pair):
         return []
     wins = np.array([1.0, 0.0, 0.5])[votes.choice]
     first, second = votes.first[votes.pair], votes.second[votes.pair]
+    longer = lengths[first] - lengths[second]
     prompts = [judged.items[item][0] for item in first]
     names = [judged.annotators[number] for number in votes.annotator]
-    return annotator_bias(names, votes.pair, prompts, wins, lengths[first] - lengths[second])
+    shown_wins, shown_longer = np.where(votes.swapped, 1 - wins, wins), np.where(votes.swapped, -longer, longer)
+    shown = annotator_bias(names, votes.pair, prompts, shown_wins, shown_longer)
+    # who agrees with whom is seen where the sides of a pair stand alike
+    alike = annotator_bias(names, votes.pair, prompts, wins, longer)
+    return [replace(bias, agreement=other.agreement) for bias, other in zip(shown, alike, strict=True)]
+
+
+def _response(number: int, row: dict[str, Any]) -> tuple[tuple[str, str], Any]:
+    from rmtrl.data.annotations.texts import as_text
+
+    missing = [name for name in ("item_id", "prompt_id", "response") if row.get(name) is None]
+    if missing:
+        raise DataError(f"row {number} of --responses has no {', '.join(missing)}; wanted item_id, "
+                        "prompt_id and response")  # fmt: skip
+    try:
+        return (str(row["prompt_id"]), str(row["item_id"])), as_text(row["response"])
+    except ValueError as error:
+        raise DataError(f"the response in row {number} of --responses: {error}") from error
 
 
 def _chars(text: Any) -> float:
-    return float("nan") if text is None else float(len(text if isinstance(text, str) else text[-1]["content"]))
+    if text is None:
+        return float("nan")
+    return float(len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text))

@@ -136,10 +136,10 @@ def aggregate(
     0.658
     ```
     """
-    _check(annotations, alpha, quorum, tie_breaks)
+    _check(alpha, quorum, tie_breaks, tolerance, seed)
     criteria, n_items = annotations.ratings.criteria, len(annotations.items)
     shares = _criterion_weights(criteria, weights)
-    trust = _annotator_weights(annotations.annotators, annotator_weights)
+    trust = annotator_trust(annotations.annotators, annotator_weights)
     scores, variances = _criterion_scores(annotations, trust)
     wins, comparisons, borda = _borda(annotations, trust)
     criterion = _weighted(scores, shares)
@@ -168,11 +168,15 @@ def aggregate(
     )  # fmt: skip
 
 
-def _check(annotations: Annotations, alpha: float, quorum: int, tie_breaks: Sequence[str]) -> None:
+def _check(alpha: float, quorum: int, tie_breaks: Sequence[str], tolerance: float, seed: int) -> None:
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha is {alpha}; wanted a share from 0 to 1")
     if quorum < 1:
         raise UsageError(f"quorum is {quorum}; wanted 1 or more")
+    if not tolerance >= 0:
+        raise UsageError(f"tolerance is {tolerance}; wanted a difference of scores, 0 or more")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; wanted 0 or more")
     unknown = [name for name in tie_breaks if name not in TIE_RULES]
     if unknown:
         raise UsageError(f"no tie-break {', '.join(unknown)}; wanted some of {', '.join(TIE_RULES)}")
@@ -191,7 +195,23 @@ def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | N
     return np.array([weights.get(name, 0.0) for name in criteria])
 
 
-def _annotator_weights(annotators: Sequence[str], weights: Mapping[str, float] | None) -> Floats:
+def annotator_trust(annotators: Sequence[str], weights: Mapping[str, float] | None) -> Floats:
+    """Returns the weight of each annotator, `(A,)`, 1 where not named.
+
+    Args:
+        annotators (`Sequence[str]`): Names of the A annotators.
+        weights (`Mapping[str, float]`, *optional*): Weight by name, 0 or more.
+
+    Raises:
+        UsageError: If a name is unknown or a weight is negative or not finite.
+
+    Example:
+
+    ```python
+    >>> annotator_trust(["ann", "bo"], {"bo": 0.5}).tolist()
+    [1.0, 0.5]
+    ```
+    """
     weights = weights or {}
     unknown = [name for name in weights if name not in annotators]
     if unknown:

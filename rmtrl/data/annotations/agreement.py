@@ -21,6 +21,10 @@ from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
 
 TARGET = 0.6
+FEWEST = 10
+"""Items judged twice or more below which no level of agreement is named."""
+PREVALENT = 0.9
+"""Raw agreement from which an alpha below target comes from one choice holding nearly all judgments."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,16 @@ class Agreement:
 
     @property
     def interpretation(self) -> str:
-        """What alpha means, in plain words."""
-        estimate = self.coefficients["alpha"]
-        return interpret(None) if estimate is None else interpret(estimate.value, estimate.low)
+        """What alpha means, in plain words; no level where there are too few items to tell."""
+        estimate, raw = self.coefficients["alpha"], self.coefficients["raw"]
+        if estimate is None:
+            return interpret(None)
+        if estimate.n < FEWEST:
+            return f"too few items to tell ({estimate.n}; wanted {FEWEST})"
+        if estimate.low == estimate.high:
+            return "no two items differ in agreement, so the interval says nothing; read the raw agreement"
+        prevails = raw is not None and raw.value >= PREVALENT and estimate.value < TARGET
+        return interpret(estimate.value, estimate.low) + (" (one choice prevails: see AC1)" if prevails else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
@@ -95,7 +106,7 @@ def agreement(
         seed (`int`): Seed of the resampling.
 
     Raises:
-        UsageError: If `scale` or `by` holds an unknown name.
+        UsageError: If `scale` or `by` holds an unknown name or the seed is negative.
 
     Example:
 
@@ -106,6 +117,8 @@ def agreement(
     """
     if scale not in SCALES:
         raise UsageError(f"got scale {scale!r}; wanted one of {', '.join(SCALES)}")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; wanted 0 or more")
     unknown = set(by) - {"criterion", "domain"}
     if unknown:
         raise UsageError(f"cannot report by {', '.join(sorted(unknown))}; wanted criterion, domain or both")

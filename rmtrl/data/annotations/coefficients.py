@@ -152,7 +152,8 @@ def cohen_kappas(
     """Returns the mean of Cohen's kappa over pairs of annotators, and each pair's, None where undefined.
 
     A pair counts with the units both have judged. The weights of disagreement are none (nominal), |i − j| (ordinal) or
-    (i − j)² (interval) in positions among the values in use, as `weights` of scikit-learn's `cohen_kappa_score`.
+    (i − j)² (interval) in positions among the values the two gave there, as in scikit-learn's
+    `cohen_kappa_score(a, b, weights=None | "linear" | "quadratic")`.
 
     Args:
         unit, annotator, value (`(N,)` arrays): Unit, annotator and value of each judgment.
@@ -176,12 +177,15 @@ def cohen_kappas(
     kinds = len(pairs) * size**2
     distinct, unit_row = np.unique(rows[first], return_inverse=True)
     table = sparse.csr_array((np.ones(len(cell)), (cell, unit_row)), shape=(kinds, len(distinct)))
-    penalty = np.abs(np.subtract.outer(np.arange(size), np.arange(size))).astype(float)
+    used = np.zeros((len(pairs), size), bool)
+    used[pair.reshape(-1), values[first]] = used[pair.reshape(-1), values[second]] = True
+    position = np.cumsum(used, 1)
+    penalty = np.abs(position[:, :, None] - position[:, None, :]).astype(float)
     penalty = {"nominal": (penalty > 0).astype(float), "ordinal": penalty, "interval": penalty**2}[scale]
 
     def kappas(weights: Floats) -> dict[str, Floats]:
         tables = (table @ weights.T).T.reshape(len(weights), len(pairs), size, size)
-        chance = np.einsum("bpi,bpj,ij->bp", tables.sum(3), tables.sum(2), penalty) / tables.sum((2, 3))
+        chance = np.einsum("bpi,bpj,pij->bp", tables.sum(3), tables.sum(2), penalty) / tables.sum((2, 3))
         each = 1 - (tables * penalty).sum((2, 3)) / chance
         defined = np.isfinite(each)
         mean = np.where(defined, each, 0).sum(1) / defined.sum(1)

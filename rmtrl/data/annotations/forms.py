@@ -1,10 +1,13 @@
 """Reads judgments, ratings of single answers and votes between two, into columns; counts every line it cannot use.
 
 One judgment a line. A rating is `{"item_id", "prompt_id", "annotator", "<criterion>": score, …}`, where every column
-that holds numbers is a criterion; a vote is `{"prompt_id", "annotator", "a", "b", "choice"}` with `choice` one of "a",
-"b", "tie" and "abstain". Both may carry `domain`, `source`, `weight`, `prompt` and the texts (`response`, or
-`response_a` and `response_b`). A file may mix the two. Lines of PandaLM's layout (`idx`, `instruction`, `input`,
-`response1`, `response2`, `annotator1` …) are as many votes as they have annotators.
+that holds numbers is a criterion, save those that tell of the judging (`seconds`, `duration`, `time`, `timestamp`,
+`line`, `row`, `index`, `idx`, `confidence`, `version`), which are criteria only where asked for by name. A vote is
+`{"prompt_id", "annotator", "a", "b", "choice"}` with `choice` one of "a", "b", "tie" and "abstain", or the id of one
+of the two items; "A" and "B" are sides unless they are such an id. `a` is the side shown first. Both may carry
+`domain`, `source`, `weight`, `prompt` and the texts (`response`, or `response_a` and `response_b`). A file may mix the
+two. Lines of PandaLM's layout (`idx`, `instruction`, `input`, `response1`, `response2`, `annotator1` …) are as many
+votes as they have annotators.
 """
 
 import math
@@ -43,10 +46,16 @@ REASONS = (
 
 CHOICES = ("a", "b", "tie")
 _NOT_CRITERIA = {"id", "item_id", "prompt_id", "annotator", "domain", "source", "prompt", "response", "weight"}
+_ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
 _PANDALM = {"instruction", "response1", "response2"}
 
 
-def read_annotations(paths: Sequence[str | Path], *, likert: tuple[float, float] = (1.0, 5.0)) -> Annotations:
+def read_annotations(
+    paths: Sequence[str | Path],
+    *,
+    likert: tuple[float, float] = (1.0, 5.0),
+    criteria: Sequence[str] | None = None,
+) -> Annotations:
     """Returns the judgments of one or several files.
 
     A faulty line stops nothing: it is counted under its reason and kept in `rejects`. Of a repeated judgment (same
@@ -56,10 +65,12 @@ def read_annotations(paths: Sequence[str | Path], *, likert: tuple[float, float]
     Args:
         paths (`Sequence[str | Path]`): Files: jsonl, json, csv or parquet, each also .gz.
         likert (`tuple[float, float]`): Ends of the rating scale; scores outside are left out.
+        criteria (`Sequence[str]`, *optional*): Columns that are criteria, and no others. When absent, every column
+            that holds numbers, save those named at the head of this module.
 
     Raises:
         DataError: If a file is missing, unreadable or empty.
-        UsageError: If the scale is empty.
+        UsageError: If the scale is empty or a criterion has no ratings.
 
     Example:
 
@@ -73,7 +84,7 @@ def read_annotations(paths: Sequence[str | Path], *, likert: tuple[float, float]
         raise UsageError(
             f"the rating scale is {likert[0]:g} to {likert[1]:g}; wanted two numbers, the lower one first"
         )
-    reader = _Reader(likert)
+    reader = _Reader(likert, criteria)
     for path in map(Path, paths):
         read = 0
         for row, (line, value) in enumerate(
@@ -95,12 +106,13 @@ class _Reader:
     """Gathers judgments line by line; whether a rating is sound shows at the end, when the criteria are known."""
 
     likert: tuple[float, float]
+    criteria: Sequence[str] | None = None
     n: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
     conflicts: int = 0
     ratings: list[Rating] = field(default_factory=list)
     origins: list[tuple[str, int, str]] = field(default_factory=list)
-    votes: dict[tuple[str, str, str, str], tuple[int, float]] = field(default_factory=dict)
+    votes: dict[tuple[str, str, str, str], tuple[int, float, bool]] = field(default_factory=dict)
     known: dict[str, dict[Any, Any]] = field(default_factory=lambda: {
         "domain": {}, "source": {}, "file": {}, "prompt": {}, "response": {}})  # fmt: skip
 
@@ -137,7 +149,7 @@ class _Reader:
         weight, choice = _weight(value), value.get("choice")
         if choice is None or choice == "":
             raise _Fault("missing_field")
-        choice = choice.strip().lower() if isinstance(choice, str) else choice
+        choice = _side(choice, a, b) if isinstance(choice, str) else choice
         if choice == "abstain":
             raise _Fault("abstention")
         if choice not in CHOICES:
@@ -150,7 +162,7 @@ class _Reader:
         prompt = _text(value, "prompt")
         if key in self.votes:
             raise _Fault("duplicate_judgment")
-        self.votes[key] = (code if a < b or code == 2 else 1 - code, weight)  # type: ignore[index]
+        self.votes[key] = (code if a < b or code == 2 else 1 - code, weight, a > b)  # type: ignore[index]
         self._remember(value, prompt_id, prompt, texts, where[0])
 
     def _rating(self, value: Mapping[str, Any], where: tuple[str, int, str]) -> None:
@@ -204,17 +216,21 @@ class _Reader:
 
     def _sound_ratings(self) -> tuple[list[Rating], list[str]]:
         """Returns the ratings whose scores can be used. A column is a criterion if any rating has a number there."""
-        criteria = sorted({name for *_, scores in self.ratings for name, score in scores.items() if _is_number(score)})
+        rated = {name for *_, scores in self.ratings for name, score in scores.items() if _is_number(score)}
+        if unknown := [name for name in self.criteria or () if name not in rated]:
+            found = ", ".join(sorted(rated)) or "none"
+            raise UsageError(f"no ratings of {', '.join(unknown)}; columns with numbers are {found}")
+        criteria = rated - _ASIDE if self.criteria is None else set(self.criteria)
         seen: dict[tuple[Item, str], set[str]] = {}
         sound = []
         for (item, annotator, weight, scores), where in zip(self.ratings, self.origins, strict=True):
             scores = {name: score for name, score in scores.items() if name in criteria}
-            rated = seen.setdefault((item, annotator), set())
-            reason = self._score_fault(scores) or ("duplicate_judgment" if rated & scores.keys() else None)
+            before = seen.setdefault((item, annotator), set())
+            reason = self._score_fault(scores) or ("duplicate_judgment" if before & scores.keys() else None)
             if reason:
                 self._reject(where, reason, already_counted=True)
             else:
-                rated.update(scores)
+                before.update(scores)
                 sound.append((item, annotator, weight, scores))
         used = {name for *_, scores in sound for name in scores}
         return sorted(sound, key=lambda rating: (*rating[:2], sorted(rating[3]))), sorted(used)
@@ -244,6 +260,13 @@ def _pandalm_votes(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         shared | {"annotator": name, "choice": None if row[name] is None else choices.get(str(row[name]), row[name])}
         for name in annotators
     ]
+
+
+def _side(choice: str, a: str, b: str) -> str:
+    """Returns the choice as a side. The documented words come first, so that items may be called "a" and "b"."""
+    if choice in (*CHOICES, "abstain"):
+        return choice
+    return {a: "a", b: "b"}.get(choice) or choice.strip().lower()
 
 
 def _id(value: Any) -> str:

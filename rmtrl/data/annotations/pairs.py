@@ -1,7 +1,7 @@
 """Preference pairs from votes or ratings: unanimous pairs to train on, disputed ones routed apart, all counted."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any, Literal
@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, Features
 from numpy.typing import NDArray
 
-from rmtrl.data.annotations.aggregation import ItemScores
+from rmtrl.data.annotations.aggregation import ItemScores, annotator_trust
 from rmtrl.data.annotations.tables import Annotations
 from rmtrl.data.annotations.texts import VOTE_COUNTS, PairWriter
 from rmtrl.errors import DataError, UsageError
@@ -20,6 +20,7 @@ Disputed = Literal["adjudicate", "weight", "slice"]
 DISPUTED = ("adjudicate", "weight", "slice")
 ROUTES = ("train", "review_or_hold_out", "tie")
 MIN_GAP = 0.05
+MIN_VOTES = 2  # one vote agrees with nothing
 _ROUNDING = 1e-9
 
 
@@ -38,7 +39,7 @@ class PairSet:
     Args:
         pairs (`Dataset`): Pairs in the normal form, with `route` and, from votes, `agreement`.
         review (`Dataset`): Disputed pairs that are not in `pairs`. With "slice" an evaluation set in the normal form;
-            with "adjudicate" the two answers side by side with their votes and no label.
+            with "adjudicate" the two answers side by side, with their votes if from votes, and no label.
         counts (`dict[str, int]`): Pairs judged (`n`), by route, and by what became of them.
     """
 
@@ -74,7 +75,13 @@ def vote_agreement(votes: Sequence[str]) -> VoteAgreement:
     return VoteAgreement(1.0, "tie" if label == "tie" else "train")
 
 
-def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudicate", min_votes: int = 1) -> PairSet:
+def pairs_from_votes(
+    annotations: Annotations,
+    *,
+    disputed: Disputed = "adjudicate",
+    min_votes: int = MIN_VOTES,
+    annotator_weights: Mapping[str, float] | None = None,
+) -> PairSet:
     """Returns one pair for every two items that were voted on.
 
     `preference` is the share of the votes for chosen by weight, a tie counting half; `weight` is the weight of the
@@ -85,7 +92,9 @@ def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudica
         annotations ([`Annotations`]): The judgments.
         disputed (`str`): What becomes of pairs on which votes differ: "adjudicate" (set aside for a person), "weight"
             (kept, with the vote share) or "slice" (set aside as an evaluation set).
-        min_votes (`int`): Pairs with fewer votes are counted and left out.
+        min_votes (`int`): Pairs with fewer votes are counted as `too_few_votes` and left out.
+        annotator_weights (`Mapping[str, float]`, *optional*): Weight by annotator, 1 when not named; multiplies the
+            weight a vote carries. Votes of annotators of weight 0 do not count.
 
     Raises:
         DataError: If there are no votes.
@@ -99,8 +108,7 @@ def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudica
     (0.67, 3.0)
     ```
     """
-    if disputed not in DISPUTED:
-        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
+    _check_disputed(disputed)
     if min_votes < 1:
         raise UsageError(f"got min_votes {min_votes}; wanted 1 or more")
     votes = annotations.votes
@@ -108,15 +116,17 @@ def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudica
         raise DataError(
             "got no votes to make pairs from; wanted lines with a, b and choice, or make them from ratings"
         )
-    numbers = np.bincount(votes.pair * 3 + votes.choice, minlength=3 * len(votes.first)).reshape(-1, 3)
-    weights = np.bincount(votes.pair * 3 + votes.choice, votes.weight, 3 * len(votes.first)).reshape(-1, 3)
+    trust = annotator_trust(annotations.annotators, annotator_weights)[votes.annotator]
+    cell, size = votes.pair * 3 + votes.choice, 3 * len(votes.first)
+    numbers = np.bincount(cell[trust > 0], minlength=size).reshape(-1, 3)
+    weights = np.bincount(cell, votes.weight * trust, size).reshape(-1, 3)
     writer = PairWriter(annotations)
     counts = Counter(n=len(numbers))
     kept: list[dict[str, Any]] = []
     review: list[dict[str, Any]] = []
     for first, second, number, weight in zip(votes.first, votes.second, numbers, weights, strict=True):
         if number.sum() < min_votes:
-            counts["below_min_votes"] += 1
+            counts["too_few_votes"] += 1
             continue
         found = vote_agreement([*["a"] * number[0], *["b"] * number[1], *["tie"] * number[2]])
         counts[found.route] += 1
@@ -133,7 +143,7 @@ def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudica
             row = writer.pair(*sides, share) | {"weight": float(weight.sum())} | label
             (review if aside else kept).append(row)
     form = writer.review_features if disputed == "adjudicate" else writer.vote_features
-    names = (*ROUTES, "below_min_votes", "missing_text")
+    names = (*ROUTES, "too_few_votes", "missing_text")
     return PairSet(
         _dataset(kept, writer.vote_features),
         _dataset(review, form),
@@ -142,19 +152,25 @@ def pairs_from_votes(annotations: Annotations, *, disputed: Disputed = "adjudica
 
 
 def pairs_from_ratings(
-    annotations: Annotations, scores: ItemScores, *, score: Literal["final", "criterion"] = "final",
+    annotations: Annotations,
+    scores: ItemScores,
+    *,
+    score: Literal["final", "criterion"] = "final",
     min_gap: float = MIN_GAP,
-) -> PairSet:  # fmt: skip
+    disputed: Disputed = "adjudicate",
+) -> PairSet:
     """Returns one pair for every two rated items of a prompt, the higher score as chosen.
 
     `rating_gap` is the difference of the scores on 0–1. Under the minimum gap a pair is a tie, with `preference` ½;
-    else `preference` is 1. Items without a score or under the quorum make no pair.
+    else `preference` is 1. Items without a score or under the quorum make no pair. A pair with a flagged item, over
+    which annotators differ, goes to "review_or_hold_out".
 
     Args:
         annotations ([`Annotations`]): The judgments.
         scores ([`ItemScores`]): Their scores, from [`aggregate`].
         score (`str`): "final" or "criterion", which leaves votes aside.
         min_gap (`float`): Smallest difference that is a preference.
+        disputed (`str`): What becomes of pairs with a flagged item, as in [`pairs_from_votes`].
 
     Raises:
         DataError: If no item has a score.
@@ -168,6 +184,7 @@ def pairs_from_ratings(
     0.108
     ```
     """
+    _check_disputed(disputed)
     if score not in ("final", "criterion"):
         raise UsageError(f"got score {score!r}; wanted final or criterion")
     if not 0 <= min_gap <= 1:
@@ -178,26 +195,37 @@ def pairs_from_ratings(
         raise DataError("no item has a score to make pairs from; wanted lines with item_id and scores")
     writer = PairWriter(annotations)
     counts = Counter(items=len(usable), items_left_out=int((~usable).sum()))
-    kept = []
+    kept: list[dict[str, Any]] = []
+    review: list[dict[str, Any]] = []
     for _, group in groupby(np.flatnonzero(usable).tolist(), key=lambda k: annotations.items[k][0]):
         for first, second in combinations(group, 2):
             gap = float(values[first] - values[second])
             tie = abs(gap) < max(min_gap - _ROUNDING, _ROUNDING)
+            flagged = scores.flagged[first] or scores.flagged[second]
+            route = "review_or_hold_out" if flagged else "tie" if tie else "train"
             counts["n"] += 1
-            counts["tie" if tie else "train"] += 1
-            counts["flagged"] += bool(scores.flagged[first] or scores.flagged[second])
+            counts[route] += 1
             sides = annotations.items[first], annotations.items[second]
             if not writer.has(*sides):
                 counts["missing_text"] += 1
                 continue
-            row = writer.pair(*sides, 0.5 if tie else float(gap > 0))
-            kept.append(row | {"rating_gap": abs(gap), "route": "tie" if tie else "train"})
-    names = ("train", "tie", "flagged", "missing_text", "items", "items_left_out")
+            aside = flagged and disputed != "weight"
+            if aside and disputed == "adjudicate":
+                review.append(writer.side_by_side(*sides) | {"route": route})
+            else:
+                row = writer.pair(*sides, 0.5 if tie else float(gap > 0)) | {"rating_gap": abs(gap), "route": route}
+                (review if aside else kept).append(row)
+    names = (*ROUTES, "missing_text", "items", "items_left_out")
     return PairSet(
         _dataset(kept, writer.rating_features),
-        _dataset([], writer.rating_features),
-        {"n": counts["n"], "kept": len(kept), "review": 0} | {name: counts[name] for name in names},
+        _dataset(review, writer.rated_review_features if disputed == "adjudicate" else writer.rating_features),
+        {"n": counts["n"], "kept": len(kept), "review": len(review)} | {name: counts[name] for name in names},
     )
+
+
+def _check_disputed(disputed: str) -> None:
+    if disputed not in DISPUTED:
+        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
 
 
 def _dataset(rows: list[dict[str, Any]], features: Features) -> Dataset:

@@ -16,8 +16,8 @@ Item = tuple[str, str]
 Rating = tuple[Item, str, float, dict[str, Any]]
 """One rating: item, annotator, weight, score by criterion."""
 
-Vote = tuple[tuple[str, str, str, str], tuple[int, float]]
-"""One vote: (prompt id, the two item ids in order, annotator), (choice, weight)."""
+Vote = tuple[tuple[str, str, str, str], tuple[int, float, bool]]
+"""One vote: (prompt id, the two item ids in order, annotator), (choice, weight, whether shown in the other order)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Votes:
         annotator (`(N,)` int64): Index into `Annotations.annotators`.
         weight (`(N,)` float64): Weight of the vote, 1 where none is given.
         choice (`(N,)` int64): 0 for the first item, 1 for the second, 2 for a tie.
+        swapped (`(N,)` bool): The second item was shown first: it is the line's `a`.
         first (`(P,)` int64): First item of each pair, an index into `Annotations.items`.
         second (`(P,)` int64): Second item of each pair.
     """
@@ -56,6 +57,7 @@ class Votes:
     annotator: NDArray[np.int64]
     weight: NDArray[np.float64]
     choice: NDArray[np.int64]
+    swapped: NDArray[np.bool_]
     first: NDArray[np.int64]
     second: NDArray[np.int64]
 
@@ -153,8 +155,9 @@ def vote_columns(
     return Votes(
         pair=np.array([pairs[key[:3]] for key, _ in votes], np.int64),
         annotator=np.array([annotators[key[3]] for key, _ in votes], np.int64),
-        weight=np.array([weight for _, (_, weight) in votes], np.float64),
-        choice=np.array([choice for _, (choice, _) in votes], np.int64),
+        weight=np.array([weight for _, (_, weight, _) in votes], np.float64),
+        choice=np.array([choice for _, (choice, _, _) in votes], np.int64),
+        swapped=np.array([swapped for _, (_, _, swapped) in votes], np.bool_),
         first=sides[0],
         second=sides[1],
     )

@@ -111,6 +111,7 @@ class PairWriter:
         self.vote_features = Features(pair | {"weight": _NUMBER} | label)
         self.rating_features = Features(pair | {"rating_gap": _NUMBER, "route": _TEXT})
         sides = {"prompt": form, "a": _TEXT, "b": _TEXT, "response_a": form, "response_b": form}
+        self.rated_review_features = Features(names | sides | {"route": _TEXT})
         self.review_features = Features(names | sides | label | dict.fromkeys(VOTE_COUNTS, Value("int64")))
 
     def has(self, first: Item, second: Item) -> bool:

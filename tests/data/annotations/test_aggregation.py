@@ -72,6 +72,9 @@ def test_weights_are_equal_unless_given(score):
         ({"alpha": 1.1}, "0 to 1"),
         ({"quorum": 0}, "1 or more"),
         ({"tie_breaks": ("wins", "length")}, "no tie-break length"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"tolerance": -0.1}, "0 or more"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_settings_out_of_range_raise(score, options, said):

@@ -119,7 +119,7 @@ def test_values_equal_those_of_the_libraries(seed, scale):
     for a, b in pairs:
         both = np.isfinite(judgments[[a, b]]).all(0)
         sides = judgments[a, both].astype(int), judgments[b, both].astype(int)
-        expected[a, b] = cohen_kappa_score(*sides, weights=weights, labels=categories.astype(int))
+        expected[a, b] = cohen_kappa_score(*sides, weights=weights)
         assert pairs[a, b].n == both.sum()
     assert len(pairs) == 6
     assert {names: estimate.value for names, estimate in pairs.items()} == pytest.approx(expected, abs=1e-9)
@@ -127,6 +127,17 @@ def test_values_equal_those_of_the_libraries(seed, scale):
 
     complete, _ = counted(random_judgments(seed, missing=0))
     assert values(complete)["fleiss"] == pytest.approx(fleiss_kappa(complete), abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", ["ordinal", "interval"])
+def test_cohen_equals_the_library_where_two_annotators_leave_values_out(scale):
+    rng = np.random.default_rng(0)
+    judgments = np.stack([rng.choice(used, 40) for used in ([1, 2, 5], [1, 5], [1, 2, 3, 4, 5])]).astype(float)
+    _, pairs = cohen_kappas(*long(judgments), scale=scale, n_resamples=20)
+    weights = {"ordinal": "linear", "interval": "quadratic"}[scale]
+    for (a, b), estimate in pairs.items():
+        expected = cohen_kappa_score(judgments[a].astype(int), judgments[b].astype(int), weights=weights)
+        assert estimate.value == pytest.approx(expected, abs=1e-9)
 
 
 def test_alpha_equals_the_library_on_a_fine_scale():
@@ -221,6 +232,46 @@ def test_interpretation_follows_krippendorffs_bounds():
     assert "usual for preference data" in interpret(0.4) and interpret(-0.1) == interpret(0) == "no better than chance"
     assert "poor" in interpret(0.1) and "undefined" in interpret(None)
     assert "uncertain" in interpret(0.9, 0.2) and interpret(0.9, 0.85) == "reliable"
+
+
+@pytest.fixture
+def agree(tmp_path):
+    """The agreement on votes, given as choices by pair and annotator."""
+
+    def run(*pairs):
+        rows = [
+            {"prompt_id": f"p{k}", "annotator": f"n{who}", "a": "x", "b": "y", "choice": choice}
+            for k, choices in enumerate(pairs)
+            for who, choice in enumerate(choices)
+        ]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return agreement(read_annotations([tmp_path / "rows.jsonl"]), n_resamples=200)[0]
+
+    return run
+
+
+def test_a_few_items_get_numbers_but_no_level(agree):
+    few = agree("aa", "bb")
+    assert few.alpha == 1 and few.interpretation == "too few items to tell (2; wanted 10)"
+    assert agree(*["aa", "bb"] * 4, "aa").interpretation.startswith("too few items to tell (9")
+    assert not agree(*["aa", "bb"] * 5).interpretation.startswith("too few")
+
+
+def test_an_interval_of_no_width_gives_no_level(agree):
+    assert agree(*["aa", "bb"] * 10).interpretation == (
+        "no two items differ in agreement, so the interval says nothing; read the raw agreement")  # fmt: skip
+
+
+def test_high_raw_agreement_with_a_low_alpha_is_explained(agree):
+    result = agree(*["aa"] * 95, *["ab"] * 5)
+    assert result.coefficients["raw"].value == 0.95 and result.alpha < 0.1
+    assert result.interpretation.endswith("(one choice prevails: see AC1)")
+    assert "prevails" not in agree(*["aa", "bb", "ab", "ba"] * 5).interpretation
+
+
+def test_a_negative_seed_raises():
+    with pytest.raises(UsageError, match="seed is -1"):
+        agreement(read_annotations([EXAMPLE]), seed=-1)
 
 
 def test_pandalm_agreement_equals_the_libraries(real_data):

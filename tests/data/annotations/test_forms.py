@@ -62,6 +62,16 @@ def test_order_of_the_sides_does_not_matter(read):
     tie = VOTE | {"annotator": "chi", "a": "y", "b": "x", "choice": " TIE "}
     votes = read(VOTE, turned, tie).votes
     assert len(votes.first) == 1 and votes.choice.tolist() == [0, 0, 2]
+    assert votes.swapped.tolist() == [False, True, True]  # what was shown first is still known
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "choice", "code"),
+    [("C", "A", "A", 0), ("C", "A", "C", 1), ("C", "A", "a", 1), ("x", "y", "A", 0), ("x", "y", "y", 1),
+     ("b", "a", "a", 1)],
+)  # fmt: skip
+def test_a_choice_is_a_side_or_the_id_of_an_item(read, a, b, choice, code):
+    assert read(VOTE | {"a": a, "b": b, "choice": choice}).votes.choice.tolist() == [code]
 
 
 def test_an_item_id_may_come_again_under_another_prompt(read):
@@ -136,6 +146,16 @@ def test_criteria_may_come_on_lines_of_their_own(read):
 
 def test_text_columns_are_no_criteria(read):
     assert read(RATING | {"note": "well put"}).ratings.criteria == ("usefulness",)
+
+
+def test_columns_about_the_judging_are_criteria_only_where_named(read):
+    row = RATING | {"seconds": 77, "line": 3, "confidence": 2, "safety": 5}
+    annotations = read(row)
+    assert annotations.kept == 1 and annotations.ratings.criteria == ("safety", "usefulness")
+    named = read(row, criteria=["confidence", "safety"])
+    assert named.ratings.criteria == ("confidence", "safety") and named.ratings.scores.tolist() == [[2, 5]]
+    with pytest.raises(UsageError, match="no ratings of beauty.*confidence, line, safety, seconds, usefulness"):
+        read(row, criteria=["beauty"])
 
 
 def test_another_scale_can_be_given(read):

@@ -68,7 +68,7 @@ def test_no_votes_have_no_agreement():
 
 
 def test_weighted_pairs_carry_the_vote_share(read):
-    made = pairs_from_votes(read(VOTES), disputed="weight")
+    made = pairs_from_votes(read(VOTES), disputed="weight", min_votes=1)
     rows = by_prompt(made.pairs)
     assert {name: (round(row["preference"], 3), row["weight"]) for name, row in rows.items()} == {
         "clear": (1, 3), "most": (0.667, 3), "none": (0.5, 3), "half": (0.5, 2), "tied": (0.5, 2), "one": (1, 1)
@@ -78,13 +78,13 @@ def test_weighted_pairs_carry_the_vote_share(read):
     assert (rows["most"]["chosen"], rows["most"]["prompt"]) == ("most is small", "What is most?")
     assert rows["none"]["route"] == "review_or_hold_out" and rows["none"]["agreement"] == pytest.approx(1 / 3)
     assert len(made.review) == 0 and made.counts == {
-        "n": 6, "kept": 6, "review": 0, "train": 2, "review_or_hold_out": 3, "tie": 1, "below_min_votes": 0,
+        "n": 6, "kept": 6, "review": 0, "train": 2, "review_or_hold_out": 3, "tie": 1, "too_few_votes": 0,
         "missing_text": 0}  # fmt: skip
 
 
 def test_adjudicated_pairs_are_set_apart_without_a_label(read):
     made = pairs_from_votes(read(VOTES))
-    assert set(by_prompt(made.pairs)) == {"clear", "tied", "one"}
+    assert set(by_prompt(made.pairs)) == {"clear", "tied"} and made.counts["too_few_votes"] == 1
     review = by_prompt(made.review)
     assert set(review) == {"most", "none", "half"} and "chosen" not in made.review.column_names
     assert [review["most"][name] for name in ("votes_a", "votes_b", "votes_tie")] == [2, 1, 0]
@@ -93,7 +93,7 @@ def test_adjudicated_pairs_are_set_apart_without_a_label(read):
 
 def test_a_slice_of_disputed_pairs_can_be_evaluated_on(read, tmp_path):
     made = pairs_from_votes(read(VOTES), disputed="slice")
-    assert set(by_prompt(made.pairs)) == {"clear", "tied", "one"}
+    assert set(by_prompt(made.pairs)) == {"clear", "tied"}
     made.review.to_json(tmp_path / "slice.jsonl")
     held_out = read_preferences(tmp_path / "slice.jsonl")
     assert sorted(held_out["preference"]) == pytest.approx([0.5, 0.5, 2 / 3])
@@ -104,9 +104,9 @@ def test_every_pair_is_kept_or_counted(read, disputed):
     textless = [vote | {"response_b": None} for vote in votes_on("lost", "a", "b")]
     made = pairs_from_votes(read([*VOTES, *textless]), disputed=disputed, min_votes=2)
     counts = made.counts
-    assert (counts["below_min_votes"], counts["missing_text"], counts["n"]) == (1, 1, 7)
-    assert counts["n"] == len(made.pairs) + len(made.review) + counts["below_min_votes"] + counts["missing_text"]
-    assert counts["n"] == sum(counts[name] for name in ("train", "review_or_hold_out", "tie", "below_min_votes"))
+    assert (counts["too_few_votes"], counts["missing_text"], counts["n"]) == (1, 1, 7)
+    assert counts["n"] == len(made.pairs) + len(made.review) + counts["too_few_votes"] + counts["missing_text"]
+    assert counts["n"] == sum(counts[name] for name in ("train", "review_or_hold_out", "tie", "too_few_votes"))
     assert (counts["kept"], counts["review"]) == (len(made.pairs), len(made.review))
 
 
@@ -114,6 +114,18 @@ def test_vote_weights_enter_preference_and_weight(read):
     first, second = votes_on("pair", "a", "b")
     row = pairs_from_votes(read([first, second | {"weight": 3}]), disputed="weight").pairs[0]
     assert (row["chosen"], row["preference"], row["weight"], row["agreement"]) == ("pair is large", 0.75, 4, 0.5)
+
+
+def test_annotator_weights_enter_preference_and_weight_and_zero_leaves_out(read):
+    annotations = read(votes_on("pair", "a", "b", "b"))
+    row = pairs_from_votes(annotations, disputed="weight", annotator_weights={"ann": 6}).pairs[0]
+    assert (row["chosen"], row["preference"], row["weight"]) == ("pair is small", 0.75, 8)
+    row = pairs_from_votes(annotations, annotator_weights={"ann": 0}).pairs[0]
+    assert (row["chosen"], row["weight"], row["route"]) == ("pair is large", 2, "train")
+    nobody = dict.fromkeys(annotations.annotators, 0.0)
+    assert pairs_from_votes(annotations, annotator_weights=nobody).counts["too_few_votes"] == 1
+    with pytest.raises(UsageError, match="no judgments by eve"):
+        pairs_from_votes(annotations, annotator_weights={"eve": 1})
 
 
 def test_turning_the_sides_of_a_vote_changes_nothing(read):
@@ -159,6 +171,24 @@ def test_pairs_of_ratings_have_the_gap(read, tmp_path):
     assert list(pairs["rating_gap"]) == pytest.approx(list(made.pairs["rating_gap"]))
 
 
+def test_disputed_ratings_are_routed_as_disputed_votes_are(read, tmp_path):
+    second = [row | {"annotator": "bo", "safety": 1} for row in ratings_of("p", wide=5)]
+    annotations = read([*ratings_of("p", wide=5, high=5, low=1), *second])
+    scores = aggregate(annotations)
+    made = pairs_from_ratings(annotations, scores)
+    assert {name: made.counts[name] for name in ("n", "kept", "review", "train", "review_or_hold_out", "tie")} == {
+        "n": 3, "kept": 1, "review": 2, "train": 1, "review_or_hold_out": 2, "tie": 0}  # fmt: skip
+    assert {row["chosen"] for row in made.pairs} == {"high"} and "chosen" not in made.review.column_names
+    assert set(made.review["route"]) == {"review_or_hold_out"}
+    kept = pairs_from_ratings(annotations, scores, disputed="weight").pairs
+    assert sorted(kept["route"]) == ["review_or_hold_out", "review_or_hold_out", "train"]
+    held_out = pairs_from_ratings(annotations, scores, disputed="slice").review
+    held_out.to_json(tmp_path / "slice.jsonl")
+    assert len(validate(read_preferences(tmp_path / "slice.jsonl")).kept) == 2
+    with pytest.raises(UsageError, match="adjudicate, weight, slice"):
+        pairs_from_ratings(annotations, scores, disputed="drop")
+
+
 def test_a_difference_of_the_minimum_gap_is_a_preference(read):
     annotations = read(ratings_of("p", x=2.2, y=2.4))  # 0.05 on 0–1, up to rounding
     assert pairs_from_ratings(annotations, aggregate(annotations), min_gap=0.05).counts["train"] == 1
@@ -187,7 +217,7 @@ def test_items_under_the_quorum_and_items_of_other_prompts_make_no_pair(read):
 
 def test_message_lists_and_strings_become_message_lists(read):
     vote = votes_on("pair", "a")[0] | {"prompt": [{"role": "user", "content": "Why?"}]}
-    row = pairs_from_votes(read([vote])).pairs[0]
+    row = pairs_from_votes(read([vote]), min_votes=1).pairs[0]
     assert row["prompt"] == [{"role": "user", "content": "Why?"}]
     assert row["chosen"] == [{"role": "assistant", "content": "pair is small"}]
 
