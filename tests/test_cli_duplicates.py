@@ -33,8 +33,34 @@ def test_dedup_counts_and_writes_the_representatives(rmtrl, write, tmp_path):
         "schema": "rmtrl/dedup/1", "data": str(data), "threshold": 0.8, "n": 3, "prompts": 3, "exact": 0, "near": 1,
         "clusters": 1, "largest": 2, "kept": 2, "dropped": 1, "skipped_comparisons": 0,
         "examples": [["one two three four five", "one two three four five six"]],
+        "warnings": [],
     }  # fmt: skip
     assert [(row["id"], row["cluster_id"]) for row in lines(out)] == [("0", "a"), ("2", "c")]
+
+
+def test_dedup_warns_of_a_cluster_of_most_prompts(rmtrl, write):
+    rows = [ROWS[0] | {"id": str(i), "prompt_id": str(i)} for i in range(12)]
+    code, stdout, stderr = rmtrl("data", "dedup", write("data.jsonl", rows), "--json")
+    warnings = json.loads(stdout)["warnings"]
+    assert code == 0 and len(warnings) == 1 and "holds 12 of 12 prompts" in warnings[0]
+    assert [line for line in stderr.splitlines() if "warning" in line] == [f"rmtrl: warning: {warnings[0]}"]
+
+
+@pytest.mark.parametrize("command", ["dedup {data}", "contamination {data} {other}", "contamination {other} {data}"])
+@pytest.mark.parametrize("spelt", ["{folder}/data.jsonl", "{folder}/../{name}/data.jsonl", "{folder}/link.jsonl"])
+def test_no_input_is_overwritten(rmtrl, write, tmp_path, command, spelt):
+    data, other = write("data.jsonl", ROWS), write("other.jsonl", ROWS[2:])
+    (tmp_path / "link.jsonl").symlink_to(data)
+    before = data.read_bytes()
+    out = spelt.format(folder=tmp_path, name=tmp_path.name)
+    code, _, stderr = rmtrl("data", *command.format(data=data, other=other).split(), "--out", out)
+    assert code == 2 and "is read as input" in stderr.splitlines()[-1] and data.read_bytes() == before
+
+
+def test_no_file_of_an_input_folder_is_overwritten(rmtrl, write):
+    data = write("data.jsonl", ROWS)
+    code, _, stderr = rmtrl("data", "dedup", data.parent, "--out", data)
+    assert code == 2 and "is read as input" in stderr.splitlines()[-1]
 
 
 def test_dedup_keeps_all_rows_where_asked(rmtrl, write, tmp_path):
@@ -44,8 +70,8 @@ def test_dedup_keeps_all_rows_where_asked(rmtrl, write, tmp_path):
 
 
 def test_dedup_prints_a_table_for_people(rmtrl, write):
-    code, stdout, stderr = rmtrl("data", "dedup", write("data.jsonl", ROWS), "--threshold", "0.9")
-    assert code == 0 and "near-duplicates" in stdout and "Finding near-duplicates" in stderr
+    code, stdout, _ = rmtrl("data", "dedup", write("data.jsonl", ROWS), "--threshold", "0.9")
+    assert code == 0 and "near-duplicates" in stdout
 
 
 def test_contamination_reports_every_set(rmtrl, write, tmp_path):
@@ -55,6 +81,7 @@ def test_contamination_reports_every_set(rmtrl, write, tmp_path):
     report = json.loads(stdout)
     assert code == 0 and report["schema"] == "rmtrl/contamination/1"
     assert (report["n"], report["kept"], report["dropped"], report["found"]) == (2, 1, 1, True)
+    assert report["skipped_comparisons"] == 0
     assert [(each["data"], each["near"]["count"], each["any"]["count"]) for each in report["evaluations"]] == [
         (str(near), 1, 1), (str(apart), 0, 0),
     ]  # fmt: skip

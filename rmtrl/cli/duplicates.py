@@ -1,5 +1,7 @@
 """`rmtrl data dedup` and `rmtrl data contamination`: prompts that stand in the data more than once."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +29,13 @@ def dedup(
 
     if keep not in ("representatives", "all"):
         raise UsageError(f"got --keep {keep}; wanted representatives or all")
+    _check_out(out, [data])
     result = deduplicate(read_pairs(data, split, columns), threshold=threshold)
     if out is not None:
         write_jsonl(out, result.clustered if keep == "all" else result.kept)
     counts = result.as_dict()
+    for warning in result.warnings:
+        print(f"rmtrl: warning: {warning}", file=sys.stderr)
     if as_json:
         print_json({"schema": "rmtrl/dedup/1", "data": data, "threshold": threshold, **counts})
         return
@@ -58,6 +63,7 @@ def contamination(
 
     if len(set(evaluations)) < len(evaluations):
         raise UsageError(f"got {max(evaluations, key=evaluations.count)} twice; give every evaluation set once")
+    _check_out(out, [train, *evaluations])
     sets = {name: read_pairs(name, split, columns) for name in evaluations}
     report = find_contamination(read_pairs(train, split, columns), sets, threshold=threshold, ngram=ngram)
     if out is not None:
@@ -66,10 +72,11 @@ def contamination(
     if as_json:
         results = [{"data": name, **result.as_dict()} for name, result in report.evaluations.items()]
         print_json({"schema": "rmtrl/contamination/1", "train": train, "n": report.n, "kept": kept,
-                     "dropped": report.n - kept, "threshold": threshold, "ngram": ngram, "found": report.found,
+                     "dropped": report.n - kept, "skipped_comparisons": report.skipped,
+                     "threshold": threshold, "ngram": ngram, "found": report.found,
                      "evaluations": results})  # fmt: skip
     else:
-        print_table({"training pairs": report.n, "untouched": kept})
+        print_table({"training pairs": report.n, "untouched": kept, "comparisons skipped": report.skipped})
         for name, result in report.evaluations.items():
             print(f"\n{name}: {result.n:,} pairs, {result.prompts:,} prompts")
             print_table({f"  {kind}": f"{overlap.count:,}, share {overlap.share or 'unknown: all too short'}"
@@ -78,3 +85,13 @@ def contamination(
                 print(f"\n  evaluation: {example['evaluation']}\n  train:      {example['train']}")
     if strict and report.found:
         raise typer.Exit(1)
+
+
+def _check_out(out: Path | None, inputs: Sequence[str]) -> None:
+    """Raises if writing `out` would replace an input file or one in an input folder."""
+    if out is None or not out.exists():
+        return
+    for name in inputs:
+        path = Path(name).resolve()
+        if path == out.resolve() or path in out.resolve().parents:
+            raise UsageError(f"got --out {out}, which is read as input {name}; wanted another file")

@@ -4,10 +4,14 @@ Four kinds of overlap are counted, all on normalised text (see `dedup.py`): equa
 (Jaccard), a run of n words of the prompt found in a training prompt or response, and an answer found word for word as
 a training response. The word run is the check of GPT-3 (Brown et al. 2020, https://huggingface.co/papers/2005.14165,
 appendix C), with n = 13.
+
+Template is not overlap: of 20 distinct training prompts or more, shingles that more than half of them have are left
+out of the Jaccard index (see `dedup.py`), and word runs that touch a run more than half of them have do not count.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +20,8 @@ from datasets import Dataset
 from scipy import stats
 from tqdm.auto import tqdm
 
-from rmtrl.data.dedup import prompt_text, shorten
-from rmtrl.data.shingles import Shingles, near_pairs, normalize_text
+from rmtrl.data.dedup import prompt_text, shorten_pair
+from rmtrl.data.shingles import TEMPLATE_TEXTS, Shingles, found_across, normalize_text
 from rmtrl.errors import DataError, UsageError
 from rmtrl.types import Estimate
 
@@ -35,7 +39,8 @@ class Overlap:
         n (`int`): Prompts that could be judged: all, or those with a text of at least `ngram` words.
         share ([`Estimate`], *optional*): count / n with its exact binomial interval; None where n is 0.
         prompt_ids (`list[str]`): The prompts found, sorted.
-        examples (`list[dict[str, str]]`): A few, as `prompt_id`, `evaluation` and `train` text, cut short.
+        examples (`list[dict[str, str]]`): A few, as `prompt_id`, `evaluation` and `train` text, cut around their
+            first difference.
     """
 
     count: int
@@ -80,11 +85,14 @@ class ContaminationReport:
         evaluations (`dict[str, Contamination]`): By name of the evaluation set.
         n (`int`): Training rows.
         clean (`Dataset`): The training rows without those that any check found.
+        skipped (`int`): Comparisons left out to keep the cost linear: in a bucket of more than 64 prompts that their
+            rarest shingles do not divide, a prompt has at most 64 comparisons there.
     """
 
     evaluations: dict[str, Contamination]
     n: int
     clean: Dataset
+    skipped: int
 
     @property
     def found(self) -> bool:
@@ -101,6 +109,15 @@ class _Texts:
     prompts: list[str]
     responses: list[tuple[str, str]]
     written: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """The evaluation texts found, the training texts they were found in, and the first partner of one found."""
+
+    asked: AbstractSet[str]
+    learnt: AbstractSet[str]
+    partner: Callable[[str], str]
 
 
 def contamination(
@@ -145,18 +162,16 @@ def contamination(
     asked = {name: _read(dataset, name) for name, dataset in evaluations.items()}
     prompts = sorted({prompt for texts in asked.values() for prompt in texts.prompts})
     answers = {answer for texts in asked.values() for sides in texts.responses for answer in sides}
-    partners = {
-        "exact": {prompt: {prompt} for prompt in set(prompts).intersection(learnt.prompts)},
-        "near": _near_partners(prompts, learnt, threshold, seed, progress),
-        "ngram": _ngram_partners(prompts, learnt, ngram, progress),
-        "response": {
-            answer: {answer}
-            for answer in answers.intersection(side for sides in learnt.responses for side in sides)
-            if _long(answer, ngram)
-        },
+    answered = answers.intersection(side for sides in learnt.responses for side in sides)
+    near, skipped = _near(prompts, learnt, threshold, seed, progress)
+    matches = {
+        "exact": _verbatim(set(prompts).intersection(learnt.prompts)),
+        "near": near,
+        "ngram": _word_runs(prompts, learnt, ngram, progress),
+        "response": _verbatim({answer for answer in answered if _long(answer, ngram)}),
     }
-    results = {name: _judge(texts, partners, ngram, learnt.written) for name, texts in asked.items()}
-    return ContaminationReport(results, len(train), train.select(_untouched(learnt, partners)))
+    results = {name: _judge(texts, matches, ngram, learnt.written) for name, texts in asked.items()}
+    return ContaminationReport(results, len(train), train.select(_untouched(learnt, matches)), skipped)
 
 
 def _read(dataset: Dataset, name: str) -> _Texts:
@@ -179,41 +194,59 @@ def _read(dataset: Dataset, name: str) -> _Texts:
     return texts
 
 
-# ---- evaluation text -> training texts it was found in
+# ---- what is found
 
 
-def _near_partners(
-    prompts: Sequence[str], learnt: _Texts, threshold: float, seed: int, progress: bool
-) -> dict[str, set[str]]:
-    both = [*prompts, *sorted(set(learnt.prompts).difference(prompts))]
-    known = set(learnt.prompts)
-    shingles = Shingles(both, threshold, seed)
-    partners = defaultdict(set)
-    train_rows = np.array([row for row, text in enumerate(both) if text in known], np.int64)
-    for left, right in near_pairs(shingles, np.arange(len(prompts)), train_rows, progress):
-        for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            if a != b:
-                partners[both[a]].add(both[b])
-    return dict(partners)
+def _verbatim(texts: AbstractSet[str]) -> _Matches:
+    return _Matches(texts, texts, str)
 
 
-def _ngram_partners(prompts: Sequence[str], learnt: _Texts, n: int, progress: bool) -> dict[str, set[str]]:
-    asking = defaultdict(list)
-    for prompt in prompts:
-        for run in set(_runs(prompt, n)):
-            asking[run].append(prompt)
-    partners = defaultdict(set)
+def _near(prompts: Sequence[str], learnt: _Texts, threshold: float, seed: int, progress: bool) -> tuple[_Matches, int]:
+    """Returns the prompts that are nearly but not wholly equal, and the comparisons left out."""
+    known = sorted(set(learnt.prompts))
+    both = known + sorted(set(prompts).difference(known))
+    row_of = {text: row for row, text in enumerate(both)}
+    shingles = Shingles(both, threshold, seed, reference=len(known))
+    train_rows = np.arange(len(known))
+    asked, found, skipped = found_across(shingles, np.array([row_of[p] for p in prompts], int), train_rows, progress)
+
+    def partner(prompt: str) -> str:
+        others = train_rows[train_rows != row_of[prompt]]
+        return both[others[shingles.near(np.full(len(others), row_of[prompt]), others)][0]]
+
+    return _Matches({both[row] for row in asked}, {both[row] for row in found}, partner), skipped
+
+
+def _word_runs(prompts: Sequence[str], learnt: _Texts, n: int, progress: bool) -> _Matches:
+    wanted = {run for prompt in prompts for run in _runs(prompt, n)}
+    template = _template_runs(set(learnt.prompts), wanted, n)
+    first: dict[tuple[str, ...], str] = {}  # the smallest training text of each run
+    found = set()
     texts = dict.fromkeys([*learnt.prompts, *(side for sides in learnt.responses for side in sides)])
     for text in tqdm(texts, desc="Searching word runs", unit="text", delay=1, disable=not progress):
-        for run in asking.keys() & _runs(text, n):
-            for prompt in asking[run]:
-                partners[prompt].add(text)
-    return dict(partners)
+        for run in wanted.intersection(_runs(text, n, template)):
+            first[run] = min(text, first.get(run, text))
+            found.add(text)
+    hits = {prompt: [first[run] for run in _runs(prompt, n, template) if run in first] for prompt in prompts}
+    partner = {prompt: min(texts) for prompt, texts in hits.items() if texts}
+    return _Matches(partner.keys(), found, partner.__getitem__)
 
 
-def _runs(text: str, n: int) -> Iterator[tuple[str, ...]]:
+def _template_runs(texts: Collection[str], wanted: set[tuple[str, ...]], n: int) -> set[tuple[str, ...]]:
+    if len(texts) < TEMPLATE_TEXTS:
+        return set()
+    counts = Counter(run for text in texts for run in wanted.intersection(_runs(text, n)))
+    return {run for run, count in counts.items() if 2 * count > len(texts)}
+
+
+def _runs(text: str, n: int, template: AbstractSet[tuple[str, ...]] = frozenset()) -> list[tuple[str, ...]]:
+    """Returns the runs of n words that have no word in common with a template run."""
     words = text.split(" ")
-    return zip(*(words[start:] for start in range(n)), strict=False)
+    runs = list(zip(*(words[start:] for start in range(n)), strict=False))
+    if not template:
+        return runs
+    touched = {near for at, run in enumerate(runs) if run in template for near in range(at - n + 1, at + n)}
+    return [run for at, run in enumerate(runs) if at not in touched]
 
 
 def _long(text: str, n: int) -> bool:
@@ -223,11 +256,12 @@ def _long(text: str, n: int) -> bool:
 # ---- counts
 
 
-def _judge(
-    texts: _Texts, partners: Mapping[str, Mapping[str, set[str]]], ngram: int, written: Mapping[str, str]
-) -> Contamination:
+def _judge(texts: _Texts, matches: Mapping[str, _Matches], ngram: int, written: Mapping[str, str]) -> Contamination:
+    def example(kind: str, text: str) -> list[str]:
+        return shorten_pair(texts.written[text], written[matches[kind].partner(text)])
+
     overlaps: dict[str, Overlap] = {}
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[str, str]] = {}  # kind and evaluation text of each prompt
     for kind in KINDS:
         units = texts.responses if kind == "response" else [(prompt,) for prompt in texts.prompts]
         judged: set[str] = set()
@@ -237,34 +271,32 @@ def _judge(
                 judged.add(prompt_id)
             for text in unit:
                 # what is equal is not counted again as near
-                if text in partners[kind] and not (kind == "near" and text in partners["exact"]):
-                    hits.setdefault(prompt_id, (texts.written[text], written[min(partners[kind][text])]))
-        overlaps[kind] = _overlap(hits, len(judged))
+                if text in matches[kind].asked and not (kind == "near" and text in matches["exact"].asked):
+                    hits.setdefault(prompt_id, (kind, text))
+        overlaps[kind] = _overlap(hits, len(judged), example)
         found = hits | found  # the example of the plainest kind stays
     prompts = len(set(texts.prompt_ids))
-    overlaps["any"] = _overlap(found, prompts)
+    overlaps["any"] = _overlap(found, prompts, example)
     rows = [id for id, prompt_id in zip(texts.ids, texts.prompt_ids, strict=True) if prompt_id in found]
     return Contamination(len(texts.ids), prompts, overlaps, rows)
 
 
-def _overlap(hits: Mapping[str, tuple[str, str]], n: int) -> Overlap:
+def _overlap(hits: Mapping[str, tuple[str, str]], n: int, example: Callable[[str, str], list[str]]) -> Overlap:
     share, ids = None, sorted(hits)
     if n:
         interval = stats.binomtest(len(hits), n).proportion_ci()
         share = Estimate(len(hits) / n, float(interval.low), float(interval.high), n, 0.95, "exact binomial")
-    examples = [
-        {"prompt_id": id, "evaluation": shorten(hits[id][0]), "train": shorten(hits[id][1])} for id in ids[:_EXAMPLES]
-    ]
+    shown = [(id, *example(*hits[id])) for id in ids[:_EXAMPLES]]
+    examples = [{"prompt_id": id, "evaluation": asked, "train": learnt} for id, asked, learnt in shown]
     return Overlap(len(hits), n, share, ids, examples)
 
 
-def _untouched(learnt: _Texts, partners: Mapping[str, Mapping[str, set[str]]]) -> list[int]:
+def _untouched(learnt: _Texts, matches: Mapping[str, _Matches]) -> list[int]:
     """Returns the training rows in whose texts nothing was found."""
-    prompts = {text for kind in ("exact", "near") for texts in partners[kind].values() for text in texts}
-    anywhere = {text for texts in partners["ngram"].values() for text in texts}
-    answers = anywhere | {text for texts in partners["response"].values() for text in texts}
+    prompts = {text for kind in ("exact", "near", "ngram") for text in matches[kind].learnt}
+    answers = {*matches["ngram"].learnt, *matches["response"].learnt}
     return [
         row
         for row, (prompt, sides) in enumerate(zip(learnt.prompts, learnt.responses, strict=True))
-        if prompt not in prompts and prompt not in anywhere and not answers.intersection(sides)
+        if prompt not in prompts and not answers.intersection(sides)
     ]

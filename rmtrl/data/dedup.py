@@ -3,8 +3,11 @@
 Two prompts are near-duplicates when the Jaccard index |A ∩ B| / |A ∪ B| of their shingles reaches the threshold. A
 shingle is two words in a row, of the text in NFKC form, casefolded and without punctuation; a text of one word has
 that word. Symbols (+, €, 🙂) are words, and in scripts written without spaces (Han, Kana, Thai, Lao, Burmese, Khmer)
-so is each character. Punctuation of formulas goes too: "3-4" equals "3/4". How candidates are found is in
-`shingles.py`.
+so is each character. Punctuation of formulas goes too: "3-4" equals "3/4".
+
+Of 20 distinct texts or more, a shingle that more than half of them have is template: it is left out of the sets,
+except where a text would have none left. System and developer messages are no part of a prompt that has other
+messages. How candidates are found is in `shingles.py`.
 """
 
 from collections.abc import Sequence
@@ -21,6 +24,8 @@ from rmtrl.types import Conversation
 
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 120
+_BEFORE = 40  # characters an example shows before the first difference
+_INSTRUCTIONS = ("system", "developer")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Deduplication:
         kept (`Dataset`): The rows of one prompt a cluster, the one whose `prompt_id` is the `cluster_id`.
         prompts (`int`): Distinct `prompt_id`s; `duplicates` counts these, not rows.
         duplicates ([`Duplicates`]): Clusters of the prompts.
-        examples (`list[list[str]]`): The first two prompts of some clusters, cut short.
+        examples (`list[list[str]]`): The first two prompts of some clusters, cut around their first difference.
     """
 
     clustered: Dataset
@@ -62,13 +67,21 @@ class Deduplication:
     duplicates: Duplicates
     examples: list[list[str]]
 
+    @property
+    def warnings(self) -> list[str]:
+        """One line where a cluster holds more than 10 prompts and more than half of all."""
+        largest = self.duplicates.largest
+        if largest <= max(10, self.prompts / 2):
+            return []
+        return [f"one cluster holds {largest:,} of {self.prompts:,} prompts: a template they share? raise --threshold"]
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts, ready for JSON: `n`, `kept` and `dropped` are rows, the others prompts."""
         found, n, kept = self.duplicates, len(self.clustered), len(self.kept)
         return {
             "n": n, "prompts": self.prompts, "exact": found.exact, "near": found.near, "clusters": found.clusters,
             "largest": found.largest, "kept": kept, "dropped": n - kept, "skipped_comparisons": found.skipped,
-            "examples": self.examples,
+            "examples": self.examples, "warnings": self.warnings,
         }  # fmt: skip
 
 
@@ -77,7 +90,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Returns the clusters of equal and nearly equal texts: the connected components of Jaccard ≥ `threshold`.
 
-    There are no false positives: every link is decided by the exact Jaccard index. A pair at exactly the threshold is
+    There are no false positives: every link is decided by the exact Jaccard index of the shingles that are not
+    template (see the module). A pair at exactly the threshold is
     missed with probability below 1e-4, one above it with less (Leskovec, Rajaraman & Ullman, Mining of Massive
     Datasets, ch. 3). Clusters do not depend on the order of the texts.
 
@@ -152,7 +166,7 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, prog
     kept = [row for row, (prompt, cluster) in enumerate(zip(row_prompts, column, strict=True)) if prompt == cluster]
     twins = [(cluster, prompt) for prompt, cluster in cluster_of.items() if prompt != cluster]
     shown = dict(reversed(twins))  # the first twin of each cluster
-    examples = [[shorten(texts[cluster]), shorten(texts[shown[cluster]])] for cluster in sorted(shown)[:_EXAMPLES]]
+    examples = [shorten_pair(texts[cluster], texts[shown[cluster]]) for cluster in sorted(shown)[:_EXAMPLES]]
     return Deduplication(clustered, clustered.select(kept), len(prompts), found, examples)
 
 
@@ -183,22 +197,35 @@ def with_clusters(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, pr
 def prompt_text(conversation: Conversation) -> str:
     """Returns the text of a conversation: a string as it is, the contents of messages one a line.
 
+    System and developer messages, which many prompts share, are left out unless there are no others.
+
     Example:
 
     ```python
     >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
-    'Be brief.\\nWhy?'
+    'Why?'
     ```
     """
     if isinstance(conversation, str):
         return conversation
-    return "\n".join(message.get("content") or "" for message in conversation)
+    asked = [message for message in conversation if message.get("role") not in _INSTRUCTIONS]
+    return "\n".join(message.get("content") or "" for message in asked or conversation)
 
 
-def shorten(text: str) -> str:
-    """Returns the text on one line, cut to 120 characters, as examples show it."""
-    line = " ".join(text.split())
-    return line if len(line) <= _EXAMPLE_CHARS else line[: _EXAMPLE_CHARS - 1] + "…"
+def shorten_pair(first: str, second: str) -> list[str]:
+    """Returns two texts on one line each, cut to 120 characters around the first difference other than in case."""
+    lines = [" ".join(text.split()) for text in (first, second)]
+    differing = (at for at, (a, b) in enumerate(zip(*lines, strict=False)) if a.casefold() != b.casefold())
+    at = next(differing, min(map(len, lines)))
+    if len(set(map(str.casefold, lines))) == 1:
+        at = 0
+    return [_window(line, at) for line in lines]
+
+
+def _window(line: str, at: int) -> str:
+    start = max(0, min(at - _BEFORE, len(line) - _EXAMPLE_CHARS + 1))
+    cut = line[start:] if start == 0 else "…" + line[start:]
+    return cut if len(cut) <= _EXAMPLE_CHARS else cut[: _EXAMPLE_CHARS - 1] + "…"
 
 
 def _prompts(dataset: Dataset) -> tuple[list[str], dict[str, str]]:

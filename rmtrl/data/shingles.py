@@ -3,12 +3,15 @@
 One row of a sparse matrix is the shingle set of one text. MinHash LSH puts a text into one bucket a band, by the
 smallest values of a few hash functions over its shingles; only texts that share a bucket are compared. Buckets are
 found by sorting, band after band, so no index of all bands is held in memory.
+
+What most texts share, such as a template, tells none apart: shingles in more than half of 20 texts or more are left
+out of the sets, except where a text would have none left.
 """
 
 import hashlib
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,7 @@ _MISS = 1e-4  # bound on the probability that a pair at the threshold shares no 
 _MOST_HASHES = 160
 _SMALL = 64  # buckets up to this size are compared in full
 _CHUNK = 200_000  # pairs compared at once
+TEMPLATE_TEXTS = 20  # texts from which a shingle of most of them counts as template
 _BLOCK = 4096  # texts hashed at once, so that their values stay in the processor's cache
 
 # Lao and Thai, Burmese, Khmer, Kana, Han
@@ -76,17 +80,21 @@ class Shingles:
         texts (`Sequence[str]`): Texts from [`normalize_text`].
         threshold (`float`): Jaccard index that makes a pair near-duplicates, from 0.5 to 1.
         seed (`int`): Seed of the hash functions.
+        reference (`int`, *optional*): Number of first texts that tell what most texts share; all by default.
 
     Raises:
         UsageError: If `threshold` is outside [0.5, 1].
     """
 
-    def __init__(self, texts: Sequence[str], threshold: float = 0.8, seed: int = 0) -> None:
+    def __init__(
+        self, texts: Sequence[str], threshold: float = 0.8, seed: int = 0, reference: int | None = None
+    ) -> None:
         if not 0.5 <= threshold <= 1:
             raise UsageError(f"got threshold {threshold}; wanted a Jaccard index from 0.5 to 1, for example 0.8")
         self.threshold = threshold
         self.bands, self.rows_a_band = bands_for(threshold)
-        self.matrix, column_hashes = _shingle_matrix(texts)
+        matrix, column_hashes = _shingle_matrix(texts)
+        self.matrix = _without_template(matrix, len(texts) if reference is None else reference)
         self.sizes = np.diff(self.matrix.indptr).astype(np.int64)
         self._hashes = column_hashes[self.matrix.indices]
         shape = (self.bands, self.rows_a_band)
@@ -159,19 +167,63 @@ def cluster_texts(texts: Sequence[str], threshold: float, seed: int, progress: b
     return labels, skipped
 
 
-def near_pairs(shingles: Shingles, left: Rows, right: Rows, progress: bool) -> Iterator[Pairs]:
-    """Yields the near-duplicate pairs (row of `left`, row of `right`), band after band; a pair may come again."""
+def found_across(shingles: Shingles, left: Rows, right: Rows, progress: bool) -> tuple[Rows, Rows, int]:
+    """Returns the rows of `left` near a row of `right`, those of `right` near one of `left`, and comparisons left out.
+
+    A row that is on both sides is no partner of itself. Pairs are not collected: a pair is compared only while one of
+    its rows has not been found. In a bucket of more than 64 that its rarest shingles do not divide, each row is
+    compared with at most 64 of the other side.
+    """
+    search = _Search(shingles, left, right)
     for band in tqdm(range(shingles.bands), desc="Comparing prompts", unit="band", delay=1, disable=not progress):
         keys = shingles.bucket_keys(band)
-        order = right[np.argsort(keys[right], kind="stable")]
-        start, stop = (np.searchsorted(keys[order], keys[left], side=side) for side in ("left", "right"))
-        ends = np.cumsum(stop - start)
-        for chunk in np.split(np.arange(len(left)), np.flatnonzero(np.diff(ends // _CHUNK)) + 1):
-            count = (stop - start)[chunk]
-            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            a, b = np.repeat(left[chunk], count), order[np.repeat(start[chunk], count) + within]
-            found = shingles.near(a, b)
-            yield a[found], b[found]
+        asked = np.flatnonzero(np.isin(keys, keys[left]))
+        small, large = _buckets(keys[asked], asked)
+        search.compare(*small)
+        for members in large:
+            if search.is_open(members):
+                small, larger = _buckets(*_by_rare_shingle(shingles, members))
+                search.compare(*small)
+                for part in larger:
+                    search.sample(part)
+    return np.flatnonzero(search.found[0]), np.flatnonzero(search.found[1]), search.skipped
+
+
+class _Search:
+    """What a search between two sides has found: `sides` and `found` are (2, N), side by row."""
+
+    def __init__(self, shingles: Shingles, left: Rows, right: Rows) -> None:
+        self.shingles = shingles
+        self.sides = np.zeros((2, len(shingles)), bool)
+        self.sides[0, left], self.sides[1, right] = True, True
+        self.found = np.zeros_like(self.sides)
+        self.skipped = 0
+
+    def is_open(self, members: Rows) -> bool:
+        """Returns whether both sides are there and some row has not been found."""
+        sides = self.sides[:, members]
+        return bool(sides.any(axis=1).all() and (sides & ~self.found[:, members]).any())
+
+    def compare(self, a: Rows, b: Rows) -> None:
+        """Marks the near-duplicates among the candidate pairs, whichever side each row is on."""
+        for one, other in ((a, b), (b, a)):
+            across = self.sides[0, one] & self.sides[1, other] & (one != other)
+            new = np.flatnonzero(across & ~(self.found[0, one] & self.found[1, other]))
+            near = new[self.shingles.near(one[new], other[new])]
+            self.found[0, one[near]] = True
+            self.found[1, other[near]] = True
+
+    def sample(self, members: Rows) -> None:
+        """Compares each row not found yet with others of the bucket, 1, 1, 2, 4, … at a time, up to 64."""
+        for side in (0, 1):
+            own, others = members[self.sides[side, members]], members[self.sides[1 - side, members]]
+            stop, most = 0, min(_SMALL, len(others))
+            while stop < most:
+                start, stop = stop, min(max(1, 2 * stop), most)
+                place = np.flatnonzero(~self.found[side, own])
+                partner = (place[:, None] + np.arange(start, stop)) % len(others)
+                self.compare(np.repeat(own[place], stop - start), others[partner.ravel()])
+            self.skipped += int((~self.found[side, own]).sum()) * (len(others) - most)
 
 
 # ---- buckets
@@ -290,6 +342,18 @@ def _shingle_matrix(texts: Sequence[str]) -> tuple[csr_array, NDArray[np.uint64]
     matrix.data[:] = 1
     word_hashes = np.array([0, *map(_hash, vocabulary)], np.uint64)
     return matrix, _mix(_mix(word_hashes[codes >> 32]) + word_hashes[codes & 0xFFFFFFFF])
+
+
+def _without_template(matrix: csr_array, reference: int) -> csr_array:
+    """Returns the sets without the shingles of more than half of the first `reference` texts; none becomes empty."""
+    if reference < TEMPLATE_TEXTS:
+        return matrix
+    counts = np.bincount(matrix.indices[: matrix.indptr[reference]], minlength=matrix.shape[1])
+    kept = 2 * counts[matrix.indices] <= reference
+    sizes = np.diff(matrix.indptr)
+    kept |= np.repeat(np.add.reduceat(kept, matrix.indptr[:-1], dtype=np.int64) == 0, sizes)
+    ends = np.append(0, np.cumsum(kept))[matrix.indptr]
+    return csr_array((matrix.data[kept], matrix.indices[kept], ends.astype(matrix.indptr.dtype)), shape=matrix.shape)
 
 
 def _hash(word: str) -> int:

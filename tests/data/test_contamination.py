@@ -1,16 +1,21 @@
 """Contamination: what was planted is found, by its kind; what only looks alike is not."""
 
+from random import Random
+
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from scipy.stats import binomtest
 
+from rmtrl.data import shingles
 from rmtrl.data.contamination import KINDS, contamination
 from rmtrl.data.preferences import read_preferences, to_normal_form
+from rmtrl.data.shingles import Shingles
 from rmtrl.data.splits import make_splits
 from rmtrl.data.synthetic import make_preferences, planted_defects
 from rmtrl.errors import DataError, UsageError
 
 RUN = "a quick brown fox jumps over the lazy dog while thirteen cats watch"  # 13 words
+WORDS = [f"w{i}" for i in range(10)]
 ANSWER = "the answer is long enough to be no accident when it stands there twice"  # 14 words
 
 TRAIN = [
@@ -114,6 +119,62 @@ def test_every_planted_near_duplicate_across_a_split_is_found():
     assert {*overlaps["exact"].prompt_ids, *overlaps["near"].prompt_ids} == copies
     assert not {original for original, _ in planted} & set(report.clean["prompt_id"])
     assert check(report.clean, {"eval": evaluation}).found is False
+
+
+def asking(n, template, tag, start=0):
+    rows = [f"{template} what is {tag}{i} and {tag}{i + 1} worth" for i in range(start, start + n)]
+    return normal([{"id": f"{tag}{i}", "prompt": p, "chosen": "yes", "rejected": "no"} for i, p in enumerate(rows)])
+
+
+def counts(report):
+    overlaps = report.evaluations["eval"].overlaps
+    return [overlaps[kind].count for kind in KINDS]
+
+
+def test_a_template_of_most_training_prompts_is_no_overlap():
+    template = f"{RUN} {ANSWER}"
+    # the run of twelve template words and "what" is on both sides too, in a third of the training prompts
+    others = asking(10, template.replace("twice", "often"), "x").map(lambda row: {"id": f"o{row['id']}"})
+    train = concatenate_datasets([asking(30, template, "t"), others.select(range(5))])
+    report = check(train, {"eval": asking(30, template, "e")})
+    assert counts(report) == [0, 0, 0, 0] and len(report.clean) == 35
+    few = train.select(range(19))
+    assert counts(check(few, {"eval": asking(30, template, "e")}, threshold=0.7)) == [0, 30, 30, 0]
+    leaked = asking(1, template, "t", start=3)
+    report = check(train, {"eval": leaked.map(lambda row: {"prompt": row["prompt"] + f" {ANSWER[::-1]}"})})
+    assert counts(report) == [0, 0, 0, 0]
+    assert counts(check(train, {"eval": leaked})) == [1, 0, 0, 0]
+
+
+def test_many_alike_prompts_cost_no_more_than_their_number(monkeypatch):
+    compared = []
+    near = Shingles.near
+
+    def counted(self, left, right):
+        compared.append(len(left))
+        return near(self, left, right)
+
+    monkeypatch.setattr(Shingles, "near", counted)
+    # three templates, none in most prompts: every evaluation prompt is near a third of the training prompts
+    train, evaluation = (
+        concatenate_datasets([asking(500, " ".join(f"{name}{i}" for i in range(60)), tag + name) for name in "abc"])
+        for tag in "te"
+    )
+    report = check(train, {"eval": evaluation})
+    assert counts(report) == [0, 1500, 1500, 0] and len(report.clean) == 0 and report.skipped == 0
+    assert sum(compared) < 20 * 3000
+    examples = report.evaluations["eval"].overlaps["near"].examples
+    assert [example["train"].split()[-4] for example in examples] == ["ta0"] * 3
+
+
+def test_comparisons_left_out_are_counted(monkeypatch):
+    monkeypatch.setattr(shingles, "_SMALL", 2)
+    rng = Random(0)
+    train, evaluation = (
+        normal([{"id": f"{i}", "prompt": " ".join(rng.choices(WORDS, k=60)), "chosen": "y", "rejected": "n"}
+                for i in range(100)]) for _ in range(2)
+    )  # fmt: skip
+    assert check(train, {"eval": evaluation}, threshold=0.5).skipped > 0
 
 
 def test_clean_training_data_of_hh_rlhf_has_no_overlap(real_data):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrl.data import shingles
-from rmtrl.data.dedup import deduplicate, find_duplicates, prompt_text, with_clusters
+from rmtrl.data.dedup import deduplicate, find_duplicates, prompt_text, shorten_pair, with_clusters
 from rmtrl.data.preferences import read_preferences
-from rmtrl.data.shingles import Shingles, bands_for, near_pairs, normalize_text
+from rmtrl.data.shingles import Shingles, bands_for, found_across, normalize_text
 from rmtrl.data.synthetic import make_preferences, planted_defects
 from rmtrl.errors import DataError, UsageError
 
@@ -70,15 +70,34 @@ def test_clusters_are_the_same_where_buckets_are_divided(monkeypatch, small):
     assert found.cluster.tolist() == wanted and found.skipped == 0
 
 
-def test_pairs_between_two_sets_are_those_of_comparing_all(monkeypatch):
-    monkeypatch.setattr(shingles, "_CHUNK", 50)
-    texts = sorted({normalize_text(text) for text in varied(200, seed=3)})
+@pytest.mark.parametrize("small", [8, 64])
+def test_rows_found_across_two_sets_are_those_of_comparing_all(monkeypatch, small):
+    texts = sorted({normalize_text(text) for text in varied(400, seed=3)})
     sets = [bigrams(text) for text in texts]
-    left, right = range(60), range(40, len(texts))  # some are in both
-    wanted = {(i, j) for i in left for j in right if 5 * len(sets[i] & sets[j]) >= 4 * len(sets[i] | sets[j])}
-    batches = near_pairs(Shingles(texts), np.array(left), np.array(right), progress=False)
-    assert {pair for a, b in batches for pair in zip(a.tolist(), b.tolist(), strict=True)} == wanted
-    assert sum(i != j for i, j in wanted) > 10
+    left, right = range(120), range(80, len(texts))  # some are in both
+    wanted = {(i, j) for i in left for j in right if i != j and near_sets(sets[i], sets[j])}
+    monkeypatch.setattr(shingles, "_SMALL", small)
+    a, b, skipped = found_across(Shingles(texts), np.array(left), np.array(right), progress=False)
+    assert (a.tolist(), b.tolist()) == tuple(sorted(set(side)) for side in zip(*wanted, strict=True))
+    assert len(a) > 10 and len(b) > 10 and skipped == 0
+
+
+def near_sets(a, b):
+    return 5 * len(a & b) >= 4 * len(a | b)
+
+
+def test_shingles_of_most_texts_are_left_out_of_the_index():
+    texts = [f"{SENTENCE} {' '.join(f'q{i}w{j}' for j in range(8))}" for i in range(30)]
+    assert clusters(texts, threshold=0.5) == list(range(30))  # with the template, 17 of 33 bigrams
+    assert clusters([*texts, f"{texts[3]} now"], threshold=0.8)[-1] == 3  # 8 of 9 of what is left
+    assert clusters(texts[:19], threshold=0.5) == [0] * 19  # too few texts to tell a template
+    half = texts + [" ".join(f"o{i}w{j}" for j in range(20)) for i in range(30)]
+    assert clusters(half, threshold=0.5)[:30] == [0] * 30  # half is not most
+
+
+def test_a_text_of_nothing_but_template_keeps_its_shingles():
+    texts = [f"{SENTENCE} {' '.join(f'q{i}w{j}' for j in range(8))}" for i in range(30)]
+    assert clusters([*texts, SENTENCE, SENTENCE.upper()]) == [*range(30), 30, 30]
 
 
 def test_jaccard_of_exactly_the_threshold_is_a_near_duplicate():
@@ -189,7 +208,9 @@ def test_minhash_values_agree_as_often_as_the_jaccard_index_says():
 
 
 def test_one_template_costs_no_more_than_its_size(monkeypatch):
-    # 5,000 prompts of one template, all alike; then all a little further apart than the threshold
+    # 5,000 prompts of one template and as many others, so that it does not count as most; all of it alike, then all a
+    # little further apart than the threshold
+    others = [" ".join(f"o{i}w{j}" for j in range(6)) for i in range(5000)]
     compared = []
     near = Shingles.near
 
@@ -198,12 +219,12 @@ def test_one_template_costs_no_more_than_its_size(monkeypatch):
         return near(self, left, right)
 
     monkeypatch.setattr(Shingles, "near", counted)
-    alike = find_duplicates([f"{SENTENCE} number{i}" for i in range(5000)], progress=False)
+    alike = find_duplicates([f"{SENTENCE} number{i}" for i in range(5000)] + others, progress=False)
     assert (alike.clusters, alike.largest, alike.skipped) == (1, 5000, 0)
     assert sum(compared) < 20 * 5000
     compared.clear()
     apart = [SENTENCE.replace("short", f"s{i}").replace("broken", f"b{i}") for i in range(5000)]
-    found = find_duplicates([*apart, f"{apart[7]} thanks"], progress=False)
+    found = find_duplicates([*apart, f"{apart[7]} thanks", *others, "one more"], progress=False)
     assert (found.clusters, found.near, found.skipped) == (1, 1, 0)
     assert sum(compared) < 20 * 5000
 
@@ -246,14 +267,44 @@ def test_representative_is_the_smallest_prompt_id_whatever_the_order():
         assert [[text.lower() for text in pair] for pair in counts["examples"]] == [["a b c d e", "a b c d e f"]]
 
 
+def test_questions_under_one_system_message_stay_apart():
+    system = {"role": "system", "content": f"{SENTENCE} {SENTENCE[::-1]}"}
+    rows = [(f"p{i:03}", [system, {"role": "user", "content": f"What is {i} and {i}?"}]) for i in range(15)]
+    result = deduplicate(pairs(rows), progress=False)
+    assert (result.duplicates.exact, result.duplicates.near, result.warnings) == (0, 0, [])
+
+
+@pytest.mark.parametrize(("alike", "others", "warned"), [(11, 10, True), (10, 5, False), (11, 11, False)])
+def test_a_cluster_of_most_prompts_is_warned_of(alike, others, warned):
+    texts = ["the same question"] * alike + [f"other{i}" for i in range(others)]
+    result = deduplicate(pairs([(f"p{i:02}", text) for i, text in enumerate(texts)]), progress=False)
+    says = ["one cluster holds 11 of 21 prompts: a template they share? raise --threshold"] if warned else []
+    assert result.warnings == result.as_dict()["warnings"] == says
+
+
+def test_examples_are_cut_around_the_first_difference():
+    long = " ".join(f"word{i}" for i in range(60))
+    first, second = shorten_pair(f"{long} left {long}", f"{long.upper()}  right {long}")
+    assert " left word0 " in first and " right word0 " in second
+    assert all(text.startswith("…") and text.endswith("…") and len(text) == 120 for text in (first, second))
+    assert shorten_pair(long, f"{long} more")[1].endswith("word59 more")
+    assert shorten_pair(long, long) == [f"{long[:119]}…"] * 2
+    assert shorten_pair("你" * 300 + "a", "你" * 300 + "b")[1].endswith("你b")
+    assert shorten_pair("short  one", "short two") == ["short one", "short two"]
+    result = deduplicate(pairs([("p1", f"{long} left"), ("p2", f"{long} right")]), progress=False)
+    assert [text.split()[-1] for text in result.examples[0]] == ["left", "right"]
+
+
 def test_clusters_are_replaced_when_found_again():
     once = with_clusters(pairs([("p1", "a b"), ("p2", "c d")]), progress=False)
     assert with_clusters(once, progress=False)["cluster_id"][:] == ["p1", "p2"]
 
 
 def test_prompt_text_of_messages_and_strings():
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": None}]
-    assert prompt_text(messages) == "Be brief.\n"
+    system, developer = {"role": "system", "content": "Be brief."}, {"role": "developer", "content": "Be kind."}
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": None}]
+    assert prompt_text([system, developer, *turns]) == "Why?\n"
+    assert prompt_text([system, developer]) == "Be brief.\nBe kind."
     assert prompt_text("as it is ") == "as it is "
 
 
