@@ -77,10 +77,10 @@ def run_job(
 
 def _plain(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> NDArray[np.float32]:
     ids, mask = _padded(rows, pad_token_id, model.device)
-    alike = len({len(row) for row in rows}) == 1
-    # without a mask the fastest causal kernel runs; padding behind a causal row is never seen
-    cache = {"use_cache": False} if hasattr(base_model(model), "score") else {}  # encoders have none
-    return _values(model(input_ids=ids, attention_mask=None if alike else mask, **cache))
+    if hasattr(base_model(model), "score"):
+        # causal: padding behind a row is never seen, and without a mask the fastest kernel runs
+        return _values(model(input_ids=ids, use_cache=False))
+    return _values(model(input_ids=ids, attention_mask=mask))
 
 
 def _packed(model: Any, pairs: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> NDArray[np.float32]:
