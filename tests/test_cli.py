@@ -96,7 +96,8 @@ def test_only_long_passes_show_progress_and_on_stderr(rmtrl, pairs_file, monkeyp
 
 
 STOPS_WHILE_WRITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 import rmtrl.cli, rmtrl.cli.console as console
 
 write, count = console._line, 0
@@ -105,7 +106,7 @@ def slow(row):
     count += 1
     if count == 7:  # the kept rows are complete, the rejects begin
         print("writing", flush=True)
-        time.sleep(600)
+        time.sleep(60)
     return write(row)
 
 console._line = slow
