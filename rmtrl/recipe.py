@@ -155,7 +155,7 @@ def clear_checkpoints(trainer: Trainer) -> None:
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """Returns the checkpoint that `--resume_from_checkpoint` names; `true` is the newest that was written to its end.
 
-    The trainer state is the last file of a checkpoint, so a kill in the middle of saving leaves none.
+    The trainer state is the last file of a checkpoint, so a kill in the middle of saving leaves none, or a part of one.
 
     Raises:
         DataError: If there is none.
@@ -164,15 +164,23 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     if given is None or str(given).lower() == "false":
         return None
     if str(given).lower() != "true":
-        if not (Path(given) / "trainer_state.json").is_file():
+        if not _is_finished(Path(given)):
             raise DataError(f"{given} is not a finished checkpoint; give one, or `true` for the newest")
         return given
-    checkpoints = [path.parent for path in Path(str(args.output_dir)).glob("checkpoint-*/trainer_state.json")]
+    checkpoints = [path for path in Path(str(args.output_dir)).glob("checkpoint-*") if _is_finished(path)]
     if not checkpoints:
         raise DataError(
             f"no finished checkpoint in {args.output_dir} to resume from; start without --resume_from_checkpoint"
         )
     return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1])))
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def model_init_kwargs(model_args: ModelConfig) -> dict[str, Any]:

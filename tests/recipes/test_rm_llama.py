@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmtrl import RewardScorer
+from rmtrl import RewardConfig, RewardScorer
+from rmtrl.errors import DataError
+from rmtrl.recipe import checkpoint_to_resume
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
@@ -104,6 +106,16 @@ def test_a_killed_run_resumes_exactly(launch, tmp_path):
     for key in ("loss", "grad_norm", "eval_loss", "num_tokens"):
         expected, got = losses(tmp_path / "whole", key), losses(tmp_path / "killed", key)
         assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_checkpoint_with_half_a_state_is_not_finished(tmp_path):
+    for step, text in ((4, "{}"), (8, '{"epoch": 1.'), (12, "")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    args = RewardConfig(tmp_path, resume_from_checkpoint="true", report_to="none")
+    assert checkpoint_to_resume(args) == str(tmp_path / "checkpoint-4")
+    with pytest.raises(DataError, match="not a finished checkpoint"):
+        checkpoint_to_resume(RewardConfig(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-8")))
 
 
 def wait_for(path, process, seconds=300):
