@@ -155,7 +155,7 @@ def clear_checkpoints(trainer: Trainer) -> None:
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """Returns the checkpoint that `--resume_from_checkpoint` names; `true` is the newest that was written to its end.
 
-    The trainer state is the last file of a checkpoint, so a kill in the middle of saving leaves none, or a part of one.
+    The trainer state is the last file of a checkpoint, so a kill while saving leaves none, or a part of one.
 
     Raises:
         DataError: If there is none.
