@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,10 +135,7 @@ def _biases(judged: Any, texts: list[dict[str, Any]]) -> "list[AnnotatorBias]":
     prompts = [judged.items[item][0] for item in first]
     names = [judged.annotators[number] for number in votes.annotator]
     shown_wins, shown_longer = np.where(votes.swapped, 1 - wins, wins), np.where(votes.swapped, -longer, longer)
-    shown = annotator_bias(names, votes.pair, prompts, shown_wins, shown_longer)
-    # who agrees with whom is seen where the sides of a pair stand alike
-    alike = annotator_bias(names, votes.pair, prompts, wins, longer)
-    return [replace(bias, agreement=other.agreement) for bias, other in zip(shown, alike, strict=True)]
+    return annotator_bias(names, votes.pair, prompts, shown_wins, shown_longer, votes.swapped)
 
 
 def _response(number: int, row: dict[str, Any]) -> tuple[tuple[str, str], Any]:

@@ -46,7 +46,12 @@ class AnnotatorBias:
 
 
 def annotator_bias(
-    annotators: Sequence[str], pairs: ArrayLike, prompts: ArrayLike, wins: ArrayLike, longer: ArrayLike
+    annotators: Sequence[str],
+    pairs: ArrayLike,
+    prompts: ArrayLike,
+    wins: ArrayLike,
+    longer: ArrayLike,
+    swapped: ArrayLike | None = None,
 ) -> list[AnnotatorBias]:
     """Returns how each annotator votes; one who always prefers the longer answer is flagged.
 
@@ -60,6 +65,7 @@ def annotator_bias(
         prompts (`(N,)` array): Prompt of the pair; intervals resample prompts.
         wins (`(N,)` array): 1: the first side was chosen, 0: the second, ½: a tie.
         longer (`(N,)` array): Length of the first side less that of the second; NaN where it is not known.
+        swapped (`(N,)` bool array, *optional*): Whether the vote saw the pair's sides exchanged; never by default.
 
     Example:
 
@@ -75,7 +81,8 @@ def annotator_bias(
     for_longer = np.where(longer > 0, wins, 1 - wins)
     known = np.isfinite(longer) & (longer != 0)
     others = _others_median(for_longer, pair, known)
-    agreement = _agreement(wins, longer, pair)
+    # who agrees with whom is seen where the sides of a pair stand alike
+    agreement = _agreement(wins if swapped is None else np.where(swapped, 1 - wins, wins), pair)
     return [
         _bias(str(name), who == k, prompt, wins, for_longer, known, others, agreement) for k, name in enumerate(names)
     ]
@@ -131,7 +138,7 @@ def _others_median(
     return np.where(all_ > 0, (middle[0] + middle[1]) / 2, np.nan)
 
 
-def _agreement(wins: NDArray[np.float64], longer: NDArray[np.float64], pair: NDArray[np.int64]) -> NDArray[np.float64]:
+def _agreement(wins: NDArray[np.float64], pair: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the share of the other votes on the same pair that are equal to each vote, NaN where there is none."""
     n = int(pair.max(initial=-1)) + 1
     counts = np.bincount(pair, minlength=n)[pair]
