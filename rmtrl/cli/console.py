@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,12 +63,17 @@ def write_jsonl_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> None
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with beside.open("w", encoding="utf-8") as file:
                     leftovers.callback(beside.unlink, missing_ok=True)
-                    file.writelines(map(_line, _rows(rows)))
+                    file.writelines(jsonl_lines(rows))
             except OSError as error:
                 raise DataError(f"cannot write {given}: {error.strerror}") from error
             complete.append((beside, path))
         for beside, path in complete:
             beside.replace(path)
+
+
+def jsonl_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yields the line of each row; NaN and infinities, which JSON has no form for, are null."""
+    return (_line(row) for row in _rows(rows))
 
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

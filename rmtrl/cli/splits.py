@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
+from rmtrl.cli.console import Data, Json, Map, Split, jsonl_lines, print_json, print_table, read_pairs
 from rmtrl.errors import DataError, UsageError
 
 SCHEMA = "rmtrl/splits/1"
@@ -140,7 +140,7 @@ def _file(name: str) -> str:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
+    text = "".join(jsonl_lines(rows)).encode()
     # no time stamp in the archive, so that the same rows are the same bytes
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 

@@ -1,6 +1,5 @@
 """`rmtrl data synthesize`: the embedded world, written out."""
 
-import json
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, print_table
+from rmtrl.cli.console import Json, jsonl_lines, print_json, print_table
 
 
 def synthesize(
@@ -54,6 +53,6 @@ def synthesize(
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     n = 0
     with path.open("w", encoding="utf-8") as file:
-        for n, row in enumerate(rows, 1):  # noqa: B007
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for n, line in enumerate(jsonl_lines(rows), 1):  # noqa: B007
+            file.write(line)
     return n
