@@ -126,10 +126,8 @@ def why_sharing_differs(model: Any, pad_token_id: int) -> str | None:
 
     A fixed probe, longer than a sliding window of up to 1,000 tokens, runs once each way.
     """
-    if model.dtype in (torch.float16, torch.bfloat16):
-        reason = why_not_known(model)
-        if reason:
-            return reason
+    if reason := why_not_known(model):
+        return reason
     probe = [ids for pair in probe_pairs(base_model(model).config.get_text_config(), None) for ids in pair][:4]
     costs = Costs(cell=0.0, call=0.0, most_tokens=1 << 20)
     wanted = np.concatenate([_plain(model, [ids], pad_token_id) for ids in probe])

@@ -43,8 +43,10 @@ def why_not_shared(model: nn.Module) -> str | None:
     return None
 
 
-def why_not_known(model: nn.Module) -> str | None:
-    """Returns why a probe in 16 bits cannot tell that a model is exact; `None` where that is known from float32."""
+def why_not_known(model: nn.Module, *, low_precision: bool = False) -> str | None:
+    """Returns why a probe in 16 bits cannot tell that a model is exact; `None` where float32 tells, or has told."""
+    if not low_precision and base_model(model).dtype not in (torch.float16, torch.bfloat16):
+        return None
     kind = base_model(model).config.get_text_config().model_type
     return None if kind in KNOWN_EXACT else f"{kind} was not compared in float32, and 16 bits cannot tell"
 
@@ -127,10 +129,8 @@ def why_not_exact(
 
 def _difference(model: nn.Module, *, max_length: int | None, share: bool, low_precision: bool) -> str | None:
     inner = base_model(getattr(model, "module", model))
-    if low_precision or inner.dtype in (torch.float16, torch.bfloat16):
-        reason = why_not_known(inner)
-        if reason:
-            return reason
+    if reason := why_not_known(inner, low_precision=low_precision):
+        return reason
     pairs = probe_pairs(inner.config.get_text_config(), max_length)
     pad = inner.config.get_text_config().pad_token_id
     together, ends = make_rows(pairs, pad_token_id=pad, cell_cost=0.0, one_call=True, share=share)
