@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmtrl.calibration.callback import CalibrationCallback
     from rmtrl.evaluation.callback import BenchmarkCallback
+    from rmtrl.ppo.config import PPOConfig
+    from rmtrl.ppo.rewards import ComposedReward
+    from rmtrl.ppo.trainer import PPOTrainer
     from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
     from rmtrl.reward.collator import PreferencePairValidatorCollator
     from rmtrl.reward.config import RewardConfig
@@ -25,6 +28,7 @@ _HOMES = {
     "BenchmarkCallback": "rmtrl.evaluation.callback",
     "CalibrationCallback": "rmtrl.calibration.callback",
     "CenterRewardCallback": "rmtrl.reward.callbacks",
+    "ComposedReward": "rmtrl.ppo.rewards",
     "DPOScorer": "rmtrl.reward.dpo_scorer",
     "EnsembleScorer": "rmtrl.reward.ensemble",
     "Estimate": "rmtrl.types",
@@ -33,6 +37,8 @@ _HOMES = {
     "LengthBiasCallback": "rmtrl.reward.callbacks",
     "MCDropoutScorer": "rmtrl.reward.ensemble",
     "MarginCallback": "rmtrl.reward.callbacks",
+    "PPOConfig": "rmtrl.ppo.config",
+    "PPOTrainer": "rmtrl.ppo.trainer",
     "PairRewards": "rmtrl.types",
     "PreferencePairValidatorCollator": "rmtrl.reward.collator",
     "RewardCallback": "rmtrl.reward.callbacks",
@@ -46,6 +52,7 @@ __all__ = [
     "BenchmarkCallback",
     "CalibrationCallback",
     "CenterRewardCallback",
+    "ComposedReward",
     "DPOScorer",
     "EnsembleScorer",
     "Estimate",
@@ -54,6 +61,8 @@ __all__ = [
     "LengthBiasCallback",
     "MCDropoutScorer",
     "MarginCallback",
+    "PPOConfig",
+    "PPOTrainer",
     "PairRewards",
     "PreferencePairValidatorCollator",
     "RewardCallback",

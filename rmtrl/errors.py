@@ -42,6 +42,10 @@ class RenderingError(ModelError):
     """Text rendered otherwise than the reward model saw it in training (template, special tokens, length)."""
 
 
+class RewardError(RmtrlError):
+    """A reward that failed, or returned something that is not one finite number a completion."""
+
+
 @contextlib.contextmanager
 def exit_on_error(program: str) -> Iterator[None]:
     """Turns an `RmtrlError` into one line on stderr and exit code 2; any other exception passes through.

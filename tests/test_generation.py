@@ -65,14 +65,61 @@ def test_noise_is_gumbel_and_independent_between_rows_and_positions():
     assert np.abs(between).max() < 0.1 and np.isfinite(first).all()
 
 
-def test_highest_score_with_noise_is_a_sample_of_the_softmax():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
+def sampled(logits, keys, width=7):
+    """The token drawn in each row, after checking that it alone has a score."""
+    scores = SeededSampling(keys, prompt_length_tokens=4)(torch.zeros(len(logits), width, dtype=torch.long), logits)
+    assert scores.shape == logits.shape and scores.dtype == torch.float32
+    assert ((scores == 0).sum(1) == 1).all() and ((scores == -torch.inf).sum(1) == scores.shape[1] - 1).all()
+    return scores.argmax(1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 16, 17, 50, 101])
+def test_samples_follow_the_softmax_whatever_the_size(size):
+    draws, logits = 20_000, torch.randn(size, generator=torch.Generator().manual_seed(size))
+    counts = torch.bincount(sampled(logits.expand(draws, -1), [sampling_key(n) for n in range(draws)]), minlength=size)
+    expected = draws * logits.double().softmax(0).numpy()
+    assert stats.chisquare(counts.numpy(), expected).pvalue > 0.001
+
+
+def test_masked_tokens_and_blocks_are_never_sampled():
+    logits = torch.full((50,), -torch.inf)  # seven blocks of eight tokens, the last one short
+    allowed = torch.tensor([0, 7, 8, 23, 41, 48, 49])  # nothing in the blocks from 24 and from 32
+    logits[allowed] = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, 0.0, 1.0])
     draws = 20_000
-    sampling = SeededSampling([sampling_key(n) for n in range(draws)], prompt_length_tokens=4)
-    chosen = sampling(torch.zeros(draws, 7, dtype=torch.long), logits.expand(draws, -1)).argmax(1)
-    counts = torch.bincount(chosen, minlength=5).numpy()
-    assert counts[4] == 0
-    assert stats.chisquare(counts[:4], draws * logits[:4].double().softmax(0).numpy()).pvalue > 0.01
+    counts = torch.bincount(sampled(logits.expand(draws, -1), [sampling_key(n) for n in range(draws)]), minlength=50)
+    assert counts[allowed].sum() == draws
+    assert stats.chisquare(counts[allowed], draws * logits[allowed].double().softmax(0).numpy()).pvalue > 0.001
+    logits[:49] = -torch.inf
+    assert sampled(logits[None], [3]).tolist() == [49]
+
+
+def test_block_and_token_within_it_are_drawn_independently():
+    draws = 20_000
+    tokens = sampled(torch.zeros(draws, 16), [sampling_key(n) for n in range(draws)])
+    table = torch.bincount(tokens, minlength=16).reshape(4, 4)
+    assert stats.chi2_contingency(table).pvalue > 0.001
+    after = sampled(torch.zeros(draws, 16), [sampling_key(n) for n in range(draws)], width=8)
+    assert stats.chi2_contingency(torch.bincount(tokens * 16 + after, minlength=256).reshape(16, 16)).pvalue > 0.001
+
+
+def test_a_rows_sample_does_not_depend_on_the_rows_beside_it():
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    keys = [sampling_key(n) for n in range(64)]
+    together = sampled(logits, keys)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(sampled(logits[order], [keys[n] for n in order]), together[order])
+    assert [sampled(logits[n : n + 1], keys[n : n + 1]).item() for n in range(64)] == together.tolist()
+    assert len(set(together.tolist())) > 50
+
+
+def test_rounding_of_the_logits_hardly_ever_changes_a_sample():
+    generator = torch.Generator().manual_seed(0)
+    keys, changed = [sampling_key(n) for n in range(1000)], 0
+    for width in range(5, 15):
+        logits = 3 * torch.randn(1000, 500, generator=generator)
+        rounded = logits + 1e-6 * torch.randn(1000, 500, generator=generator)
+        changed += (sampled(logits, keys, width) != sampled(rounded, keys, width)).sum().item()
+    assert changed < 10  # of 10,000
 
 
 def test_completions_depend_on_prompt_and_seed_alone(make):

@@ -4,6 +4,7 @@ The same key gives the same sample whatever the batch, the order, the number of 
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,11 +63,37 @@ def gumbel_noise(keys: torch.Tensor, positions: torch.Tensor | int, size: int) -
     return -torch.log(-torch.log1p(-uniform.clamp(max=1 - 2**-24)))
 
 
-class SeededSampling(LogitsProcessor):
-    """Adds Gumbel noise to the scores, so that the highest of them is a sample of softmax(scores) (Gumbel-max).
+def gumbel_max(scores: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+    """Returns a sample of softmax(scores) a row, `(B,)` int64, that follows from scores, key and position alone.
 
-    Stands last among the processors, with `do_sample=False`. The noise of a row follows from its key and the position,
-    so a row's sample does not depend on the rows beside it.
+    Drawn in two stages, each by Gumbel-max and together exact: a block of about √V tokens by its share of the
+    probability, then a token within it. That takes 2 √V noise values a row instead of V.
+
+    Args:
+        scores (`(B, V)` float tensor): Logits; −∞ is a token that cannot be drawn.
+        keys (`(B,)` int64 tensor): From [`sampling_key`].
+        positions (`(B,)` int64 tensor or `int`): Position of the token within the completion.
+
+    Example:
+
+    ```python
+    >>> gumbel_max(torch.tensor([[0.0, 9.0, -float("inf")]]), torch.tensor([1]), 0)
+    tensor([1])
+    ```
+    """
+    size = math.isqrt(scores.shape[1] - 1) + 1
+    blocks = torch.nn.functional.pad(scores, (0, -scores.shape[1] % size), value=-torch.inf).unflatten(1, (-1, size))
+    of_blocks, within = gumbel_noise(keys, positions, blocks.shape[1] + size).split([blocks.shape[1], size], dim=1)
+    block = (blocks.logsumexp(dim=2) + of_blocks).argmax(dim=1)
+    chosen = blocks[torch.arange(len(block), device=block.device), block]
+    return block * size + (chosen + within).argmax(dim=1)
+
+
+class SeededSampling(LogitsProcessor):
+    """Leaves a score of 0 at a sample of softmax(scores), [`gumbel_max`], and −∞ at every other token.
+
+    Stands last among the processors, with `do_sample=False`. The sample of a row follows from its scores, its key and
+    the position, not from the rows beside it.
 
     Args:
         keys (`Sequence[int]` or `(B,)` int64 tensor): One [`sampling_key`] a row.
@@ -86,7 +113,8 @@ class SeededSampling(LogitsProcessor):
         self.prompt_length_tokens = prompt_length_tokens
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Returns the scores with noise, `(B, V)` float32."""
+        """Returns 0 at the token drawn and −∞ elsewhere, `(B, V)` float32."""
         self.keys = self.keys.to(scores.device)
-        position = input_ids.shape[1] - self.prompt_length_tokens
-        return scores.float() + gumbel_noise(self.keys, position, scores.shape[1])  # type: ignore[return-value]
+        tokens = gumbel_max(scores.float(), self.keys, input_ids.shape[1] - self.prompt_length_tokens)
+        only = torch.full_like(scores, -torch.inf, dtype=torch.float32)
+        return only.scatter_(1, tokens[:, None], 0)  # type: ignore[return-value]

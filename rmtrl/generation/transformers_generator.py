@@ -1,6 +1,6 @@
 """Completions sampled with transformers' `generate`, the same whatever stands beside them in the batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class TransformersGenerator(Generator):
             Probability mass of the likeliest tokens that are sampled from.
         batch_size (`int`, *optional*, defaults to `32`):
             Completions generated at a time.
+        end_token_ids (`Sequence[int]`, *optional*):
+            Tokens that end a completion, none where empty; where absent the tokenizer's and the checkpoint's own.
+        generation_kwargs (`Mapping`, *optional*):
+            More settings of [`~transformers.GenerationConfig`].
         progress (`bool`, *optional*, defaults to `True`):
             Whether long passes show a bar on stderr.
 
@@ -71,6 +75,8 @@ class TransformersGenerator(Generator):
         temperature: float = 1.0,
         top_p: float = 1.0,
         batch_size: int = 32,
+        end_token_ids: Sequence[int] | None = None,
+        generation_kwargs: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
         _check_at_least("max_new_tokens", max_new_tokens, 1)
@@ -86,7 +92,8 @@ class TransformersGenerator(Generator):
         self.top_p = top_p
         self.batch_size = batch_size
         self.progress = progress
-        self.end_token_ids = _end_tokens(model, tokenizer)
+        self.end_token_ids = _end_tokens(model, tokenizer) if end_token_ids is None else list(end_token_ids)
+        self.generation_kwargs = dict(generation_kwargs or {})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | torch.dtype = "auto",
@@ -120,18 +127,28 @@ class TransformersGenerator(Generator):
         encoded = [self.encode(prompt) for prompt in prompts]
         self._check_room(encoded)
         names = [sampling_key(ids) for ids in encoded]
-        completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
+        rows = [(index, sample) for index in range(len(prompts)) for sample in range(n)]
+        keys = [sampling_key(seed, names[index], sample) for index, sample in rows]
+        made = self.complete([encoded[index] for index, _ in rows], keys)
+        return [made[start : start + n] for start in range(0, len(made), n)]
+
+    def complete(self, prompt_ids: Sequence[Sequence[int]], keys: Sequence[int]) -> list[Completion]:
+        """Returns one completion of each tokenised prompt, in the order given; it follows from prompt and key alone.
+
+        Args:
+            prompt_ids (`Sequence[Sequence[int]]`): Token ids of each prompt, see [`TransformersGenerator.encode`].
+            keys (`Sequence[int]`): A [`sampling_key`] each.
+        """
+        completions: list[Completion | None] = [None] * len(prompt_ids)
         # of like length together, so that little is padding
-        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-        rows = [(index, sample) for index in order for sample in range(n)]
+        order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in self._batches(rows):
-                keys = [sampling_key(seed, names[index], sample) for index, sample in batch]
-                made = self._complete([encoded[index] for index, _ in batch], keys)
-                for (index, sample), completion in zip(batch, made, strict=True):
-                    completions[index][sample] = completion
+            for batch in self._batches(order):
+                made = self._complete([prompt_ids[row] for row in batch], [keys[row] for row in batch])
+                for row, completion in zip(batch, made, strict=True):
+                    completions[row] = completion
         finally:
             self.model.train(was_training)
         return completions  # type: ignore[return-value]
@@ -150,7 +167,7 @@ class TransformersGenerator(Generator):
         )
         return list(rendered["input_ids"])
 
-    def _batches(self, rows: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         with tqdm(total=len(rows), desc="Generating", unit="completion", delay=2, disable=not self.progress) as bar:
             for start in range(0, len(rows), self.batch_size):
                 yield (batch := rows[start : start + self.batch_size])
@@ -159,7 +176,7 @@ class TransformersGenerator(Generator):
     def _complete(self, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> list[Completion]:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
-        pad = self.end_token_ids[0] if pad is None else pad
+        pad = next(iter(self.end_token_ids), 0) if pad is None else pad
         ids = torch.tensor([[pad] * (width - len(own)) + list(own) for own in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompts], device=self.model.device)
         with torch.inference_mode(), _bare_settings(self.model):
@@ -178,8 +195,9 @@ class TransformersGenerator(Generator):
         return LogitsProcessorList(processors)
 
     def _config(self, pad: int) -> GenerationConfig:
+        settings = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "use_cache": True}
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens, eos_token_id=self.end_token_ids, pad_token_id=pad, do_sample=False
+            **settings | self.generation_kwargs, eos_token_id=self.end_token_ids or None, pad_token_id=pad
         )
 
     def _completion(self, ids: Sequence[int]) -> Completion:

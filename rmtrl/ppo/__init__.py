@@ -1,0 +1,1 @@
+"""Proximal policy optimization on top of TRL and transformers."""

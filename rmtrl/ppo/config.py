@@ -1,0 +1,165 @@
+"""Configuration of the PPO trainer: TRL's `PPOConfig` with the fields that rmtrl adds."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers.utils import is_torch_bf16_gpu_available
+
+from rmtrl.errors import UsageError
+from rmtrl.ppo._base import PPOBaseConfig
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_mini_batches": (lambda value: value >= 1, "1 or more"),
+    "num_ppo_epochs": (lambda value: value >= 1, "1 or more"),
+    "response_length": (lambda value: value >= 1, "1 or more"),
+    "local_rollout_forward_batch_size": (lambda value: value >= 1, "1 or more"),
+    "num_generations": (lambda value: value >= 1, "1 or more"),
+    "num_eval_generations": (lambda value: value >= 1, "1 or more"),
+    "total_episodes": (lambda value: value >= 1, "1 or more"),
+    "max_prompt_length": (lambda value: value >= 1, "1 or more"),
+    "temperature": (lambda value: value > 0, "above 0"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0, up to 1"),
+    "kl_coef": (lambda value: value >= 0, "0 or more"),
+    "kl_target": (lambda value: value > 0, "above 0"),
+    "kl_horizon": (lambda value: value > 0, "above 0"),
+    "cliprange": (lambda value: value > 0, "above 0"),
+    "cliprange_value": (lambda value: value > 0, "above 0"),
+    "gamma": (lambda value: 0 < value <= 1, "above 0, up to 1"),
+    "lam": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "entropy_coef": (lambda value: value >= 0, "0 or more"),
+    "vf_coef": (lambda value: value >= 0, "0 or more"),
+    "max_approx_kl": (lambda value: value > 0, "above 0"),
+    "max_kl": (lambda value: value > 0, "above 0"),
+    "missing_eos_penalty": (lambda value: value > 0, "above 0"),
+}
+
+
+@dataclass
+class PPOConfig(PPOBaseConfig):
+    r"""
+    Configuration class for [`PPOTrainer`].
+
+    Only the parameters that rmtrl adds or reads otherwise are listed; all others, and their defaults, are those of
+    TRL 1.12's `PPOConfig`, on every TRL. A step is one update: a batch of `per_device_train_batch_size` ×
+    `gradient_accumulation_steps` × processes episodes, `num_ppo_epochs` passes over it and `num_mini_batches`
+    optimizer steps a pass; `max_steps`, `logging_steps`, `eval_steps`, `save_steps` and `warmup_steps` count updates.
+    Usual ranges: learning rate 1e-5 to 5e-5 for adapters (1e-6 to 1e-5 for whole models), 32 to 128 episodes an
+    update, `kl_coef` 0.01 to 0.2, 4 to 8 optimizer steps an update.
+
+    Parameters:
+        > Parameters that control the data and the generation
+
+        max_prompt_length (`int`, *optional*):
+            Longest prompt in tokens; longer ones are dropped and counted. Where absent, what the model's positions
+            leave beside `response_length`.
+        stop_token (`str`, *optional*, defaults to `"eos"`):
+            `"eos"`: the tokenizer's end token and the checkpoint's own end a response. `None` ends none, as in TRL,
+            where it is the default and every response runs to `response_length`. `stop_token_id` replaces it.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass of the likeliest tokens that are sampled from. Below 1 samples are not quite the policy's.
+        generation_kwargs (`dict`, *optional*):
+            More settings of [`~transformers.GenerationConfig`], such as `min_new_tokens`. As JSON in a flag. What
+            changes the distribution makes samples that are not the policy's.
+        num_generations (`int`, *optional*, defaults to `1`):
+            Responses to each prompt in a batch; above 1 the spread of rewards within a prompt is logged.
+        num_eval_generations (`int`, *optional*, defaults to `1`):
+            Responses to each prompt in an evaluation.
+
+        > Parameters that control the reward
+
+        missing_eos_score (`float`, *optional*):
+            Score that replaces that of a response cut off before its stop token (−1 in the N+ details).
+            `missing_eos_penalty` is taken off it instead, as in TRL.
+        reward_clip_range (`tuple[float, float]`, *optional*):
+            Ends at which scores are cut. Narrow ones hide from the policy what is better than good.
+        normalize_rewards (`bool`, *optional*, defaults to `False`):
+            Whether scores are brought to mean 0 and deviation 1 by their running moments.
+
+        > Parameters that control the training
+
+        kl_target (`float`, *optional*):
+            KL to the reference, in nats a response, that `kl_coef` is adapted to (Ziegler et al. 2019,
+            https://huggingface.co/papers/1909.08593); fixed where absent.
+        kl_horizon (`int`, *optional*, defaults to `10000`):
+            Episodes over which `kl_coef` adapts.
+        max_approx_kl (`float`, *optional*):
+            Ends the passes over a batch once the policy is further than this from the one that sampled it, in nats a
+            token (½ (Δ log p)², usual 0.01 to 0.05).
+        max_kl (`float`, *optional*):
+            Ends the training once the KL to the reference passes this, in nats a response.
+        entropy_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of the entropy bonus.
+        one_backbone (`bool`, *optional*, defaults to `False`):
+            Whether policy, reference, value and reward model are adapters and heads of one base model.
+
+    Example:
+
+    ```python
+    >>> from rmtrl import PPOConfig
+    >>> PPOConfig("outputs/ppo", kl_target=6.0, num_mini_batches=4).stop_token
+    'eos'
+    ```
+    """
+
+    stop_token: Literal["eos"] | None = field(default="eos", metadata={"help": "`eos`, or null for none."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt, in tokens."})
+    top_p: float = field(default=1.0, metadata={"help": "Probability mass that is sampled from."})
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More generation settings, as JSON: '{\"min_new_tokens\": 4}'."}
+    )
+    num_generations: int = field(default=1, metadata={"help": "Responses to each prompt in a batch."})
+    num_eval_generations: int = field(default=1, metadata={"help": "Responses to each prompt in an evaluation."})
+    missing_eos_score: float | None = field(default=None, metadata={"help": "Score of a response that is cut off."})
+    reward_clip_range: tuple[float, float] | None = field(default=None, metadata={"help": "Ends scores are cut at."})
+    normalize_rewards: bool = field(default=False, metadata={"help": "Running mean 0 and deviation 1 of scores."})
+    kl_target: float | None = field(default=None, metadata={"help": "KL that kl_coef is adapted to; fixed if none."})
+    kl_horizon: int = field(default=10_000, metadata={"help": "Episodes over which kl_coef adapts."})
+    max_approx_kl: float | None = field(default=None, metadata={"help": "KL of a batch that ends its passes."})
+    max_kl: float | None = field(default=None, metadata={"help": "KL to the reference that ends the training."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    one_backbone: bool = field(default=False, metadata={"help": "Adapters and heads of one base for all models."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.generation_kwargs, str):
+            self.generation_kwargs = _from_json(self.generation_kwargs)
+        self._check()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        elif self.bf16 is None and not self.use_cpu and torch.cuda.is_available():
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        super().__post_init__()
+
+    @property
+    def stops(self) -> bool:
+        """Whether a response has a stop token, so that one without is cut off."""
+        return self.stop_token is not None or self.stop_token_id is not None
+
+    def _check(self) -> None:
+        """Raises the first setting that cannot be used."""
+        for name, (holds, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise UsageError(f"`{name}` must be {wanted}, got {value!r}")
+        if self.stop_token not in ("eos", None):
+            raise UsageError(f"`stop_token` must be 'eos' or None, got {self.stop_token!r}; or set `stop_token_id`")
+        if self.kl_estimator not in ("k1", "k3"):
+            raise UsageError(f"`kl_estimator` must be 'k1' or 'k3', got {self.kl_estimator!r}")
+        ends = self.reward_clip_range
+        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
+            raise UsageError(f"`reward_clip_range` must be two numbers, the lower first, got {ends!r}")
+        if not self.stops and (self.missing_eos_penalty is not None or self.missing_eos_score is not None):
+            raise UsageError("`missing_eos_penalty` and `missing_eos_score` need a stop token; set `stop_token='eos'`")
+        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+            raise UsageError("`missing_eos_penalty` and `missing_eos_score` exclude each other; set one")
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"`generation_kwargs` must be JSON such as '{{\"min_new_tokens\": 4}}', got {text!r}"
+        ) from error

@@ -1,0 +1,169 @@
+"""Evaluation of a policy in training: fresh responses to held-out prompts, judged by the reward and by others."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers.trainer_utils import PredictionOutput, speed_metrics
+
+from rmtrl.errors import DataError
+from rmtrl.generation import sampling_key
+from rmtrl.metrics import mean_estimate
+from rmtrl.ppo.batches import make_plan
+from rmtrl.ppo.episodes import Episodes, Experience
+from rmtrl.ppo.prompts import Prompts, read_prompts
+from rmtrl.ppo.reward_model import completions
+from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.types import Estimate
+
+
+class PPOEvaluation:
+    """The part of [`PPOTrainer`] that evaluates."""
+
+    def evaluate(
+        self: Any,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Returns the figures of `num_eval_generations` responses to each prompt, over all processes.
+
+        `{prefix}_reward`, `_kl` (nats a response), `_length_tokens`, `_truncated`, `_score_length_correlation`, the
+        score of each of `eval_scorers` under its name, and the ends of 95 % intervals as `_reward_low` and so on;
+        `evaluation_` holds the same as [`Estimate`]s over prompts. The same prompts are always answered with the same
+        noise, so that two evaluations differ by the policy alone.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Replaces the trainer's own.
+            ignore_keys: Not used.
+            metric_key_prefix (`str`): Opens each key; sets of a dictionary add their name.
+        """
+        sets = self.eval_prompts if eval_dataset is None else self._read(eval_dataset)
+        if not sets:
+            raise DataError("there is nothing to evaluate on; give eval_dataset")
+        alone = set(sets) == {"eval"}
+        metrics: dict[str, float] = {}
+        started = time.time()
+        for name, prompts in sets.items():
+            prefix = metric_key_prefix if alone else f"{metric_key_prefix}_{name}"
+            estimates, rows = self.evaluate_policy(prompts)
+            self.evaluation_ |= {f"{prefix}_{key}": estimate for key, estimate in estimates.items()}
+            self.samples_[prefix] = rows
+            metrics |= _flat(estimates, prefix)
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=sum(map(len, sets.values())))
+        self.log(metrics)
+        self.log_table(self.samples_[prefix], "eval_completions")
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(
+        self: Any, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Returns the responses to each prompt as texts, and their figures.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`]): Prompts.
+            ignore_keys: Not used.
+            metric_key_prefix (`str`): Opens each key.
+        """
+        estimates, rows = self.evaluate_policy(self._read(test_dataset)["eval"])
+        texts = np.array([row["completion"] for row in rows])
+        return PredictionOutput(texts, None, _flat(estimates, metric_key_prefix))
+
+    def evaluate_policy(self: Any, prompts: Prompts) -> tuple[dict[str, Estimate], list[dict[str, Any]]]:
+        """Returns the figures of fresh responses to each prompt, with intervals over prompts, and the responses."""
+        n = self.args.num_eval_generations
+        world = self.accelerator.num_processes
+        indices = [index for index in range(len(prompts)) for _ in range(n)]
+        filled = indices + indices[:1] * (-len(indices) % world)  # a row more for a process that would have none
+        keys = [sampling_key(self.args.seed, "evaluation", row) for row in range(len(filled))]
+        episodes = self.sample(prompts, filled, keys)
+        plan = make_plan(
+            episodes.lengths, 1, rows_per_pass=self.args.per_device_eval_batch_size, world_size=world, seed=0,
+            device_type=self.accelerator.device.type,
+        )  # fmt: skip
+        log_ratio = self.token_figures(episodes, plan)[0] - self.token_figures(episodes, plan, reference=True)[0]
+        if isinstance(self.reward, ComposedReward):
+            self.reward.update_moments = False  # they are those of training
+        columns = {"reward": self.with_missing_eos(self.score_with(self.reward, prompts, episodes)[0], episodes)}
+        if isinstance(self.reward, ComposedReward):
+            self.reward.update_moments = True
+        columns |= {name: self.score_with(f, prompts, episodes)[0] for name, f in self.eval_scorers.items()}
+        columns |= {
+            "kl": log_ratio.sum(1),
+            "length_tokens": torch.tensor([float(len(ids)) for ids in episodes.completion_ids]),
+            "truncated": torch.tensor(episodes.truncated).float(),
+        }
+        arrays = {name: column.double().cpu().numpy()[: len(indices)] for name, column in columns.items()}
+        estimates = {
+            name: mean_estimate(values.reshape(-1, n).mean(1), proportion=False) for name, values in arrays.items()
+        }
+        if n > 1:
+            estimates["within_prompt_std"] = mean_estimate(arrays["reward"].reshape(-1, n).std(1), proportion=False)
+        estimates |= _correlations(arrays)
+        return estimates, _rows(self.processing_class, prompts, episodes, arrays)
+
+    def _read(self: Any, dataset: Any) -> dict[str, Prompts]:
+        sets = dataset if isinstance(dataset, dict) else {"eval": dataset}
+        limit = self.max_prompt_length
+        return {n: read_prompts(d, self.processing_class, max_length=limit, name=n) for n, d in sets.items()}
+
+    def log_samples(self: Any, experience: Experience) -> None:
+        """Logs a table of responses to the training prompts, `num_sample_generations` times over the run."""
+        n = self.args.num_sample_generations
+        every = max(1, self.num_total_batches // n) if n > 0 else 0
+        if not every or (self.state.global_step - 1) % every:
+            return
+        arrays = {"reward": experience.scores.scores.cpu().numpy()}
+        self.samples_["train"] = _rows(
+            self.processing_class, self.train_prompts, experience.rollout.episodes, arrays
+        )  # fmt: skip
+        self.log_table(self.samples_["train"], "completions")
+
+    def log_table(self: Any, rows: list[dict[str, Any]], name: str) -> None:
+        """Sends a table of samples to wandb, where it is reported to."""
+        if "wandb" not in self.args.report_to or not self.is_world_process_zero():
+            return
+        import wandb
+
+        if wandb.run is not None:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows[:64]])
+            wandb.log({name: table, "train/global_step": self.state.global_step})
+
+
+def _rows(tokenizer: Any, prompts: Prompts, episodes: Episodes, arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    n = len(next(iter(arrays.values())))
+    texts = completions(tokenizer, episodes, range(n))
+    return [
+        {"prompt": _text(prompts.prompts[episodes.indices[row]]), "completion": texts[row]}
+        | {name: round(float(values[row]), 4) for name, values in arrays.items()}
+        for row in range(n)
+    ]
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _correlations(arrays: dict[str, Any]) -> dict[str, Estimate]:
+    reward, length = arrays["reward"], arrays["length_tokens"]
+    if len(reward) < 4 or reward.std() == 0 or length.std() == 0:
+        return {}
+    value, n = float(np.corrcoef(reward, length)[0, 1]), len(reward)
+    z, half = math.atanh(min(max(value, -0.999999), 0.999999)), 1.96 / math.sqrt(n - 3)
+    ends = math.tanh(z - half), math.tanh(z + half)
+    return {"score_length_correlation": Estimate(value, *ends, n, method="Fisher's z")}
+
+
+def _flat(estimates: dict[str, Estimate], prefix: str) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        flat |= {
+            f"{prefix}_{name}": estimate.value,
+            f"{prefix}_{name}_low": estimate.low,
+            f"{prefix}_{name}_high": estimate.high,
+        }
+    return flat

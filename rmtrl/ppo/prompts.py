@@ -1,0 +1,140 @@
+"""Prompts as PPO takes them: text, messages or token ids, each with the columns that its reward may ask for."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from rmtrl.data.validation import check_chat_template
+from rmtrl.errors import DataError
+from rmtrl.types import Conversation
+
+logger = logging.getLogger(__name__)
+
+RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids", "truncated")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one data set, in its order, those over length left out.
+
+    Args:
+        ids (`list[list[int]]`): Token ids of each prompt, generation prompt included.
+        prompts (`list[Conversation]`): Each prompt as the reward sees it: messages, or text.
+        rows ([`~datasets.Dataset`]): The other columns, a row a prompt.
+        n_dropped (`int`): Prompts left out for their length.
+    """
+
+    ids: list[list[int]]
+    prompts: list[Conversation]
+    rows: Dataset
+    n_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def columns(self, indices: Sequence[int]) -> dict[str, list[Any]]:
+        """Returns the other columns at these prompts, a list each."""
+        if not self.rows.column_names:
+            return {}
+        return {name: list(values) for name, values in self.rows[list(indices)].items()}
+
+
+def read_prompts(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, name: str = "train"
+) -> Prompts:
+    """Returns the prompts of a data set, tokenised; those over `max_length` tokens are counted and left out.
+
+    A column `prompt` holds text, which is taken as rendered, or messages, which go through the chat template with its
+    generation prompt. Without it a column `input_ids` is taken as it stands, less the padding that an
+    `attention_mask` shows.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): Rows; columns besides the prompt are kept for the reward.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
+        max_length (`int`, *optional*): Most tokens of a prompt.
+        name (`str`): What to call the data set in messages.
+
+    Raises:
+        DataError: If there is neither column, a prompt is empty, a column has a reserved name, or no prompt is left.
+        RenderingError: If messages meet a tokenizer without chat template.
+
+    Example:
+
+    ```python
+    >>> read_prompts(Dataset.from_dict({"prompt": ["Hi.", "Why?"]}), tokenizer, max_length=64).ids
+    [[17, 4], [23, 9]]
+    ```
+    """
+    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+        raise DataError(f"got {type(dataset).__name__} as {name} data; wanted a datasets.Dataset of prompts")
+    names = dataset.column_names
+    taken = [column for column in RESERVED if column in names]
+    if taken:
+        raise DataError(f"the {name} data has a column {taken[0]!r}, which is a reward's own argument; rename it")
+    if "prompt" not in names and "input_ids" not in names:
+        raise DataError(f"the {name} data has the columns {', '.join(names) or 'none'}; wanted `prompt`")
+    prompts, ids = _encode(dataset, tokenizer)
+    for row, own in enumerate(ids):
+        if not own:
+            raise DataError(f"prompt {row} of the {name} data is empty; a policy has nothing to continue")
+    kept = [row for row, own in enumerate(ids) if max_length is None or len(own) <= max_length]
+    n_dropped = len(ids) - len(kept)
+    if not kept:
+        raise DataError(
+            f"none of the {len(ids):,} prompts of the {name} data has at most {max_length} tokens; raise "
+            "max_prompt_length, or lower response_length where the model's positions are the limit"
+        )
+    if n_dropped:
+        logger.warning(
+            "%s of %s %s prompts are over %s tokens and left out", n_dropped, len(ids), name, max_length
+        )  # fmt: skip
+    rest = dataset.remove_columns([column for column in names if column in ("prompt", "input_ids", "attention_mask")])
+    if n_dropped and rest.column_names:
+        rest = rest.select(kept)
+    return Prompts([ids[row] for row in kept], [prompts[row] for row in kept], rest, n_dropped)
+
+
+def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:
+    if "prompt" not in dataset.column_names:
+        ids = _without_padding(dataset)
+        return list(tokenizer.batch_decode(ids, skip_special_tokens=True)), ids
+    prompts = list(dataset["prompt"])
+    chats = [prompt for prompt in prompts if isinstance(prompt, list)]
+    if chats and len(chats) < len(prompts):
+        raise DataError("some prompts are text and some are messages; give one form")
+    if not chats:
+        wrong = next((row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)), None)
+        if wrong is not None:
+            raise DataError(f"prompt {wrong} is {prompts[wrong]!r}; wanted text or messages")
+        empty = next((row for row, prompt in enumerate(prompts) if not prompt.strip()), None)
+        if empty is not None:
+            raise DataError(f"prompt {empty} is empty; a policy has nothing to continue")
+        return prompts, [list(ids) for ids in tokenizer(text=prompts, verbose=False)["input_ids"]]
+    check_chat_template(tokenizer)
+    return prompts, [_render(prompt, tokenizer, row) for row, prompt in enumerate(prompts)]
+
+
+def _render(prompt: Any, tokenizer: PreTrainedTokenizerBase, row: int) -> list[int]:
+    if not prompt or not any(str(turn.get("content") or "").strip() for turn in prompt):
+        raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
+    last = prompt[-1]["role"] == "assistant"
+    rendered: Any = tokenizer.apply_chat_template(
+        prompt, tokenize=True, return_dict=True, add_generation_prompt=not last, continue_final_message=last,
+        tokenizer_kwargs={"verbose": False},
+    )  # fmt: skip
+    return list(rendered["input_ids"])
+
+
+def _without_padding(dataset: Dataset) -> list[list[int]]:
+    ids = [torch.as_tensor(row).tolist() for row in dataset["input_ids"]]
+    if "attention_mask" not in dataset.column_names:
+        return ids
+    masks = [torch.as_tensor(row).tolist() for row in dataset["attention_mask"]]
+    return [
+        [token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(ids, masks, strict=True)
+    ]

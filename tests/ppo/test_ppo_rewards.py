@@ -1,0 +1,485 @@
+import json
+import logging
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.rewards import get_soft_overlong_punishment
+
+from rmtrl.calibration.fit import calibrate
+from rmtrl.calibration.rewards import AffineReward, CalibratedScorer
+from rmtrl.errors import DataError, RewardError, UsageError
+from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments, empty_filter, truncated_filter
+from rmtrl.ppo.rewards import ComposedReward, call_reward, checked_rewards
+from rmtrl.reward.uncertainty import MemberScorer
+from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
+from rmtrl.types import Scorer
+
+
+class Length(Scorer):
+    def score(self, conversations):
+        return np.array([len(conversation) for conversation in conversations], dtype=np.float32)
+
+
+class TwoHeads(MemberScorer):
+    """Members that say length and twice the length."""
+
+    def members(self, conversations):
+        lengths = np.array([len(conversation) for conversation in conversations], dtype=np.float64)
+        return np.stack([lengths, 2 * lengths], axis=1)
+
+
+class Short(Scorer):
+    def score(self, conversations):
+        raise DataError("conversation 0 has 600 tokens, the model holds 512")
+
+
+class Broken(TwoHeads):
+    def members(self, conversations):
+        raise OSError("down")
+
+
+def values(scores, **columns):
+    return [float(score) for score in scores]
+
+
+def texts(n):
+    return {"prompts": [f"p{i}" for i in range(n)], "completions": [f"c{i}" for i in range(n)]}
+
+
+def test_the_steps_run_in_order_by_hand():
+    reward = ComposedReward(
+        values,
+        calibration=AffineReward(shift=1.0, scale=2.0),
+        filters=[Filter("rude", lambda completions, **columns: ["rude" in text for text in completions], -2.0)],
+        length_penalty=LengthPenalty(free_tokens=2, per_token=0.5),
+        clip=(-2.25, 0.75),
+    )
+    got = reward(
+        prompts=["a", "b", "c", "d"],
+        completions=["good", "rude", "ok", "rude"],
+        scores=[3.0, 9.0, 5.0, 1.0],
+        completion_ids=[[1], [1, 2, 3], [1, 2, 3, 4, 5], [1]],
+        trainer_state=object(),
+    )
+    # (r - 1) / 2 = 1, 4, 2, 0; rude is -2; penalty 0, 0.5, 1.5, 0; cut
+    assert got == [0.75, -2.25, 0.5, -2.0]
+    parts = {name: part.tolist() for name, part in reward.parts_.items()}
+    assert parts == {
+        "score": [3.0, 9.0, 5.0, 1.0],
+        "calibrated": [1.0, 4.0, 2.0, 0.0],
+        "rude": [0.0, 1.0, 0.0, 1.0],
+        "length_penalty": [0.0, 0.5, 1.5, 0.0],
+        "clipped": [1.0, 1.0, 0.0, 0.0],
+        "reward": [0.75, -2.25, 0.5, -2.0],
+    }
+
+
+def test_normalisation_comes_before_the_clip():
+    reward = ComposedReward(values, normalise="std", clip=(-1.5, 1.5))
+    assert reward(**texts(2), scores=[10.0, 30.0]) == [1.0, 1.5]  # standard deviation 10
+    assert reward.parts_["normalised"].tolist() == [1.0, 3.0]
+    assert reward.parts_["clipped"].tolist() == [0.0, 1.0]
+
+
+def test_the_lowest_of_several_filters_counts_whatever_their_order():
+    def every(completions, **columns):
+        return [True] * len(completions)
+
+    filters = [Filter("a", every, -1.0), Filter("b", every, -3.0)]
+    for order in (filters, filters[::-1]):
+        assert ComposedReward(values, filters=order)(**texts(1), scores=[5.0]) == [-3.0]
+
+
+@pytest.mark.parametrize("normalise", ["std", "mean_std"])
+@pytest.mark.parametrize("ends", [[7, 20], [1, 2, 3, 20], [20]])
+def test_running_moments_are_those_of_all_rewards_so_far(normalise, ends):
+    scores = np.random.default_rng(0).normal(1e3, 2.0, 20)
+    reward = ComposedReward(values, normalise=normalise)
+    for start, end in zip([0, *ends], ends, strict=False):
+        got = reward(**texts(end - start), scores=list(scores[start:end]))
+        seen = scores[:end]
+        mean, std = (seen.mean() if normalise == "mean_std" else 0.0), np.std(seen) or 1.0
+        np.testing.assert_allclose(got, (scores[start:end] - mean) / std, rtol=1e-9, atol=1e-9)
+    assert (reward.moments_.count, reward.moments_.mean) == (20, pytest.approx(scores.mean(), rel=1e-14))
+
+
+def test_moments_by_hand():
+    moments = Moments.of([1.0, 2.0]).merged(Moments.of([6.0])).merged(Moments.of([]))
+    assert (moments.count, moments.mean) == (3, 3.0)
+    assert moments.std == pytest.approx(np.sqrt(14 / 3), rel=1e-15)
+    assert Moments().merged(Moments()) == Moments()
+
+
+def test_rewards_all_alike_are_not_blown_up_by_rounding():
+    reward = ComposedReward(values, normalise="std")
+    for _ in range(3):
+        assert reward(**texts(7), scores=[0.1] * 7) == [0.1] * 7
+
+
+def test_evaluation_leaves_the_moments_as_they_are():
+    reward = ComposedReward(values, normalise="std")
+    reward(**texts(2), scores=[10.0, 30.0])
+    before = reward.state_dict()
+    reward.update_moments = False
+    assert reward(**texts(1), scores=[500.0]) == [50.0]
+    assert reward.state_dict() == before
+
+
+def test_the_state_goes_through_json_unchanged():
+    first, second = ComposedReward(values, normalise="mean_std"), ComposedReward(values, normalise="mean_std")
+    generator = np.random.default_rng(1)
+    first(**texts(11), scores=list(generator.normal(0.1, 1 / 3, 11)))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.moments_ == first.moments_
+    more = {**texts(5), "scores": list(generator.normal(0.1, 1 / 3, 5))}
+    assert second(**more) == first(**more)
+    with pytest.raises(UsageError, match=r"got a reward state with \['mean'\]; wanted \['count', 'mean'"):
+        second.load_state_dict({"mean": 0.0})
+
+
+def test_no_completions_change_nothing():
+    reward = ComposedReward(
+        TwoHeads(), pessimism=1.0, calibration=AffineReward(0.0, 1.0), filters=[empty_filter()],
+        length_penalty=LengthPenalty(0, 1.0), normalise="std", clip=(-1, 1),
+    )  # fmt: skip
+    assert reward(prompts=[], completions=[], completion_ids=[]) == []
+    assert reward.moments_ == Moments()
+
+
+def test_a_scorer_scores_prompt_and_completion_as_the_calibrated_scorer_does():
+    prompts, completions = ["abc", "d"], ["ef", "ghijk"]
+    affine = AffineReward(0.3, 1.7)
+    for scorer in (Length(), TwoHeads()):
+        expected = CalibratedScorer(scorer, affine)(prompts=prompts, completions=completions)
+        got = ComposedReward(scorer, calibration=affine)(prompts=prompts, completions=completions)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    chats = [[{"role": "user", "content": "Hi"}]], [[{"role": "assistant", "content": "Ho"}]]
+    assert ComposedReward(Length())(*chats) == [2.0]  # messages
+
+
+def test_a_whole_calibration_is_taken_by_its_affine_reward():
+    generator = np.random.default_rng(0)
+    rejected = generator.normal(0, 1, 200)
+    chosen = rejected + generator.normal(1, 2, 200)
+    calibration = calibrate(chosen, rejected, [str(i) for i in range(200)])
+    got = ComposedReward(values, calibration=calibration)(**texts(2), scores=[0.0, 1.0])
+    assert got == calibration.reward([0.0, 1.0]).tolist()
+    assert got[1] - got[0] == pytest.approx(1 / calibration.temperature.scale_)
+
+
+def test_pessimism_takes_off_standard_deviations_over_the_scale(caplog):
+    with caplog.at_level(logging.ERROR):
+        reward = ComposedReward(TwoHeads(), calibration=AffineReward(3.0, 2.0), pessimism=1.5)
+        got = reward(prompts=["ab"], completions=["cd"])
+    # members 4 and 8: mean 6, standard deviation √8
+    assert reward.parts_["score"].tolist() == [6.0]
+    np.testing.assert_allclose(reward.parts_["score_std"], [np.sqrt(8)], rtol=1e-15)
+    np.testing.assert_allclose(reward.parts_["uncertainty"], [1.5 * np.sqrt(8) / 2], rtol=1e-15)
+    np.testing.assert_allclose(got, [(6 - 3) / 2 - 1.5 * np.sqrt(8) / 2], rtol=1e-15)
+    plain = ComposedReward(TwoHeads())
+    assert plain(prompts=["ab"], completions=["cd"]) == [6.0]
+    assert plain.parts_["uncertainty"].tolist() == [0.0]
+
+
+def test_pessimism_is_the_lower_bound_through_a_curve():
+    reward = ComposedReward(TwoHeads(), calibration=np.tanh, pessimism=1.0)
+    np.testing.assert_allclose(reward([""], ["a"]), [np.tanh(1.5 - np.sqrt(0.5))], rtol=1e-15)
+
+
+def test_an_aggregation_that_lowers_is_taken_as_it_is():
+    got = ComposedReward(TwoHeads(aggregation="min"))(prompts=[""], completions=["abcd"])
+    assert got == [4.0]
+
+
+def test_several_scorers_are_summed_with_their_weights():
+    inner = ComposedReward(values, calibration=AffineReward(0.0, 2.0))
+    reward = ComposedReward({"rm": inner, "length": Length()}, weights={"rm": 0.5, "length": -1.0})
+    assert reward(prompts=["", ""], completions=["a", "abc"], scores=[8.0, 4.0]) == [1.0, -2.0]
+    assert reward.parts_["rm"].tolist() == [4.0, 2.0]
+    assert reward.parts_["length"].tolist() == [1.0, 3.0]
+    assert reward.parts_["score"].tolist() == [1.0, -2.0]
+    unweighted = ComposedReward({"rm": inner, "length": Length()})
+    assert unweighted(prompts=[""], completions=["abc"], scores=[8.0]) == [7.0]
+
+
+def test_truncated_is_told_or_read_from_the_ids():
+    reward = ComposedReward(values, filters=[truncated_filter(-4.0, end_token_ids=[2, 3])])
+    ids = [[5, 2], [5, 6], [3], []]
+    assert reward(**texts(4), scores=[1.0] * 4, completion_ids=ids) == [1.0, -4.0, 1.0, -4.0]
+    told = torch.tensor([True, False, False, True])
+    assert reward(**texts(4), scores=[1.0] * 4, completion_ids=ids, truncated=told) == [-4.0, 1.0, 1.0, -4.0]
+    with pytest.raises(UsageError, match="pass truncated, or completion_ids with"):
+        reward(**texts(1), scores=[1.0])
+
+
+def test_empty_is_without_text_in_either_form():
+    reward = ComposedReward(values, filters=[empty_filter(-3.0)])
+    assert reward(["", "", ""], ["", " \n", "a"], scores=[1.0] * 3) == [-3.0, -3.0, 1.0]
+    messages = [{"role": "assistant", "content": None, "tool_calls": ["call"]}, {"role": "assistant", "content": None}]
+    assert reward([[], []], [[message] for message in messages], scores=[1.0] * 2) == [1.0, -3.0]
+
+
+@pytest.mark.parametrize("length", [0, 79, 80, 81, 95, 100, 101, 500])
+def test_length_penalty_with_a_most_is_the_soft_overlong_punishment(length):
+    theirs = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
+    penalty = LengthPenalty(80, 1 / 20, most=1.0)([length])
+    np.testing.assert_allclose(-penalty, theirs(completion_ids=[[1] * length]), rtol=1e-12)
+
+
+def test_means_of_the_parts_are_logged_where_the_trainer_can():
+    logged = {}
+    reward = ComposedReward(values, clip=(0.0, 1.0))
+    reward.__name__ = "helpful"
+    reward(**texts(2), scores=[0.5, 3.0], log_metric=logged.__setitem__)
+    assert logged == {"helpful/score": 1.75, "helpful/clipped": 0.5, "helpful/reward": 0.75}
+
+
+def test_a_composed_reward_can_be_pickled():
+    reward = ComposedReward(Length(), filters=[truncated_filter(), empty_filter()], normalise="std")
+    again = pickle.loads(pickle.dumps(reward))
+    assert again([""], ["abc"], truncated=[False]) == [3.0]
+    assert again.__name__ == "ComposedReward"
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scorer": "outputs/rm"}, "got str as scorer; wanted a Scorer, such as RewardScorer"),
+        ({"scorer": torch.nn.Linear(1, 1)}, "got Linear as scorer; wanted a Scorer"),
+        ({"scorer": {}}, "got no scorers; wanted at least one"),
+        ({"scorer": values, "pessimism": 1.0}, "pessimism=1.0 needs a scorer with an uncertainty.*; got function"),
+        ({"scorer": TwoHeads(aggregation="lower"), "pessimism": 1.0}, "aggregation='mean'"),
+        ({"scorer": TwoHeads(), "pessimism": -1.0}, "got pessimism=-1.0; wanted a finite number from 0"),
+        ({"scorer": values, "normalise": True}, "got normalise=True; wanted 'std', 'mean_std' or False"),
+        ({"scorer": values, "clip": (1, -1)}, r"got clip=\(1, -1\); wanted the lower end first"),
+        ({"scorer": values, "weights": {"a": 1}}, r"got weights for \['a'\]"),
+        ({"scorer": {"a": values}, "weights": {"b": 1}}, r"got weights for \['b'\]"),
+        ({"scorer": {"a": values}, "weights": {"a": float("nan")}}, "wanted finite numbers"),
+        ({"scorer": {"score": values}}, "got the name 'score' twice"),
+        ({"scorer": values, "filters": [empty_filter(), empty_filter()]}, "got the name 'empty' twice"),
+        ({"scorer": {"a": ComposedReward(values, normalise="std")}}, "normalise the outer one alone"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_at_construction(settings, message):
+    with pytest.raises(UsageError, match=message) as stop:
+        ComposedReward(**settings)
+    assert "\n" not in str(stop.value)
+
+
+def test_a_step_that_cannot_be_used_is_one_line_at_construction():
+    with pytest.raises(UsageError, match="got the reward nan of the filter 'empty'"):
+        empty_filter(float("nan"))
+    with pytest.raises(UsageError, match=r"got LengthPenalty\(-1, 0.5, most=inf\); wanted numbers from 0"):
+        LengthPenalty(-1, 0.5)
+    with pytest.raises(UsageError, match="wanted numbers from 0"):
+        LengthPenalty(1, float("nan"))
+
+
+def test_the_length_penalty_counts_tokens_not_characters():
+    reward = ComposedReward(values, length_penalty=LengthPenalty(0, 1.0))
+    with pytest.raises(UsageError, match="the length penalty counts tokens; pass completion_ids"):
+        reward(**texts(1), scores=[1.0])
+    with pytest.raises(RewardError, match="got completion_ids of 2 for 1 completions"):
+        reward(**texts(1), scores=[1.0], completion_ids=[[1], [2]])
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_the_sample_that_fails_alone_is_shown(index):
+    def fragile(completions, marks, **columns):
+        if any(marks):
+            raise KeyError("no\nmark")
+        return [0.0] * len(completions)
+
+    marks = np.arange(7) == index
+    with pytest.raises(RewardError) as stop:
+        call_reward(fragile, [f"p{i}" for i in range(7)], [f"c{i}" for i in range(7)], marks=marks, state=object())
+    assert str(stop.value) == (
+        f"the reward 'fragile' failed for completion {index} (of 7, called alone): KeyError: 'no\\nmark': "
+        f"prompt 'p{index}', completion 'c{index}'"
+    )
+    assert isinstance(stop.value.__cause__, KeyError)
+
+
+def test_a_batch_that_fails_only_as_a_whole_is_said_to():
+    def hungry(completions, **columns):
+        if len(completions) > 2:
+            raise MemoryError("too many")
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match=r"failed for completions 0 to 3 \(not for either half of them.*prompt 'p0'"):
+        call_reward(hungry, *texts(8).values())
+
+
+def test_the_message_of_a_scorer_is_kept_and_long_texts_are_cut():
+    with pytest.raises(RewardError) as stop:
+        ComposedReward(Short())(["p\n" * 200], ["c" * 200])
+    assert str(stop.value) == (
+        "the reward 'Short' failed for completion 0 (of 1, called alone): DataError: conversation 0 has 600 tokens, "
+        f"the model holds 512: prompt '{'p ' * 39}p…', completion '{'c' * 79}…'"
+    )
+
+
+def test_every_step_is_named_in_its_error():
+    def fail(*arguments, **columns):
+        raise OSError("down")
+
+    cases = {
+        "reward 'fail'": {"scorer": fail},
+        "reward 'Broken'": {"scorer": Broken()},
+        "calibration": {"scorer": values, "calibration": fail},
+        "filter 'safe'": {"scorer": values, "filters": [Filter("safe", fail)]},
+    }
+    for name, settings in cases.items():
+        with pytest.raises(
+            RewardError, match=rf"^the {name} failed for completion 0 \(of 2.*OSError: down: prompt 'p0'"
+        ):
+            ComposedReward(**settings)(**texts(2), scores=[1.0, 2.0])
+
+
+def test_the_error_of_a_reward_within_another_is_passed_on_unchanged():
+    inner = ComposedReward({"judge": lambda completions, **columns: [None] * len(completions)})
+    with pytest.raises(RewardError) as alone:
+        inner(**texts(2))
+    with pytest.raises(RewardError) as nested:
+        call_reward(ComposedReward({"rm": inner}), *texts(2).values())
+    assert str(nested.value) == str(alone.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"),
+    [
+        (None, "None"), (float("nan"), "nan"), (np.float32("inf"), r"np.float32\(inf\)"), ("0.5", "'0.5'"),
+        ([0.5], r"\[0.5\]"), (torch.tensor(float("-inf")), r"tensor\(-inf\)"), (torch.ones(2), "tensor"),
+    ],
+)  # fmt: skip
+def test_what_is_no_finite_number_is_shown_with_its_sample(bad, shown):
+    with pytest.raises(
+        RewardError, match=f"^the judge returned {shown}.* for completion 1; wanted one finite number: prompt 'p1'"
+    ):
+        checked_rewards([1.0, bad], *texts(2).values(), name="judge")
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [([1.0], "1 values"), (None, "NoneType"), (1.0, "float"), ("ab", "str"), (np.array(1.0), "ndarray"), ({}, "dict")],
+)
+def test_what_is_no_list_of_that_length_is_refused(returned, got):
+    with pytest.raises(RewardError, match=f"^the judge returned {got} for 2 completions; wanted a list of one number"):
+        checked_rewards(returned, *texts(2).values(), name="judge")
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [[1, 0.5], (np.float32(1), np.int64(0) + 0.5), torch.tensor([1, 0.5], dtype=torch.bfloat16),
+     [torch.tensor([1.0]), torch.tensor(0.5)], np.array([1, 0.5]), [True, 0.5]],
+)  # fmt: skip
+def test_numbers_of_every_kind_are_taken(returned):
+    rewards = checked_rewards(returned, *texts(2).values(), name="judge")
+    assert rewards.dtype == np.float64
+    assert rewards.tolist() == [1.0, 0.5]
+
+
+def test_a_filter_says_yes_or_no():
+    reward = ComposedReward(values, filters=[Filter("safe", lambda **columns: [0.7])])
+    with pytest.raises(RewardError, match=r"the filter 'safe' returned 0.7 for completion 0; wanted True \(blocked\)"):
+        reward(**texts(1), scores=[1.0])
+    unsure = ComposedReward(values, filters=[Filter("safe", lambda **columns: [None])])
+    with pytest.raises(RewardError, match="the filter 'safe' returned None"):
+        unsure(**texts(1), scores=[1.0])
+
+
+def test_prompts_and_completions_are_as_many():
+    for scorer in (values, TwoHeads()):
+        with pytest.raises(RewardError, match="got 1 prompts and 2 completions for the reward"):
+            ComposedReward(scorer)(["a"], ["b", "c"], scores=[1.0, 2.0])
+
+
+# with TRL's trainers, and in several processes
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+@pytest.mark.parametrize("chat", [False, True])
+def test_trl_trainers_take_it_as_a_reward_function(tmp_path, trainer_class, config_class, chat):
+    torch.manual_seed(0)
+    tokenizer = make_tiny_tokenizer(["red green blue", "one two three"])
+    prompts = ["red green", "one two"]
+    rows = [{"prompt": [{"role": "user", "content": text}] if chat else text} for text in prompts]
+    seen = []
+
+    def distinct(prompts, completions, completion_ids, scores, **columns):
+        seen.append(type(completions[0]))
+        return [score + len(set(ids)) for score, ids in zip(scores, completion_ids, strict=True)]
+
+    reward = ComposedReward(
+        distinct, calibration=AffineReward(0.0, 4.0), length_penalty=LengthPenalty(2, 0.1), normalise="std",
+        filters=[truncated_filter(end_token_ids=[tokenizer.eos_token_id]), empty_filter()], clip=(-3, 3),
+    )  # fmt: skip
+    trainer = trainer_class(
+        make_tiny_llama(tokenizer, hidden_size=32, num_hidden_layers=1),
+        reward_funcs=reward,
+        args=config_class(
+            str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_completion_length=6, max_steps=1,
+            logging_steps=1, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
+            save_strategy="no", beta=0.0,
+        ),
+        train_dataset=Dataset.from_list([{**row, "scores": 1.0} for row in rows]),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert seen == [list if chat else str]
+    assert logged["rewards/ComposedReward/mean"] == pytest.approx(reward.parts_["reward"].mean(), rel=1e-5)
+    assert logged["ComposedReward/truncated"] == reward.parts_["truncated"].mean()
+    assert reward.moments_.count == 4
+
+
+TWO_PROCESSES = """
+import json
+import torch
+from rmtrl.ppo.rewards import ComposedReward
+
+torch.distributed.init_process_group("gloo")
+rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+assert size == 2
+reward = ComposedReward(lambda scores, **columns: scores, normalise="mean_std", clip=(-2, 2))
+got = []
+for batch in {batches!r}:
+    own = batch[rank::2]
+    rewards = reward(prompts=["p"] * len(own), completions=["c"] * len(own), scores=own)
+    both = [None, None]
+    torch.distributed.all_gather_object(both, (rewards, reward.state_dict()))
+    got.append(both)
+reward.update_moments = False
+if rank == 0:  # no process waits for another
+    reward(prompts=["p"], completions=["c"], scores=[1.0])
+    print("REWARDS", json.dumps(got))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.integration
+def test_two_processes_normalise_as_one_with_the_same_batches(tmp_path):
+    batches = [list(np.random.default_rng(size).normal(3.0, 2.0, size).tolist()) for size in (8, 5, 1)]
+    script = tmp_path / "normalise.py"
+    script.write_text(TWO_PROCESSES.format(batches=batches))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("REWARDS"))
+    one = ComposedReward(values, normalise="mean_std", clip=(-2, 2))
+    for batch, both in zip(batches, json.loads(line.removeprefix("REWARDS ")), strict=True):
+        expected = one(**texts(len(batch)), scores=batch)
+        for rank, (rewards, state) in enumerate(both):
+            np.testing.assert_allclose(rewards, expected[rank::2], rtol=1e-12)
+            assert state == both[0][1]
+            assert state == pytest.approx(one.state_dict(), rel=1e-12)
