@@ -296,14 +296,14 @@ def test_the_length_penalty_counts_tokens_not_characters():
 def test_the_sample_that_fails_alone_is_shown(index):
     def fragile(completions, marks, **columns):
         if any(marks):
-            raise KeyError("no\nmark")
+            raise KeyError(f"no mark\namong {len(completions)}")
         return [0.0] * len(completions)
 
     marks = np.arange(7) == index
     with pytest.raises(RewardError) as stop:
         call_reward(fragile, [f"p{i}" for i in range(7)], [f"c{i}" for i in range(7)], marks=marks, state=object())
     assert str(stop.value) == (
-        f"the reward 'fragile' failed for completion {index} (of 7, called alone): KeyError: 'no\\nmark': "
+        f"the reward 'fragile' failed for completion {index} (of 7, called alone): KeyError: 'no mark\\namong 1': "
         f"prompt 'p{index}', completion 'c{index}'"
     )
     assert isinstance(stop.value.__cause__, KeyError)
