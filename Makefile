@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate eval bench test test-slow test-newest-trl lint type clean
+.PHONY: help install sft rm calibrate ppo eval bench test test-slow test-newest-trl lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -44,6 +44,12 @@ $(RUN)/rm/calibration.json: $(RUN)/rm/metrics.json recipes/calibrate_rm.py recip
 	@echo "== calibration: recipes/calibrate_rm.py -> $(RUN)/rm/calibration.json"
 	@$(BIN)/python recipes/calibrate_rm.py --config recipes/configs/tiny/calibrate.yaml
 
+ppo: $(RUN)/ppo/metrics.json ## Train the policy outputs/tiny/ppo against the calibrated reward model
+
+$(RUN)/ppo/metrics.json: $(RUN)/rm/calibration.json recipes/ppo_llama.py recipes/configs/tiny/ppo.yaml | $(VENV)/.installed
+	@echo "== policy: recipes/ppo_llama.py -> $(RUN)/ppo"
+	@$(LAUNCH) recipes/ppo_llama.py --config recipes/configs/tiny/ppo.yaml
+
 eval: $(RUN)/eval/results.json ## Evaluate the reward model on prompts it has not seen
 
 $(RUN)/eval/results.json: $(RUN)/rm/metrics.json recipes/eval_rm.py recipes/configs/tiny/eval.yaml | $(VENV)/.installed
@@ -56,9 +62,9 @@ test: $(VENV)/.installed ## Run the tests (set RMTRL_DATA to a folder of public 
 test-slow: $(VENV)/.installed ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-test-newest-trl: .venv-newest/.installed ## Run the reward tests on the newest TRL, in an environment of its own
+test-newest-trl: .venv-newest/.installed ## Run the tests of what stands on TRL on the newest TRL, in an environment of its own
 	@.venv-newest/bin/python -c 'import trl; print("== trl", trl.__version__)'
-	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/reward
+	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/reward tests/ppo
 
 .venv-newest/.installed: pyproject.toml constraints.txt
 	@echo "== making .venv-newest with the newest TRL"
@@ -68,11 +74,13 @@ test-newest-trl: .venv-newest/.installed ## Run the reward tests on the newest T
 	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt --upgrade trl -e ".[dev]"
 	@touch $@
 
-bench: $(VENV)/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 20 min)
+bench: $(VENV)/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 40 min)
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --save
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --one-token-prompts --micro-batches --save
 	@$(BIN)/python tests/benchmarks/bench_scoring.py --save
 	@$(BIN)/python tests/benchmarks/bench_evaluation.py --save
+	@$(BIN)/python tests/benchmarks/bench_ppo.py --save
+	@$(BIN)/python tests/benchmarks/bench_ppo_backbone.py --save
 
 lint: $(VENV)/.installed ## Check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

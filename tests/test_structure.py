@@ -108,7 +108,7 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
 def test_every_configuration_is_found():
-    assert len(CONFIGS) == 7
+    assert len(CONFIGS) == 9
 
 
 # recipe, its launcher, its own dataclass
@@ -117,6 +117,7 @@ RECIPES = {
     "rm": ("rm_llama", "accelerate launch", "RewardRecipeArguments"),
     "calibrate": ("calibrate_rm", "python", "CalibrationRecipeArguments"),
     "eval": ("eval_rm", "python", "EvalRecipeArguments"),
+    "ppo": ("ppo_llama", "accelerate launch", "PPORecipeArguments"),
 }
 
 
@@ -128,7 +129,8 @@ def test_a_configuration_sets_known_fields_and_its_header_is_the_command(path, m
 
     recipe, launcher, own = RECIPES[path.stem]
     module = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="recipe")
-    configs = {"rm": (rmtrl.RewardConfig, trl.ModelConfig), "sft": (trl.SFTConfig, trl.ModelConfig)}
+    trained = {"rm": rmtrl.RewardConfig, "sft": trl.SFTConfig, "ppo": rmtrl.PPOConfig}
+    configs = {stage: (config, trl.ModelConfig) for stage, config in trained.items()}
     dataclass_types = (module[own], *configs.get(path.stem, ()))
     fields = {field.name for cls in dataclass_types for field in dataclasses.fields(cls)}
     settings = yaml.safe_load(path.read_text())

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from safetensors.torch import load_model as load_module
 from safetensors.torch import save_model as save_module
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rmtrl.data.provenance import write_json
 from rmtrl.errors import ModelError
+from rmtrl.ppo.backbone import SharedValue, load_adapter, under
 from rmtrl.ppo.models import SequenceValue
 
 if TYPE_CHECKING:
@@ -37,20 +40,17 @@ def save(trainer: "PPOTrainer", folder: Path, *, with_state: bool) -> None:
     if not trainer.args.should_save:
         return
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    _save(model.policy, folder, _under(weights, "policy."))
+    _save(model.policy, folder, under(weights, "policy."))
     value = model.value_model
-    inner = value.model if isinstance(value, SequenceValue) else value
-    _save(inner, folder / VALUE, _under(weights, "value_model.model." if inner is not value else "value_model."))
+    if isinstance(value, SharedValue):
+        value.save_pretrained(folder / VALUE, weights)
+    else:
+        inner = value.model if isinstance(value, SequenceValue) else value
+        _save(inner, folder / VALUE, under(weights, "value_model.model." if inner is not value else "value_model."))
     trainer.processing_class.save_pretrained(folder)
     torch.save(trainer.args, folder / "training_args.bin")
     if with_state:
         write_json(folder / STATE, state(trainer))
-
-
-def _under(weights: dict[str, Any] | None, prefix: str) -> dict[str, Any] | None:
-    if weights is None:
-        return None
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _save(model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
@@ -63,6 +63,52 @@ def _save(model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         save_module(model, str(folder / "model.safetensors"))
 
 
+def to_resume(trainer: "PPOTrainer", given: "str | Path | bool") -> str:
+    """Returns the checkpoint to resume from; `True` is the newest in `output_dir` that was written to its end.
+
+    Args:
+        trainer ([`PPOTrainer`]): The trainer.
+        given (`str`, `Path` or `True`): A checkpoint, or the newest.
+
+    Raises:
+        ModelError: If there is none, or the run cannot go on from it.
+    """
+    if isinstance(given, bool):
+        finished = [folder for folder in Path(str(trainer.args.output_dir)).glob("checkpoint-*") if _state(folder)]
+        if not finished:
+            raise ModelError(
+                f"no finished checkpoint in {trainer.args.output_dir}; train without resume_from_checkpoint"
+            )
+        given = max(finished, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    folder = Path(given)
+    if not (stored := _state(folder)):
+        raise ModelError(
+            f"{folder} is no checkpoint that PPOTrainer wrote to its end; give one, or True for the newest"
+        )
+    if stored["batch_size"] != trainer.batch_size:
+        raise ModelError(
+            f"{folder} was written with {stored['batch_size']} episodes a batch and this run has "
+            f"{trainer.batch_size}; resume with the same batch"
+        )
+    if bool(stored["reward"]) != bool(_reward_state(trainer)):
+        raise ModelError(f"{folder} was written with another kind of reward; resume with the same reward settings")
+    if not trainer.is_deepspeed_enabled and not any(folder.glob("optimizer*")):
+        raise ModelError(
+            f"{folder} holds no optimizer state (save_only_model=True?): no run can go on from it; "
+            "start a new one with this folder as model"
+        )
+    return str(folder)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What the checkpoint holds beside the host's files; nothing if it was not written to its end."""
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the last file to be written
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
 def load_models(trainer: "PPOTrainer", folder: Path) -> None:
     """Loads the weights of policy and value model from a checkpoint.
 
@@ -72,28 +118,33 @@ def load_models(trainer: "PPOTrainer", folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     value = model.value_model
     try:
-        _load(trainer, model.policy, folder)
-        _load(trainer, value.model if isinstance(value, SequenceValue) else value, folder / VALUE)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        _load(model.policy, folder)
+        _load(value.model if isinstance(value, SequenceValue) else value, folder / VALUE)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"{folder} is no checkpoint of this run: {str(error).splitlines()[0]}; give one that was written with the "
-            "same policy, value model and adapter"
+            f"{folder} is no checkpoint of this run: {' '.join(str(error).split())[:200]}; give one that was written "
+            "with the same policy, value model and adapter"
         ) from error
 
 
-def _load(trainer: "PPOTrainer", model: Any, folder: Path) -> None:
+def _load(model: Any, folder: Path) -> None:
     if isinstance(model, PeftModel):
         adapter = str(model.active_adapter)
-        own = folder if adapter == "default" else folder / adapter
-        if not own.is_dir():
-            raise OSError(f"no adapter in {own}")
-        loaded: Any = set_peft_model_state_dict(model, load_peft_weights(str(own), device="cpu"), adapter_name=adapter)
-        if loaded.unexpected_keys:
-            raise ValueError(f"unexpected weights {loaded.unexpected_keys[0]}")
+        _load_adapter(model, adapter, folder if adapter == "default" else folder / adapter)
+    elif isinstance(model, SharedValue):
+        model.load_pretrained(folder)
     elif isinstance(model, PreTrainedModel):
-        Trainer._load_from_checkpoint(trainer, str(folder), model=model)
+        if not (folder / "config.json").is_file():
+            raise OSError(f"no model in {folder}")
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
     else:
         load_module(model, str(folder / "model.safetensors"))
+
+
+def _load_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        raise OSError(f"no adapter in {folder}")
+    load_adapter(model, adapter, load_peft_weights(str(folder), device="cpu"))
 
 
 def state(trainer: "PPOTrainer") -> dict[str, Any]:
@@ -102,27 +153,25 @@ def state(trainer: "PPOTrainer") -> dict[str, Any]:
         "schema": "rmtrl/ppo-state/1",
         "batch_size": trainer.batch_size,
         "kl_controller": trainer.kl_controller.state_dict(),
-        "reward": trainer.reward.state_dict() if hasattr(trainer.reward, "state_dict") else {},
+        "reward": _reward_state(trainer),
+        "last_log": {"step": trainer._globalstep_last_logged, "loss_since": float(trainer._tr_loss)},
         "metrics": dict(trainer._metrics),
+        "evaluation": trainer.evaluation_state(),
     }
 
 
-def load_state(folder: str, trainer: "PPOTrainer") -> None:
-    """Restores KL controller, running moments of the reward, and figures not yet logged.
+def _reward_state(trainer: "PPOTrainer") -> dict[str, Any]:
+    return dict(trainer.reward.state_dict()) if hasattr(trainer.reward, "state_dict") else {}
 
-    Raises:
-        ModelError: If the checkpoint has none, or is of a run with another batch.
-    """
-    file = Path(folder) / STATE
-    if not file.is_file():
-        raise ModelError(f"{folder} holds no {STATE}; give a checkpoint that PPOTrainer wrote during training")
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    if stored["batch_size"] != trainer.batch_size:
-        raise ModelError(
-            f"{folder} was written with {stored['batch_size']} episodes a batch and this run has "
-            f"{trainer.batch_size}; resume with the same batch"
-        )
+
+def load_state(folder: str, trainer: "PPOTrainer") -> None:
+    """Restores KL controller, running moments of the reward, and figures not yet logged."""
+    stored = _state(Path(folder))
     trainer.kl_controller.load_state_dict(stored["kl_controller"])
     if stored["reward"]:
         trainer.reward.load_state_dict(stored["reward"])  # type: ignore[attr-defined]
+    trainer._globalstep_last_logged = stored["last_log"]["step"]
+    trainer._tr_loss += stored["last_log"]["loss_since"]
+    trainer._total_loss_scalar -= stored["last_log"]["loss_since"]  # of updates before this run's first
     trainer._metrics.update(stored["metrics"])
+    trainer.load_evaluation_state(stored["evaluation"])

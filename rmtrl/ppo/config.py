@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from transformers import GenerationConfig, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 from rmtrl.errors import UsageError
@@ -34,6 +35,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_approx_kl": (lambda value: value > 0, "above 0"),
     "max_kl": (lambda value: value > 0, "above 0"),
     "missing_eos_penalty": (lambda value: value > 0, "above 0"),
+}
+
+# settings of generation that have a field of their own
+_GENERATION = {
+    "max_new_tokens": "response_length",
+    "max_length": "response_length",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "eos_token_id": "stop_token_id",
 }
 
 
@@ -73,8 +83,8 @@ class PPOConfig(PPOBaseConfig):
         missing_eos_score (`float`, *optional*):
             Score that replaces that of a response cut off before its stop token (−1 in the N+ details).
             `missing_eos_penalty` is taken off it instead, as in TRL.
-        reward_clip_range (`tuple[float, float]`, *optional*):
-            Ends at which scores are cut. Narrow ones hide from the policy what is better than good.
+        reward_clip_range (`list[float]`, *optional*):
+            The two ends at which scores are cut. Narrow ones hide from the policy what is better than good.
         normalize_rewards (`bool`, *optional*, defaults to `False`):
             Whether scores are brought to mean 0 and deviation 1 by their running moments.
 
@@ -113,7 +123,7 @@ class PPOConfig(PPOBaseConfig):
     num_generations: int = field(default=1, metadata={"help": "Responses to each prompt in a batch."})
     num_eval_generations: int = field(default=1, metadata={"help": "Responses to each prompt in an evaluation."})
     missing_eos_score: float | None = field(default=None, metadata={"help": "Score of a response that is cut off."})
-    reward_clip_range: tuple[float, float] | None = field(default=None, metadata={"help": "Ends scores are cut at."})
+    reward_clip_range: list[float] | None = field(default=None, metadata={"help": "Ends scores are cut at."})
     normalize_rewards: bool = field(default=False, metadata={"help": "Running mean 0 and deviation 1 of scores."})
     kl_target: float | None = field(default=None, metadata={"help": "KL that kl_coef is adapted to; fixed if none."})
     kl_horizon: int = field(default=10_000, metadata={"help": "Episodes over which kl_coef adapts."})
@@ -130,6 +140,8 @@ class PPOConfig(PPOBaseConfig):
             self.use_cpu = True
         elif self.bf16 is None and not self.use_cpu and torch.cuda.is_available():
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every update runs all of policy and value model
         super().__post_init__()
 
     @property
@@ -154,6 +166,17 @@ class PPOConfig(PPOBaseConfig):
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` need a stop token; set `stop_token='eos'`")
         if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` exclude each other; set one")
+        if self.neftune_noise_alpha is not None:
+            raise UsageError("`neftune_noise_alpha` moves log probabilities between passes over a batch; leave it out")
+        for name in self.generation_kwargs or {}:
+            if name in _GENERATION:
+                raise UsageError(f"`generation_kwargs` holds {name!r}; set `{_GENERATION[name]}` instead")
+            if not hasattr(GenerationConfig(), name):
+                raise UsageError(f"`generation_kwargs` holds {name!r}, which is no setting of a GenerationConfig")
+
+
+# TRL has a field of this name, whose value would hide the number of processes from transformers
+PPOConfig.world_size = property(TrainingArguments.world_size.fget, lambda self, value: None)  # type: ignore
 
 
 def _from_json(text: str) -> dict[str, Any]:

@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset
+from numpy.typing import NDArray
 from transformers.trainer_utils import PredictionOutput, speed_metrics
 
 from rmtrl.errors import DataError
 from rmtrl.generation import sampling_key
 from rmtrl.metrics import mean_estimate
 from rmtrl.ppo.batches import make_plan
+from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, Progress, PromptMeans
 from rmtrl.ppo.episodes import Episodes, Experience
 from rmtrl.ppo.prompts import Prompts, read_prompts
 from rmtrl.ppo.reward_model import completions
 from rmtrl.ppo.rewards import ComposedReward
 from rmtrl.types import Estimate
+
+logger = get_logger(__name__)
 
 
 class PPOEvaluation:
@@ -34,7 +39,8 @@ class PPOEvaluation:
         `{prefix}_reward`, `_kl` (nats a response), `_length_tokens`, `_truncated`, `_score_length_correlation`, the
         score of each of `eval_scorers` under its name, and the ends of 95 % intervals as `_reward_low` and so on;
         `evaluation_` holds the same as [`Estimate`]s over prompts. The same prompts are always answered with the same
-        noise, so that two evaluations differ by the policy alone.
+        noise, so that two evaluations differ by the policy alone: `_reward_gain`, `_length_tokens_gain` and that of
+        each scorer are changes since the run's first evaluation, their intervals those of the paired differences.
 
         Args:
             eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Replaces the trainer's own.
@@ -50,9 +56,14 @@ class PPOEvaluation:
         for name, prompts in sets.items():
             prefix = metric_key_prefix if alone else f"{metric_key_prefix}_{name}"
             estimates, rows = self.evaluate_policy(prompts)
-            self.evaluation_ |= {f"{prefix}_{key}": estimate for key, estimate in estimates.items()}
+            evaluation = self._compared(prompts, prefix, estimates, rows)
+            self.evaluation_ |= {f"{prefix}_{key}": estimate for key, estimate in evaluation.figures.items()}
             self.samples_[prefix] = rows
-            metrics |= _flat(estimates, prefix)
+            metrics |= _flat(evaluation.figures, prefix)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, PPOCallback):
+                    scalars = callback.on_policy_evaluation(self.args, self.state, self.control, evaluation=evaluation)
+                    metrics |= {f"{prefix}_{key}": value for key, value in scalars.items()}
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=sum(map(len, sets.values())))
         self.log(metrics)
         self.log_table(self.samples_[prefix], "eval_completions")
@@ -62,7 +73,9 @@ class PPOEvaluation:
     def predict(
         self: Any, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Returns the responses to each prompt as texts, and their figures.
+        """Returns the responses to each prompt as texts, and their figures; nothing is logged.
+
+        `evaluation_` and, with scores and texts, `samples_` hold them too.
 
         Args:
             test_dataset ([`~datasets.Dataset`]): Prompts.
@@ -70,6 +83,8 @@ class PPOEvaluation:
             metric_key_prefix (`str`): Opens each key.
         """
         estimates, rows = self.evaluate_policy(self._read(test_dataset)["eval"])
+        self.evaluation_ |= {f"{metric_key_prefix}_{key}": estimate for key, estimate in estimates.items()}
+        self.samples_[metric_key_prefix] = rows
         texts = np.array([row["completion"] for row in rows])
         return PredictionOutput(texts, None, _flat(estimates, metric_key_prefix))
 
@@ -106,6 +121,35 @@ class PPOEvaluation:
         estimates |= _correlations(arrays)
         return estimates, _rows(self.processing_class, prompts, episodes, arrays)
 
+    def _compared(
+        self: Any, prompts: Prompts, prefix: str, figures: dict[str, Estimate], rows: list[dict[str, Any]]
+    ) -> PolicyEvaluation:
+        """Returns an evaluation beside the run's earlier ones of the same prompts, with its gains since the first."""
+        n, scores = self.args.num_eval_generations, ("reward", *self.eval_scorers)
+        now = PromptMeans(self.state.global_step, _by_prompt(rows, n))
+        before, key = self.progress_.get(prefix), sampling_key(prompts.ids, n, scores)
+        if before is not None and before.prompts_key != key:
+            logger.warning(
+                f"{prefix}: other prompts or scorers than in the run's earlier evaluations; gains start anew"
+            )
+            before = None
+        progress = Progress(key, 1, now, dict.fromkeys(scores, now)) if before is None else before.after(now)
+        self.progress_[prefix] = progress
+        start = progress.start.by_prompt
+        gains = {
+            f"{name}_gain": mean_estimate(now.by_prompt[name] - start[name], proportion=False)
+            for name in (*scores, "length_tokens")
+        }
+        return PolicyEvaluation(prefix, figures | gains, now, progress)
+
+    def evaluation_state(self: Any) -> dict[str, Any]:
+        """Returns the evaluations that later ones are compared with, ready for JSON."""
+        return {prefix: progress.as_dict() for prefix, progress in self.progress_.items()}
+
+    def load_evaluation_state(self: Any, stored: dict[str, Any]) -> None:
+        """Restores what `evaluation_state` returned; a set whose prompts or scorers are others by now starts anew."""
+        self.progress_ = {prefix: Progress.from_dict(progress) for prefix, progress in stored.items()}
+
     def _read(self: Any, dataset: Any) -> dict[str, Prompts]:
         sets = dataset if isinstance(dataset, dict) else {"eval": dataset}
         limit = self.max_prompt_length
@@ -130,7 +174,8 @@ class PPOEvaluation:
         import wandb
 
         if wandb.run is not None:
-            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows[:64]])
+            data = [[round(v, 4) if isinstance(v, float) else v for v in row.values()] for row in rows[:64]]
+            table = wandb.Table(columns=list(rows[0]), data=data)
             wandb.log({name: table, "train/global_step": self.state.global_step})
 
 
@@ -139,9 +184,17 @@ def _rows(tokenizer: Any, prompts: Prompts, episodes: Episodes, arrays: dict[str
     texts = completions(tokenizer, episodes, range(n))
     return [
         {"prompt": _text(prompts.prompts[episodes.indices[row]]), "completion": texts[row]}
-        | {name: round(float(values[row]), 4) for name, values in arrays.items()}
+        | {name: float(values[row]) for name, values in arrays.items()}
         for row in range(n)
     ]
+
+
+def _by_prompt(rows: list[dict[str, Any]], n: int) -> dict[str, NDArray[np.float64]]:
+    """Returns the means of n rows a prompt, and the spread of the reward within it."""
+    names = [name for name in rows[0] if name not in ("prompt", "completion")]
+    arrays = {name: np.array([row[name] for row in rows], dtype=np.float64).reshape(-1, n) for name in names}
+    spread = {"within_prompt_std": arrays["reward"].std(1)} if n > 1 else {}
+    return {name: values.mean(1) for name, values in arrays.items()} | spread
 
 
 def _text(prompt: Any) -> str:

@@ -10,7 +10,8 @@ from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rmtrl.errors import ModelError
+from rmtrl.errors import ModelError, UsageError
+from rmtrl.ppo.backbone import AdapterSwitch, SharedValue
 from rmtrl.ppo.logprobs import response_logits, token_logprobs
 from rmtrl.reward.heads import base_model, compute_head_in_float32
 
@@ -35,11 +36,16 @@ class PolicyAndValue(nn.Module):
         self.policy = policy
         self.value_model = value_model
         self.reference_adapter = reference_adapter
+        self._switch = AdapterSwitch(policy)
 
     @property
     def config(self) -> Any:
         """The policy's configuration, which is what is pushed to the hub."""
         return self.policy.config
+
+    def num_parameters(self) -> int:
+        """Returns the number of weights of the policy."""
+        return int(self.policy.num_parameters())
 
     @property
     def generation_config(self) -> Any:
@@ -73,7 +79,7 @@ class PolicyAndValue(nn.Module):
     def _reference(self) -> Iterator[None]:
         if self.reference_adapter is None:
             raise ModelError("the reference is another model; there is no adapter to switch")
-        with switched(self.policy, self.reference_adapter or None):
+        with self._switch(self.reference_adapter or None):
             yield
 
     def _parts(self) -> Iterator[Any]:
@@ -83,6 +89,13 @@ class PolicyAndValue(nn.Module):
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recomputes activations in the backward pass, of policy and value model."""
+        if isinstance(self.value_model, SharedValue):
+            given = settings.get("activation_checkpointing_kwargs") or {}
+            if given.get("use_reentrant"):
+                raise UsageError("`one_backbone` recomputes with use_reentrant=False alone; leave use_reentrant out")
+            # policy and value model are recomputed when neither's forward runs any more
+            given = {**given, "use_reentrant": False, "context_fn": self._switch.contexts}
+            settings["activation_checkpointing_kwargs"] = given
         for model in self._parts():
             base_model(model).activation_checkpointing_enable(**settings)
             base_model(model).enable_input_require_grads()  # frozen embeddings would cut an adapter's graph
@@ -129,6 +142,29 @@ class SequenceValue(nn.Module):
         return values
 
 
+def with_score_head(inner: Any, num_labels: int = 1) -> Any:
+    """Returns a sequence classification model around a language model's own backbone; its head has no weights yet.
+
+    Args:
+        inner ([`~transformers.PreTrainedModel`]): A decoder with any head.
+        num_labels (`int`): Outputs of the head.
+
+    Raises:
+        ModelError: If its kind has no sequence classification model.
+    """
+    config = copy.deepcopy(inner.config)
+    config.num_labels = num_labels
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise ModelError(f"{type(inner).__name__} has no model with a score head; give value_model") from error
+    if not hasattr(model, "score"):
+        raise ModelError(f"{type(model).__name__} has no head at every position; give value_model")
+    setattr(model, model.base_model_prefix, getattr(inner, inner.base_model_prefix))
+    return model
+
+
 def make_value_model(source: Any, peft_config: PeftConfig | None = None) -> SequenceValue:
     """Returns a value model with the backbone of another model, copied, and a head of zeros.
 
@@ -144,17 +180,8 @@ def make_value_model(source: Any, peft_config: PeftConfig | None = None) -> Sequ
     """
     inner = copy.deepcopy(source)
     inner = inner.merge_and_unload() if isinstance(inner, PeftModel) else inner
-    config = copy.deepcopy(inner.config)
-    config.num_labels = 1
-    try:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise ModelError(f"{type(inner).__name__} has no model with a score head; give value_model") from error
-    if not hasattr(model, "score"):
-        raise ModelError(f"{type(model).__name__} has no head at every position; give value_model")
-    backbone = getattr(inner, inner.base_model_prefix)
-    setattr(model, model.base_model_prefix, backbone.requires_grad_(not getattr(inner, "is_quantized", False)))
+    model = with_score_head(inner)
+    backbone = getattr(model, model.base_model_prefix).requires_grad_(not getattr(inner, "is_quantized", False))
     like = next(p for p in backbone.parameters() if p.is_floating_point())
     model.score = nn.Linear(model.score.in_features, 1, bias=False, device=like.device, dtype=like.dtype)
     nn.init.zeros_(model.score.weight)
@@ -176,35 +203,6 @@ def add_reference_adapter(policy: PeftModel) -> str:
                 weight.copy_(weights[name.replace(f".{REFERENCE}", f".{active}")])
                 weight.requires_grad_(False)
     return REFERENCE
-
-
-@contextmanager
-def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
-    """Makes another adapter the active one for a while, or none; what takes gradients stays as it is.
-
-    Args:
-        model ([`~peft.PeftModel`]): The model.
-        adapter (`str`, *optional*): Name of the adapter; `None` switches all off.
-    """
-    before, trained = model.active_adapter, [weight.requires_grad for weight in model.parameters()]
-    tuner: Any = model.base_model
-    try:
-        if adapter is None:
-            tuner.disable_adapter_layers()
-        else:
-            model.set_adapter(adapter)
-        _restore(model, trained)
-        yield
-    finally:
-        if adapter is None:
-            tuner.enable_adapter_layers()
-        model.set_adapter(before)
-        _restore(model, trained)
-
-
-def _restore(model: nn.Module, trained: list[bool]) -> None:
-    for weight, trains in zip(model.parameters(), trained, strict=True):
-        weight.requires_grad_(trains)
 
 
 def disable_dropout(model: nn.Module) -> None:

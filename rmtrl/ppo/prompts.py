@@ -78,6 +78,8 @@ def read_prompts(
         raise DataError(f"the {name} data has a column {taken[0]!r}, which is a reward's own argument; rename it")
     if "prompt" not in names and "input_ids" not in names:
         raise DataError(f"the {name} data has the columns {', '.join(names) or 'none'}; wanted `prompt`")
+    if not len(dataset):
+        raise DataError(f"the {name} data holds no prompt; give one at least")
     prompts, ids = _encode(dataset, tokenizer)
     for row, own in enumerate(ids):
         if not own:
@@ -120,6 +122,8 @@ def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[
 
 
 def _render(prompt: Any, tokenizer: PreTrainedTokenizerBase, row: int) -> list[int]:
+    if not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
+        raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
     if not prompt or not any(str(turn.get("content") or "").strip() for turn in prompt):
         raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
     last = prompt[-1]["role"] == "assistant"
@@ -131,10 +135,21 @@ def _render(prompt: Any, tokenizer: PreTrainedTokenizerBase, row: int) -> list[i
 
 
 def _without_padding(dataset: Dataset) -> list[list[int]]:
-    ids = [torch.as_tensor(row).tolist() for row in dataset["input_ids"]]
+    ids = [_token_ids(value, row) for row, value in enumerate(dataset["input_ids"])]
     if "attention_mask" not in dataset.column_names:
         return ids
-    masks = [torch.as_tensor(row).tolist() for row in dataset["attention_mask"]]
+    masks = [torch.as_tensor(mask).tolist() for mask in dataset["attention_mask"]]
+    for row, (own, mask) in enumerate(zip(ids, masks, strict=True)):
+        if len(own) != len(mask):
+            raise DataError(f"prompt {row} has {len(own)} input_ids and an attention_mask of {len(mask)}")
     return [
         [token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(ids, masks, strict=True)
     ]
+
+
+def _token_ids(value: Any, row: int) -> list[int]:
+    whole = isinstance(value, torch.Tensor) or all(isinstance(token, int) for token in value)
+    ids = torch.as_tensor(value) if whole else torch.empty(0, 0)
+    if ids.ndim != 1 or (ids.is_floating_point() and len(ids)):
+        raise DataError(f"prompt {row} has the input_ids {str(value)[:80]}; wanted a list of token ids")
+    return [int(token) for token in ids]

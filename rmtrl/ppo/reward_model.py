@@ -1,5 +1,6 @@
 """Whatever is given as a reward, as one function in TRL's form; a model of the policy's tokens takes token ids."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from rmtrl.errors import ModelError
 from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.reward_steps import call_reward
+from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.reward.heads import base_model
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Conversation
 
@@ -54,7 +57,17 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Re
     if isinstance(reward_model, str | Path):
         reward_model = RewardScorer.from_pretrained(reward_model, progress=False)
     elif isinstance(reward_model, PreTrainedModel | PeftModel):
+        n_labels = getattr(reward_model.config, "num_labels", 0)
+        if n_labels != 1 or reward_model.get_output_embeddings() is not None:
+            raise ModelError(
+                f"got {type(base_model(reward_model)).__name__} with {n_labels} labels as reward_model; wanted a "
+                "sequence classification model with one"
+            )
         reward_model = RewardScorer(reward_model, tokenizer, progress=False)
+    if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer):
+        composed = copy.copy(reward_model)  # the running moments are shared with the one given
+        composed.scorer, network = as_reward(reward_model.scorer, tokenizer)
+        return composed, network
     if isinstance(reward_model, RewardScorer):
         reward_model.progress = False
         if _same_tokens(reward_model, tokenizer):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -22,6 +23,7 @@ from rmtrl.generation import TransformersGenerator, sampling_key
 from rmtrl.ppo import checkpoint
 from rmtrl.ppo._base import PPOBase, init_trainer
 from rmtrl.ppo.advantages import gae, shaped_rewards, whiten
+from rmtrl.ppo.backbone import SharedValue, check_adapter
 from rmtrl.ppo.batches import make_plan
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.episodes import Episodes, Experience, Rollout, Scores, rollout_metrics
@@ -33,6 +35,7 @@ from rmtrl.ppo.models import PolicyAndValue, SequenceValue, add_reference_adapte
 from rmtrl.ppo.prompts import Prompts, read_prompts
 from rmtrl.ppo.reward_model import as_reward, as_rewards, score_episodes
 from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.ppo.shared_reward import share_reward
 from rmtrl.reward.rendering import choose_pad_token
 
 logger = get_logger(__name__)
@@ -129,23 +132,28 @@ class PPOTrainer(PPOEvaluation, PPOBase):
         if reward_model is None or train_dataset is None:
             raise UsageError("PPOTrainer needs a reward_model and a train_dataset")
         _check_roles(model, ref_model, reward_model, value_model)
-        if processing_class.pad_token is None:
-            processing_class.pad_token = choose_pad_token(processing_class)
-        policy = _with_adapter(_loaded(model), peft_config)
+        policy = _with_adapter(_loaded(model), peft_config, args.model_adapter_name)
+        _give_pad_token(processing_class, policy)
         self.generator = _generator(policy, processing_class, args)
         self.max_prompt_length = limit = _prompt_limit(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
         sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset} if eval_dataset else {}
         self.eval_prompts = {n: read_prompts(d, processing_class, max_length=limit, name=n) for n, d in sets.items()}
 
+        if args.one_backbone:
+            check_adapter(policy)
+            reward_model = share_reward(policy, reward_model)
         self.reward, reward_network = as_reward(reward_model, processing_class)
         if args.reward_clip_range or args.normalize_rewards:
+            low, high = args.reward_clip_range or (0.0, 0.0)
             self.reward = ComposedReward(
-                self.reward, clip=args.reward_clip_range, normalise="mean_std" if args.normalize_rewards else False
-            )
+                self.reward, clip=(low, high) if low < high else None,
+                normalise="mean_std" if args.normalize_rewards else False,
+            )  # fmt: skip
         self.eval_scorers = as_rewards(eval_scorers or {}, processing_class)
         self.ref_model, reference_adapter = _reference(policy, _loaded(ref_model), peft_config, args)
-        value = _value_model(value_model, reward_network, policy, peft_config)
+        shares = args.one_backbone and value_model is None
+        value = SharedValue(policy) if shares else _value_model(value_model, reward_network, policy, peft_config)
         for module in (policy, value, self.ref_model):
             if module is not None:
                 disable_dropout(module)
@@ -167,6 +175,7 @@ class PPOTrainer(PPOEvaluation, PPOBase):
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.evaluation_: dict[str, Any] = {}
         self.samples_: dict[str, list[dict[str, Any]]] = {}
+        self.progress_: dict[str, Any] = {}
 
     def _set_batch_sizes(self) -> None:
         args, world_size = self.args, self.accelerator.num_processes
@@ -190,6 +199,24 @@ class PPOTrainer(PPOEvaluation, PPOBase):
 
     # the loop
 
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Trains, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint of this run; `True` is the newest in
+                `output_dir` that was written to its end.
+            trial, ignore_keys_for_eval: As in [`~transformers.Trainer`].
+
+        Raises:
+            ModelError: If the run cannot go on from the checkpoint.
+            RewardError: If a reward fails.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoint.to_resume(self, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
     def _inner_training_loop(
         self, batch_size: int | None = None, args: Any = None, resume_from_checkpoint: str | None = None,
         trial: Any = None, ignore_keys_for_eval: Any = None,
@@ -202,17 +229,17 @@ class PPOTrainer(PPOEvaluation, PPOBase):
         epochs = -(-max_steps // per_epoch)
         self._init_training_state(max_steps, per_epoch, epochs, resume_from_checkpoint, trial)
         self._prepare_for_training(max_steps, None, resume_from_checkpoint)
-        if resume_from_checkpoint is not None:
-            checkpoint.load_state(resume_from_checkpoint, self)
-            self._load_rng_state(resume_from_checkpoint)
         self._start_time, self._initial_global_step = time.time(), self.state.global_step
         self._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=self.args.device), 0.0
         self._globalstep_last_logged = self.state.global_step
+        self._metrics.clear()
+        if resume_from_checkpoint is not None:
+            checkpoint.load_state(resume_from_checkpoint, self)
+            self._load_rng_state(resume_from_checkpoint)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         if self.args.eval_on_start:
             self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
-        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         while self.state.global_step < max_steps and not self.control.should_training_stop:
             self._step(trial)
         return self._finalize_training(trial, max_steps * self.batch_size, self._start_time)
@@ -220,6 +247,8 @@ class PPOTrainer(PPOEvaluation, PPOBase):
     def _step(self, trial: Any) -> None:
         """One update, from prompts to callbacks."""
         step, started = self.state.global_step, time.time()
+        if step == self._initial_global_step or self._ends_epoch(step):
+            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
         rollout = self.rollout(*self.next_prompts(step), step=step)
         experience = self.advantages(rollout, self.score(rollout))
@@ -231,8 +260,8 @@ class PPOTrainer(PPOEvaluation, PPOBase):
 
         self.state.global_step = step + 1
         episode = self.state.global_step * self.batch_size
-        epoch, before = (n * self.prompts_per_batch / len(self.train_prompts) for n in (step + 1, step))
-        self.state.episode, self.state.epoch = episode, epoch  # type: ignore[attr-defined]
+        self.state.episode = episode  # type: ignore[attr-defined]
+        self.state.epoch = self.state.global_step * self.prompts_per_batch / len(self.train_prompts)
         tokens = sum(rollout.episodes.lengths)
         self.state.num_input_tokens_seen += tokens
         figures |= {
@@ -253,12 +282,18 @@ class PPOTrainer(PPOEvaluation, PPOBase):
             self.control.should_training_stop = True
         self._tr_loss += figures["loss/policy_avg"] + self.args.vf_coef * figures["loss/value_avg"]
         self.log_samples(experience)
+        if self.args.torch_empty_cache_steps and step % self.args.torch_empty_cache_steps == 0:
+            clear_device_cache()
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
         self._log_save_evaluate(figures["policy/grad_norm"], trial, learning_rate)
-        if int(epoch) > int(before):
+        if self._ends_epoch(step + 1) or self.control.should_training_stop:
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._log_save_evaluate(figures["policy/grad_norm"], trial, learning_rate)
-            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+
+    def _ends_epoch(self, step: int) -> bool:
+        """Whether the update before this step took the last prompt of a pass over the data set."""
+        n, taken = len(self.train_prompts), step * self.prompts_per_batch
+        return taken // n > (taken - self.prompts_per_batch) // n
 
     def _log_save_evaluate(self, grad_norm: float, trial: Any, learning_rate: float) -> None:
         self._maybe_log_save_evaluate(
@@ -360,11 +395,11 @@ class PPOTrainer(PPOEvaluation, PPOBase):
         self, episodes: Episodes, rows: Sequence[int], *, reference: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch = [part.to(self.accelerator.device) for part in episodes.batch(rows)]
-        if reference and self.ref_model is not None:
-            with self.accelerator.autocast():
+        with self.accelerator.autocast():  # the model's own wrapper does so from the start of training only
+            if reference and self.ref_model is not None:
                 logits = response_logits(self.ref_model, batch[0], batch[1], batch[2], batch[3] - 1)
-            return token_logprobs(logits, batch[0][batch[2], batch[3]], self.args.temperature)[0], None
-        logprobs, _, values = self.model_wrapped(*batch, self.args.temperature, reference=reference)
+                return token_logprobs(logits, batch[0][batch[2], batch[3]], self.args.temperature)[0], None
+            logprobs, _, values = self.model_wrapped(*batch, self.args.temperature, reference=reference)
         return logprobs, values
 
     def score(self, rollout: Rollout) -> Scores:
@@ -529,10 +564,16 @@ class PPOTrainer(PPOEvaluation, PPOBase):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_models(self, Path(resume_from_checkpoint))
+        if self.is_fsdp_enabled:  # sharded weights are the host's own
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoint.load_models(self, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        checkpoint.load_models(self, Path(str(self.state.best_model_checkpoint)))
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            checkpoint.load_models(self, Path(str(self.state.best_model_checkpoint)))
 
 
 def _loaded(model: Any) -> Any:
@@ -547,8 +588,14 @@ def _loaded(model: Any) -> Any:
 
 
 def _check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any) -> None:
-    if not isinstance(model, str | PreTrainedModel | PeftModel):
-        raise ModelError(f"got {type(model).__name__} as model; wanted a causal language model, its folder or hub id")
+    for name, given in (("model", model), ("ref_model", model if ref_model is None else ref_model)):
+        speaks = isinstance(given, PreTrainedModel | PeftModel) and given.get_output_embeddings() is not None
+        if not speaks and not isinstance(given, str):
+            raise ModelError(
+                f"got {type(given).__name__} as {name}; wanted a causal language model, its folder or hub id"
+            )
+    if not isinstance(value_model, nn.Module | None):
+        raise ModelError(f"got {type(value_model).__name__} as value_model; wanted a model, or nothing")
     if ref_model is model and not isinstance(model, str):
         raise UsageError("`model` and `ref_model` are the same object and would train together; leave ref_model out")
     if value_model is not None and value_model is reward_model:
@@ -557,15 +604,36 @@ def _check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any
         raise UsageError("`value_model` and `model` are the same object; leave value_model out")
 
 
-def _with_adapter(model: Any, peft_config: PeftConfig | None) -> Any:
-    if peft_config is None:
-        return model
-    if isinstance(model, PeftModel):
+def _with_adapter(model: Any, peft_config: PeftConfig | None, name: str | None) -> Any:
+    if not isinstance(peft_config, PeftConfig | None):
+        raise UsageError(f"got {type(peft_config).__name__} as peft_config; wanted one of PEFT's, such as LoraConfig")
+    if peft_config is not None and isinstance(model, PeftModel):
         raise UsageError("got a PeftModel and a peft_config; merge the adapter first, or leave peft_config out")
-    return get_peft_model(model, peft_config)
+    model = model if peft_config is None else get_peft_model(model, peft_config)
+    if name is not None:
+        adapters = getattr(model, "peft_config", {})
+        if name not in adapters:
+            raise UsageError(f"model_adapter_name is {name!r}; the policy has {', '.join(adapters) or 'no adapter'}")
+        model.set_adapter(name)
+    return model
+
+
+def _give_pad_token(tokenizer: PreTrainedTokenizerBase, policy: Any) -> None:
+    """Gives a tokenizer without pad token one that the policy has an embedding of; padding is masked everywhere."""
+    if tokenizer.pad_token is None:
+        found = choose_pad_token(copy.deepcopy(tokenizer))
+        tokenizer.pad_token = found if found in tokenizer.get_vocab() else tokenizer.eos_token
+    rows = policy.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        raise ModelError(
+            f"the pad token {tokenizer.pad_token!r} is number {tokenizer.pad_token_id} and the policy has {rows} "
+            "embeddings; call model.resize_token_embeddings(len(tokenizer)), or set another pad token"
+        )
 
 
 def _generator(policy: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> TransformersGenerator:
+    if args.stop_token_id is not None and not 0 <= args.stop_token_id < len(tokenizer):
+        raise UsageError(f"stop_token_id {args.stop_token_id} is none of the tokenizer's {len(tokenizer)} tokens")
     ends = [args.stop_token_id] if args.stop_token_id is not None else None if args.stop_token else []
     return TransformersGenerator(
         policy, tokenizer, max_new_tokens=args.response_length, temperature=args.temperature, top_p=args.top_p,

@@ -1,0 +1,277 @@
+"""A watch for overoptimization in training: the judge's score falls while the reward that is trained on does not."""
+
+import logging
+from functools import lru_cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, studentized_range, t
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from rmtrl.errors import UsageError
+from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, PromptMeans
+from rmtrl.types import Estimate
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+
+@lru_cache
+def simultaneous_level(evaluations: int, level: float = 0.95) -> float:
+    """Returns the level that each paired interval needs for those of all pairs of evaluations to hold together.
+
+    By the range of as many independent means (Tukey's honestly significant difference).
+
+    Args:
+        evaluations (`int`): Evaluations, 2 or more.
+        level (`float`): Coverage of all pairs together.
+
+    Example:
+
+    ```python
+    >>> [round(simultaneous_level(n), 4) for n in (2, 5, 20)]
+    [0.95, 0.9936, 0.9996]
+    ```
+    """
+    return float(2 * norm.cdf(studentized_range.ppf(level, evaluations, np.inf) / np.sqrt(2)) - 1)
+
+
+def too_few(n_prompts: int, level: float) -> bool:
+    """Returns whether no change could show at this level: if not even a sign test of equal changes would reach it.
+
+    Example:
+
+    ```python
+    >>> too_few(5, 0.95), too_few(6, 0.95)
+    (True, False)
+    ```
+    """
+    return 2.0 ** (1 - n_prompts) > 1 - level
+
+
+def change_estimate(changes: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Returns the mean change over prompts with Student's interval, which holds at levels no bootstrap reaches.
+
+    With [`too_few`] prompts the interval is all numbers.
+
+    Args:
+        changes (`(P,)` array): Change of each prompt's mean.
+        level (`float`): Coverage of the interval.
+
+    Example:
+
+    ```python
+    >>> print(change_estimate([0.5, 1.0, 0.0, 1.5, 1.0, 0.5]))
+    0.750 [0.200, 1.300] (n = 6)
+    ```
+    """
+    changes = np.asarray(changes, float)
+    n, mean = len(changes), float(changes.mean())
+    if too_few(n, level):
+        return Estimate(mean, -np.inf, np.inf, n, level, "too few prompts")
+    half = float(t.ppf((1 + level) / 2, n - 1) * changes.std(ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n, level, "paired t")
+
+
+def length_driven(reward_change: ArrayLike, length_change: ArrayLike) -> Floats:
+    """Returns values whose mean is the reward's change that length explains, less that which it does not, `(P,)`.
+
+    The line of the reward's change over the length's change, prompt by prompt, explains slope · mean length change,
+    and leaves its intercept: the change at equal length. A mean above 0 says that more than half of a gain is length.
+    The values are the difference of the two and each prompt's influence on it, so that their mean has an interval.
+
+    Args:
+        reward_change, length_change (`(P,)` arrays): Change of each prompt's means; lengths must not all change alike.
+
+    Example:
+
+    ```python
+    >>> float(length_driven([1.0, 2.0, 3.0], [10, 20, 30]).mean())
+    2.0
+    ```
+    """
+    reward, length = np.asarray(reward_change, float), np.asarray(length_change, float)
+    apart, spread = length - length.mean(), length.var()
+    slope = apart @ reward / len(reward) / spread
+    residual = reward - reward.mean() - slope * apart
+    explained = slope * length + length.mean() * apart * residual / spread
+    difference: Floats = 2 * explained - reward
+    return difference
+
+
+class OveroptimizationCallback(PPOCallback):
+    """Warns, or ends the training, once the judge's score falls while the reward that is trained on does not.
+
+    With a judge (one of `eval_scorers`: a gold or held-out scorer) an evaluation is suspect if the judge's mean fell
+    since its own best evaluation, the paired interval wholly below 0, while the proxy's did not fall over the same
+    updates (its 95 % interval reaches 0). After `patience` suspect evaluations in a row there is an alarm.
+
+    Looking often finds falls that are none: with a plain 95 % interval four of five runs of 20 evaluations that change
+    nothing would raise an alarm. So the judge's interval is that of [`simultaneous_level`] over all pairs of the
+    evaluations planned (99.96 % each of 20), which keeps the share of false alarms in a run that changes nothing at
+    5 % or less for each evaluation set: 1 to 3 % in simulations of 20 evaluations on 16 and 100 prompts, with normal,
+    binary and heavy-tailed scores that are independent from evaluation to evaluation. Of 20 evaluations on 100
+    prompts each finds a fall of 0.37 standard deviations of the paired changes every other time, of 0.5 mostly.
+
+    Without a judge (`judge=None`) two weaker alarms are left, both of them rules of thumb that the proxy alone can
+    give, at the same level; a policy can be overoptimized without either and well with one:
+
+    - spread: the rewards of one prompt's responses lie less than half as far apart as at the start
+      (needs `num_eval_generations` above 1); such a policy says one thing, and a reward that hardly varies teaches
+      little (Razin et al. 2025, https://huggingface.co/papers/2503.15477);
+    - length: responses grew, and more than half of the reward's gain goes with it from prompt to prompt (Singhal et
+      al. 2023, https://huggingface.co/papers/2310.03716, found 70 to 90 % in usual runs), see [`length_driven`].
+
+    A limit on KL is `max_kl` of [`PPOConfig`]: how much is too much depends on reward model and policy. Logged are
+    `{prefix}_overoptimization_suspected` and `{prefix}_overoptimization_alarm` (0 or 1), and the judge's change since
+    its best as `{prefix}_{judge}_since_best`, with the ends of its interval. The count goes on after a resume, since
+    it is read from the log. To end with the best policy rather than the last, set `load_best_model_at_end=True` and
+    `metric_for_best_model="eval_gold"`.
+
+    Args:
+        judge (`str`, *optional*):
+            Name of the scorer that judges; `None` for none.
+        action (`str`, *optional*, defaults to `"warn"`):
+            `"warn"`, or `"stop"` to end the training too.
+        patience (`int`, *optional*, defaults to `1`):
+            Suspect evaluations in a row that make an alarm.
+        proxy (`str`, *optional*, defaults to `"reward"`):
+            What is trained on. With `normalize_rewards` the reward's unit moves; name the reward model among
+            `eval_scorers` then, and here.
+        n_evaluations (`int`, *optional*):
+            Evaluations planned. Where absent: what `eval_strategy` and the number of updates come to.
+
+    Raises:
+        UsageError: If a setting cannot be used, or there is no such scorer.
+
+    Example:
+
+    ```python
+    >>> trainer = PPOTrainer(
+    ...     args, tokenizer, policy, reward_model=reward_model, train_dataset=prompts, eval_dataset=held_out,
+    ...     eval_scorers={"gold": gold}, callbacks=[OveroptimizationCallback("gold", action="stop")],
+    ... )
+    ```
+    """
+
+    def __init__(
+        self, judge: str | None = "gold", *, action: Literal["warn", "stop"] = "warn", patience: int = 1,
+        proxy: str = "reward", n_evaluations: int | None = None,
+    ) -> None:  # fmt: skip
+        if action not in ("warn", "stop"):
+            raise UsageError(f"`action` must be 'warn' or 'stop', got {action!r}")
+        if patience < 1:
+            raise UsageError(f"`patience` must be 1 or more, got {patience}")
+        self.judge, self.action, self.patience, self.proxy = judge, action, patience, proxy
+        self.n_evaluations = n_evaluations
+
+    def on_policy_evaluation(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, evaluation: PolicyEvaluation
+    ) -> dict[str, float]:
+        """Returns whether overoptimization is suspected and whether there is an alarm, and the judge's change."""
+        level = self._level(args, state, evaluation)
+        logs: dict[str, float] = {}
+        if self.judge is None:
+            finding = self._proxy_alone(evaluation, level)
+        else:
+            finding, logs = self._against_judge(self.judge, evaluation, level)
+        key = f"{evaluation.prefix}_overoptimization_suspected"
+        before = [row[key] for row in state.log_history if key in row]
+        run = 1 + len(list(takewhile(bool, reversed(before)))) if finding else 0
+        alarm = run >= self.patience
+        if alarm and self.action == "stop":
+            control.should_training_stop = True
+        if run == self.patience and state.is_world_process_zero:
+            ending = "; training ends" if self.action == "stop" else ""
+            logger.warning(f"{evaluation.prefix}: {finding}{self._best(args, evaluation)}{ending}")
+        return logs | {"overoptimization_suspected": float(bool(finding)), "overoptimization_alarm": float(alarm)}
+
+    def _level(self, args: TrainingArguments, state: TrainerState, evaluation: PolicyEvaluation) -> float:
+        """Returns the level of one interval; says what keeps the watch from seeing anything."""
+        scores, made = evaluation.progress.best, evaluation.progress.n_evaluations
+        missing = [name for name in (self.judge, self.proxy) if name is not None and name not in scores]
+        if missing:
+            raise UsageError(
+                f"got {missing[0]!r} to watch, and an evaluation scores {', '.join(scores)}; name one of "
+                "eval_scorers, or judge=None"
+            )
+        level = simultaneous_level(max(2, self.n_evaluations or _planned(args, state), made))
+        n = len(evaluation.now.by_prompt[self.proxy])
+        if made == 1 and too_few(n, level) and state.is_world_process_zero:
+            needed = int(np.ceil(1 - np.log2(1 - level)))
+            logger.warning(
+                f"{evaluation.prefix}: {n} prompts are too few to find a fall; evaluate on {needed} or more"
+            )
+        return level
+
+    def _against_judge(self, judge: str, evaluation: PolicyEvaluation, level: float) -> tuple[str, dict[str, float]]:
+        """Returns what is to be said, nothing if all is well, and the judge's change since its best."""
+        now, best = evaluation.now, evaluation.progress.best[judge]
+        fall = change_estimate(now.by_prompt[judge] - best.by_prompt[judge], level=level)
+        rise = change_estimate(now.by_prompt[self.proxy] - best.by_prompt[self.proxy])
+        logs = {f"{judge}_since_best": fall.value}
+        if np.isfinite(fall.low):
+            logs |= {f"{judge}_since_best_low": fall.low, f"{judge}_since_best_high": fall.high}
+        if not fall.high < 0 <= rise.high:
+            return "", logs
+        return (
+            f"overoptimization from step {best.step} to {now.step}: {judge} {_said(fall)}, {self.proxy} "
+            f"{_said(rise)}, KL {best.mean('kl'):.2f} then and {now.mean('kl'):.2f} now"
+        ), logs
+
+    def _proxy_alone(self, evaluation: PolicyEvaluation, level: float) -> str:
+        """Returns what is to be said, nothing if all is well."""
+        now, start = evaluation.now, evaluation.progress.start
+        signs = [self._spread(now, start, level), self._length(now, start, level)]
+        found = "; ".join(sign for sign in signs if sign)
+        since = f"from step {start.step} to {now.step}"
+        return f"a weak sign of overoptimization, from the proxy alone, {since}: {found}" if found else ""
+
+    def _spread(self, now: PromptMeans, start: PromptMeans, level: float) -> str:
+        name = "within_prompt_std"
+        if name not in now.by_prompt or name not in start.by_prompt:
+            return ""
+        over_half = change_estimate(now.by_prompt[name] - start.by_prompt[name] / 2, level=level)
+        if over_half.high >= 0:
+            return ""
+        return (
+            f"the reward's spread within a prompt fell from {start.mean(name):.3g} to {now.mean(name):.3g}: less half "
+            f"of the former {_said(over_half)}"
+        )
+
+    def _length(self, now: PromptMeans, start: PromptMeans, level: float) -> str:
+        gain, growth = (now.by_prompt[name] - start.by_prompt[name] for name in (self.proxy, "length_tokens"))
+        if np.ptp(growth) == 0:
+            return ""
+        values = (gain, growth, length_driven(gain, growth))
+        gained, grown, driven = (change_estimate(own, level=level) for own in values)
+        if min(gained.low, grown.low, driven.low) <= 0:
+            return ""
+        return (
+            f"more than half of the gain in {self.proxy}, {_said(gained)}, goes with length, {_said(grown)} tokens: "
+            f"what length explains less the rest {_said(driven)}"
+        )
+
+    def _best(self, args: TrainingArguments, evaluation: PolicyEvaluation) -> str:
+        if self.judge is None:
+            return ""
+        step = evaluation.progress.best[self.judge].step
+        folder = Path(str(args.output_dir)) / f"checkpoint-{step}"
+        return f"; {self.judge} was best at step {step}" + (f", saved as {folder}" if folder.is_dir() else "")
+
+
+def _planned(args: TrainingArguments, state: TrainerState) -> int:
+    """Returns how many evaluations of a set the training makes."""
+    if args.eval_strategy == "no":
+        return int(args.eval_on_start)
+    steps = args.eval_strategy == "steps" and state.eval_steps
+    return int(args.eval_on_start) + int(state.max_steps // steps if steps else np.ceil(state.num_train_epochs))
+
+
+def _said(change: Estimate) -> str:
+    level = f"{100 * change.level:.2f}".rstrip("0").rstrip(".")
+    return f"{change.value:+.3g} ({level} % interval {change.low:+.3g} to {change.high:+.3g}, n = {change.n:,})"

@@ -1,0 +1,175 @@
+"""What the policy recipes share: prompts and splits, the policy, its reward and its judges, and what came of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import ModelConfig, ScriptArguments, get_quantization_config
+
+from rmtrl.calibration.report import FILE, read_calibration
+from rmtrl.data.synthetic import make_preferences
+from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
+from rmtrl.errors import DataError, ModelError, UsageError
+from rmtrl.evaluation.fingerprints import model_fingerprint
+from rmtrl.metrics import mean_estimate
+from rmtrl.ppo.config import PPOConfig
+from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
+from rmtrl.recipe import model_init_kwargs
+from rmtrl.reward.scorer import RewardScorer
+from rmtrl.types import Estimate, Scorer
+
+
+@dataclass
+class PPORecipeArguments(ScriptArguments):
+    """What a policy recipe is told besides TRL's arguments."""
+
+    dataset_name: str | None = field(
+        default="embedded", metadata={"help": "`embedded`, a .json(l) file, a folder or a hub id with `prompt`."}
+    )
+    n_prompts: int = field(default=1500, metadata={"help": "Prompts of the embedded world to train on, about."})
+    n_validation: int = field(default=200, metadata={"help": "Prompts that watch the run."})
+    n_test: int = field(default=400, metadata={"help": "Prompts that report it."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the splits and of the embedded prompts."})
+    judge_model_path: str | None = field(
+        default=None, metadata={"help": "A reward model that watches beside the reward; the embedded world has gold."}
+    )
+    calibrated: bool = field(default=True, metadata={"help": "Use calibration.json beside the reward model, if any."})
+    pessimism: float = field(default=0.0, metadata={"help": "Standard deviations taken off an uncertain reward."})
+    length_penalty: float = field(default=0.0, metadata={"help": "Taken off a token beyond length_free_tokens."})
+    length_free_tokens: int = field(default=256, metadata={"help": "Tokens without length penalty."})
+    overoptimization: str = field(
+        default="warn", metadata={"help": "When a judge falls while the reward rises: warn or stop.",
+                                  "choices": ["warn", "stop"]}
+    )  # fmt: skip
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether to run model code from the hub."})
+
+
+def read_prompt_splits(recipe: PPORecipeArguments) -> dict[str, Dataset]:
+    """Returns the prompts to train on, to watch the run with and to report it with; no prompt stands in two.
+
+    Raises:
+        DataError: If they cannot be read, or are too few.
+    """
+    rows = _embedded(recipe) if recipe.dataset_name == "embedded" else _read(recipe)
+    if "prompt" not in rows.column_names:
+        raise DataError(f"{recipe.dataset_name} has the columns {', '.join(rows.column_names)}; wanted `prompt`")
+    first: dict[str, int] = {}
+    for row, prompt in enumerate(rows["prompt"]):
+        first.setdefault(repr(prompt), row)
+    order = np.random.default_rng(recipe.split_seed).permutation(list(first.values()))
+    held_out = recipe.n_validation + recipe.n_test
+    if len(order) <= held_out:
+        raise DataError(
+            f"{recipe.dataset_name} has {len(order):,} different prompts, and {held_out:,} are to be held out; lower "
+            "n_validation and n_test"
+        )
+    cuts = np.split(order, [recipe.n_validation, held_out])
+    parts = dict(zip(("validation", "test", "train"), cuts, strict=True))
+    return {name: rows.select(sorted(parts[name].tolist())) for name in ("train", "validation", "test")}
+
+
+def _embedded(recipe: PPORecipeArguments) -> Dataset:
+    """Prompts drawn anew; those that the reward model was trained on may be among them, as in practice."""
+    wanted = recipe.n_prompts + recipe.n_validation + recipe.n_test
+    pairs = make_preferences(wanted, 1000 + recipe.split_seed)
+    return pairs.select_columns(["prompt", "domain"])
+
+
+def _read(recipe: PPORecipeArguments) -> Dataset:
+    name, split = str(recipe.dataset_name), recipe.dataset_train_split
+    file = {"path": "json", "data_files": name} if name.endswith((".json", ".jsonl")) else {"path": name}
+    try:
+        rows = load_dataset(**file, name=recipe.dataset_config, split=split)
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise DataError(
+            f"cannot read split {split} of {name}: {said}; give a .jsonl file, folder or hub id"
+        ) from error
+    if isinstance(rows, DatasetDict) or not isinstance(rows, Dataset):
+        raise DataError(f"{name} is no table of prompts; name one split")
+    kept = [column for column in rows.column_names if column not in ("chosen", "rejected", "completion")]
+    return rows.select_columns(kept)
+
+
+def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Returns the language model that the flags name.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    path = str(model_args.model_name_or_path)
+    settings = model_init_kwargs(model_args) | {"trust_remote_code": trust_remote_code}
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        settings |= {"quantization_config": quantization}
+    if settings.get("dtype") in (None, "auto") and not model_args.use_peft:
+        settings["dtype"] = "float32"  # weights that are trained; bf16 is for the arithmetic
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **settings)
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise ModelError(f"no language model at {path}: {said}; give a folder or a hub id") from error
+
+
+def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:
+    """Returns the reward model as a reward: calibrated where a calibration of these weights stands beside it.
+
+    Raises:
+        ModelError: If there is no reward model.
+        DataError: If the calibration is of another model.
+    """
+    path = str(args.reward_model_path)
+    scorer = RewardScorer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, progress=False)
+    calibration = None
+    if recipe.calibrated and (Path(path) / FILE).is_file():
+        calibration = read_calibration(path, model_fingerprint=model_fingerprint(path))
+    penalty = LengthPenalty(recipe.length_free_tokens, recipe.length_penalty) if recipe.length_penalty else None
+    return ComposedReward(scorer, calibration=calibration, pessimism=recipe.pessimism, length_penalty=penalty)
+
+
+def judges(recipe: PPORecipeArguments) -> dict[str, Scorer]:
+    """Returns the scorers that watch beside the reward: another reward model, and gold in the embedded world."""
+    found: dict[str, Scorer] = {}
+    if recipe.dataset_name == "embedded":
+        found["gold"] = GoldScorer()
+        found |= {f"gold_{criterion}": GoldScorer({criterion: 1.0}) for criterion in GOLD_WEIGHTS}
+    if recipe.judge_model_path:
+        settings: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "progress": False}
+        found["judge"] = RewardScorer.from_pretrained(recipe.judge_model_path, **settings)
+    if recipe.overoptimization not in ("warn", "stop"):
+        raise UsageError(f"got overoptimization {recipe.overoptimization!r}; wanted warn or stop")
+    return found
+
+
+def paired_figures(
+    start: Sequence[Mapping[str, Any]], end: Sequence[Mapping[str, Any]], n: int
+) -> dict[str, dict[str, Estimate]]:
+    """Returns each figure of a policy at the start, at the end, and its gain paired by prompt.
+
+    Args:
+        start, end (`Sequence[Mapping]`): `samples_` of the trainer: n responses to each prompt, which stand together.
+        n (`int`): Responses to each prompt.
+    """
+    figures = {}
+    for name in [name for name, value in start[0].items() if isinstance(value, float)]:
+        before, after = (np.array([row[name] for row in rows]).reshape(-1, n).mean(1) for rows in (start, end))
+        columns = {"start": before, "end": after, "gain": after - before}
+        figures[name] = {which: mean_estimate(column, proportion=False) for which, column in columns.items()}
+    return figures
+
+
+def summary(folder: str, figures: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Returns the figures on test prompts as a table, and names what did not move."""
+    lines = [f"{folder}: test prompts", f"  {'':<18} {'start':>8} {'end':>8}  gain, paired by prompt"]
+    for name, figure in figures.items():
+        start, end, gain = (figure[which] for which in ("start", "end", "gain"))
+        moved = gain.low > 0 or gain.high < 0
+        lines.append(
+            f"  {name:<18} {start.value:8.3f} {end.value:8.3f}  {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+            + ("" if moved else "  (not told from 0)")
+        )
+    return "\n".join([*lines, f"  n = {gain.n:,} prompts; 95 % intervals"])

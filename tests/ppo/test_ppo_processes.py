@@ -1,0 +1,66 @@
+"""Two processes sample what one samples and learn what one learns, and end together."""
+
+import ppo_runs
+import pytest
+
+pytestmark = pytest.mark.integration
+
+RUN = dict(eval_strategy="steps", eval_steps=2, max_steps=4, learning_rate=1e-3, num_generations=2)
+KINDS = {
+    "full": dict(normalize_rewards=True, kl_target=2.0, kl_horizon=50),
+    "lora": dict(num_mini_batches=1, missing_eos_penalty=1.0),  # the reference is the model without its adapter
+    "backbone": dict(learning_rate=1e-2),
+    "module": dict(max_approx_kl=0.003, entropy_coef=0.01, whiten_rewards=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["full", *(pytest.param(k, marks=pytest.mark.slow) for k in list(KINDS)[1:])])
+def test_two_processes_are_one(tmp_path, kind):
+    settings = dict(folder=str(tmp_path / "out"), kind=kind, **(RUN | KINDS[kind]))
+    one = ppo_runs.result(tmp_path / "one", gradient_accumulation_steps=4, **settings)
+    two = ppo_runs.result(tmp_path / "two", n_processes=2, gradient_accumulation_steps=2, **settings)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    # an evaluation of five prompts takes a row more where each of two processes needs as many
+    assert one["sampled"] == [rows[: len(own)] for own, rows in zip(one["sampled"], two["sampled"], strict=True)]
+    assert len(one["sampled"]) == 6  # four updates, two evaluations
+    difference = ppo_runs.largest_difference(one, two)
+    print(f"{kind}: {difference}")
+    assert difference <= 1e-5
+    steps = [row["policy/optimizer_steps"] for row in two["log"] if "objective/kl" in row]
+    assert two["synchronised"] == sum(steps)  # once a step, whatever its passes
+    assert (min(steps) < max(steps)) == (kind == "module")  # where max_approx_kl ended an update early
+
+
+def test_two_processes_are_quiet(tmp_path):
+    codes, _, printed = ppo_runs.run(tmp_path / "two", n_processes=2, folder=str(tmp_path / "out"), max_steps=1,
+                                     gradient_accumulation_steps=2)  # fmt: skip
+    assert codes == [0, 0], printed
+    assert not any("find_unused" in text or "Traceback" in text or "UserWarning" in text for text in printed)
+
+
+@pytest.mark.parametrize("normalize_rewards", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_reward_that_fails_on_one_process_ends_both(tmp_path, normalize_rewards):
+    codes, _, printed = ppo_runs.run(
+        tmp_path / "two", n_processes=2, timeout=60, folder=str(tmp_path / "out"), gradient_accumulation_steps=2,
+        reward=ppo_runs.reward_that_fails_on_one_process, normalize_rewards=normalize_rewards,
+    )  # fmt: skip
+    assert codes == [1, 1]
+    assert "RewardError: the reward 'reward_that_fails_on_one_process' failed for completion 0" in printed[1]
+    assert "ZeroDivisionError: no such reward" in printed[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_processes_resume_as_the_same_run(tmp_path, kind):
+    settings = dict(
+        RUN, kind=kind, n_processes=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=2,
+        logging_steps=3, normalize_rewards=True, kl_target=2.0, reward=ppo_runs.noisy_reward,
+    )  # fmt: skip
+    whole = ppo_runs.result(tmp_path / "whole", folder=str(tmp_path / "a"), **settings)
+    codes, _, printed = ppo_runs.run(tmp_path / "killed", folder=str(tmp_path / "b"), kill_at_step=3, **settings)
+    assert codes == [-9, -9], printed
+    resumed = ppo_runs.result(tmp_path / "resumed", folder=str(tmp_path / "b"), resume=True, **settings)
+    assert resumed["world_size"] == 2
+    difference = ppo_runs.largest_difference(whole, resumed)
+    print(f"{kind}: {difference}")
+    assert difference <= 1e-6
