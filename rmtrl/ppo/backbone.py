@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
@@ -105,7 +105,7 @@ def add_adapter(policy: PeftModel, name: str, config: PeftConfig, *, trains: boo
 class SharedValue(nn.Module):
     """A value model on the policy's base model: an adapter of its own and a linear head, of zeros at first.
 
-    The adapter is the policy's, configured alike and registered there alone; this module's own weights are the head's.
+    The adapter starts as a copy of the policy's and is registered there; this module's own weights are the head's.
     Saved, it is the adapter of a sequence classification model, as any separate value model with an adapter is.
 
     Args:
@@ -121,6 +121,11 @@ class SharedValue(nn.Module):
         config: Any = copy.deepcopy(policy.active_peft_config)
         config.modules_to_save, config.init_lora_weights, config.inference_mode = None, True, False
         add_adapter(policy, VALUE, config, trains=True)
+        mine, theirs = (
+            get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
+            for name in (VALUE, str(policy.active_adapter))
+        )
+        load_adapter(policy, VALUE, {name: theirs[name] for name in mine}, embeddings=False)
         self._switch = AdapterSwitch(policy)
         inner = base_model(policy)
         self.score = Float32Linear(inner.config.get_text_config().hidden_size, 1, bias=False, device=inner.device)
@@ -139,7 +144,9 @@ class SharedValue(nn.Module):
         """Writes the adapter and its head; `weights` are the whole state of policy and value model, if gathered."""
         policy = self._switch.model
         gathered = under(weights, "policy.")
-        adapter = get_peft_model_state_dict(policy, state_dict=gathered, adapter_name=VALUE)
+        adapter = get_peft_model_state_dict(
+            policy, state_dict=gathered, adapter_name=VALUE, save_embedding_layers=False
+        )
         head = self.score.state_dict() if weights is None else under(weights, "value_model.score.")
         whole = {**adapter, **{_HEAD + name: weight for name, weight in (head or {}).items()}}
         config: Any = copy.deepcopy(policy.peft_config[VALUE])
@@ -160,7 +167,7 @@ class SharedValue(nn.Module):
         adapter, head = adapter_and_head(folder)
         if "weight" not in head:
             raise ValueError(f"no value head in {folder}")
-        load_adapter(self._switch.model, VALUE, adapter)
+        load_adapter(self._switch.model, VALUE, adapter, embeddings=False)
         self.score.load_state_dict(head)
 
 
@@ -178,13 +185,21 @@ def adapter_and_head(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: weight for name, weight in weights.items() if not name.startswith(_HEAD)}, head
 
 
-def load_adapter(model: PeftModel, name: str, weights: dict[str, Any]) -> None:
+def load_adapter(
+    model: PeftModel, name: str, weights: dict[str, Any], *, embeddings: Literal["auto", False] = "auto"
+) -> None:
     """Gives an adapter its weights.
+
+    Args:
+        model ([`~peft.PeftModel`]): The model.
+        name (`str`): The adapter's name.
+        weights (`dict`): Its weights by PEFT's names.
+        embeddings (`"auto"` or `False`): Whether PEFT may store the base's own embeddings with the adapter.
 
     Raises:
         ValueError: If there are more or fewer than it has.
     """
-    other = weights.keys() ^ get_peft_model_state_dict(model, adapter_name=name).keys()
+    other = weights.keys() ^ get_peft_model_state_dict(model, None, name, save_embedding_layers=embeddings).keys()
     if other:
         raise ValueError(f"{sorted(other)[0]} is in one of the two adapters alone")
     set_peft_model_state_dict(model, weights, adapter_name=name)

@@ -63,7 +63,7 @@ def share_reward(policy: PeftModel, reward_model: Any) -> Any:
     config: Any = PeftConfig.from_pretrained(str(reward_model))
     config.modules_to_save, config.task_type = None, policy.active_peft_config.task_type
     add_adapter(policy, REWARD, config, trains=False)
-    load_adapter(policy, REWARD, weights)
+    load_adapter(policy, REWARD, weights, embeddings=False)
     inner = base_model(policy)
     model = with_score_head(inner, len(head["weight"]))
     model.score = Float32Linear(head["weight"].shape[1], len(head["weight"]), bias="bias" in head, device=inner.device)

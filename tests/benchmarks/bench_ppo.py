@@ -92,6 +92,7 @@ def make_trainer(kind: str, arguments, folder: str):
     else:
         from rmtrl import PPOConfig, PPOTrainer
     tokenizer = make_tokenizer(human_pairs(), VOCAB_SIZE)
+    tokenizer.padding_side = "left"  # as TRL needs it
     prompts, seconds = prompts_of(arguments, tokenizer), defaultdict(list)
     args = PPOConfig(
         folder, per_device_train_batch_size=8, gradient_accumulation_steps=4, num_mini_batches=4, num_ppo_epochs=4,
@@ -184,8 +185,9 @@ def report(arguments, results: dict[str, list[dict]]) -> None:
     first = next(iter(results.values()))[0]
     lines = ["### PPO", "",
              f"{machine()}; a policy of {first['parameters'] / 1e6:.1f} million parameters, prompts of "
-             f"{first['prompt_tokens']:.0f} tokens on average, {arguments.new_tokens} new ones, {BATCH_SIZE} episodes an "
-             f"update; median and range of {arguments.repeats} interleaved repeats of {arguments.updates} updates.", "",
+             f"{first['prompt_tokens']:.0f} tokens on average, {arguments.new_tokens} new ones, {BATCH_SIZE} episodes "
+             f"an update; median and range of {arguments.repeats} interleaved repeats of {arguments.updates} updates.",
+             "",
              "| trainer | episodes a second | rmtrl is faster by | growth of memory, MiB | over rmtrl's "
              "| held before, MiB | optimizer steps an update |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     for kind, runs in results.items():
@@ -195,7 +197,7 @@ def report(arguments, results: dict[str, list[dict]]) -> None:
         more = [run["growth"] / mine["growth"] for run, mine in zip(runs, own, strict=True)]
         lines.append(
             f"| {kind} | {spread(rates)} | {spread(faster)} | {spread([run['growth'] for run in runs], 0)} "
-            f"| {spread(more)} | {np.median([run['before'] for run in runs]):,.0f} | {first_of(runs, 'steps'):.0f} |"
+            f"| {spread(more)} | {np.median([run['before'] for run in runs]):,.0f} | {runs[0]['steps']:.0f} |"
         )
     if "rmtrl" in results:
         parts = [f"{name} {spread([run['phases'][name] for run in results['rmtrl']])}" for name in PHASES.values()]
@@ -204,10 +206,6 @@ def report(arguments, results: dict[str, list[dict]]) -> None:
         append_results(lines)
     else:
         print("\n".join(lines))
-
-
-def first_of(runs: list[dict], name: str) -> float:
-    return float(runs[0][name])
 
 
 if __name__ == "__main__":

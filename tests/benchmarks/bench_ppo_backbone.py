@@ -16,7 +16,6 @@ second figure therefore holds gradients and the optimizer's state of what is tra
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -75,8 +74,8 @@ def make_trainer(folder: Path, size: str, way: str, updates: int, rows: int = 4,
     args = PPOConfig(
         str(folder / "out"), one_backbone=way == "one backbone", max_steps=updates, per_device_train_batch_size=rows,
         gradient_accumulation_steps=4, num_mini_batches=2, num_ppo_epochs=2, response_length=tokens, stop_token=None,
-        max_prompt_length=4 * tokens, report_to="none", save_strategy="no", disable_tqdm=True, num_sample_generations=0,
-        gradient_checkpointing=False, bf16=torch.cuda.is_available(), logging_steps=1000,
+        max_prompt_length=4 * tokens, report_to="none", save_strategy="no", disable_tqdm=True,
+        num_sample_generations=0, gradient_checkpointing=False, bf16=torch.cuda.is_available(), logging_steps=1000,
     )  # fmt: skip
     peft_config = None if way == "four models" else adapter(SIZES[size]["r"])
     reward = folder / ("rm-merged" if way == "four models" else "rm")
@@ -109,7 +108,8 @@ def measure_memory(folder: Path, size: str, way: str) -> None:
 def _peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()  # getrusage would hold the peak of the parent too
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def memory_rows(folder: Path, size: str) -> list[str]:
