@@ -43,7 +43,7 @@ class StateBlind(torch.nn.Module):
         self.values = torch.nn.Parameter(torch.zeros(32))
 
     def forward(self, input_ids, attention_mask):
-        return self.values[: input_ids.shape[1]].expand(input_ids.shape)
+        return 20 * self.values[: input_ids.shape[1]].expand(input_ids.shape)  # keeps up with the policy
 
 
 def share_of_token(prompts, completions, completion_ids, **columns):
@@ -73,7 +73,7 @@ def train(folder, beta, *, lam=1.0, value_model=None, max_steps=50, **settings):
     )  # fmt: skip
     trainer = PPOTrainer(
         PPOConfig(str(folder), **(defaults | settings)), tokenizer, policy, reward_model=share_of_token,
-        train_dataset=Dataset.from_dict({"input_ids": [[2]] * 256}), value_model=value_model,
+        train_dataset=Dataset.from_dict({"input_ids": [[2]] * 512}), value_model=value_model,
     )  # fmt: skip
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,11 +114,15 @@ def test_the_optimum_is_reached(tmp_path):
 
 
 def test_a_state_blind_critic_shifts_the_fixed_point_as_predicted(tmp_path):
-    log = train(tmp_path, 0.05, lam=0.95, value_model=StateBlind())
+    # one pass a batch: with noisy advantages the clip of further passes is a pull towards more entropy
+    log = train(
+        tmp_path, 0.05, lam=0.95, value_model=StateBlind(), max_steps=70, num_ppo_epochs=1,
+        per_device_train_batch_size=128, local_rollout_forward_batch_size=512,
+    )  # fmt: skip
     share, kl = optimum(0.05, lam=0.95)
     assert mean_of_last(log, "objective/scores") == pytest.approx(share, abs=0.03)
     assert mean_of_last(log, "objective/kl") == pytest.approx(kl, abs=0.4)
-    assert_bounded(log, 0.05)
+    assert_bounded(log, 0.05, episodes=512)
 
 
 def test_a_weak_penalty_is_followed_nearly_to_the_end(tmp_path):
