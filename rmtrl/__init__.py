@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmtrl.calibration.callback import CalibrationCallback
     from rmtrl.evaluation.callback import BenchmarkCallback
+    from rmtrl.ppo.callbacks import PPOCallback
     from rmtrl.ppo.config import PPOConfig
+    from rmtrl.ppo.overoptimization import OveroptimizationCallback
     from rmtrl.ppo.rewards import ComposedReward
     from rmtrl.ppo.trainer import PPOTrainer
     from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
@@ -37,6 +39,8 @@ _HOMES = {
     "LengthBiasCallback": "rmtrl.reward.callbacks",
     "MCDropoutScorer": "rmtrl.reward.ensemble",
     "MarginCallback": "rmtrl.reward.callbacks",
+    "OveroptimizationCallback": "rmtrl.ppo.overoptimization",
+    "PPOCallback": "rmtrl.ppo.callbacks",
     "PPOConfig": "rmtrl.ppo.config",
     "PPOTrainer": "rmtrl.ppo.trainer",
     "PairRewards": "rmtrl.types",
@@ -61,6 +65,8 @@ __all__ = [
     "LengthBiasCallback",
     "MCDropoutScorer",
     "MarginCallback",
+    "OveroptimizationCallback",
+    "PPOCallback",
     "PPOConfig",
     "PPOTrainer",
     "PairRewards",

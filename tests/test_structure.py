@@ -32,6 +32,8 @@ def test_public_names():
         "LengthBiasCallback",
         "MCDropoutScorer",
         "MarginCallback",
+        "OveroptimizationCallback",
+        "PPOCallback",
         "PPOConfig",
         "PPOTrainer",
         "PairRewards",

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rmtrl.errors import ModelError
 from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_steps import call_reward
+from rmtrl.ppo.reward_calls import call_reward
 from rmtrl.ppo.rewards import ComposedReward
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.scorer import RewardScorer
@@ -64,7 +64,7 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Re
                 "sequence classification model with one"
             )
         reward_model = RewardScorer(reward_model, tokenizer, progress=False)
-    if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer):
+    if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer | str | Path):
         composed = copy.copy(reward_model)  # the running moments are shared with the one given
         composed.scorer, network = as_reward(reward_model.scorer, tokenizer)
         return composed, network

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,17 +10,9 @@ import torch
 
 from rmtrl.calibration.report import Calibration
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.ppo.reward_steps import (
-    Conversations,
-    Filter,
-    Floats,
-    LengthPenalty,
-    Moments,
-    RewardFunction,
-    attributed,
-    call_reward,
-    checked_rewards,
-)
+from rmtrl.ppo.reward_calls import Conversations, Floats, RewardFunction, attributed, call_reward, checked_rewards
+from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments
+from rmtrl.reward.scorer import RewardScorer
 from rmtrl.reward.uncertainty import ScoreDistribution, UncertainScorer
 
 
@@ -36,8 +29,9 @@ class ComposedReward:
     under `__name__`, which may be set to tell several apart.
 
     Args:
-        scorer ([`~rmtrl.types.Scorer`] or `Callable` or `Mapping[str, Callable]`):
-            What scores: a scorer, a function in TRL's form, or several by name, whose weighted sum is the score.
+        scorer ([`~rmtrl.types.Scorer`] or `Callable` or `Mapping[str, Callable]` or `str`):
+            What scores: a scorer, a function in TRL's form, or several by name, whose weighted sum is the score. The
+            folder or hub id of a reward model is loaded when first used, by [`PPOTrainer`] in the way that suits it.
         weights (`Mapping[str, float]`, *optional*):
             Weight of each of several scorers; 1 when absent. To calibrate one of them alone, nest a `ComposedReward`.
         calibration ([`~rmtrl.calibration.report.Calibration`] or `Callable`, *optional*):
@@ -73,7 +67,8 @@ class ComposedReward:
     """
 
     def __init__(
-        self, scorer: RewardFunction | Mapping[str, RewardFunction], *, weights: Mapping[str, float] | None = None,
+        self, scorer: RewardFunction | Mapping[str, RewardFunction] | str | Path, *,
+        weights: Mapping[str, float] | None = None,
         calibration: Calibration | Callable[[Floats], Any] | None = None, pessimism: float = 0.0,
         filters: Sequence[Filter] = (), length_penalty: LengthPenalty | None = None,
         clip: tuple[float, float] | None = None, normalise: Literal["std", "mean_std", False] = False,
@@ -142,6 +137,8 @@ class ComposedReward:
 
     def _scored(self, prompts: Conversations, completions: Conversations, columns: dict[str, Any]) -> Floats:
         """Returns the calibrated scores, lowered by their uncertainty, `(N,)`."""
+        if isinstance(self.scorer, str | Path):
+            self.scorer = RewardScorer.from_pretrained(self.scorer, progress=False)
         if isinstance(self.scorer, Mapping):
             scores, std = np.zeros(len(completions)), None
             for name, scorer in self.scorer.items():
@@ -190,7 +187,7 @@ class ComposedReward:
         if not named:
             raise UsageError("got no scorers; wanted at least one")
         for name, scorer in named.items():
-            if isinstance(scorer, torch.nn.Module) or not callable(scorer):
+            if isinstance(scorer, torch.nn.Module) or not (callable(scorer) or isinstance(self.scorer, str | Path)):
                 raise UsageError(
                     f"got {type(scorer).__name__} as {name}; wanted a Scorer, such as RewardScorer(model, tokenizer), "
                     "or a function f(prompts, completions, **columns) -> list[float]"

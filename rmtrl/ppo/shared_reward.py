@@ -1,5 +1,6 @@
 """The reward model as one more adapter of the policy's base model, with its score head."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from transformers import AutoTokenizer
 
 from rmtrl.ppo.backbone import AdapterSwitch, adapter_and_head, add_adapter, load_adapter
 from rmtrl.ppo.models import with_score_head
-from rmtrl.reward.checkpoint import _file_of, stored_head, stored_rendering
+from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.reward.checkpoint import file_of, stored_head, stored_rendering
 from rmtrl.reward.heads import Float32Linear, base_model
 from rmtrl.reward.scorer import RewardScorer
 
@@ -53,8 +55,13 @@ def share_reward(policy: PeftModel, reward_model: Any) -> Any:
 
     Args:
         policy ([`~peft.PeftModel`]): The policy; the adapter `reward` is added to it.
-        reward_model: What [`PPOTrainer`] takes. The folder or hub id of a LoRA adapter with a linear head can share.
+        reward_model: What [`PPOTrainer`] takes. The folder or hub id of a LoRA adapter with a linear head can share,
+            alone or as the scorer of a [`ComposedReward`].
     """
+    if isinstance(reward_model, ComposedReward):
+        composed = copy.copy(reward_model)
+        composed.scorer = share_reward(policy, reward_model.scorer)
+        return composed
     reason = why_separate(policy, reward_model)
     if reason is not None:
         logger.warning(f"the reward model does not share the policy's base model: {reason}")
@@ -79,7 +86,7 @@ def why_separate(policy: PeftModel, reward_model: Any) -> str | None:
     """Returns why a reward model cannot be an adapter of the policy's base model, `None` if it can."""
     if not isinstance(reward_model, str | Path):
         return f"it is a {type(reward_model).__name__}, not the folder or hub id of an adapter"
-    if _file_of(reward_model, "adapter_config.json") is None:
+    if file_of(reward_model, "adapter_config.json") is None:
         return f"{reward_model} holds no adapter"
     config: Any = PeftConfig.from_pretrained(str(reward_model))
     if not isinstance(config, LoraConfig) or config.init_lora_weights not in (True, False, "gaussian"):
@@ -97,11 +104,11 @@ def _difference(inner: Any, path: str) -> str | None:
 
     One weight at a time is read, so that a second base model is never held.
     """
-    index = _file_of(path, "model.safetensors.index.json")
+    index = file_of(path, "model.safetensors.index.json")
     shards = set(json.loads(Path(index).read_text())["weight_map"].values()) if index else {"model.safetensors"}
     places: dict[str, str] = {}
     for shard in shards:
-        if (file := _file_of(path, shard)) is None:
+        if (file := file_of(path, shard)) is None:
             return f"its base model {path} has no {shard} to compare with"
         with safe_open(file, "pt") as stored:
             places |= {name: file for name in stored.keys()}  # noqa: SIM118

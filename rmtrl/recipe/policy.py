@@ -123,7 +123,9 @@ def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:
         DataError: If the calibration is of another model.
     """
     path = str(args.reward_model_path)
-    scorer = RewardScorer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, progress=False)
+    scorer: Any = path  # for the trainer to put on the policy's backbone
+    if not args.one_backbone:
+        scorer = RewardScorer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, progress=False)
     calibration = None
     if recipe.calibrated and (Path(path) / FILE).is_file():
         calibration = read_calibration(path, model_fingerprint=model_fingerprint(path))

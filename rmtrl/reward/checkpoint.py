@@ -31,12 +31,12 @@ def stored_head(path: str | Path) -> Head:
 
 def stored_record(path: str | Path) -> dict[str, Any]:
     """Returns the `rmtrl.json` of a checkpoint folder or hub id, empty where it has none."""
-    file = _file_of(path, "rmtrl.json")
+    file = file_of(path, "rmtrl.json")
     stored: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     return stored
 
 
-def _file_of(path: str | Path, name: str) -> str | None:
+def file_of(path: str | Path, name: str) -> str | None:
     """Returns where a file of a checkpoint folder or hub id stands on this machine, `None` where it has none."""
     found: str | None = cached_file(
         str(path), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
@@ -52,7 +52,7 @@ def load_model(path: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -
         FreshHeadError: If the checkpoint holds no trained score head.
     """
     head = stored_head(path)
-    if _file_of(path, "adapter_config.json"):
+    if file_of(path, "adapter_config.json"):
         return _load_adapter(path, head, tokenizer, **settings)
     model, info = from_pretrained(path, head, **settings)
     heads = [f"{name}.weight" for name, _ in head_layers(model)]
