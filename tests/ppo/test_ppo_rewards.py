@@ -253,7 +253,7 @@ def test_a_composed_reward_can_be_pickled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scorer": "outputs/rm"}, "got str as scorer; wanted a Scorer, such as RewardScorer"),
+        ({"scorer": 3}, "got int as scorer; wanted a Scorer, such as RewardScorer"),
         ({"scorer": torch.nn.Linear(1, 1)}, "got Linear as scorer; wanted a Scorer"),
         ({"scorer": {}}, "got no scorers; wanted at least one"),
         ({"scorer": values, "pessimism": 1.0}, "pessimism=1.0 needs a scorer with an uncertainty.*; got function"),
