@@ -143,4 +143,4 @@ def response_logits(
             f"got hidden states {[tuple(shape) for shape in shapes]} at the head of {type(policy).__name__}; wanted "
             f"one of {tuple(input_ids.shape)}: virtual tokens and heads applied otherwise do not serve here"
         )
-    return logits[0]
+    return logits.squeeze(0)  # a view back too: an index would fill and copy a gradient of all logits
