@@ -160,7 +160,7 @@ class TransformersGenerator(Generator):
             RenderingError: If there is no chat template for a message list.
         """
         if isinstance(prompt, str):
-            return list(self.tokenizer(text=prompt)["input_ids"])
+            return one_start(self.tokenizer(text=prompt)["input_ids"], self.tokenizer)
         check_chat_template(self.tokenizer)
         rendered: Any = self.tokenizer.apply_chat_template(
             prompt, tokenize=True, add_generation_prompt=True, return_dict=True
@@ -176,7 +176,8 @@ class TransformersGenerator(Generator):
     def _complete(self, prompts: Sequence[Sequence[int]], keys: Sequence[int]) -> list[Completion]:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
-        pad = next(iter(self.end_token_ids), 0) if pad is None else pad
+        if pad is None or pad >= self.model.get_input_embeddings().weight.shape[0]:
+            pad = next(iter(self.end_token_ids), 0)  # any token with an embedding: padding is masked
         ids = torch.tensor([[pad] * (width - len(own)) + list(own) for own in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompts], device=self.model.device)
         with torch.inference_mode(), _bare_settings(self.model):
@@ -216,6 +217,13 @@ class TransformersGenerator(Generator):
                     f"prompt {index} has {len(ids):,} tokens and the model holds {limit:,}: no room for "
                     f"{self.max_new_tokens:,} more; shorten it or lower max_new_tokens"
                 )
+
+
+def one_start(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the token ids of a text, without the start token that a tokenizer puts before one that has its own."""
+    start = tokenizer.bos_token_id
+    doubled = start is not None and list(ids[:2]) == [start, start]
+    return list(ids[1:] if doubled else ids)
 
 
 @contextmanager

@@ -1,11 +1,17 @@
 """The models of a run from what its trainer is given, each checked: policy, reference, value model, generator."""
 
 import copy
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.generation import TransformersGenerator
@@ -14,21 +20,56 @@ from rmtrl.ppo.models import SequenceValue, add_reference_adapter, make_value_mo
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import choose_pad_token
 
+logger = logging.getLogger(__name__)
 
-def load_policy(model: Any) -> Any:
-    """Returns the model given, or the language model at a folder or hub id.
+
+def load_policy(model: Any, *, n_tokens: int = 0, adapted: bool = False) -> Any:
+    """Returns the model given, or the language model at a folder or hub id; an adapter there goes on being trained.
+
+    Args:
+        model: A model, folder or hub id; nothing stays nothing.
+        n_tokens (`int`): Tokens of the tokenizer, which an adapter's training may have added to.
+        adapted (`bool`): Whether an adapter is to be made, so that the weights themselves are not trained.
+
+    Raises:
+        ModelError: If there is no causal language model.
+    """
+    if isinstance(model, str | Path):
+        model = read_language_model(str(model), n_tokens=n_tokens, adapted=adapted)
+    config = getattr(model, "config", None)
+    encoder = getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if getattr(config, "is_encoder_decoder", False) or (encoder and not getattr(config, "is_decoder", False)):
+        raise ModelError(f"got {type(base_model(model)).__name__}, which sees more than the tokens before; wanted a "
+                         "causal language model")  # fmt: skip
+    return model
+
+
+def read_language_model(path: str, *, n_tokens: int = 0, adapted: bool = False, **settings: Any) -> Any:
+    """Returns the language model at a folder or hub id, or its base with the adapter there, ready to be trained.
+
+    Weights that are trained are float32, whatever they are stored in: bf16 is for the arithmetic.
+
+    Args:
+        path (`str`): Folder or hub id.
+        n_tokens (`int`): Tokens of the tokenizer, which an adapter's training may have added to.
+        adapted (`bool`): Whether an adapter is to be made, so that the weights themselves are not trained.
+        settings: As in `from_pretrained`; a dtype other than `"auto"` is kept.
 
     Raises:
         ModelError: If there is none.
     """
-    if not isinstance(model, str):
-        return model
     try:
-        return AutoModelForCausalLM.from_pretrained(model)
+        adapter = find_adapter_config_file(path) is not None
+        if settings.get("dtype") in (None, "auto"):
+            settings["dtype"] = "auto" if adapter or adapted else "float32"
+        base = str(PeftConfig.from_pretrained(path).base_model_name_or_path) if adapter else path
+        model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
+        if adapter and n_tokens > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(n_tokens)  # its training added a token
+        return PeftModel.from_pretrained(model, path, is_trainable=True) if adapter else model
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no language model at {model}: {str(error).splitlines()[0]}; give a folder or hub id"
-        ) from error
+        said = str(error).splitlines()[0]
+        raise ModelError(f"no language model at {path}: {said}; give a folder or hub id") from error
 
 
 def check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any) -> None:
@@ -40,13 +81,13 @@ def check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any)
     """
     for name, given in (("model", model), ("ref_model", model if ref_model is None else ref_model)):
         speaks = isinstance(given, PreTrainedModel | PeftModel) and given.get_output_embeddings() is not None
-        if not speaks and not isinstance(given, str):
+        if not speaks and not isinstance(given, str | Path):
             raise ModelError(
                 f"got {type(given).__name__} as {name}; wanted a causal language model, its folder or hub id"
             )
     if not isinstance(value_model, nn.Module | None):
         raise ModelError(f"got {type(value_model).__name__} as value_model; wanted a model, or nothing")
-    if ref_model is model and not isinstance(model, str):
+    if ref_model is model and not isinstance(model, str | Path):
         raise UsageError("`model` and `ref_model` are the same object and would train together; leave ref_model out")
     if value_model is not None and value_model is reward_model:
         raise UsageError("`value_model` and `reward_model` are the same object: the reward would train; leave one out")
@@ -58,32 +99,105 @@ def add_policy_adapter(model: Any, peft_config: PeftConfig | None, name: str | N
     """Returns the policy with the adapter that is to be trained made and active.
 
     Raises:
-        UsageError: If there is no such adapter, or a model with one is to have another.
+        UsageError: If there is no such adapter, a model with one is to have another, or nothing would be trained.
     """
     if not isinstance(peft_config, PeftConfig | None):
         raise UsageError(f"got {type(peft_config).__name__} as peft_config; wanted one of PEFT's, such as LoraConfig")
-    if peft_config is not None and isinstance(model, PeftModel):
-        raise UsageError("got a PeftModel and a peft_config; merge the adapter first, or leave peft_config out")
+    if peft_config is not None and (isinstance(model, PeftModel) or hasattr(model, "peft_config")):
+        raise UsageError(
+            "got a model with an adapter and a peft_config; merge the adapter first (merge_and_unload), or leave "
+            "peft_config out"
+        )
     model = model if peft_config is None else get_peft_model(model, peft_config)
     if name is not None:
         adapters = getattr(model, "peft_config", {})
         if name not in adapters:
             raise UsageError(f"model_adapter_name is {name!r}; the policy has {', '.join(adapters) or 'no adapter'}")
         model.set_adapter(name)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if not trained:
+        raise UsageError(
+            "the policy has no weight that is trained; call model.requires_grad_(True), or load its adapter with "
+            "PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        )
+    half = next((weight.dtype for weight in trained if weight.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        logger.warning(
+            "the policy's trained weights are %s, in which small updates are lost; load it with dtype='float32' and "
+            "leave bf16 to the arithmetic", half,
+        )  # fmt: skip
     return model
 
 
-def give_pad_token(tokenizer: PreTrainedTokenizerBase, policy: Any) -> None:
-    """Gives a tokenizer without pad token one that the policy has an embedding of; padding is masked everywhere."""
+def give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives a tokenizer without pad token one that it knows; padding is masked everywhere."""
     if tokenizer.pad_token is None:
         found = choose_pad_token(copy.deepcopy(tokenizer))
         tokenizer.pad_token = found if found in tokenizer.get_vocab() else tokenizer.eos_token
-    rows = policy.get_input_embeddings().weight.shape[0]
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
-        raise ModelError(
-            f"the pad token {tokenizer.pad_token!r} is number {tokenizer.pad_token_id} and the policy has {rows} "
-            "embeddings; call model.resize_token_embeddings(len(tokenizer)), or set another pad token"
+
+
+def forget_pad_outside(policy: Any) -> None:
+    """Takes a pad token that the policy has no embedding of out of its configuration: it could not be loaded again."""
+    for config in (policy.config.get_text_config(), policy.generation_config):
+        if config is not None and (config.pad_token_id or 0) >= _rows(policy):
+            config.pad_token_id = None
+
+
+def pad_inside(tokenizer: PreTrainedTokenizerBase, reward_model: Any) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer, or one like it that pads with a token that the reward model has an embedding of."""
+    pad = tokenizer.pad_token_id
+    if not isinstance(reward_model, PreTrainedModel | PeftModel) or pad is None or pad < _rows(reward_model):
+        return tokenizer
+    known = [token for token in tokenizer.get_vocab().values() if token < _rows(reward_model)]
+    inside = max((token for token in known if token != tokenizer.eos_token_id), default=None)
+    if inside is None:
+        raise ModelError(f"no token of the tokenizer is among the reward model's {_rows(reward_model)} embeddings")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(inside)
+    return tokenizer
+
+
+def check_vocabulary(
+    models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[list[int]], ends: list[int]
+) -> None:
+    """Raises if a model lacks the embedding of a token that it will be given: in prompts, sampled, or an end token.
+
+    Raises:
+        ModelError: If one does.
+    """
+    prompts = max((max(ids) for ids in prompt_ids), default=0)
+    sampled = (token for token in tokenizer.get_vocab().values() if token < _rows(models["model"]))
+    unpadded = max((token for token in sampled if token != tokenizer.pad_token_id), default=0)
+    highest = max(prompts, unpadded, *ends, 0)
+    for name, model in models.items():
+        rows = _rows(model)
+        if rows is not None and highest >= rows:
+            raise ModelError(
+                f"{name} has {rows:,} embeddings and token {highest:,} is in use; give models of one vocabulary, or "
+                "call resize_token_embeddings(len(tokenizer)) on each"
+            )
+
+
+def check_best_metric(args: PPOConfig, sets: list[str]) -> None:
+    """Raises if the best checkpoint is told by a figure that evaluations on several sets do not have.
+
+    Raises:
+        UsageError: If `metric_for_best_model` names none of the sets.
+    """
+    if not args.load_best_model_at_end or not sets or sets == ["eval"]:
+        return
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    if not any(metric.startswith(f"{name}_") for name in sets):
+        raise UsageError(
+            f"metric_for_best_model is {args.metric_for_best_model!r} and there are the evaluation sets "
+            f"{', '.join(sets)}; name the figure of one, such as eval_{sets[0]}_reward"
         )
+
+
+def _rows(model: Any) -> Any:
+    """Returns the number of embeddings, `None` where a module has none that are known."""
+    known = isinstance(model, PreTrainedModel | PeftModel)
+    return model.get_input_embeddings().num_embeddings if known else None
 
 
 def make_generator(policy: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> TransformersGenerator:

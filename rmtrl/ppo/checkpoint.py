@@ -3,6 +3,7 @@
 The host's own files (optimizer, scheduler, random state, trainer state, which is written last) stand with them.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rmtrl.data.provenance import write_json
 from rmtrl.errors import ModelError
+from rmtrl.generation import sampling_key
 from rmtrl.ppo.backbone import SharedValue, load_adapter, under
 from rmtrl.ppo.models import SequenceValue
 
@@ -90,6 +92,9 @@ def to_resume(trainer: "PPOTrainer", given: "str | Path | bool") -> str:
             f"{folder} was written with {stored['batch_size']} episodes a batch and this run has "
             f"{trainer.batch_size}; resume with the same batch"
         )
+    for name, value in _settings(trainer).items():
+        if value != (was := stored["run"][name]):
+            raise ModelError(f"{folder} was written with {name} {was} and this run has {value}; resume with the same")
     if bool(stored["reward"]) != bool(_reward_state(trainer)):
         raise ModelError(f"{folder} was written with another kind of reward; resume with the same reward settings")
     if not trainer.is_deepspeed_enabled and not any(folder.glob("optimizer*")):
@@ -152,12 +157,48 @@ def state(trainer: "PPOTrainer") -> dict[str, Any]:
     return {
         "schema": "rmtrl/ppo-state/1",
         "batch_size": trainer.batch_size,
-        "kl_controller": trainer.kl_controller.state_dict(),
-        "reward": _reward_state(trainer),
+        "run": _settings(trainer) | {"reference": _reference(trainer)},
+        **carried(trainer),
         "last_log": {"step": trainer._globalstep_last_logged, "loss_since": float(trainer._tr_loss)},
         "metrics": dict(trainer._metrics),
         "evaluation": trainer.evaluation_state(),
     }
+
+
+def _settings(trainer: "PPOTrainer") -> dict[str, Any]:
+    """Returns what the episodes of a run follow from, ready for JSON."""
+    args, prompts = trainer.args, trainer.train_prompts
+    return {
+        "seed": args.seed,
+        "data_seed": args.data_seed,
+        "num_generations": args.num_generations,
+        "prompts": f"{len(prompts)} ({sampling_key(prompts.ids):x})",  # how many, and a digest of their tokens
+    }
+
+
+def _reference(trainer: "PPOTrainer") -> str | None:
+    """Returns a digest of the reference's weights, some numbers of each; none where they are spread over processes."""
+    if trainer.ref_model is None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        return None
+    model = trainer.accelerator.unwrap_model(trainer.model).policy if trainer.ref_model is None else trainer.ref_model
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:  # those of a policy that trains are no part of it
+            numbers = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
+            digest.update(name.encode() + numbers.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def carried(trainer: "PPOTrainer") -> dict[str, Any]:
+    """Returns what a run changes beside weights: KL coefficient and moments of the reward."""
+    return {"kl_controller": trainer.kl_controller.state_dict(), "reward": _reward_state(trainer)}
+
+
+def load_carried(trainer: "PPOTrainer", stored: dict[str, Any]) -> None:
+    """Restores what [`carried`] returned."""
+    trainer.kl_controller.load_state_dict(stored["kl_controller"])
+    if stored["reward"]:
+        trainer.reward.load_state_dict(stored["reward"])  # type: ignore[attr-defined]
 
 
 def _reward_state(trainer: "PPOTrainer") -> dict[str, Any]:
@@ -165,11 +206,18 @@ def _reward_state(trainer: "PPOTrainer") -> dict[str, Any]:
 
 
 def load_state(folder: str, trainer: "PPOTrainer") -> None:
-    """Restores KL controller, running moments of the reward, and figures not yet logged."""
+    """Restores KL controller, running moments of the reward, and figures not yet logged.
+
+    Raises:
+        ModelError: If the reference is another.
+    """
     stored = _state(Path(folder))
-    trainer.kl_controller.load_state_dict(stored["kl_controller"])
-    if stored["reward"]:
-        trainer.reward.load_state_dict(stored["reward"])  # type: ignore[attr-defined]
+    if stored["run"]["reference"] != _reference(trainer):
+        raise ModelError(
+            f"{folder} was written with another reference; resume with the model that the run started from, and the "
+            "same ref_model"
+        )
+    load_carried(trainer, stored)
     trainer._globalstep_last_logged = stored["last_log"]["step"]
     trainer._tr_loss += stored["last_log"]["loss_since"]
     trainer._total_loss_scalar -= stored["last_log"]["loss_since"]  # of updates before this run's first

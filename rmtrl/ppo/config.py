@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, TrainingArguments
@@ -46,6 +46,13 @@ _GENERATION = {
     "eos_token_id": "stop_token_id",
 }
 
+# the others that act where samples are drawn one by one, each row by its own noise
+_GENERATION_ALLOWED = {
+    "min_length", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias",
+    "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "exponential_decay_length_penalty",
+    "remove_invalid_values", "use_cache", "cache_implementation", "cache_config",
+}  # fmt: skip
+
 
 @dataclass
 class PPOConfig(PPOBaseConfig):
@@ -67,12 +74,14 @@ class PPOConfig(PPOBaseConfig):
             leave beside `response_length`.
         stop_token (`str`, *optional*, defaults to `"eos"`):
             `"eos"`: the tokenizer's end token and the checkpoint's own end a response. `None` ends none, as in TRL,
-            where it is the default and every response runs to `response_length`. `stop_token_id` replaces it.
+            where it is the default and every response runs to `response_length`; a flag says `none`.
+            `stop_token_id` replaces it.
         top_p (`float`, *optional*, defaults to `1.0`):
             Probability mass of the likeliest tokens that are sampled from. Below 1 samples are not quite the policy's.
         generation_kwargs (`dict`, *optional*):
-            More settings of [`~transformers.GenerationConfig`], such as `min_new_tokens`. As JSON in a flag. What
-            changes the distribution makes samples that are not the policy's.
+            More settings of [`~transformers.GenerationConfig`], such as `min_new_tokens`: those that act on the
+            logits or the cache. As JSON in a flag. What changes the distribution makes samples that are not the
+            policy's.
         num_generations (`int`, *optional*, defaults to `1`):
             Responses to each prompt in a batch; above 1 the spread of rewards within a prompt is logged.
         num_eval_generations (`int`, *optional*, defaults to `1`):
@@ -90,6 +99,8 @@ class PPOConfig(PPOBaseConfig):
 
         > Parameters that control the training
 
+        metric_for_best_model (`str`, *optional*):
+            Where absent and `load_best_model_at_end` is set, `eval_reward`, of which more is better.
         kl_target (`float`, *optional*):
             KL to the reference, in nats a response, that `kl_coef` is adapted to (Ziegler et al. 2019,
             https://huggingface.co/papers/1909.08593); fixed where absent.
@@ -114,7 +125,7 @@ class PPOConfig(PPOBaseConfig):
     ```
     """
 
-    stop_token: Literal["eos"] | None = field(default="eos", metadata={"help": "`eos`, or null for none."})
+    stop_token: str | None = field(default="eos", metadata={"help": "`eos`, or `none`."})  # type: ignore[assignment]
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt, in tokens."})
     top_p: float = field(default=1.0, metadata={"help": "Probability mass that is sampled from."})
     generation_kwargs: dict[str, Any] | str | None = field(
@@ -135,6 +146,10 @@ class PPOConfig(PPOBaseConfig):
     def __post_init__(self) -> None:
         if isinstance(self.generation_kwargs, str):
             self.generation_kwargs = _from_json(self.generation_kwargs)
+        if str(self.stop_token).lower() in ("none", "null"):  # as flags say it
+            self.stop_token = None
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "eval_reward", True
         self._check()
         if not torch.accelerator.is_available():
             self.use_cpu = True
@@ -173,6 +188,11 @@ class PPOConfig(PPOBaseConfig):
                 raise UsageError(f"`generation_kwargs` holds {name!r}; set `{_GENERATION[name]}` instead")
             if not hasattr(GenerationConfig(), name):
                 raise UsageError(f"`generation_kwargs` holds {name!r}, which is no setting of a GenerationConfig")
+            if name not in _GENERATION_ALLOWED:
+                raise UsageError(
+                    f"`generation_kwargs` holds {name!r}, which has no effect on samples drawn here or would break "
+                    f"them; wanted some of {', '.join(sorted(_GENERATION_ALLOWED))}"
+                )
 
 
 # TRL has a field of this name, whose value would hide the number of processes from transformers

@@ -144,7 +144,10 @@ def rollout_metrics(experience: Experience, num_generations: int = 1) -> dict[st
         figures["objective/within_prompt_std"] = within.mean()
     figures |= {f"reward/{name}": torch.as_tensor(part, dtype=torch.float64).mean() for name, part in
                 experience.scores.parts.items()}  # fmt: skip
-    return {name: float(value) for name, value in figures.items() if torch.isfinite(value)}
+    return {name: float(value) for name, value in figures.items() if name not in _UNDEFINED or torch.isfinite(value)}
+
+
+_UNDEFINED = ("objective/score_length_correlation", "val/explained_variance")  # where one side does not vary
 
 
 def _correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

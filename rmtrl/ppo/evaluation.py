@@ -1,7 +1,7 @@
 """Evaluation of a policy in training: fresh responses to held-out prompts, judged by the reward and by others."""
 
-import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,15 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers.trainer_utils import PredictionOutput, speed_metrics
 
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.generation import sampling_key
 from rmtrl.metrics import mean_estimate
+from rmtrl.metrics.ranks import correlation_estimate
 from rmtrl.ppo.batches import make_plan
 from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, Progress, PromptMeans
 from rmtrl.ppo.episodes import Episodes, Experience
 from rmtrl.ppo.prompts import Prompts, read_prompts
-from rmtrl.ppo.reward_model import completions
-from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.ppo.reward_model import completions, unscaled
 from rmtrl.types import Estimate
 
 logger = get_logger(__name__)
@@ -36,11 +36,12 @@ class PPOEvaluation:
     ) -> dict[str, float]:
         """Returns the figures of `num_eval_generations` responses to each prompt, over all processes.
 
-        `{prefix}_reward`, `_kl` (nats a response), `_length_tokens`, `_truncated`, `_score_length_correlation`, the
-        score of each of `eval_scorers` under its name, and the ends of 95 % intervals as `_reward_low` and so on;
-        `evaluation_` holds the same as [`Estimate`]s over prompts. The same prompts are always answered with the same
-        noise, so that two evaluations differ by the policy alone: `_reward_gain`, `_length_tokens_gain` and that of
-        each scorer are changes since the run's first evaluation, their intervals those of the paired differences.
+        `{prefix}_reward` (before normalisation, which moves with training, and clip), `_kl` (nats a response),
+        `_length_tokens`, `_truncated`, `_score_length_correlation`, the score of each of `eval_scorers` under
+        its name, and the ends of 95 % intervals as `_reward_low` and so on; `evaluation_` holds the same as
+        [`Estimate`]s over prompts. The same prompts are always answered with the same noise, so that two evaluations
+        differ by the policy alone: `_reward_gain`, `_length_tokens_gain` and that of each scorer are changes since
+        the run's first evaluation, their intervals those of the paired differences.
 
         Args:
             eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Replaces the trainer's own.
@@ -66,7 +67,9 @@ class PPOEvaluation:
                     metrics |= {f"{prefix}_{key}": value for key, value in scalars.items()}
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=sum(map(len, sets.values())))
         self.log(metrics)
-        self.log_table(self.samples_[prefix], "eval_completions")
+        for name in sets:
+            prefix = metric_key_prefix if alone else f"{metric_key_prefix}_{name}"
+            self.log_table(self.samples_[prefix], "eval_completions" if alone else f"{prefix}_completions")
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -81,7 +84,12 @@ class PPOEvaluation:
             test_dataset ([`~datasets.Dataset`]): Prompts.
             ignore_keys: Not used.
             metric_key_prefix (`str`): Opens each key.
+
+        Raises:
+            UsageError: If several sets are given.
         """
+        if isinstance(test_dataset, dict):
+            raise UsageError(f"predict takes one data set, got a dict of {len(test_dataset)}; call it for each")
         estimates, rows = self.evaluate_policy(self._read(test_dataset)["eval"])
         self.evaluation_ |= {f"{metric_key_prefix}_{key}": estimate for key, estimate in estimates.items()}
         self.samples_[metric_key_prefix] = rows
@@ -101,12 +109,9 @@ class PPOEvaluation:
             device_type=self.accelerator.device.type,
         )  # fmt: skip
         log_ratio = self.token_figures(episodes, plan)[0] - self.token_figures(episodes, plan, reference=True)[0]
-        if isinstance(self.reward, ComposedReward):
-            self.reward.update_moments = False  # they are those of training
-        columns = {"reward": self.with_missing_eos(self.score_with(self.reward, prompts, episodes)[0], episodes)}
-        if isinstance(self.reward, ComposedReward):
-            self.reward.update_moments = True
-        columns |= {name: self.score_with(f, prompts, episodes)[0] for name, f in self.eval_scorers.items()}
+        judges = {"reward": self.reward} | self.eval_scorers
+        columns = {name: self.score_with(unscaled(f), prompts, episodes)[0] for name, f in judges.items()}
+        columns["reward"] = self.with_missing_eos(columns["reward"], episodes)
         columns |= {
             "kl": log_ratio.sum(1),
             "length_tokens": torch.tensor([float(len(ids)) for ids in episodes.completion_ids]),
@@ -118,7 +123,7 @@ class PPOEvaluation:
         }
         if n > 1:
             estimates["within_prompt_std"] = mean_estimate(arrays["reward"].reshape(-1, n).std(1), proportion=False)
-        estimates |= _correlations(arrays)
+        estimates |= _correlations(arrays, n)
         return estimates, _rows(self.processing_class, prompts, episodes, arrays)
 
     def _compared(
@@ -178,6 +183,19 @@ class PPOEvaluation:
             table = wandb.Table(columns=list(rows[0]), data=data)
             wandb.log({name: table, "train/global_step": self.state.global_step})
 
+    def generate_completions(self: Any, sampling: bool = False) -> None:
+        """Prints five responses to the evaluation prompts with their rewards, and logs the table of all.
+
+        Args:
+            sampling (`bool`): Whether to answer the prompts of one batch alone.
+        """
+        most = self.args.per_device_eval_batch_size * self.accelerator.num_processes if sampling else None
+        for name, prompts in self.eval_prompts.items():
+            _, rows = self.evaluate_policy(replace(prompts, ids=prompts.ids[:most]))
+            for row in rows[:5] if self.is_world_process_zero() else []:
+                print(f"{name}: {row['prompt']!r} -> {row['completion']!r} (reward {row['reward']:.3f})")
+            self.log_table(rows, "completions" if name == "eval" else f"{name}_completions")
+
 
 def _rows(tokenizer: Any, prompts: Prompts, episodes: Episodes, arrays: dict[str, Any]) -> list[dict[str, Any]]:
     n = len(next(iter(arrays.values())))
@@ -201,14 +219,13 @@ def _text(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
-def _correlations(arrays: dict[str, Any]) -> dict[str, Estimate]:
+def _correlations(arrays: dict[str, Any], n: int) -> dict[str, Estimate]:
     reward, length = arrays["reward"], arrays["length_tokens"]
     if len(reward) < 4 or reward.std() == 0 or length.std() == 0:
         return {}
-    value, n = float(np.corrcoef(reward, length)[0, 1]), len(reward)
-    z, half = math.atanh(min(max(value, -0.999999), 0.999999)), 1.96 / math.sqrt(n - 3)
-    ends = math.tanh(z - half), math.tanh(z + half)
-    return {"score_length_correlation": Estimate(value, *ends, n, method="Fisher's z")}
+    n_prompts = len(reward) // n
+    estimate = correlation_estimate(reward, length, np.repeat(np.arange(n_prompts), n), kind="pearson")
+    return {"score_length_correlation": replace(estimate, n=n_prompts)}
 
 
 def _flat(estimates: dict[str, Estimate], prefix: str) -> dict[str, float]:

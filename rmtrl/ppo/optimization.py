@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rmtrl.errors import ModelError
 from rmtrl.generation import sampling_key
 from rmtrl.ppo.advantages import gae, shaped_rewards, whiten
 from rmtrl.ppo.episodes import Experience, Rollout, Scores
@@ -59,11 +60,28 @@ class PPOUpdate:
             totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
         grad_norm = self._clip_grad_norm(self.model_wrapped) if self.args.max_grad_norm > 0 else None
         grad_norm = self._get_grad_norm(self.model_wrapped, grad_norm=grad_norm)
+        self.check_finite(loss.detach(), "the loss is")
+        if self.accelerator.scaler is None:  # with one the step is left out, and its scale lowered
+            self.check_finite(torch.as_tensor(grad_norm), "the gradient norm is")
         self.control = self.callback_handler.on_pre_optimizer_step(self.args, self.state, self.control)
         self.optimizer.step()
         self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
         self.model_wrapped.zero_grad()
         return totals, float(grad_norm)
+
+    def check_finite(self: Any, *named: Any) -> None:
+        """Passes tensors, each followed by its name and verb, all of whose numbers are finite.
+
+        Raises:
+            ModelError: If a number is not.
+        """
+        for tensor, name in zip(named[::2], named[1::2], strict=True):
+            if not torch.isfinite(tensor).all():
+                raise ModelError(
+                    f"update {self.state.global_step + 1}: {name} not finite; the run has diverged or started from "
+                    "broken weights: lower learning_rate, set max_grad_norm or max_approx_kl, or resume from an "
+                    "earlier checkpoint"
+                )
 
     def token_losses(
         self: Any, experience: Experience, rows: Sequence[int]

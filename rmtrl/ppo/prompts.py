@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from datasets import Dataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.validation import check_chat_template
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, RenderingError
+from rmtrl.generation.transformers_generator import one_start
 from rmtrl.types import Conversation
 
 logger = logging.getLogger(__name__)
@@ -24,15 +26,24 @@ class Prompts:
 
     Args:
         ids (`list[list[int]]`): Token ids of each prompt, generation prompt included.
-        prompts (`list[Conversation]`): Each prompt as the reward sees it: messages, or text.
+        prompts (`list[Conversation]`): Each prompt as the reward sees it: messages, or text; without the assistant's
+            message that is to be continued.
         rows ([`~datasets.Dataset`]): The other columns, a row a prompt.
         n_dropped (`int`): Prompts left out for their length.
+        begun (`list[str]`): What a completion of each continues, which a reward sees as its beginning.
     """
 
     ids: list[list[int]]
     prompts: list[Conversation]
     rows: Dataset
     n_dropped: int = 0
+    begun: list[str] = field(default_factory=list)
+
+    def answer(self, index: int, completion: str) -> Conversation:
+        """Returns a completion of a prompt as the reward sees it: text, or one message of the assistant's."""
+        if isinstance(self.prompts[index], str):
+            return completion
+        return [{"role": "assistant", "content": (self.begun[index] if self.begun else "") + completion}]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,7 +109,20 @@ def read_prompts(
     rest = dataset.remove_columns([column for column in names if column in ("prompt", "input_ids", "attention_mask")])
     if n_dropped and rest.column_names:
         rest = rest.select(kept)
-    return Prompts([ids[row] for row in kept], [prompts[row] for row in kept], rest, n_dropped)
+    cut = [_cut(prompts[row], row) for row in kept]
+    return Prompts([ids[row] for row in kept], [own for own, _ in cut], rest, n_dropped, [begun for _, begun in cut])
+
+
+def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
+    """Returns a prompt without the assistant's message that is to be continued, and that message's text."""
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return prompt, ""
+    begun = prompt[-1].get("content")
+    if not isinstance(begun, str) or len(prompt) == 1:
+        raise DataError(
+            f"prompt {row} ends in an assistant's message; wanted its content as text, and messages before"
+        )
+    return prompt[:-1], begun
 
 
 def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:
@@ -116,7 +140,7 @@ def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[
         empty = next((row for row, prompt in enumerate(prompts) if not prompt.strip()), None)
         if empty is not None:
             raise DataError(f"prompt {empty} is empty; a policy has nothing to continue")
-        return prompts, [list(ids) for ids in tokenizer(text=prompts, verbose=False)["input_ids"]]
+        return prompts, [one_start(ids, tokenizer) for ids in tokenizer(text=prompts, verbose=False)["input_ids"]]
     check_chat_template(tokenizer)
     return prompts, [_render(prompt, tokenizer, row) for row, prompt in enumerate(prompts)]
 
@@ -127,10 +151,15 @@ def _render(prompt: Any, tokenizer: PreTrainedTokenizerBase, row: int) -> list[i
     if not prompt or not any(str(turn.get("content") or "").strip() for turn in prompt):
         raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
     last = prompt[-1]["role"] == "assistant"
-    rendered: Any = tokenizer.apply_chat_template(
-        prompt, tokenize=True, return_dict=True, add_generation_prompt=not last, continue_final_message=last,
-        tokenizer_kwargs={"verbose": False},
-    )  # fmt: skip
+    try:
+        rendered: Any = tokenizer.apply_chat_template(
+            prompt, tokenize=True, return_dict=True, add_generation_prompt=not last, continue_final_message=last,
+            tokenizer_kwargs={"verbose": False},
+        )  # fmt: skip
+    except (TemplateError, TypeError, ValueError) as error:
+        raise RenderingError(
+            f"the chat template fails on prompt {row}: {str(error).splitlines()[0]}; give roles and content it takes"
+        ) from error
     return list(rendered["input_ids"])
 
 
@@ -148,8 +177,11 @@ def _without_padding(dataset: Dataset) -> list[list[int]]:
 
 
 def _token_ids(value: Any, row: int) -> list[int]:
-    whole = isinstance(value, torch.Tensor) or all(isinstance(token, int) for token in value)
+    listed = isinstance(value, list | tuple)
+    whole = isinstance(value, torch.Tensor) or (listed and all(isinstance(token, int) for token in value))
     ids = torch.as_tensor(value) if whole else torch.empty(0, 0)
     if ids.ndim != 1 or (ids.is_floating_point() and len(ids)):
         raise DataError(f"prompt {row} has the input_ids {str(value)[:80]}; wanted a list of token ids")
+    if any(token < 0 for token in ids.tolist()):
+        raise DataError(f"prompt {row} has input_ids below 0; leave labels' -100 out")
     return [int(token) for token in ids]

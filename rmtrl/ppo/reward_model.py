@@ -1,9 +1,9 @@
 """Whatever is given as a reward, as one function in TRL's form; a model of the policy's tokens takes token ids."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,23 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rmtrl.errors import ModelError
+from rmtrl.errors import ModelError, RewardError, UsageError
 from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_calls import call_reward
+from rmtrl.ppo.reward_calls import call_reward, shown
 from rmtrl.ppo.rewards import ComposedReward
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.scorer import RewardScorer
-from rmtrl.types import Conversation
+from rmtrl.types import Conversation, Scorer
 
 Reward = Callable[..., Any]
+
+# of an evaluation's figures and of its rows
+FIGURES = (
+    "reward", "kl", "length_tokens", "truncated", "within_prompt_std", "score_length_correlation", "prompt",
+    "completion", "runtime", "samples_per_second", "steps_per_second", "loss",
+)  # fmt: skip
+ENDINGS = ("_gain", "_low", "_high")
 
 
 class TokenReward:
@@ -65,7 +72,7 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Re
             )
         reward_model = RewardScorer(reward_model, tokenizer, progress=False)
     if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer | str | Path):
-        composed = copy.copy(reward_model)  # the running moments are shared with the one given
+        composed = copy.copy(reward_model)
         composed.scorer, network = as_reward(reward_model.scorer, tokenizer)
         return composed, network
     if isinstance(reward_model, RewardScorer):
@@ -81,9 +88,44 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Re
     return reward_model, None
 
 
+def training_reward(
+    reward: Reward, *, clip: tuple[float, float] | None, normalise: Literal["mean_std", False]
+) -> Reward:
+    """Returns the reward with the trainer's normalisation and clip; of a composed reward, a copy.
+
+    The copy takes moments of its own from those of the reward given, which training leaves as they are.
+    """
+    if isinstance(reward, ComposedReward):
+        reward = copy.copy(reward)
+        if reward.clip is None and not (normalise and reward.normalise):
+            reward.clip, reward.normalise = clip, normalise or reward.normalise
+            return reward
+    return ComposedReward(reward, clip=clip, normalise=normalise) if clip or normalise else reward
+
+
+def unscaled(reward: Reward) -> Reward:
+    """Returns the reward before normalisation and clip."""
+    return reward.unscaled() if isinstance(reward, ComposedReward) else reward
+
+
 def as_rewards(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Reward]:
-    """Returns a reward function for each of the judges given."""
+    """Returns a reward function for each of the judges given.
+
+    Raises:
+        UsageError: If one has the name of a figure.
+    """
+    for name in given:
+        if name in FIGURES or name.endswith(ENDINGS):
+            raise UsageError(f"eval_scorers: the name {name!r} is that of a figure of every evaluation; give another")
     return {name: as_reward(judge, tokenizer)[0] for name, judge in given.items()}
+
+
+def closes_cut_turns(reward: Reward) -> bool:
+    """Whether responses reach the reward as text that a scorer renders, so that one cut off looks finished."""
+    if not isinstance(reward, ComposedReward):
+        return isinstance(reward, Scorer)
+    scorers: Iterable[Any] = reward.scorer.values() if isinstance(reward.scorer, Mapping) else [reward.scorer]
+    return not any(own.name == "truncated" for own in reward.filters) and any(map(closes_cut_turns, scorers))
 
 
 def _same_tokens(scorer: RewardScorer, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -113,7 +155,7 @@ def score_episodes(
         rows (`Sequence[int]`): Which of them to score.
 
     Raises:
-        RewardError: If the reward fails, or returns something else than a finite number an episode.
+        RewardError: If the reward fails, or returns something else than a number an episode that float32 holds.
     """
     indices = [episodes.indices[row] for row in rows]
     texts = completions(tokenizer, episodes, rows)
@@ -121,13 +163,19 @@ def score_episodes(
     values = call_reward(
         reward,
         given,
-        [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-         for prompt, text in zip(given, texts, strict=True)],
+        [prompts.answer(index, text) for index, text in zip(indices, texts, strict=True)],
         prompt_ids=[episodes.prompt_ids[row] for row in rows],
         completion_ids=[episodes.completion_ids[row] for row in rows],
         truncated=[episodes.truncated[row] for row in rows],
         **prompts.columns(indices),
     )  # fmt: skip
+    too_large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(too_large):
+        row = int(too_large[0])
+        raise RewardError(
+            f"the reward {getattr(reward, '__name__', type(reward).__name__)!r} gave {values[row]:g} for completion "
+            f"{row}; wanted a number that float32 holds (3.4e38 at most): {shown(given[row], texts[row])}"
+        )
     parts = getattr(reward, "parts_", {})
     return values, {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
 

@@ -1,5 +1,6 @@
 """One reward composed of many steps: a scorer, its calibration and uncertainty, filters, a length penalty, a scale."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +24,10 @@ class ComposedReward:
     It is itself a reward function in TRL's form: for [`PPOTrainer`], for `reward_funcs` of GRPOTrainer and
     RLOOTrainer, and as a scorer of another [`ComposedReward`]. Every step acts on every completion, in this order.
 
-    After a call `parts_` holds what each step gave, `(N,)` arrays: `score` (and each scorer's own, by name),
-    `score_std`, `calibrated`, `uncertainty` (what was taken off), each filter (1 where it blocked), `length_penalty`,
-    `normalised`, `clipped` (1 where it was) and `reward`. Where the trainer passes `log_metric` their means are logged
-    under `__name__`, which may be set to tell several apart.
+    After a call `parts_` holds what each step gave, in a lone [`ComposedReward`] within too, `(N,)` arrays: `score`
+    (and each scorer's own, by name), `score_std`, `calibrated`, `uncertainty` (what was taken off), each filter (1
+    where it blocked), `length_penalty`, `normalised`, `clipped` (1 where it was) and `reward`. Where the trainer
+    passes `log_metric` their means are logged under `__name__`, which may be set to tell several apart.
 
     Args:
         scorer ([`~rmtrl.types.Scorer`] or `Callable` or `Mapping[str, Callable]` or `str`):
@@ -113,10 +114,22 @@ class ComposedReward:
             self.parts_["clipped"] = (rewards != whole).astype(np.float64)
         self.parts_["reward"] = rewards
         log_metric = columns.get("log_metric")
+        if log_metric is not None and not callable(log_metric):
+            raise UsageError(
+                f"log_metric is TRL's function to log with, got {type(log_metric).__name__}; rename the column"
+            )
         if log_metric is not None and len(rewards):
             for part, values in self.parts_.items():
                 log_metric(f"{self.__name__}/{part}", float(values.mean()))
         return [float(reward) for reward in rewards]
+
+    def unscaled(self) -> "ComposedReward":
+        """Returns a copy without normalisation and clip, whose rewards can be compared over time."""
+        own = copy.copy(self)
+        own.normalise, own.clip, own.parts_ = False, None, {}
+        if isinstance(own.scorer, ComposedReward):
+            own.scorer = own.scorer.unscaled()
+        return own
 
     def state_dict(self) -> dict[str, float]:
         """Returns the running moments, ready for JSON, which keeps them exactly."""
@@ -148,7 +161,8 @@ class ComposedReward:
             scores, std = _distribution(self.scorer, prompts, completions)
         else:
             scores, std = call_reward(self.scorer, prompts, completions, **columns), None
-        self.parts_["score"] = scores
+        inner = self.scorer.parts_ if isinstance(self.scorer, ComposedReward) else {}
+        self.parts_ |= {"score": scores} | inner  # a reward within is shown by its own parts
         rewards = self._calibrated(scores, prompts, completions)
         if self.calibration is not None:
             self.parts_["calibrated"] = rewards

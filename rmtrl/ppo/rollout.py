@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from trl.models import unwrap_model_for_generation
 
 from rmtrl.errors import ModelError
@@ -13,7 +14,9 @@ from rmtrl.ppo.batches import make_plan
 from rmtrl.ppo.episodes import Episodes, Rollout, Scores
 from rmtrl.ppo.logprobs import response_logits, token_logprobs
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_model import score_episodes
+from rmtrl.ppo.reward_model import closes_cut_turns, score_episodes
+
+logger = get_logger(__name__)
 
 
 class PPORollout:
@@ -36,6 +39,10 @@ class PPORollout:
         )  # fmt: skip
         logprobs, values = self.token_figures(episodes, plan)
         ref_logprobs, _ = self.token_figures(episodes, plan, reference=True)
+        self.check_finite(
+            logprobs, "log probabilities of the policy are", ref_logprobs, "log probabilities of the reference are",
+            values, "values of the value model are",
+        )  # fmt: skip
         mask = episodes.mask.to(self.accelerator.device)
         return Rollout(episodes, plan, mask, logprobs, ref_logprobs, values)
 
@@ -111,8 +118,17 @@ class PPORollout:
         Raises:
             RewardError: If the reward fails, or returns something else than a finite number a response.
         """
+        self._warn_of_cut_turns(rollout.episodes)
         scores, parts = self.score_with(self.reward, self.train_prompts, rollout.episodes)
         return Scores(self.with_missing_eos(scores, rollout.episodes), parts)
+
+    def _warn_of_cut_turns(self: Any, episodes: Episodes) -> None:
+        handled = self.args.missing_eos_penalty is not None or self.args.missing_eos_score is not None
+        if any(episodes.truncated) and not handled and closes_cut_turns(self.reward):
+            logger.warning_once(
+                "a response was cut off at response_length, and the reward reads text, in which its turn is closed "
+                "as if it had ended; set missing_eos_penalty or missing_eos_score, or add a truncated_filter()"
+            )
 
     def with_missing_eos(self: Any, scores: torch.Tensor, episodes: Episodes) -> torch.Tensor:
         """Returns the scores, `(B,)`, with what the settings say of responses that were cut off."""

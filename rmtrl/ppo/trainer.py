@@ -21,13 +21,17 @@ from rmtrl.ppo import checkpoint
 from rmtrl.ppo._base import PPOBase, init_trainer
 from rmtrl.ppo.assembly import (
     add_policy_adapter,
+    check_best_metric,
     check_roles,
+    check_vocabulary,
     choose_reference,
     choose_value_model,
+    forget_pad_outside,
     give_pad_token,
     load_policy,
     longest_prompt,
     make_generator,
+    pad_inside,
 )
 from rmtrl.ppo.backbone import SharedValue, check_adapter
 from rmtrl.ppo.config import PPOConfig
@@ -37,8 +41,7 @@ from rmtrl.ppo.kl import AdaptiveKLController, FixedKLController
 from rmtrl.ppo.models import PolicyAndValue, disable_dropout
 from rmtrl.ppo.optimization import PPOUpdate
 from rmtrl.ppo.prompts import Prompts, read_prompts
-from rmtrl.ppo.reward_model import as_reward, as_rewards
-from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.ppo.reward_model import as_reward, as_rewards, training_reward
 from rmtrl.ppo.rollout import PPORollout
 from rmtrl.ppo.shared_reward import share_reward
 
@@ -75,20 +78,23 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
             Configuration.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+        model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy. A folder or hub id is loaded in float32; one of an adapter goes on being trained.
+        ref_model (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
             The reference. Where absent: the policy as it is now, by switching its adapter if it has one, else a copy.
+            It is computed with `kl_coef=0` too, for the KL that is logged.
         reward_model:
             A sequence classification model with the policy's tokenizer; a folder or hub id, with its own tokenizer
             and template; any [`Scorer`]; or a function `f(prompts, completions, **columns) -> list[float]`, which
-            also receives `prompt_ids`, `completion_ids` and `truncated`.
+            also receives `prompt_ids`, `completion_ids` and `truncated`. A [`ComposedReward`] is copied: `reward`
+            holds the parts and moments of training. In text that scorers render the turn of a truncated response
+            is closed, in token ids it is not: see `missing_eos_penalty`.
         train_dataset ([`~datasets.Dataset`]):
             Prompts, see [`~rmtrl.ppo.prompts.read_prompts`].
         value_model (*optional*):
             A sequence classification model with one label, or any module `(input_ids, attention_mask) -> (B, T)`.
-            Where absent: the reward model's backbone if it is a model with the policy's tokenizer, else the policy's,
-            with a head of zeros.
+            Where absent: the reward model's backbone if it is a model with the policy's tokenizer and the policy has
+            no adapter (no `peft_config` either), else the policy's, with a head of zeros.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Prompts to evaluate on.
         optimizers, callbacks, peft_config:
@@ -115,13 +121,14 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
     args: PPOConfig
     model: PolicyAndValue
     processing_class: PreTrainedTokenizerBase
+    _carried: dict[str, Any] | None = None  # KL controller and reward as they were before the first run
 
     def __init__(
         self,
         args: PPOConfig,
         processing_class: PreTrainedTokenizerBase,
-        model: "str | PreTrainedModel | PeftModel",
-        ref_model: "str | PreTrainedModel | None" = None,
+        model: "str | Path | PreTrainedModel | PeftModel",
+        ref_model: "str | Path | PreTrainedModel | None" = None,
         reward_model: Any = None,
         train_dataset: Dataset | None = None,
         value_model: nn.Module | None = None,
@@ -136,28 +143,33 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         if reward_model is None or train_dataset is None:
             raise UsageError("PPOTrainer needs a reward_model and a train_dataset")
         check_roles(model, ref_model, reward_model, value_model)
-        policy = add_policy_adapter(load_policy(model), peft_config, args.model_adapter_name)
-        give_pad_token(processing_class, policy)
+        loading: dict[str, Any] = {"n_tokens": len(processing_class), "adapted": peft_config is not None}
+        policy = add_policy_adapter(load_policy(model, **loading), peft_config, args.model_adapter_name)
+        give_pad_token(processing_class)
         self.generator = make_generator(policy, processing_class, args)
         self.max_prompt_length = limit = longest_prompt(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
         sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset} if eval_dataset else {}
+        check_best_metric(args, list(sets))
         self.eval_prompts = {n: read_prompts(d, processing_class, max_length=limit, name=n) for n, d in sets.items()}
 
         if args.one_backbone:
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
-        self.reward, reward_network = as_reward(reward_model, processing_class)
-        if args.reward_clip_range or args.normalize_rewards:
-            low, high = args.reward_clip_range or (0.0, 0.0)
-            self.reward = ComposedReward(
-                self.reward, clip=(low, high) if low < high else None,
-                normalise="mean_std" if args.normalize_rewards else False,
-            )  # fmt: skip
+        self.reward, reward_network = as_reward(reward_model, pad_inside(processing_class, reward_model))
+        low, high = args.reward_clip_range or (0.0, 0.0)
+        self.reward = training_reward(
+            self.reward, clip=(low, high) if low < high else None,
+            normalise="mean_std" if args.normalize_rewards else False,
+        )  # fmt: skip
         self.eval_scorers = as_rewards(eval_scorers or {}, processing_class)
-        self.ref_model, reference_adapter = choose_reference(policy, load_policy(ref_model), peft_config, args)
+        reference = load_policy(ref_model, **loading)
+        self.ref_model, reference_adapter = choose_reference(policy, reference, peft_config, args)
         shares = args.one_backbone and value_model is None
         value = SharedValue(policy) if shares else choose_value_model(value_model, reward_network, policy, peft_config)
+        models = {"model": policy, "ref_model": reference, "value_model": getattr(value, "model", value)}
+        every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
+        check_vocabulary(models, processing_class, every, self.generator.end_token_ids)
         for module in (policy, value, self.ref_model):
             if module is not None:
                 disable_dropout(module)
@@ -183,6 +195,11 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
 
     def _set_batch_sizes(self) -> None:
         args, world_size = self.args, self.accelerator.num_processes
+        if args.auto_find_batch_size:
+            raise UsageError(
+                "auto_find_batch_size would start the run anew with other batches; give a per_device_train_batch_size "
+                "that fits in memory, with gradient_accumulation_steps for the rest of the batch"
+            )
         self.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.batch_size = self.local_batch_size * world_size
         if self.local_batch_size % args.num_mini_batches:
@@ -227,8 +244,7 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
     ) -> TrainOutput:  # fmt: skip
         """Runs the updates: transformers' own loop with one update in place of an epoch's batches."""
         self.accelerator.free_memory()
-        if self.args.auto_find_batch_size:
-            self._update_auto_batch_size(batch_size)
+        forget_pad_outside(self.model.policy)  # transformers has just copied the tokenizer's
         max_steps, per_epoch = self.num_total_batches, max(1, len(self.train_prompts) // self.prompts_per_batch)
         epochs = -(-max_steps // per_epoch)
         self._init_training_state(max_steps, per_epoch, epochs, resume_from_checkpoint, trial)
@@ -238,6 +254,8 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=self.args.device), 0.0
         self._globalstep_last_logged = self.state.global_step
         self._metrics.clear()
+        self._carried = self._carried or checkpoint.carried(self)
+        checkpoint.load_carried(self, self._carried)  # a second run starts as the first
         if resume_from_checkpoint is not None:
             checkpoint.load_state(resume_from_checkpoint, self)
             self._load_rng_state(resume_from_checkpoint)

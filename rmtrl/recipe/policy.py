@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import PeftModel
+from transformers import PreTrainedModel
 from trl import ModelConfig, ScriptArguments, get_quantization_config
 
 from rmtrl.calibration.report import FILE, read_calibration
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
-from rmtrl.errors import DataError, ModelError, UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.metrics import mean_estimate
+from rmtrl.ppo.assembly import read_language_model
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
 from rmtrl.recipe import model_init_kwargs
@@ -95,7 +97,7 @@ def _read(recipe: PPORecipeArguments) -> Dataset:
     return rows.select_columns(kept)
 
 
-def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> "PreTrainedModel | PeftModel":
     """Returns the language model that the flags name.
 
     Raises:
@@ -106,13 +108,7 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     quantization = get_quantization_config(model_args)
     if quantization is not None:
         settings |= {"quantization_config": quantization}
-    if settings.get("dtype") in (None, "auto") and not model_args.use_peft:
-        settings["dtype"] = "float32"  # weights that are trained; bf16 is for the arithmetic
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, **settings)
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise ModelError(f"no language model at {path}: {said}; give a folder or a hub id") from error
+    return read_language_model(path, adapted=bool(model_args.use_peft), **settings)
 
 
 def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:

@@ -101,6 +101,10 @@ def test_a_stop_token_of_its_own_stops_too(new_config):
         (dict(generation_kwargs={"max_new_tokens": 3}), "holds 'max_new_tokens'; set `response_length` instead"),
         (dict(generation_kwargs={"temperature": 0.5}), "holds 'temperature'; set `temperature` instead"),
         (dict(generation_kwargs={"min_new_token": 3}), "'min_new_token', which is no setting of a GenerationConfig"),
+        (dict(generation_kwargs={"top_k": 5}), "holds 'top_k', which has no effect on samples drawn here or would"),
+        (dict(generation_kwargs={"num_beams": 2}), "holds 'num_beams', which has no effect"),
+        (dict(generation_kwargs={"pad_token_id": 2}), "holds 'pad_token_id', which has no effect"),
+        (dict(generation_kwargs={"return_dict_in_generate": True}), "holds 'return_dict_in_generate', which has no"),
         (dict(neftune_noise_alpha=5.0), "`neftune_noise_alpha` moves log probabilities"),
     ],
 )
@@ -114,3 +118,29 @@ def test_a_setting_that_cannot_be_used_is_told_in_one_line(new_config, settings,
 def test_the_ends_of_each_range_can_be_used(new_config):
     new_config(top_p=1.0, gamma=1.0, lam=0.0, kl_coef=0.0, entropy_coef=0.0, vf_coef=0.0)
     new_config(lam=1.0, missing_eos_score=-1.0, stop_token=None, stop_token_id=7)
+
+
+@pytest.mark.parametrize("word", ["none", "null", "None"])
+def test_a_flag_can_take_the_stop_token_away(tmp_path, word):
+    flags = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False", "--stop_token", word]
+    (config,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(flags)
+    assert config.stop_token is None and not config.stops
+
+
+def test_the_best_checkpoint_is_told_by_the_reward_unless_another_figure_is_named(new_config):
+    steps = dict(load_best_model_at_end=True, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    config = new_config(**steps)
+    assert (config.metric_for_best_model, config.greater_is_better) == ("eval_reward", True)
+    config = new_config(metric_for_best_model="eval_kl", greater_is_better=False, **steps)
+    assert (config.metric_for_best_model, config.greater_is_better) == ("eval_kl", False)
+    assert new_config().metric_for_best_model is None
+
+
+def test_settings_of_generation_that_act_on_the_logits_are_taken(new_trainer, prompts):
+    trainer = new_trainer(eval_dataset=prompts, response_length=6, generation_kwargs={
+        "min_new_tokens": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [6, 7]],
+        "sequence_bias": [[[8], -5.0]], "suppress_tokens": [9], "begin_suppress_tokens": [10], "use_cache": True,
+        "exponential_decay_length_penalty": [2, 1.1], "remove_invalid_values": True, "forced_eos_token_id": 3,
+        "min_length": 1, "cache_implementation": "static",
+    })  # fmt: skip
+    assert trainer.evaluate()["eval_length_tokens"] >= 2

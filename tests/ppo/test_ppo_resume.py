@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ppo_runs
@@ -12,7 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from rmtrl.errors import ModelError
+from rmtrl.errors import ModelError, UsageError
+from rmtrl.ppo.rewards import ComposedReward
 
 # every part of a run that could be forgotten has a state of its own here
 RUN = dict(
@@ -228,3 +230,58 @@ def test_state_is_plain_json(checkpoints):
     stored = json.loads(Path(checkpoints / "full" / "checkpoint-2" / "ppo_state.json").read_text())
     assert stored["schema"] == "rmtrl/ppo-state/1"
     assert stored["last_log"] == {"step": 2, "loss_since": 0.0}
+
+
+OTHERS = {
+    "seed": (dict(seed=5), "seed 42 and this run has 5"),
+    "data seed": (dict(data_seed=5), "data_seed None and this run has 5"),
+    "responses to a prompt": (dict(num_generations=2), "num_generations 1 and this run has 2"),
+    "prompts": ({}, r"prompts 13 \(\S+\) and this run has 13 "),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_run_is_not_gone_on_with(checkpoints, tmp_path, case):
+    settings, message = OTHERS[case]
+    trainer = ppo_runs.new_trainer(tmp_path / "out", **settings)
+    if case == "prompts":
+        trainer.train_prompts = replace(trainer.train_prompts, ids=[ids[::-1] for ids in trainer.train_prompts.ids])
+    with pytest.raises(ModelError, match=f"checkpoint-2 was written with {message}"):
+        trainer.train(resume_from_checkpoint=str(checkpoints / "full" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_another_reference_is_refused(checkpoints, tmp_path, kind):
+    policy = ppo_runs.new_policy(ppo_runs.new_tokenizer())
+    with torch.no_grad():
+        policy.model.norm.weight.mul_(1.01)
+    trainer = ppo_runs.new_trainer(tmp_path / "out", kind=kind, policy=policy)
+    with pytest.raises(ModelError, match="checkpoint-2 was written with another reference"):
+        trainer.train(resume_from_checkpoint=str(checkpoints / kind / "checkpoint-2"))
+
+
+def test_a_second_run_starts_from_the_same_state(tmp_path):
+    settings = dict(kl_target=0.001, kl_horizon=50, normalize_rewards=True, max_steps=2)
+    trainer = ppo_runs.new_trainer(tmp_path / "out", **settings)
+    for _ in range(2):
+        trainer.train()
+        rows = [row for row in trainer.state.log_history if "objective/kl_coef" in row]
+        assert rows[0]["objective/kl_coef"] == trainer.args.kl_coef != trainer.kl_controller.kl_coef
+        assert trainer.reward.moments_.count == 2 * 8
+
+
+def test_two_runs_with_one_reward_do_not_meet(tmp_path):
+    reward = ComposedReward(ppo_runs.token_reward, normalise="mean_std")
+    logs = []
+    for name in ("a", "b"):
+        trainer = ppo_runs.new_trainer(tmp_path / name, reward=reward, max_steps=2)
+        trainer.train()
+        assert trainer.reward.moments_.count == 2 * 8
+        logs.append(ppo_runs.figures(trainer.state.log_history[:-1]))
+    assert logs[0] == logs[1]
+    assert reward.moments_.count == 0
+
+
+def test_a_batch_size_found_by_trial_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="auto_find_batch_size .* per_device_train_batch_size .*accumulation"):
+        ppo_runs.new_trainer(tmp_path / "out", auto_find_batch_size=True)

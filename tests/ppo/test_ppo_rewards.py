@@ -14,6 +14,7 @@ from trl.rewards import get_soft_overlong_punishment
 from rmtrl.calibration.fit import calibrate
 from rmtrl.calibration.rewards import AffineReward, CalibratedScorer
 from rmtrl.errors import DataError, RewardError, UsageError
+from rmtrl.ppo.reward_model import training_reward
 from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments, empty_filter, truncated_filter
 from rmtrl.ppo.rewards import ComposedReward, call_reward, checked_rewards
 from rmtrl.reward.uncertainty import MemberScorer
@@ -483,3 +484,42 @@ def test_two_processes_normalise_as_one_with_the_same_batches(tmp_path):
             np.testing.assert_allclose(rewards, expected[rank::2], rtol=1e-12)
             assert state == both[0][1]
             assert state == pytest.approx(one.state_dict(), rel=1e-12)
+
+
+# what the trainer makes of a reward
+
+
+def test_the_scale_of_the_trainer_keeps_the_parts():
+    given = ComposedReward(values, filters=[empty_filter(-1.0)], calibration=AffineReward(1.0, 2.0))
+    scaled = training_reward(given, clip=(-1.0, 1.0), normalise="mean_std")
+    assert scaled(**texts(2), scores=[3.0, 7.0]) == [-1.0, 1.0]  # calibrated 1 and 3
+    assert {name: part.tolist() for name, part in scaled.parts_.items()} == {
+        "score": [3.0, 7.0], "calibrated": [1.0, 3.0], "empty": [0.0, 0.0], "normalised": [-1.0, 1.0],
+        "clipped": [0.0, 0.0], "reward": [-1.0, 1.0],
+    }  # fmt: skip
+    assert (given.clip, given.normalise, given.moments_.count) == (None, False, 0)
+
+
+def test_a_clip_within_is_kept_and_comes_before_the_scale():
+    given = ComposedReward(values, filters=[empty_filter(-1.0)], clip=(0.0, 5.0))
+    scaled = training_reward(given, clip=None, normalise="mean_std")
+    assert scaled(**texts(2), scores=[3.0, 7.0]) == [-1.0, 1.0]  # 3 and 5
+    parts = {name: part.tolist() for name, part in scaled.parts_.items()}
+    assert parts["score"] == [3.0, 7.0]
+    assert parts["empty"] == [0.0, 0.0]
+    assert parts["clipped"] == [0.0, 1.0]
+    assert scaled.unscaled()(**texts(2), scores=[3.0, 7.0]) == [3.0, 7.0]
+
+
+def test_a_reward_that_is_to_be_clipped_after_its_own_normalisation_is():
+    scaled = training_reward(ComposedReward(values, normalise="std"), clip=(-1.5, 1.5), normalise=False)
+    assert scaled(**texts(2), scores=[10.0, 30.0]) == [1.0, 1.5]
+
+
+def test_a_reward_without_a_scale_is_used_as_it_is():
+    assert training_reward(values, clip=None, normalise=False) is values
+
+
+def test_log_metric_of_a_data_set_is_no_way_to_log():
+    with pytest.raises(UsageError, match="log_metric .* got list"):
+        ComposedReward(values)(**texts(1), scores=[1.0], log_metric=[1])

@@ -5,9 +5,13 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 
 from rmtrl.errors import DataError, RenderingError
+from rmtrl.generation import TransformersGenerator
+from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import read_prompts
+from rmtrl.ppo.reward_model import score_episodes
 
 
 def read(tokenizer, max_length=None, **columns):
@@ -82,6 +86,9 @@ def test_other_columns_are_given_by_row(tokenizer):
         (dict(input_ids=[[5], []]), "prompt 1 of the train data is empty"),
         (dict(input_ids=[[5, 6]], attention_mask=[[0, 0]]), "prompt 0 of the train data is empty"),
         (dict(input_ids=[[5, 6]], attention_mask=[[1]]), "prompt 0 has 2 input_ids and an attention_mask of 1"),
+        (dict(input_ids=[[5, -100]]), "prompt 0 has input_ids below 0; leave labels' -100 out"),
+        (dict(input_ids=[[5], None]), "prompt 1 has the input_ids None; wanted a list of token ids"),
+        (dict(prompt=[[{"role": "assistant", "content": "sun"}]]), "prompt 0 ends in an assistant's message"),
         (dict(input_ids=["sun"]), "prompt 0 has the input_ids sun; wanted a list of token ids"),
         (dict(input_ids=[[5.5]]), "prompt 0 has the input_ids [5.5]; wanted a list of token ids"),
         (dict(input_ids=[[[5]]]), "prompt 0 has the input_ids [[5]]; wanted a list of token ids"),
@@ -107,3 +114,42 @@ def test_messages_need_a_template(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(RenderingError, match="chat template"):
         read(tokenizer, prompt=[[{"role": "user", "content": "sun"}]])
+
+
+def test_an_answer_begun_is_one_message_with_its_completion_to_a_reward(tokenizer):
+    turns = [{"role": "user", "content": "sun ?"}, {"role": "assistant", "content": "good"}]
+    found = read(tokenizer, prompt=[turns, turns[:1]])
+    seen = []
+
+    def reward(prompts, completions, **columns):
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(prompts)
+
+    ids = tokenizer(" bad")["input_ids"]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    score_episodes(reward, tokenizer, found, Episodes([0, 1], found.ids, [ids, ids], [True, True]), [0, 1])
+    assert seen == [
+        (turns[:1], [{"role": "assistant", "content": "good" + text}]),
+        (turns[:1], [{"role": "assistant", "content": text}]),
+    ]
+
+
+def test_rendered_text_has_one_start_token(tokenizer, new_policy):
+    start = tokenizer.convert_tokens_to_ids("<|user|>")
+    tokenizer.bos_token = "<|user|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "<|user|> $A", special_tokens=[("<|user|>", start)]
+    )
+    plain, rendered = read(tokenizer, prompt=["sun moon", "<|user|>sun moon"]).ids
+    assert plain == rendered and plain.count(start) == 1
+    generator = TransformersGenerator(new_policy(), tokenizer)
+    assert generator.encode("sun moon") == generator.encode("<|user|>sun moon") == plain
+
+
+def test_a_template_that_fails_is_told_in_one_line(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(RenderingError, match="the chat template fails on prompt 0: roles must alternate; give roles"):
+        read(tokenizer, prompt=[[{"role": "user", "content": "sun"}]])
+    tokenizer.chat_template = "{% for turn in messages %}{{ '<|user|>' + turn['content'] }}{% endfor %}"
+    with pytest.raises(RenderingError, match="the chat template fails on prompt 0: can only concatenate str"):
+        read(tokenizer, prompt=[[{"role": "user", "content": [{"type": "text", "text": "sun"}]}]])
