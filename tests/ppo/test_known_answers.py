@@ -50,7 +50,7 @@ def share_of_token(prompts, completions, completion_ids, **columns):
     return [ids.count(TOKEN) / LENGTH for ids in completion_ids]
 
 
-def train(folder, beta, *, lam=1.0, value_model=None, max_steps=50, **settings):
+def train(folder, beta, *, lam=1.0, value_model=None, max_steps=40, **settings):
     """Returns the log of a run from a uniform policy."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0")),
@@ -126,6 +126,6 @@ def test_a_state_blind_critic_shifts_the_fixed_point_as_predicted(tmp_path):
 
 
 def test_a_weak_penalty_is_followed_nearly_to_the_end(tmp_path):
-    log = train(tmp_path, 0.02, max_steps=60)
+    log = train(tmp_path, 0.02, max_steps=50)
     assert mean_of_last(log, "objective/scores") >= 0.93
     assert_bounded(log, 0.02)
