@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from rmtrl.data.provenance import fingerprint, replace_folder, write_json
 from rmtrl.data.synthetic import make_demonstrations
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
-from rmtrl.errors import DataError, UsageError, exit_on_error
-from rmtrl.recipe import load_tokenizer, model_init_kwargs, parse_recipe, stage_in_partial, stage_record
+from rmtrl.errors import UsageError, exit_on_error
+from rmtrl.recipe import load_tokenizer, model_init_kwargs, parse_recipe, read_rows, stage_in_partial, stage_record
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -37,17 +37,10 @@ class SftRecipeArguments(ScriptArguments):
 
 def read_demonstrations(recipe: SftRecipeArguments, seed: int) -> tuple[Dataset, list[dict[str, Any]]]:
     """Returns the rows to train on, and rows kept out of training (none but in the embedded world)."""
-    name, split = str(recipe.dataset_name), recipe.dataset_train_split
-    if name == "embedded":
+    if recipe.dataset_name == "embedded":
         rows = make_demonstrations(recipe.n_demonstrations + N_HELD_OUT, seed)
         return rows.select(range(recipe.n_demonstrations)), rows.to_list()[recipe.n_demonstrations :]
-    file = {"path": "json", "data_files": name} if name.endswith((".json", ".jsonl")) else {"path": name}
-    try:
-        return load_dataset(**file, name=recipe.dataset_config, split=split), []
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read split {split} of {name}: {error}; give a .jsonl file, folder or hub id"
-        ) from error
+    return read_rows(recipe), []
 
 
 def sample_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list, seed: int) -> list[str]:

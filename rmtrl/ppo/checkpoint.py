@@ -19,7 +19,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rmtrl.data.provenance import write_json
 from rmtrl.errors import ModelError
-from rmtrl.generation import sampling_key
 from rmtrl.ppo.backbone import SharedValue, load_adapter, under
 from rmtrl.ppo.models import SequenceValue
 
@@ -172,7 +171,7 @@ def _settings(trainer: "PPOTrainer") -> dict[str, Any]:
         "seed": args.seed,
         "data_seed": args.data_seed,
         "num_generations": args.num_generations,
-        "prompts": f"{len(prompts)} ({sampling_key(prompts.ids):x})",  # how many, and a digest of their tokens
+        "prompts": f"{len(prompts)} ({prompts.digest:x})",  # how many, and a digest of their tokens
     }
 
 

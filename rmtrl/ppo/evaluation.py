@@ -18,7 +18,7 @@ from rmtrl.metrics.ranks import correlation_estimate
 from rmtrl.ppo.batches import make_plan
 from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, Progress, PromptMeans
 from rmtrl.ppo.episodes import Episodes, Experience
-from rmtrl.ppo.prompts import Prompts, read_prompts
+from rmtrl.ppo.prompts import Prompts, read_sets
 from rmtrl.ppo.reward_model import completions, unscaled
 from rmtrl.types import Estimate
 
@@ -118,13 +118,10 @@ class PPOEvaluation:
             "truncated": torch.tensor(episodes.truncated).float(),
         }
         arrays = {name: column.double().cpu().numpy()[: len(indices)] for name, column in columns.items()}
-        estimates = {
-            name: mean_estimate(values.reshape(-1, n).mean(1), proportion=False) for name, values in arrays.items()
-        }
-        if n > 1:
-            estimates["within_prompt_std"] = mean_estimate(arrays["reward"].reshape(-1, n).std(1), proportion=False)
-        estimates |= _correlations(arrays, n)
-        return estimates, _rows(self.processing_class, prompts, episodes, arrays)
+        rows = _rows(self.processing_class, prompts, episodes, arrays)
+        means = _by_prompt(rows, n)
+        estimates = {name: mean_estimate(values, proportion=False) for name, values in means.items()}
+        return estimates | _correlations(arrays, n), rows
 
     def _compared(
         self: Any, prompts: Prompts, prefix: str, figures: dict[str, Estimate], rows: list[dict[str, Any]]
@@ -132,7 +129,7 @@ class PPOEvaluation:
         """Returns an evaluation beside the run's earlier ones of the same prompts, with its gains since the first."""
         n, scores = self.args.num_eval_generations, ("reward", *self.eval_scorers)
         now = PromptMeans(self.state.global_step, _by_prompt(rows, n))
-        before, key = self.progress_.get(prefix), sampling_key(prompts.ids, n, scores)
+        before, key = self.progress_.get(prefix), sampling_key(prompts.digest, n, scores)
         if before is not None and before.prompts_key != key:
             logger.warning(
                 f"{prefix}: other prompts or scorers than in the run's earlier evaluations; gains start anew"
@@ -156,9 +153,7 @@ class PPOEvaluation:
         self.progress_ = {prefix: Progress.from_dict(progress) for prefix, progress in stored.items()}
 
     def _read(self: Any, dataset: Any) -> dict[str, Prompts]:
-        sets = dataset if isinstance(dataset, dict) else {"eval": dataset}
-        limit = self.max_prompt_length
-        return {n: read_prompts(d, self.processing_class, max_length=limit, name=n) for n, d in sets.items()}
+        return read_sets(dataset, self.processing_class, max_length=self.max_prompt_length)
 
     def log_samples(self: Any, experience: Experience) -> None:
         """Logs a table of responses to the training prompts, `num_sample_generations` times over the run."""

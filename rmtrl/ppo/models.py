@@ -54,8 +54,8 @@ class PolicyAndValue(nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
-        temperature: float, reference: bool = False, policy: bool = True, value: bool = True,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+        temperature: float, reference: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Returns log probability and entropy of n tokens, and the value of the state before each, `(n,)` float32.
 
         Args:
@@ -63,17 +63,16 @@ class PolicyAndValue(nn.Module):
             attention_mask (`(B, T)` int64 tensor): 1 for tokens.
             rows, columns (`(n,)` int64 tensors): Where the n tokens stand.
             temperature (`float`): Divides the logits.
-            reference (`bool`): Whether the reference's log probabilities are wanted, by switching the adapter.
-            policy, value (`bool`): Whether either is wanted at all.
+            reference (`bool`): Whether the reference's log probabilities are wanted, by switching the adapter; the
+                values are left out then.
         """
-        logprobs = entropy = values = None
-        if policy or reference:
-            with self._reference() if reference else nullcontext():
-                logits = response_logits(self.policy, input_ids, attention_mask, rows, columns - 1)
-            logprobs, entropy = token_logprobs(logits, input_ids[rows, columns], temperature)
-        if value and not reference:
-            values = self.value_model(input_ids, attention_mask)[rows, columns - 1].float()
-        return logprobs, entropy, values
+        with self._reference() if reference else nullcontext():
+            logits = response_logits(self.policy, input_ids, attention_mask, rows, columns - 1)
+        logprobs, entropy = token_logprobs(logits, input_ids[rows, columns], temperature)
+        if reference:
+            return logprobs, entropy, None
+        values: torch.Tensor = self.value_model(input_ids, attention_mask)
+        return logprobs, entropy, values[rows, columns - 1].float()
 
     @contextmanager
     def _reference(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import DataError, RenderingError
+from rmtrl.generation.sampling import sampling_key
 from rmtrl.generation.transformers_generator import one_start
 from rmtrl.types import Conversation
 
@@ -47,6 +49,11 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def digest(self) -> int:
+        """A number that follows from the token ids of all prompts, worked out once."""
+        return sampling_key(self.ids)
 
     def columns(self, indices: Sequence[int]) -> dict[str, list[Any]]:
         """Returns the other columns at these prompts, a list each."""
@@ -123,6 +130,22 @@ def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
             f"prompt {row} ends in an assistant's message; wanted its content as text, and messages before"
         )
     return prompt[:-1], begun
+
+
+def read_sets(
+    given: Dataset | dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+) -> dict[str, Prompts]:
+    """Returns the prompts of each evaluation set by its name; that of a single one is `eval`.
+
+    Args:
+        given ([`~datasets.Dataset`] or `dict[str, Dataset]`): One set, or several.
+        tokenizer, max_length: As in [`read_prompts`].
+
+    Raises:
+        As [`read_prompts`].
+    """
+    sets = given if isinstance(given, dict) else {"eval": given}
+    return {name: read_prompts(own, tokenizer, max_length=max_length, name=name) for name, own in sets.items()}
 
 
 def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:

@@ -40,7 +40,7 @@ from rmtrl.ppo.evaluation import PPOEvaluation
 from rmtrl.ppo.kl import AdaptiveKLController, FixedKLController
 from rmtrl.ppo.models import PolicyAndValue, disable_dropout
 from rmtrl.ppo.optimization import PPOUpdate
-from rmtrl.ppo.prompts import Prompts, read_prompts
+from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
 from rmtrl.ppo.reward_model import as_reward, as_rewards, training_reward
 from rmtrl.ppo.rollout import PPORollout
 from rmtrl.ppo.shared_reward import share_reward
@@ -149,9 +149,8 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         self.generator = make_generator(policy, processing_class, args)
         self.max_prompt_length = limit = longest_prompt(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
-        sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset} if eval_dataset else {}
-        check_best_metric(args, list(sets))
-        self.eval_prompts = {n: read_prompts(d, processing_class, max_length=limit, name=n) for n, d in sets.items()}
+        self.eval_prompts = read_sets(eval_dataset, processing_class, max_length=limit) if eval_dataset else {}
+        check_best_metric(args, list(self.eval_prompts))
 
         if args.one_backbone:
             check_adapter(policy)

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from datasets import load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig, ScriptArguments, TrlParser
 
 from rmtrl.data.provenance import environment
 from rmtrl.errors import DataError, ModelError, UsageError
@@ -77,6 +78,22 @@ def load_tokenizer(path: str, **settings: Any) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"no model at {path}: {str(error).splitlines()[0]}; give a folder or a hub id (recipes/sft_llama.py makes "
             "that of the embedded default)"
+        ) from error
+
+
+def read_rows(recipe: ScriptArguments) -> Any:
+    """Returns the rows of the `.json(l)` file, folder or hub id that `dataset_name` names, of its training split.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    name, split = str(recipe.dataset_name), recipe.dataset_train_split
+    file = {"path": "json", "data_files": name} if name.endswith((".json", ".jsonl")) else {"path": name}
+    try:
+        return load_dataset(**file, name=recipe.dataset_config, split=split)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read split {split} of {name}: {str(error).splitlines()[0]}; give a .jsonl file, folder or hub id"
         ) from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import ModelConfig, ScriptArguments, get_quantization_config
@@ -20,7 +20,7 @@ from rmtrl.metrics import mean_estimate
 from rmtrl.ppo.assembly import read_language_model
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
-from rmtrl.recipe import model_init_kwargs
+from rmtrl.recipe import model_init_kwargs, read_rows
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Estimate, Scorer
 
@@ -82,17 +82,9 @@ def _embedded(recipe: PPORecipeArguments) -> Dataset:
 
 
 def _read(recipe: PPORecipeArguments) -> Dataset:
-    name, split = str(recipe.dataset_name), recipe.dataset_train_split
-    file = {"path": "json", "data_files": name} if name.endswith((".json", ".jsonl")) else {"path": name}
-    try:
-        rows = load_dataset(**file, name=recipe.dataset_config, split=split)
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise DataError(
-            f"cannot read split {split} of {name}: {said}; give a .jsonl file, folder or hub id"
-        ) from error
-    if isinstance(rows, DatasetDict) or not isinstance(rows, Dataset):
-        raise DataError(f"{name} is no table of prompts; name one split")
+    rows = read_rows(recipe)
+    if not isinstance(rows, Dataset):
+        raise DataError(f"{recipe.dataset_name} is no table of prompts; name one split")
     kept = [column for column in rows.column_names if column not in ("chosen", "rejected", "completion")]
     return rows.select_columns(kept)
 
