@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -15,6 +16,57 @@ Message = dict[str, Any]
 
 Conversation = str | list[Message]
 """A list of messages, or a string that is already rendered (tokenised as TRL tokenises standard data)."""
+
+
+class Chat(list[Message]):
+    """Messages with what else their chat template reads; else a list, and `chat + answer` is one too.
+
+    Args:
+        messages (`Iterable[Message]`): The turns.
+        tools (`list`, *optional*): Functions that may be called, as JSON schemas.
+        chat_template_kwargs (`dict`, *optional*): More variables of the template.
+
+    Example:
+
+    ```python
+    >>> prompt = Chat([{"role": "user", "content": "Hi"}], chat_template_kwargs={"enable_thinking": False})
+    >>> (prompt + [{"role": "assistant", "content": "Hello!"}]).chat_template_kwargs
+    {'enable_thinking': False}
+    ```
+    """
+
+    def __init__(
+        self,
+        messages: Iterable[Message] = (),
+        *,
+        tools: list[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(messages)
+        self.tools = tools
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+
+    @classmethod
+    def of(cls, conversation: Conversation, row: Mapping[str, Any]) -> Conversation:
+        """Returns a conversation with the columns `tools` and `chat_template_kwargs` of its row, as TRL reads them.
+
+        Text, and messages of a row without these columns, are returned as they are.
+        """
+        given = [row.get(name) for name in ("tools", "chat_template_kwargs")]
+        tools, kwargs = (json.loads(value) if isinstance(value, str) and value else value or None for value in given)
+        if isinstance(conversation, str) or not (tools or kwargs):
+            return conversation
+        return cls(conversation, tools=tools or None, chat_template_kwargs=kwargs)
+
+    def _with(self, messages: Iterable[Message]) -> Chat:
+        return Chat(messages, tools=self.tools, chat_template_kwargs=self.chat_template_kwargs)
+
+    def __add__(self, other: list[Message]) -> Chat:  # type: ignore[override]
+        return self._with(super().__add__(other))
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return self._with(found) if isinstance(index, slice) else found
 
 
 @dataclass(frozen=True)
@@ -156,5 +208,7 @@ class Scorer:
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the scores of `prompts[i] + completions[i]` as TRL's trainers expect them."""
-        conversations = [p + c for p, c in zip(prompts, completions, strict=True)]  # type: ignore[operator]
+        whole = [p + c for p, c in zip(prompts, completions, strict=True)]  # type: ignore[operator]
+        extra = {name: columns[name] for name in ("tools", "chat_template_kwargs") if columns.get(name) is not None}
+        conversations = [Chat.of(c, {name: values[i] for name, values in extra.items()}) for i, c in enumerate(whole)]
         return [float(score) for score in self.score(conversations)]
