@@ -69,6 +69,24 @@ class Chat(list[Message]):
         return self._with(found) if isinstance(index, slice) else found
 
 
+def chats(prompts: Sequence[Conversation], columns: Mapping[str, Any]) -> list[Conversation]:
+    """Returns each prompt with its entry of the columns `tools` and `chat_template_kwargs`, where there are any."""
+    given = {name: columns[name] for name in ("tools", "chat_template_kwargs") if columns.get(name) is not None}
+    return [Chat.of(own, {name: values[i] for name, values in given.items()}) for i, own in enumerate(prompts)]
+
+
+def has_substance(message: Message) -> bool:
+    """Whether a message says something besides its text: a tool call, reasoning or whatever its template reads."""
+    return any(value for key, value in message.items() if key not in ("role", "content", "name", "tool_call_id"))
+
+
+def content_text(message: Message) -> str:
+    """Returns the text of a message's content, of its text parts where it is parts; empty where it has none."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    return "".join(str(part.get("text") or "") if isinstance(part, dict) else str(part or "") for part in parts)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with what is needed to believe it: its interval and the sample behind it.
@@ -208,7 +226,6 @@ class Scorer:
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the scores of `prompts[i] + completions[i]` as TRL's trainers expect them."""
-        whole = [p + c for p, c in zip(prompts, completions, strict=True)]  # type: ignore[operator]
-        extra = {name: columns[name] for name in ("tools", "chat_template_kwargs") if columns.get(name) is not None}
-        conversations = [Chat.of(c, {name: values[i] for name, values in extra.items()}) for i, c in enumerate(whole)]
+        asked = chats(prompts, columns)
+        conversations = [p + c for p, c in zip(asked, completions, strict=True)]  # type: ignore[operator]
         return [float(score) for score in self.score(conversations)]

@@ -155,13 +155,15 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         if args.one_backbone:
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
-        self.reward, reward_network = as_reward(reward_model, pad_inside(processing_class, reward_model))
+        self.reward, reward_network = as_reward(
+            reward_model, pad_inside(processing_class, reward_model), self.train_prompts
+        )
         low, high = args.reward_clip_range or (0.0, 0.0)
         self.reward = training_reward(
             self.reward, clip=(low, high) if low < high else None,
             normalise="mean_std" if args.normalize_rewards else False,
         )  # fmt: skip
-        self.eval_scorers = as_rewards(eval_scorers or {}, processing_class)
+        self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
         reference = load_policy(ref_model, **loading)
         self.ref_model, reference_adapter = choose_reference(policy, reference, peft_config, args)
         shares = args.one_backbone and value_model is None

@@ -1,6 +1,7 @@
 """Scores conversations with a trained reward model, the same number whatever stands beside them in the batch."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from rmtrl.errors import DataError, ModelError, RenderingError, RmtrlError
 from rmtrl.reward.checkpoint import load_model, stored_head, stored_rendering
 from rmtrl.reward.heads import Head, base_model, compute_head_in_float32, last_layers, set_dropout
-from rmtrl.reward.rendering import Rendering, completion_starts, encode, encode_all
+from rmtrl.reward.rendering import Rendering, completion_starts, encode_all, try_encode
 from rmtrl.reward.scoring import plan_jobs, run_job, why_sharing_differs
 from rmtrl.reward.shared_prefix.batches import Costs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
@@ -149,6 +150,7 @@ class RewardScorer(Scorer):
             As [`RewardScorer.score`].
         """
         _check_conversations(conversations)
+        conversations = self._completed(conversations)
         sequences = encode_all(self.tokenizer, conversations)
         averages = self.head.pooling == "mean"
         return self._run(sequences, completion_starts(self.tokenizer, conversations, sequences) if averages else None)
@@ -179,14 +181,19 @@ class RewardScorer(Scorer):
             handle.remove()
 
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations are within the model's positions, `(N,)`; [`RewardScorer.score`] takes those."""
-        limit = self.most_tokens
-        lengths = [len(ids) for ids in encode_all(self.tokenizer, conversations)]
-        return np.array([limit is None or length <= limit for length in lengths], dtype=np.bool_)
+        """Returns which conversations can be rendered and are within the model's positions, `(N,)`."""
+        limit = self.most_tokens or sys.maxsize
+        rendered = try_encode(self.tokenizer, self._completed(conversations))
+        return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode`]."""
-        return encode(self.tokenizer, conversation)
+        """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
+        return encode_all(self.tokenizer, self._completed([conversation]))[0]
+
+    def _completed(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
+        """Returns the conversations with what the training set's always had besides their messages."""
+        rendering = self.rendering
+        return conversations if rendering is None else [rendering.completed(own) for own in conversations]
 
     def scored_position(self, ids: Sequence[int]) -> int:
         """Returns the position whose hidden state becomes the score: the last token that is no padding.

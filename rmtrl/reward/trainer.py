@@ -39,7 +39,7 @@ from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, head_modules, pool_over, takes_gradients
 from rmtrl.reward.labels import BATCH_COLUMNS, LabelCollator
 from rmtrl.reward.objective import Objective
-from rmtrl.reward.preparation import add_completion_starts, count_too_long, longest_sides, prepare_text
+from rmtrl.reward.preparation import constants_of, count_too_long, longest_sides, prepare_text
 from rmtrl.reward.rendering import Rendering, choose_pad_token
 from rmtrl.reward.shared_prefix import PrefixSharing
 from rmtrl.reward.starting import check_head, start_head, with_custom_head
@@ -117,6 +117,7 @@ class RewardTrainer(TRLRewardTrainer):
         self.dropped_pairs: dict[str, int] = {}
         self.dropped_ties: dict[str, int] = {}
         self._objective = Objective(args if isinstance(args, RewardConfig) else _with_our_defaults(args))
+        self._template_constants: dict[str, Any] = {}
         self._checked: set[str] = set()
         self._differences: list[str] = []
         self._warned: set[str] = set()
@@ -263,13 +264,15 @@ class RewardTrainer(TRLRewardTrainer):
         columns = get_dataset_column_names(dataset)
         is_text = "chosen" in columns and "chosen_ids" not in columns
         if is_text:
-            if self._objective.head.pooling == "mean":
-                dataset = add_completion_starts(dataset, processing_class)
-            dataset = prepare_text(dataset, processing_class)
-        tokenized = super()._prepare_dataset(dataset, processing_class, _without_max_length(args), dataset_name)
-        kept = super()._prepare_dataset(tokenized, processing_class, args, dataset_name)
+            if dataset_name == "train":
+                self._template_constants = constants_of(dataset)
+            dataset = prepare_text(
+                dataset, processing_class, constants=self._template_constants,
+                starts=self._objective.head.pooling == "mean", num_proc=args.dataset_num_proc,
+            )  # fmt: skip
+        kept = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if isinstance(kept, Dataset):
-            dropped = count_too_long(tokenized, kept, dataset_name, args.max_length)
+            dropped = count_too_long(dataset, kept, dataset_name, args.max_length)
             if is_text or dropped:  # a prepared set comes by again at every evaluation
                 self.dropped_pairs[dataset_name] = dropped
             if args.train_sampling_strategy == "group_by_length" and args.length_column_name not in kept.column_names:
@@ -458,7 +461,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        rendering = Rendering.of(self.processing_class, max_length=self.args.max_length)
+        rendering = Rendering.of(self.processing_class, max_length=self.args.max_length, **self._template_constants)
         folder = Path(output_dir or str(self.args.output_dir))
         record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()}
         record |= {"head": self._objective.head.as_dict(), "tie_parameter": self.tie_parameter_}
