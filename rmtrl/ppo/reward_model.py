@@ -29,7 +29,7 @@ Reward = Callable[..., Any]
 _ANSWER, _PROBED = "Yes.", 64  # what a probe answers, and to how many prompts
 _ROUTES = {
     "ids": "the reward model scores the policy's tokens as they are sampled: they are what it was trained on",
-    "text": "the reward model renders the policy's answers by its own template: the sampled tokens are not what it was "
+    "text": "the reward model renders the policy's answers by its own template: their tokens are not what it was "
     "trained on",
 }
 
