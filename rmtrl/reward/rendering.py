@@ -5,8 +5,9 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from datasets import Dataset
@@ -28,6 +29,8 @@ _PAD_NAMES = (
 )
 
 
+# a template is somebody else's program
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _GIVEN = ("max_length", "tools", "chat_template_kwargs")  # what of a rendering does not follow from its tokenizer
 
 
@@ -179,6 +182,8 @@ def _render(
 ) -> str:
     """Returns what the chat template makes of messages."""
     check_chat_template(tokenizer)
+    if any(isinstance(m.get("content"), list) for m in messages) or _reads_parts(tokenizer, tokenizer.chat_template):
+        messages = in_parts(messages)
     empty = [place for place, message in enumerate(messages) if message.get("content") is None]
     for place in empty:
         if not has_substance(messages[place]):
@@ -187,7 +192,7 @@ def _render(
         text = _apply(tokenizer, messages, messages, settings)
         filled = [m | {"content": ""} if m.get("content") is None else m for m in messages]
         writes_none = bool(empty) and text.count("None") > _apply(tokenizer, messages, filled, settings).count("None")
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # somebody else's program
+    except _TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise RenderingError(
             f"the chat template fails on {name} {index}: {said}; give roles and content that it takes",
@@ -200,6 +205,29 @@ def _render(
             index=index,
         )
     return text
+
+
+def in_parts(messages: list[Message]) -> list[Message]:
+    """Returns messages with their text as the one part of their content, which templates of vision models read."""
+    return messages[:0] + [
+        m | {"content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+        for m in messages
+    ]
+
+
+@lru_cache(maxsize=64)
+def _reads_parts(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> bool:
+    """Whether a template fails on text, or passes over it, and takes it in parts."""
+
+    def reads(form: Callable[[list[Message]], list[Message]]) -> bool:
+        asked = {"role": "user", "content": "Why?"}
+        try:
+            texts = [_apply(tokenizer, [], form([asked, {"role": "assistant", "content": text}]), {}) for text in "ab"]
+        except _TEMPLATE_ERRORS:
+            return False
+        return texts[0] != texts[1]
+
+    return not reads(list) and reads(in_parts)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, chat: Any, messages: list[Message], settings: dict[str, Any]) -> str:
