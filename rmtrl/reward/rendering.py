@@ -184,27 +184,16 @@ def _render(
     check_chat_template(tokenizer)
     if any(isinstance(m.get("content"), list) for m in messages) or _reads_parts(tokenizer, tokenizer.chat_template):
         messages = in_parts(messages)
-    empty = [place for place, message in enumerate(messages) if message.get("content") is None]
-    for place in empty:
-        if not has_substance(messages[place]):
+    for place, message in enumerate(messages):
+        if message.get("content") is None and not has_substance(message):
             raise RenderingError(f"message {place} of {name} {index} has no content; give it text", index=index)
     try:
-        text = _apply(tokenizer, messages, messages, settings)
-        filled = [m | {"content": ""} if m.get("content") is None else m for m in messages]
-        writes_none = bool(empty) and text.count("None") > _apply(tokenizer, messages, filled, settings).count("None")
+        return _apply(tokenizer, messages, **settings)
     except _TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise RenderingError(
-            f"the chat template fails on {name} {index}: {said}; give roles and content that it takes",
-            index=index,
+            f"the chat template fails on {name} {index}: {said}; give roles and content that it takes", index=index
         ) from error
-    if writes_none:
-        raise RenderingError(
-            f"the chat template writes None for message {empty[0]} of {name} {index}, which has no content; "
-            "give it text, or use a template that knows tool calls",
-            index=index,
-        )
-    return text
 
 
 def in_parts(messages: list[Message]) -> list[Message]:
@@ -222,7 +211,7 @@ def _reads_parts(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> bool
     def reads(form: Callable[[list[Message]], list[Message]]) -> bool:
         asked = {"role": "user", "content": "Why?"}
         try:
-            texts = [_apply(tokenizer, [], form([asked, {"role": "assistant", "content": text}]), {}) for text in "ab"]
+            texts = [_apply(tokenizer, form([asked, {"role": "assistant", "content": text}])) for text in "ab"]
         except _TEMPLATE_ERRORS:
             return False
         return texts[0] != texts[1]
@@ -230,9 +219,11 @@ def _reads_parts(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> bool
     return not reads(list) and reads(in_parts)
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, chat: Any, messages: list[Message], settings: dict[str, Any]) -> str:
+def _apply(tokenizer: PreTrainedTokenizerBase, chat: list[Message], **settings: Any) -> str:
     variables: dict[str, Any] = {"tools": chat.tools, **chat.chat_template_kwargs} if isinstance(chat, Chat) else {}
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **variables, **settings))
+    # a null is not there: printed, it would be a word
+    messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings))
 
 
 def _one_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], index: int) -> list[int] | RenderingError:
@@ -273,10 +264,9 @@ def is_filled(feature: Any) -> bool:
 
 
 def without_fillings(value: Any) -> Any:
-    """Returns a value without the keys that are null, but for `content`, whose absence a template may ask for."""
+    """Returns a value without the keys that are null."""
     if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if item is not None or key == "content"}
-        return {key: without_fillings(item) for key, item in kept.items()}
+        return {key: without_fillings(item) for key, item in value.items() if item is not None}
     return [without_fillings(item) for item in value] if isinstance(value, list) else value
 
 

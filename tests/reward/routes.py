@@ -79,7 +79,9 @@ def scores(tokenizer):
     with torch.no_grad():
         ids = [tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
         found["plain transformers"] = [float(model(input_ids=own).logits[0, 0]) for own in ids]
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none", device="cpu")
+    classify = pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, function_to_apply="none", device="cpu"
+    )
     found["pipeline"] = [own["score"] for own in classify(texts, add_special_tokens=False)]
     found["RewardScorer"] = scorer.score(whole).tolist()
     found["predict"] = _predicted(model, tokenizer, prompts, answers)
