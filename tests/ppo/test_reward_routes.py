@@ -41,8 +41,8 @@ def test_training_scores_what_the_reward_model_was_taught(new_config, name, rout
     tokenizer = copy.deepcopy(tokenizer_of(name))
     policy = make(tokenizer, LlamaForCausalLM)
     with torch.no_grad():  # many of its tokens end the turn
-        policy.get_input_embeddings().weight[:, 0], policy.lm_head.weight[:, 0] = 1.0, 0.0
-        policy.lm_head.weight[tokenizer.eos_token_id, 0] = 9.0
+        policy.get_input_embeddings().weight[:, 0], policy.lm_head.weight[:, 0] = 5.0, 0.0
+        policy.lm_head.weight[tokenizer.eos_token_id, 0] = 1.6
     model = make(tokenizer, LlamaForSequenceClassification, num_labels=1).eval()
     scorer = RewardScorer(model, tokenizer, progress=False)
     rewards = {"model": model, "composed": ComposedReward(scorer), "eval_scorer": lambda completions, **_: [0.0] * 4}
