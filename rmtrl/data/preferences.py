@@ -15,11 +15,11 @@ from typing import Any
 from datasets import Dataset, ReadInstruction, config
 from tqdm.auto import tqdm
 
-from rmtrl.data.reading.layouts import HUMAN
+from rmtrl.data.reading.layouts import HUMAN, is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
 from rmtrl.data.reading.row_reader import Faulty, RowReader, write_normal
-from rmtrl.data.reading.tolerant import LARGE_ROWS, RawRow, text_rows
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import LARGE_ROWS, RawRow, read_rows
 from rmtrl.types import Conversation
 
 
@@ -64,7 +64,7 @@ def read_preferences(
     called = Path(source).expanduser().name.encode(errors="replace").decode()
     state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     path = _cache_file(state, columns, called, faulty)
-    pairs = _normal_form(lambda: text_rows(files), columns, source=called, faulty=faulty, path=path)
+    pairs = _normal_form(lambda: read_rows(files, is_row=is_pair), columns, source=called, faulty=faulty, path=path)
     return _sliced(pairs, split) if "[" in split else pairs
 
 

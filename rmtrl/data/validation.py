@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.reading.loading import progress_bars
-from rmtrl.data.reading.tolerant import LARGE_ROWS
 from rmtrl.errors import DataError, RenderingError, UsageError
+from rmtrl.io import LARGE_ROWS
 from rmtrl.types import Conversation, Message
 
 REASONS = (

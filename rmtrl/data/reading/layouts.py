@@ -8,9 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from rmtrl.errors import DataError
+from rmtrl.io import Row
 from rmtrl.types import Message
-
-Row = dict[str, Any]
 
 
 class MissingCellError(DataError):
@@ -215,3 +214,8 @@ def layout_of(names: tuple[str, ...]) -> tuple[list[str], Layout | None]:
             return sorted(columns), layout
     nearest = max((columns for columns, _ in LAYOUTS.values()), key=lambda form: len(form & set(names)) / len(form))
     return sorted(nearest - set(names)), None
+
+
+def is_pair(row: Row) -> bool:
+    """Returns whether a row is of a known form, by its columns."""
+    return layout_of(tuple(row))[1] is not None

@@ -12,8 +12,8 @@ from datasets import Dataset
 
 from rmtrl.data.reading.layouts import LAYOUTS, MissingCellError, Row, layout_of
 from rmtrl.data.reading.normal_form import OPTIONAL, features, missing, normal_row
-from rmtrl.data.reading.tolerant import RawRow
 from rmtrl.errors import DataError
+from rmtrl.io import RawRow
 from rmtrl.types import Conversation
 
 Faulty = Literal["raise", "keep"]
