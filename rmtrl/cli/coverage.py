@@ -148,11 +148,13 @@ def _response(number: int, row: dict[str, Any]) -> tuple[tuple[str, str], Any]:
                         "prompt_id and response")  # fmt: skip
     try:
         return (str(row["prompt_id"]), str(row["item_id"])), as_text(row["response"])
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"the response in row {number} of --responses: {error}") from error
 
 
 def _chars(text: Any) -> float:
+    from rmtrl.data.messages import conversation_text
+
     if text is None:
         return float("nan")
-    return float(len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text))
+    return float(len(conversation_text(text)))

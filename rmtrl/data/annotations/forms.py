@@ -51,6 +51,7 @@ CHOICES = ("a", "b", "tie")
 _NOT_CRITERIA = {"id", "item_id", "prompt_id", "annotator", "domain", "source", "prompt", "response", "weight"}
 _ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
 _PANDALM = {"instruction", "response1", "response2"}
+_ANSWERS = ("response1", "response2", "response_a", "response_b")
 _TEXT_CELLS = {"id", "idx", "item_id", "prompt_id", "annotator", "domain", "source", "a", "b", "choice", "prompt",
                "instruction", "input", "response", "response_a", "response_b", "response1", "response2"}  # fmt: skip
 
@@ -106,11 +107,13 @@ def _rows(path: Path) -> Iterator[Row | str]:
         return
     table = (row for _, row in read_rows([path])) if path.is_file() and is_text(path) else load_rows(path)
     for row in table:
-        yield (
-            row
-            if isinstance(row, str)
-            else {name: _cell(name, value) for name, value in row.items() if value is not None and value != ""}
-        )
+        if isinstance(row, str):
+            yield row
+            continue
+        # an empty cell is no value, but an empty answer beside another one was judged
+        answers = _ANSWERS if any(row.get(name) for name in _ANSWERS) else ()
+        filled = {name: value for name, value in row.items() if value not in (None, "") or name in answers}
+        yield {name: _cell(name, value) for name, value in filled.items()}
 
 
 def _cell(name: str, value: Any) -> Any:
@@ -274,7 +277,7 @@ def _pandalm_votes(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     annotators = [name for name in row if re.fullmatch(r"annotator\d+", name)]
     prompt = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
     shared = {name: row.get(name) for name in ("domain", "source", "weight")}
-    shared |= {"prompt": prompt, "prompt_id": row.get("prompt_id") or (prompt_hash(prompt) if prompt else None)}
+    shared |= {"prompt": prompt, "prompt_id": row.get("prompt_id") or prompt_hash(prompt)}
     idx = row.get("idx")
     if idx is not None:
         shared |= {"a": f"{idx}-1", "b": f"{idx}-2"}
@@ -308,7 +311,7 @@ def _name(value: Any) -> str | None:
 def _text(value: Mapping[str, Any], name: str) -> Conversation | None:
     try:
         return as_text(value.get(name))
-    except ValueError as error:
+    except DataError as error:
         raise _Fault("wrong_type") from error
 
 
