@@ -14,9 +14,10 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.messages import says
 from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import RenderingError
-from rmtrl.types import Chat, Conversation, Message, has_substance
+from rmtrl.types import Chat, Conversation, Message
 
 _PAD_NAMES = (
     "<|finetune_right_pad_id|>",
@@ -185,7 +186,7 @@ def _render(
     if any(isinstance(m.get("content"), list) for m in messages) or _reads_parts(tokenizer, tokenizer.chat_template):
         messages = in_parts(messages)
     for place, message in enumerate(messages):
-        if message.get("content") is None and not has_substance(message):
+        if not says(message):
             raise RenderingError(f"message {place} of {name} {index} has no content; give it text", index=index)
     try:
         return _apply(tokenizer, messages, **settings)
