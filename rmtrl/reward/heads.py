@@ -140,6 +140,12 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def reads_last_token(model: Any) -> bool:
+    """Returns whether every token passes the head, as in a decoder, where it is named `score`, and the last counts."""
+    inner = base_model(model)
+    return isinstance(getattr(inner, "score", None), nn.Module) and not inner.config.is_encoder_decoder
+
+
 def install_head(model: nn.Module, head: Head) -> None:
     """Gives a sequence classification model with one linear score layer this head, in place, untrained.
 
