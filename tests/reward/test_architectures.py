@@ -1,16 +1,18 @@
-"""Every architecture that can be made small: one text, one score; limits that it has, and none that it has not."""
+"""Every architecture that can be made small: one text, one score; its limits and no others; its chance in training."""
 
 import logging
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl.trainer.utils import disable_dropout_in_model
 
 from rmtrl import RewardScorer
 from rmtrl.errors import DataError
 from rmtrl.reward.checks import position_limit
-from tests.architectures import EOS, POSITIONS, classifiers, small_model
+from rmtrl.reward.shared_prefix import has_dropout
+from tests.architectures import EOS, POSITIONS, classifiers, language_models, small_config, small_model
 
 # these want more than text: boxes of a page
 MORE_THAN_TEXT = {"layoutlmv3", "lilt"}
@@ -135,3 +137,34 @@ def test_a_tokenizer_larger_than_the_model_is_said_at_once_and_its_texts_are_ref
     with pytest.raises(DataError, match=rf"conversation 1 has token {n} \('<new>'\), the model has {n} embeddings"):
         scorer.score(["red", "<new>"])
     assert scorer.score(["red"]).shape == (1,)
+
+
+def test_chance_in_training_is_seen_in_every_language_model():
+    ids, unseen, imagined, seen = torch.tensor([[*range(5, 30), EOS]]), {}, set(), set()
+    for kind in language_models():
+        default = small_config(kind).to_dict()
+        names = [n for n, v in default.items() if "drop" in n and type(v) in (int, float)]
+        for settings in ({}, dict.fromkeys(names, 0.0), *({name: 0.4} for name in names)):
+            try:
+                model = small_model(AutoModelForCausalLM, kind, **settings)
+                plain = model(input_ids=ids).logits
+            except Exception:  # a setting or a size that the architecture refuses
+                continue
+            disable_dropout_in_model(model.train())  # as TRL does by default; it knows modules alone
+            differ = any((model(input_ids=ids).logits - plain).abs().max() > 1e-5 for _ in range(4))
+            seen.add(kind)
+            if differ and not has_dropout(model):
+                unseen[kind] = settings
+            if has_dropout(model) and not differ and not settings:
+                imagined.add(kind)
+    assert not unseen
+    assert imagined <= {"gpt_neox_japanese"}  # its configuration says so, and its modules are off
+    assert len(seen) >= 60 and seen >= {"opt", "biogpt", "xglm", "gpt2", "llama", "bloom", "falcon"}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "opt"])
+def test_dropout_that_is_left_on_is_seen(kind):
+    model = small_model(AutoModelForSequenceClassification, kind, num_labels=1)
+    assert has_dropout(model)
+    disable_dropout_in_model(model)
+    assert has_dropout(model) is (kind == "opt")
