@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from architectures import EOS, POSITIONS, classifiers, language_models, small_config, small_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -12,7 +13,6 @@ from rmtrl import RewardScorer
 from rmtrl.errors import DataError
 from rmtrl.reward.checks import position_limit
 from rmtrl.reward.shared_prefix import has_dropout
-from tests.architectures import EOS, POSITIONS, classifiers, language_models, small_config, small_model
 
 # these want more than text: boxes of a page
 MORE_THAN_TEXT = {"layoutlmv3", "lilt"}
