@@ -104,6 +104,7 @@ def test_every_head_trains_saves_and_reloads(
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.usefixtures("four_bit_in_float32")
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_quantised_models_train_save_and_reload(tmp_path, base, chat_tokenizer, chats, kind, pooling):
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
