@@ -292,7 +292,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        extra = [*COLUMNS, "domain_id", "_empty_response", self.args.length_column_name]
+        extra = [*COLUMNS, "domain_id", "_empty_response", "_own_prompts", self.args.length_column_name]
         columns: Any = self._signature_columns
         self._signature_columns = list(dict.fromkeys([*columns, *extra]))  # type: ignore[assignment]
 
