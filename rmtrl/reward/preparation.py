@@ -109,7 +109,7 @@ def _shares_prompt(chosen: Conversation, rejected: Conversation) -> bool:
     if isinstance(chosen, str) or isinstance(rejected, str):
         return True
     shared = takewhile(lambda turns: turns[0] == turns[1], zip(chosen[:-1], rejected[:-1], strict=False))
-    return any(turn["role"] not in ("system", "developer") for turn, _ in shared)
+    return any(turn.get("role") not in ("system", "developer") for turn, _ in shared)
 
 
 def _answer_starts(tokenizer: PreTrainedTokenizerBase, sides: list[Any], ids: list[list[int]]) -> list[int]:

@@ -71,7 +71,10 @@ class RewardTrainer(TRLRewardTrainer):
     - Pairs over `max_length` are counted in `dropped_pairs` and reported; when none is left, it raises.
     - The head and the loss compute in float32 under bf16.
     - An adapter's head is trained and saved whatever `task_type` says.
-    - A pad token that equals the end token, and would hide it from the model, is replaced.
+    - A pad token that equals the end token, and would hide it from the model, or that the model has no embedding of,
+      is replaced.
+    - A step that is not finite stops the training, and weights that are not finite are not saved.
+    - Encoder-decoders train on rows with any number of end tokens.
     - Standard data trains with a tokenizer that has no end token.
     - A prompt that both sides share is computed once, with hardly any padding; see [`RewardConfig.shared_prefix`].
     - Every batch is checked by [`PreferencePairValidatorCollator`]; see [`RewardConfig.pair_validation`].
@@ -87,8 +90,8 @@ class RewardTrainer(TRLRewardTrainer):
 
     Raises:
         DataError: If no pair is left after dropping those over `max_length`.
-        ModelError: If the head of an adapter model is neither trained nor saved, or `shared_prefix=True` and prompts
-            cannot be shared exactly.
+        ModelError: If the head of an adapter model is neither trained nor saved, the model lacks the embedding of a
+            token or position that a set needs, or `shared_prefix=True` and prompts cannot be shared exactly.
 
     Example:
 
