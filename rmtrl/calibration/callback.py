@@ -1,5 +1,6 @@
 """Calibration as the last act of training."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from rmtrl.errors import DataError
 
 if TYPE_CHECKING:
     from rmtrl.reward.trainer import RewardTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class CalibrationCallback(TrainerCallback):
@@ -74,6 +77,8 @@ class CalibrationCallback(TrainerCallback):
         self.calibration_ = result
         if state.is_world_process_zero:
             write_json(Path(str(args.output_dir)) / FILE, result.as_dict())
+            for warning in result.warnings:
+                logger.warning(warning)
         self.trainer.log(_logs(result))
 
     def _scores(self, dataset: Dataset, name: str) -> tuple[Any, Any, Dataset]:
