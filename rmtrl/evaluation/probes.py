@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtrl.errors import DataError
 from rmtrl.evaluation.probe_edits import EDITS, Edit, Should
 from rmtrl.metrics import mean_estimate
-from rmtrl.types import Conversation, Estimate, Scorer
+from rmtrl.types import Conversation, Estimate, Scorer, checked_scores
 
 SMALL = 0.1
 """Effects within this many standard deviations of the rewards are of no account."""
@@ -79,6 +79,7 @@ def probe(
     Raises:
         DataError: If there is no conversation that the scorer holds, the columns differ in length, or all rewards are
             equal.
+        ModelError: If the scorer returns anything but a finite number each.
 
     Example:
 
@@ -146,7 +147,7 @@ def probe_end_token(
     whole = [scorer.encode(p + r) for p, r in zip(prompts, responses, strict=True)]  # type: ignore[operator]
     cut = [_without_end(tokens, scorer.tokenizer.eos_token_id) for tokens in whole]
     rows = np.array([i for i, tokens in enumerate(cut) if tokens], dtype=np.int64)
-    after = np.asarray(scorer.score_ids([cut[i] for i in rows]), float) if len(rows) else np.zeros(0)
+    after = checked_scores(scorer.score_ids([cut[i] for i in rows]) if len(rows) else [], len(rows))
     counts = (len(whole) - len(rows), 0)
     return _probe(
         END_TOKEN, "fall", after - rewards[rows], ids[rows], *counts, spread=float(rewards.std()),
@@ -180,12 +181,7 @@ def _base(
 
 
 def _scores(scorer: Any, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
-    if not conversations:
-        return np.zeros(0)
-    scores = np.asarray(scorer.score(conversations), float)
-    if not np.isfinite(scores).all():
-        raise DataError(f"the scorer gave {scores[~np.isfinite(scores)][0]}; wanted finite rewards")
-    return scores
+    return checked_scores(scorer.score(conversations) if conversations else [], len(conversations))
 
 
 def _edited(edit: Edit, prompt: Conversation, response: Conversation) -> tuple[Conversation, Conversation] | None:

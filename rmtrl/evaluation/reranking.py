@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.runner import checked_scores
-from rmtrl.types import Conversation, Scorer
+from rmtrl.types import Conversation, Scorer, checked_scores
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -
     held = scorer.holds(conversations)
     given = [conversation for conversation, fits in zip(conversations, held, strict=True) if fits]
     scores = np.full(len(conversations), np.nan)
-    scores[np.asarray(held, bool)] = checked_scores(scorer, given)
+    scores[np.asarray(held, bool)] = checked_scores(scorer.score(given) if given else [], len(given))
     return scores
 
 
