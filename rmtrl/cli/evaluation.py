@@ -77,7 +77,6 @@ class Run:
     records: dict[str, dict[str, Any]]
     unscored: dict[str, str]
     selected_on: tuple[str, ...] = ()
-    holds_tokens: int | None = None
 
 
 def read_tasks(named: Sequence[str]) -> list[Task]:
@@ -90,9 +89,11 @@ def read_tasks(named: Sequence[str]) -> list[Task]:
         if "=" in entry and not path:
             raise UsageError(f"got --benchmark {entry}; wanted NAME or NAME=PATH")
         tasks.append(make_task(benchmark(name), path or None))
-    twice = [name for name in (task.benchmark.name for task in tasks) if name in [t.benchmark.name for t in tasks[1:]]]
-    if len({task.benchmark.name for task in tasks}) < len(tasks):
-        raise UsageError(f"the benchmark {twice[-1]} is given twice; its figure would count twice")
+    names = [task.benchmark.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            given = " and ".join(entry for entry, own in zip(named, names, strict=True) if own == name)
+            raise UsageError(f"the benchmark {name} is given twice, as {given}; its figure would count twice")
     return tasks
 
 
@@ -117,7 +118,7 @@ def evaluate_model(
         settings: As in [`RewardScorer.from_pretrained`].
     """
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.runner import as_text
+    from rmtrl.evaluation.runner import as_text, missing_reasons
     from rmtrl.reward.rendering import Rendering
     from rmtrl.reward.scorer import RewardScorer
 
@@ -130,14 +131,15 @@ def evaluate_model(
     chosen = selected_on(model, tasks)
     rendering = {**Rendering.of(scorer.tokenizer, max_length=None).as_dict(), "text": text}
     dtype = str(scorer.model.dtype).removeprefix("torch.")
-    run = Run({"name": model, **fingerprint, "dtype": dtype}, {}, {}, {}, chosen, scorer.most_tokens)
+    run = Run({"name": model, **fingerprint, "dtype": dtype}, {}, {}, {}, chosen)
     for task, own in zip(tasks, items, strict=True):
         started = time.time()
         key = {"model": fingerprint, "benchmark": task.fingerprint, "rendering": rendering, "dtype": dtype}
         scores = _score(task.benchmark.name, scorer, own, key, out)
         more = {"rendering": rendering, "selected_on": task.benchmark.name in chosen}
         try:
-            _add(run, task, scores, out, started=started, more=more)
+            why = missing_reasons(own, scores, scorer.encode, scorer.most_tokens)
+            _add(run, task, scores, out, started=started, more=more, missing_reasons=why)
         except DataError as error:  # the other benchmarks stand
             _add_unscored(run, task, str(error), out)
     return run
@@ -182,14 +184,15 @@ def _score(
 
 
 def _add(
-    run: Run, task: Task, scores: "Sequence[ItemScores]", out: Path | None, *, started: float, more: dict[str, Any]
-) -> None:
+    run: Run, task: Task, scores: "Sequence[ItemScores]", out: Path | None, *, started: float, more: dict[str, Any],
+    missing_reasons: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
     """Adds the result of one benchmark to the run and, with `out`, writes it."""
     from rmtrl.data.provenance import environment, write_json
     from rmtrl.evaluation.benchmarks.results import result_of
 
     name = task.benchmark.name
-    run.results[name] = result = result_of(task.benchmark, task.items, scores)
+    run.results[name] = result = result_of(task.benchmark, task.items, scores, missing_reasons=missing_reasons)
     run.records[name] = {
         **result.as_dict(),
         "model": run.model,
@@ -232,7 +235,7 @@ def finish(runs: Sequence[Run], out: Path | None, *, started: float, as_json: bo
     if as_json:
         print_json(whole)
     else:
-        print(report(results, chosen, {run.model["name"]: run.holds_tokens for run in runs}, unscored))
+        print(report(results, chosen, unscored))
 
 
 def _whole(runs: Sequence[Run], results: Any, chosen: Mapping[str, Sequence[str]], unscored: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores the items of a benchmark with any scorer, window by window; what cannot be scored whole is missing."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
-from rmtrl.errors import RmtrlError, UsageError
+from rmtrl.errors import RenderingError, RmtrlError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.types import Conversation, Scorer, checked_scores, failed_at
 
@@ -18,7 +19,6 @@ WINDOW_CONVERSATIONS = 500
 
 ItemScores = NDArray[np.float64] | None
 """Scores of one item's candidates in their order; `None` where a candidate is not held or the item does not count."""
-
 
 TEXT_FORMS = {
     "plain": {"user": "\n\n", "assistant": "\n\n", "system": "\n\n"},
@@ -126,6 +126,42 @@ def score_items(
         for part in ahead:
             yield _score_window(scorer, [items[i] for i in part])
             bar.update(len(part))
+
+
+def missing_reasons(
+    items: Sequence[Item],
+    scores: Sequence[ItemScores],
+    encode: Callable[[Conversation], Sequence[int]],
+    most_tokens: int | None = None,
+) -> dict[str, int]:
+    """Returns why items have no score, with the number of them.
+
+    Args:
+        items (`Sequence[Item]`): All items of the benchmark.
+        scores (`Sequence` of arrays or None): Their scores.
+        encode (`Callable`): The scorer's tokens of a conversation; raises a [`~rmtrl.errors.RenderingError`] for one
+            that cannot be rendered. What can be rendered and was not scored is too long.
+        most_tokens (`int`, *optional*): Tokens that the scorer holds.
+
+    Example:
+
+    ```python
+    >>> missing_reasons(items, scores, scorer.encode, scorer.most_tokens)
+    {"longer than the model's 512 tokens": 3, 'cannot be rendered: System role not supported': 1}
+    ```
+    """
+    too_long = f"longer than the model's {most_tokens:,} tokens" if most_tokens else "not held by the scorer"
+    missing = [item for item, own in zip(items, scores, strict=True) if own is None and not item.excluded]
+    return dict(Counter(max(_unrendered(encode, each) for each in item.candidates) or too_long for item in missing))
+
+
+def _unrendered(encode: Callable[[Conversation], Sequence[int]], conversation: Conversation) -> str:
+    """Returns why a conversation cannot be rendered, in the words of its template; empty where it can."""
+    try:
+        encode(conversation)
+    except RenderingError as error:
+        return f"cannot be rendered: {' '.join(str(error.__cause__ or error).split())}"
+    return ""
 
 
 def _score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
