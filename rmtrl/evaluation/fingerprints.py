@@ -42,7 +42,8 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: `sha256` over the names and contents of a folder's files and the head in its `rmtrl.json`,
         `None` for a hub id;
-        `revision`, the commit of a hub id on this machine, else `None`; for an adapter also the `base`, in this form.
+        `revision`, the commit of a hub id on this machine, else `None`; for an adapter also the `base`, in this form,
+        both `None` where it is not named.
 
     Example:
 
@@ -61,12 +62,14 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
         result["revision"] = folder.name
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        result["base"] = model_fingerprint(json.loads(adapter.read_text())["base_model_name_or_path"])
+        result["base"] = model_fingerprint(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
     return result
 
 
 def _folder(model: str | Path) -> Path | None:
     """Returns where a model's files stand on this machine: its folder, or the cached one of a loaded hub id."""
+    if not str(model):  # an adapter's base that has no name; as a path it would be the working directory
+        return None
     if Path(model).is_dir():
         return Path(model)
     for name in ("adapter_config.json", "config.json"):
