@@ -89,7 +89,7 @@ def test_output_has_no_nan_and_may_replace_its_input(rmtrl, pairs_file, tmp_path
 
 def test_only_long_passes_show_progress_and_on_stderr(rmtrl, pairs_file, monkeypatch):
     assert rmtrl("data", "validate", pairs_file, "--json")[2].count("\r") == 0
-    monkeypatch.setattr("rmtrl.data.reading.tolerant.LARGE_BYTES", 1)
+    monkeypatch.setattr("rmtrl.io.LARGE_BYTES", 1)
     monkeypatch.setattr("rmtrl.data.validation.LARGE_ROWS", 1)
     _, stdout, stderr = rmtrl("data", "validate", pairs_file, "--json")
     assert json.loads(stdout)["n"] == 8 and "Reading pairs" in stderr and "Validating" in stderr
@@ -98,9 +98,9 @@ def test_only_long_passes_show_progress_and_on_stderr(rmtrl, pairs_file, monkeyp
 STOPS_WHILE_WRITING = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-import rmtrl.cli, rmtrl.cli.console as console
+import rmtrl.cli, rmtrl.io as io
 
-write, count = console._line, 0
+write, count = io._line, 0
 def slow(row):
     global count
     count += 1
@@ -109,7 +109,7 @@ def slow(row):
         time.sleep(60)
     return write(row)
 
-console._line = slow
+io._line = slow
 sys.argv[0] = "rmtrl"
 rmtrl.cli.main()
 """

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, print_table, write_jsonl_files
+from rmtrl.cli.console import Json, print_json, print_table
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_row_files
 
 if TYPE_CHECKING:
     from rmtrl.data.annotations.aggregation import ItemScores
@@ -219,7 +220,7 @@ def _check_any(made: "PairSet") -> None:
 
 
 def _write(files: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> None:
-    write_jsonl_files({path: rows for path, rows in files.items() if path is not None})
+    write_row_files({path: rows for path, rows in files.items() if path is not None})
 
 
 def _read(files: Sequence[Path], likert: str, criteria: str | None) -> "Annotations":

@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object as read_object
+from rmtrl.io import write_row_files, write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 _SCORES = 'wanted {"id": "a", "scores": [1.5, 0.2]} a line, chosen first, both finite or null'
 _LARGEST = sys.float_info.max
+write_jsonl, write_jsonl_files = write_rows, write_row_files
 
 
 def read_pairs(data: str, split: str, columns: list[str] | None, *, faulty: "Faulty" = "raise") -> "Dataset":
@@ -75,17 +77,6 @@ def _pair_scores(place: str, line: str) -> tuple[str, list[float | None]]:
     return str(id), [float(score) for score in scores]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object of a file; a file that cannot be read is an input error."""
-    try:
-        stored = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(stored, dict):
-        raise DataError(f"{path} holds no JSON object")
-    return stored
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the JSON objects of a file, one a line; empty lines do not count."""
     rows = []
@@ -120,59 +111,6 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one row a line, beside and renamed: the file is the old one or the new one, never a part."""
-    write_jsonl_files({path: rows})
-
-
-def write_jsonl_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> None:
-    """Writes several files as [`write_jsonl`] does; none takes its place before all are complete.
-
-    Folders are made where they are missing. NaN and infinities, which JSON has no form for, are written as null.
-    """
-    with ExitStack() as leftovers:
-        complete = []
-        for given, rows in files.items():
-            path = given.resolve()  # a link keeps pointing where it points
-            beside = path.with_name(f".{path.name}.new")  # what a killed run left under this name is overwritten
-            try:
-                if path.exists() and not path.is_file():
-                    raise DataError(f"cannot write {given}: it exists and is not a file")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with beside.open("w", encoding="utf-8") as file:
-                    leftovers.callback(beside.unlink, missing_ok=True)
-                    file.writelines(jsonl_lines(rows))
-            except OSError as error:
-                raise DataError(f"cannot write {given}: {error.strerror}") from error
-            complete.append((beside, path))
-        for beside, path in complete:
-            beside.replace(path)
-
-
-def jsonl_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields the line of each row; NaN and infinities, which JSON has no form for, are null."""
-    return (_line(row) for row in _rows(rows))
-
-
-def _rows(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    from datasets import Dataset
-
-    if not isinstance(rows, Dataset):
-        return rows
-    # ten times as fast as row by row
-    batches = rows.with_format(None).iter(1000)
-    return (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    except ValueError:
-        from rmtrl.types import json_ready
-
-        return json.dumps(json_ready(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_rows
 
 if TYPE_CHECKING:
     from rmtrl.data.bias import AnnotatorBias
@@ -91,7 +92,7 @@ def sample(
     pairs = read_pairs(data, split, columns)
     weights = _numbers("prevalence", prevalence)
     drawn = sample_by_domain(pairs, size, prevalence=weights or None, stress=_numbers("stress", stress), seed=seed)
-    write_jsonl(out, drawn.pairs)
+    write_rows(out, drawn.pairs)
     if as_json:
         print_json({"schema": "rmtrl/sample/1", "data": data, "n": len(drawn.pairs), "seed": seed,
                     "domains": drawn.drawn, "out": str(out)})  # fmt: skip
@@ -147,11 +148,13 @@ def _response(number: int, row: dict[str, Any]) -> tuple[tuple[str, str], Any]:
                         "prompt_id and response")  # fmt: skip
     try:
         return (str(row["prompt_id"]), str(row["item_id"])), as_text(row["response"])
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"the response in row {number} of --responses: {error}") from error
 
 
 def _chars(text: Any) -> float:
+    from rmtrl.data.messages import conversation_text
+
     if text is None:
         return float("nan")
-    return float(len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text))
+    return float(len(conversation_text(text)))

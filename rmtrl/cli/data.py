@@ -16,9 +16,9 @@ from rmtrl.cli.console import (
     print_json,
     print_table,
     read_pairs,
-    write_jsonl_files,
 )
 from rmtrl.errors import UsageError
+from rmtrl.io import write_row_files
 
 app = typer.Typer(help="Check preference data before training.", no_args_is_help=True)
 
@@ -54,7 +54,7 @@ def validate(
         max_length=max_length,
     )
     files = {out: result.kept, rejects: result.rejects}
-    write_jsonl_files({path: rows for path, rows in files.items() if path is not None})
+    write_row_files({path: rows for path, rows in files.items() if path is not None})
     counts = result.as_dict()
     if as_json:
         print_json({"schema": "rmtrl/validation/1", "data": data, **counts})

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import UsageError
+from rmtrl.io import write_rows
 
 Threshold = Annotated[float, typer.Option(help="Jaccard index from which two prompts are near-duplicates.")]
 
@@ -32,7 +33,7 @@ def dedup(
     _check_out(out, [data])
     result = deduplicate(read_pairs(data, split, columns), threshold=threshold)
     if out is not None:
-        write_jsonl(out, result.clustered if keep == "all" else result.kept)
+        write_rows(out, result.clustered if keep == "all" else result.kept)
     counts = result.as_dict()
     for warning in result.warnings:
         print(f"rmtrl: warning: {warning}", file=sys.stderr)
@@ -67,7 +68,7 @@ def contamination(
     sets = {name: read_pairs(name, split, columns) for name in evaluations}
     report = find_contamination(read_pairs(train, split, columns), sets, threshold=threshold, ngram=ngram)
     if out is not None:
-        write_jsonl(out, report.clean)
+        write_rows(out, report.clean)
     kept = len(report.clean)
     if as_json:
         results = [{"data": name, **result.as_dict()} for name, result in report.evaluations.items()]

@@ -1,19 +1,18 @@
 """`rmtrl data split` and `rmtrl data unseal`: leak-free splits published with what rebuilds them."""
 
 import gzip
-import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Split, jsonl_lines, print_json, print_table, read_pairs
+from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object, write_json, write_rows
 
 SCHEMA = "rmtrl/splits/1"
 _OPENINGS = "sealed_openings.json"
@@ -40,7 +39,7 @@ def split(
 ) -> None:
     """Split pairs by prompt, near-duplicates together, and publish the splits with what rebuilds them."""
     from rmtrl.data.dedup import with_clusters
-    from rmtrl.data.provenance import fingerprint, manifest, new_folder, write_json
+    from rmtrl.data.provenance import fingerprint, manifest, new_folder
     from rmtrl.data.splits import check_overlap, group_column, make_splits
 
     if stratify not in ("domain", "none"):
@@ -73,7 +72,7 @@ def split(
 
     with new_folder(out, marker="splits.json") as folder:
         for name, rows in splits.as_dict().items():
-            _write(folder / _file(name), rows)
+            write_rows(folder / _file(name), rows)
         write_json(folder / "splits.json", record)
         made = manifest(
             sources=[{"data": data, "licence": licence, **record["input"]}],
@@ -105,14 +104,12 @@ def unseal(
     as_json: Json = False,
 ) -> None:
     """Open the sealed split for a final figure; every opening is counted and kept with its purpose."""
-    from rmtrl.data.provenance import write_json
-
     sealed, openings_file = folder / _file("sealed"), folder / _OPENINGS
     if not sealed.exists():
         raise DataError(f"{folder} has no sealed split; make one with rmtrl data split --sealed 0.05")
     if not purpose.strip():
         raise UsageError("got an empty --purpose; say what figure the sealed split is opened for")
-    openings = _read_json(openings_file)["openings"] if openings_file.exists() else []
+    openings = read_object(openings_file)["openings"] if openings_file.exists() else []
     openings.append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "purpose": purpose})
     beside = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
@@ -139,28 +136,12 @@ def _file(name: str) -> str:
     return f"{name}.jsonl.gz" if name == "sealed" else f"{name}.jsonl"
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(jsonl_lines(rows)).encode()
-    # no time stamp in the archive, so that the same rows are the same bytes
-    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
-
-
 def _manifest_beside(data: str) -> dict[str, Any] | None:
     path = Path(data).expanduser().parent / "manifest.json"
     if not Path(data).expanduser().is_file() or not path.is_file():
         return None
     try:
-        found = _read_json(path)
+        found = read_object(path)
     except DataError:
         return None  # another program's
     return found if str(found.get("schema")).startswith("rmtrl/manifest/") else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object; restore it from where it was written")
-    return value

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, jsonl_lines, print_json, print_table
+from rmtrl.cli.console import Json, print_json, print_table
+from rmtrl.io import write_json, write_rows
 
 
 def synthesize(
@@ -19,7 +20,7 @@ def synthesize(
     as_json: Json = False,
 ) -> None:
     """Write the embedded world: prompts, responses, annotations, pairs, an evaluation set, gold scores, the truth."""
-    from rmtrl.data.provenance import manifest, new_folder, write_json
+    from rmtrl.data.provenance import manifest, new_folder
     from rmtrl.data.synthetic.whole import make_world
 
     with new_folder(out, marker="truth.json") as folder:
@@ -32,7 +33,7 @@ def synthesize(
             "evaluation": world.evaluation,
             "gold": world.gold,
         }
-        rows = {name: _write(folder / f"{name}.jsonl", lines) for name, lines in sets.items()}
+        rows = {name: write_rows(folder / f"{name}.jsonl", lines) for name, lines in sets.items()}
         write_json(folder / "truth.json", world.truth)
         settings = {"prompts": prompts, "annotators": annotators, "seed": seed, "clean": clean}
         made = manifest(
@@ -48,11 +49,3 @@ def synthesize(
         print_json({"schema": "rmtrl/world/1", "out": str(out), **settings, "rows": rows})
     else:
         print_table({**rows, "written to": out})
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    n = 0
-    with path.open("w", encoding="utf-8") as file:
-        for n, line in enumerate(jsonl_lines(rows), 1):  # noqa: B007
-            file.write(line)
-    return n

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
+from rmtrl.data.messages import conversation_text
 from rmtrl.metrics import mean_estimate
 from rmtrl.types import Estimate
 
@@ -173,7 +174,10 @@ def preference_rates(pairs: Dataset, columns: Sequence[str] = ("domain", "langua
     for batch in pairs.iter(1000):
         for name in (*names, "prompt_id"):
             rows[name] += [str(value) for value in batch[name]]
-        gaps = [_chars(c) - _chars(r) for c, r in zip(batch["chosen"], batch["rejected"], strict=True)]
+        gaps = [
+            len(conversation_text(c)) - len(conversation_text(r))
+            for c, r in zip(batch["chosen"], batch["rejected"], strict=True)
+        ]
         rows["longer"] += [(np.sign(gap) + 1) / 2 for gap in gaps]
         rows["tie"] += [float(p == 0.5) for p in batch.get("preference", [1.0] * len(gaps))]
     prompt, longer, tie = np.array(rows["prompt_id"]), np.array(rows["longer"]), np.array(rows["tie"])
@@ -193,7 +197,3 @@ def _rates(
         "longer_chosen": mean_estimate(longer[decided], prompt[decided]) if decided.any() else None,
         "ties": mean_estimate(tie[own], prompt[own]),
     }
-
-
-def _chars(side: Any) -> int:
-    return len(side) if isinstance(side, str) else sum(len(message["content"] or "") for message in side)

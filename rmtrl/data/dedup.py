@@ -18,6 +18,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from rmtrl.data.messages import conversation_text
 from rmtrl.data.shingles import cluster_texts, normalize_text
 from rmtrl.errors import DataError
 from rmtrl.types import Conversation
@@ -195,7 +196,7 @@ def with_clusters(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, pr
 
 
 def prompt_text(conversation: Conversation) -> str:
-    """Returns the text of a conversation: a string as it is, the contents of messages one a line.
+    """Returns the text of a conversation: a string as it is, the contents and calls of messages one a line.
 
     System and developer messages, which many prompts share, are left out unless there are no others.
 
@@ -209,7 +210,7 @@ def prompt_text(conversation: Conversation) -> str:
     if isinstance(conversation, str):
         return conversation
     asked = [message for message in conversation if message.get("role") not in _INSTRUCTIONS]
-    return "\n".join(message.get("content") or "" for message in asked or conversation)
+    return conversation_text(asked or conversation)
 
 
 def shorten_pair(first: str, second: str) -> list[str]:

@@ -8,19 +8,24 @@ answer different prompts, `fault` where rows that cannot be read are kept.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset, ReadInstruction, config
+import pyarrow as pa
+from datasets import Dataset, Features, ReadInstruction, config
 from tqdm.auto import tqdm
 
-from rmtrl.data.reading.layouts import HUMAN
+from rmtrl.data.reading.layouts import HUMAN, is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
-from rmtrl.data.reading.row_reader import Faulty, RowReader, write_normal
-from rmtrl.data.reading.tolerant import LARGE_ROWS, RawRow, text_rows
+from rmtrl.data.reading.normal_form import arrow_table
+from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader, write_normal
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import LARGE_ROWS, RawRow, read_rows, table_columns
 from rmtrl.types import Conversation
+
+logger = logging.getLogger(__name__)
 
 
 def read_preferences(
@@ -64,7 +69,7 @@ def read_preferences(
     called = Path(source).expanduser().name.encode(errors="replace").decode()
     state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     path = _cache_file(state, columns, called, faulty)
-    pairs = _normal_form(lambda: text_rows(files), columns, source=called, faulty=faulty, path=path)
+    pairs = _normal_form(lambda: read_rows(files, is_row=is_pair), columns, source=called, faulty=faulty, path=path)
     return _sliced(pairs, split) if "[" in split else pairs
 
 
@@ -129,12 +134,29 @@ def _normal_form(
 ) -> Dataset:
     if faulty not in ("raise", "keep"):
         raise UsageError(f"faulty is {faulty!r}; wanted 'raise' or 'keep'")
-    reader = RowReader(source, columns or {}, faulty)
-    pairs = write_normal(reader, rows(), path)
-    forms = reader.majority()
-    if faulty == "keep" and forms != (bool(reader.conversational), bool(reader.with_prompt)):
-        return write_normal(RowReader(source, columns or {}, faulty, *forms), rows(), path)
+    facts, pairs = Facts(), None
+    while pairs is None:
+        reader = RowReader(source, columns or {}, faulty, facts)
+        try:
+            pairs = write_normal(reader, rows(), path)
+        except Reread as known:
+            facts = known.facts
+            continue
+        facts = reader.found()
+        pairs = pairs if replace(facts, kinds={}) == reader.used() else None
+    _say(reader)
     return pairs
+
+
+def _say(reader: RowReader) -> None:
+    """Warns of what a person would not expect: prompts that stand in no column, and text that nothing reads."""
+    if reader.n_invented and not reader.facts.texts:
+        logger.warning("%s has no prompts: what both sides of a pair begin with is taken for it", reader.source)
+    if reader.texts:
+        logger.warning(
+            "%s: unread columns: %s (text; where it is the prompt, say --map prompt=COLUMN)",
+            reader.source, ", ".join(sorted(reader.texts)),
+        )  # fmt: skip
 
 
 def _sliced(pairs: Dataset, split: str) -> Dataset:
@@ -163,11 +185,15 @@ def last_turn_only(dataset: Dataset) -> Dataset:
     ```
     """
 
-    def cut(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"prompt": [_last_turn(prompt) for prompt in batch["prompt"]]}
+    column = Features({"prompt": dataset.features["prompt"]})
+
+    def cut(table: pa.Table) -> pa.Table:
+        prompts = table_columns(table.select(["prompt"]))["prompt"]
+        cut = arrow_table([{"prompt": _last_turn(prompt)} for prompt in prompts], column)
+        return table.set_column(table.column_names.index("prompt"), "prompt", cut["prompt"])
 
     options = {"features": dataset.features, "load_from_cache_file": False, "desc": "Cutting prompts"}
-    return dataset.map(cut, batched=True, **options)
+    return dataset.with_format("arrow").map(cut, batched=True, **options).with_format(None)
 
 
 def _last_turn(prompt: Conversation | None) -> Conversation | None:
@@ -175,6 +201,6 @@ def _last_turn(prompt: Conversation | None) -> Conversation | None:
         return None
     if isinstance(prompt, str):
         return prompt[max(prompt.rfind(HUMAN), 0) :]
-    users = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+    users = [index for index, message in enumerate(prompt) if message.get("role") == "user"]
     start = users[-1] if users else 0
-    return [m for m in prompt[:start][:1] if m["role"] in ("system", "developer")] + prompt[start:]
+    return [m for m in prompt[:start][:1] if m.get("role") in ("system", "developer")] + prompt[start:]

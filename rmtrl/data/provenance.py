@@ -1,4 +1,4 @@
-"""What makes a result repeatable: content hashes, versions, and files that are never half written."""
+"""What makes a result repeatable: content hashes, versions, and folders that are never half written."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_json as write_json
 
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 
@@ -120,35 +121,6 @@ def _sha256(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as JSON so that the file is the old one or the new one, never a part.
-
-    Keys keep their order. The folder is made where it is missing.
-
-    Args:
-        path (`str` or `Path`): File to write or replace.
-        value (`Any`): What `json` can write.
-
-    Raises:
-        ValueError: If `value` holds NaN or an infinity, which JSON has no form for; the old file stays.
-
-    Example:
-
-    ```python
-    >>> write_json("metrics.json", {"pairwise_accuracy": 0.65, "n": 505})
-    ```
-    """
-    path = Path(path)
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, final: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rmtrl.data.splits import group_column
+from rmtrl.data.splits import groups_of
 from rmtrl.errors import DataError, UsageError
 
 
@@ -95,28 +95,26 @@ def sample_by_domain(
     """
     stress = stress or {}
     domain_of: dict[str, str] = {}
-    group = group_column(dataset)
-    for batch in dataset.select_columns(sorted({group, "domain"})).iter(1000):
-        for key, domain in zip(batch[group], batch["domain"], strict=True):
-            domain_of[key] = min(domain, domain_of.get(key, domain))
+    keys = groups_of(dataset)
+    domains = [domain for batch in dataset.select_columns(["domain"]).iter(1000) for domain in batch["domain"]]
+    for key, domain in zip(keys, domains, strict=True):
+        domain_of[key] = min(domain, domain_of.get(key, domain))
     available = Counter(domain_of.values())
     weights = dict(prevalence) if prevalence else {name: float(count) for name, count in available.items()}
     _check(n, available, weights, stress)
     wanted = allocate(n, available, weights, stress)
     by_domain: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(
-        domain_of, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
-    ):
+    for key in sorted(domain_of, key=lambda key: _hash(seed, key)):
         by_domain[domain_of[key]].append(key)
     taken = {key for domain, keys in by_domain.items() for key in keys[: wanted[domain]]}
     total, drawn = sum(weights.get(name, 0.0) for name in available), sum(wanted.values())
     weight = {
         name: (weights.get(name, 0.0) / total) / (count / drawn) if count else 0.0 for name, count in wanted.items()
     }
-    keys = [key for batch in dataset.select_columns([group]).iter(1000) for key in batch[group]]
     rows = [row for row, key in enumerate(keys) if key in taken]
+    sampled = dataset.select(rows).select_columns([n for n in dataset.column_names if n != "sampling_weight"])
     return Sample(
-        dataset.select(rows).add_column("sampling_weight", [weight[domain_of[keys[row]]] for row in rows]),
+        sampled.add_column("sampling_weight", [weight[domain_of[keys[row]]] for row in rows]),
         {
             name: {"available": available[name], "drawn": wanted[name], "weight": round(weight[name], 6)}
             for name in sorted(available)

@@ -118,7 +118,7 @@ def make_splits(
         raise UsageError(f"got ratios {tuple(ratios)}; wanted four shares ({', '.join(SPLITS)}) with sum 1")
     if not 0 <= sealed < 1:
         raise UsageError(f"got sealed {sealed}; wanted a share of the rows from 0 to below 1")
-    groups = _column(dataset, group_column(dataset))
+    groups = groups_of(dataset)
     wanted_domains = [holdout_domains] if isinstance(holdout_domains, str) else holdout_domains
     held = _groups_of_domains(dataset, groups, wanted_domains) if wanted_domains else set()
     rows = Counter(group for group in groups if group not in held)
@@ -149,6 +149,15 @@ def make_splits(
 def group_column(dataset: Dataset) -> str:
     """Returns the column whose values no two splits may share: `cluster_id` where there is one, else `prompt_id`."""
     return "cluster_id" if "cluster_id" in dataset.column_names else "prompt_id"
+
+
+def groups_of(dataset: Dataset) -> list[str]:
+    """Returns the group of each row: its cluster as text, its prompt where it has none."""
+    prompts = _column(dataset, "prompt_id")
+    if group_column(dataset) == "prompt_id":
+        return prompts
+    clusters = _column(dataset, "cluster_id")
+    return [p if c is None or c == "" else str(c) for p, c in zip(prompts, clusters, strict=True)]
 
 
 def check_overlap(splits: Mapping[str, Dataset]) -> None:
@@ -226,7 +235,7 @@ def _shared(splits: Mapping[str, Dataset]) -> dict[str, set[str]]:
     shared: dict[str, set[str]] = {}
     for column in ("prompt_id", "cluster_id"):
         values = {
-            name: set(_column(d, column))
+            name: set(groups_of(d) if column == "cluster_id" else _column(d, column))
             for name, d in splits.items()
             if column == "prompt_id" or column in d.column_names
         }

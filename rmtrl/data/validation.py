@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
 from rmtrl.data.reading.loading import progress_bars
-from rmtrl.data.reading.tolerant import LARGE_ROWS
+from rmtrl.data.reading.normal_form import TEMPLATE
 from rmtrl.errors import DataError, RenderingError, UsageError
-from rmtrl.types import Conversation, Message
+from rmtrl.io import LARGE_ROWS, table_columns
+from rmtrl.types import Chat, Conversation, Message
 
 REASONS = (
     "unreadable",
@@ -28,6 +32,7 @@ REASONS = (
     "identical_candidates",
     "non_finite_margin",
     "tie_or_abstention",
+    "unrenderable",
     "too_long",
     "duplicate_pair",
     "contradictory_pair",
@@ -35,9 +40,11 @@ REASONS = (
 """Why a row can be rejected, in order of precedence: a row with several faults is counted under the first."""
 
 _CODES = {reason: code for code, reason in enumerate(REASONS, 1)}  # 0: a sound row
-_ROLES = {"system", "developer", "user", "assistant", "tool"}
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
-_OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault")
+_OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault", "tools",
+             "chat_template_kwargs")  # fmt: skip
+# what a template's own code raises on messages that it does not foresee
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _BATCH_ROWS = 1000
 
 
@@ -47,7 +54,8 @@ class ValidationResult:
 
     Args:
         kept (`Dataset`): Sound rows, in the order of the input, with all its columns but `fault`.
-        rejects (`Dataset`): The other rows, with all columns of the input and `reason`.
+        rejects (`Dataset`): The other rows, with all columns of the input and `reason`; `fault` has what the reader or
+            the chat template said.
         reasons (`dict[str, int]`): Rejected rows by reason; every reason of `REASONS` is present.
         n (`int`): Rows of the input, always `len(kept) + len(rejects)`.
         tie_rate (`float`): Share of ties among the rows of the input.
@@ -90,7 +98,8 @@ def validate(
     Args:
         dataset (`Dataset`): Pairs in the normal form.
         ties (`str`): `"drop"` rejects pairs with `preference` ½; `"keep"` leaves them, for a loss that knows ties.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Counts tokens, as TRL does: after the chat template for
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Renders messages, with their tools and template variables:
+            what its chat template refuses is rejected. Counts tokens, as TRL does: after the chat template for
             messages; for strings prompt and response together, with the end token where the text lacks it.
         max_length (`int`, *optional*): A pair with a side over this many tokens is rejected whole, never truncated.
 
@@ -113,15 +122,19 @@ def validate(
     missing = [name for name in _NEEDED if name not in dataset.column_names]
     if missing:
         raise DataError(f"got pairs without {', '.join(missing)}; wanted the normal form, see to_normal_form")
-    codes, is_tie, names = _codes(dataset, ties == "drop", tokenizer, max_length)
+    codes, is_tie, names, faults = _codes(dataset, ties == "drop", tokenizer, max_length)
     sound = codes == 0
     counts = np.bincount(codes, minlength=len(REASONS) + 1)
     tie_rate = float(is_tie.mean()) if len(is_tie) else 0.0
     kept_names = names.filter(pa.array(sound))
     kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
     with progress_bars(len(rejects) >= LARGE_ROWS):
-        reasons = pa.array([REASONS[code - 1] for code in codes[~sound]], pa.string())
-        rejects = rejects.add_column("reason", reasons)
+        reasons = [REASONS[code - 1] for code in codes[~sound]]
+        rejects = _with_text(rejects, "reason", reasons)
+        if faults:
+            before = rejects["fault"][:] if "fault" in rejects.column_names else [None] * len(rejects)
+            found = [faults.get(row) for row in np.flatnonzero(~sound).tolist()]
+            rejects = _with_text(rejects, "fault", [new or old for new, old in zip(found, before, strict=True)])
     return ValidationResult(
         kept=kept.remove_columns("fault") if "fault" in kept.column_names else kept,
         rejects=rejects,
@@ -130,13 +143,21 @@ def validate(
         tie_rate=tie_rate,
         groups=pc.count_distinct(kept_names["prompt_id"]).as_py(),
         domains=_counted(kept_names["domain"]),
-        warnings=_warnings(tie_rate, names, int(counts[_CODES["non_finite_margin"]])),
+        warnings=_warnings(tie_rate, names, int(counts[_CODES["non_finite_margin"]]), kept_names),
     )
 
 
-def _warnings(tie_rate: float, names: pa.Table, without_margin: int) -> tuple[str, ...]:
+def _with_text(dataset: Dataset, name: str, values: Sequence[str | None]) -> Dataset:
+    others = [column for column in dataset.column_names if column != name]
+    return dataset.select_columns(others).add_column(name, pa.array(values, pa.string()))
+
+
+def _warnings(tie_rate: float, names: pa.Table, without_margin: int, kept: pa.Table) -> tuple[str, ...]:
     repeated = len(names) - pc.count_distinct(names["id"]).as_py() if "id" in names.column_names else 0
+    waiting = kept["needs_annotation"].to_pylist() if "needs_annotation" in kept.column_names else []
+    n_waiting = sum(str(value).lower() in ("true", "1") for value in waiting)
     said = {
+        f"{n_waiting:,} pairs are variants with the label of their original: have them annotated": n_waiting > 0,
         f"{tie_rate:.0%} of the pairs are ties: unclear guidelines?": tie_rate > 0.30,
         f"{repeated:,} duplicate ids: scores and rejects cannot be told apart by id": repeated > 0,
         f"{without_margin:,} pairs lack a margin that others have: fill it in, or leave the column out": without_margin
@@ -152,34 +173,35 @@ def _counted(domains: pa.ChunkedArray) -> dict[str, int]:
 
 def _codes(
     dataset: Dataset, drop_ties: bool, tokenizer: Any, max_length: int | None
-) -> tuple[NDArray[np.int8], NDArray[np.bool_], pa.Table]:
-    """Returns the reason code of each row, whether it is a tie, and the `prompt_id`, `domain` and `id` columns."""
+) -> tuple[NDArray[np.int8], NDArray[np.bool_], pa.Table, dict[int, str]]:
+    """Returns the reason code of each row, whether it is a tie, its names, and what a template said of some rows."""
     n = len(dataset)
     codes, is_tie = np.zeros(n, np.int8), np.zeros(n, bool)
     keys, winners = np.zeros(n, np.uint64), np.zeros(n, np.int8)
-    names = []
-    named = [name for name in ("prompt_id", "domain", "id") if name in dataset.column_names]
+    names: list[pa.Table] = []
+    faults: dict[int, str] = {}
+    named = [name for name in ("prompt_id", "domain", "id", "needs_annotation") if name in dataset.column_names]
     present = [name for name in (*_NEEDED[2:], *_OPTIONAL) if name in dataset.column_names]
     batches = dataset.select_columns(named + present).with_format("arrow").iter(_BATCH_ROWS)
     starts = tqdm(range(0, n, _BATCH_ROWS), desc="Validating, in thousands", disable=n < LARGE_ROWS)
     for start, table in zip(starts, batches, strict=True):
         names.append(table.select(named))
         rows = slice(start, start + len(table))
-        columns = {name: table[name].to_pylist() for name in present}
+        columns = table_columns(table.select(present))
         preferences = columns.get("preference", [1.0] * len(table))
         is_tie[rows] = [preference == 0.5 for preference in preferences]
         codes[rows] = _row_codes(columns, is_tie[rows] & drop_ties)
-        sides = columns["prompt"], columns["chosen"], columns["rejected"]
-        if max_length is not None:
-            _mark_too_long(codes[rows], *sides, tokenizer, max_length)
-        for row in np.flatnonzero(codes[rows] == 0):
-            keys[start + row], order = _pair_key(*(side[row] for side in sides))
+        if tokenizer is not None:
+            said = _mark_rendered(codes[rows], columns, tokenizer, max_length)
+            faults |= {start + row: f"unrenderable: row {start + row + 1}: {text}" for row, text in said.items()}
+        for row in np.flatnonzero(codes[rows] == 0).tolist():
+            keys[start + row], order = _pair_key(columns, row)
             preference = preferences[row]
             known = preference is not None and math.isfinite(preference)
             winners[start + row] = order * (np.sign(preference - 0.5) if known else 1)
     _mark_repeated(codes, keys, winners)
     empty = pa.table({name: pa.array([], pa.string()) for name in named})
-    return codes, is_tie, pa.concat_tables(names) if names else empty
+    return codes, is_tie, pa.concat_tables(names) if names else empty, faults
 
 
 def _row_codes(columns: dict[str, list[Any]], dropped_ties: NDArray[np.bool_]) -> list[int]:
@@ -201,13 +223,13 @@ def _row_code(
         reason = "missing_field"
     elif isinstance(prompt, list) and _has_bad_roles(prompt, chosen, rejected):
         reason = "bad_roles"
-    elif left != right or (other is not None and other != prompt):
+    elif left != right or (other is not None and not same(other, prompt)):
         reason = "context_mismatch"
     elif _is_blank(prompt):
         reason = "empty_prompt"
     elif _is_blank(chosen) or _is_blank(rejected):
         reason = "empty_response"
-    elif chosen == rejected:
+    elif same(chosen, rejected):
         reason = "identical_candidates"
     elif margin is None or not math.isfinite(margin):
         reason = "non_finite_margin"
@@ -221,35 +243,48 @@ def _row_code(
 def _has_null(side: Conversation | None) -> bool:
     if not isinstance(side, list):
         return side is None
-    return any(m is None or m.get("role") is None or m.get("content") is None for m in side)
+    return any(message is None or message.get("role") is None or not says(message) for message in side)
 
 
 def _has_bad_roles(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> bool:
     if not (prompt and chosen and rejected):
         return True
-    if not all(message["role"] in _ROLES for side in (prompt, chosen, rejected) for message in side):
+    if not all(message["role"] in ROLES for side in (prompt, chosen, rejected) for message in side):
         return True
-    ends = (prompt[-1]["role"], chosen[-1]["role"], rejected[-1]["role"])
-    return ends not in (("user", "assistant", "assistant"), ("tool", "assistant", "assistant"))
+    asks = prompt[-1]["role"] == "user" or prompt[-1]["role"] in TOOL_ROLES
+    return not (asks and chosen[-1]["role"] == rejected[-1]["role"] == "assistant")
 
 
 def _is_blank(side: Conversation) -> bool:
-    text = side if isinstance(side, str) else side[-1]["content"]
-    return not text or text.isspace()
+    if isinstance(side, str):
+        return not side or side.isspace()
+    return is_blank(side[-1]) and side[-1]["role"] not in TOOL_ROLES  # a tool may return nothing
 
 
-def _mark_too_long(
-    codes: NDArray[np.int8],
-    prompts: list[Any],
-    chosen: list[Any],
-    rejected: list[Any],
-    tokenizer: Any,
-    max_length: int,
-) -> None:
-    rows = np.flatnonzero(codes == 0)
-    for side in (chosen, rejected):
-        lengths = _lengths_tokens([prompts[row] + side[row] for row in rows.tolist()], tokenizer)
-        codes[rows[np.asarray(lengths, int) > max_length]] = _CODES["too_long"]
+# ---- rendering
+
+
+def _mark_rendered(
+    codes: NDArray[np.int8], columns: dict[str, list[Any]], tokenizer: Any, max_length: int | None
+) -> dict[int, str]:
+    """Marks what the chat template refuses and what is too long; returns what the template said, by row."""
+    said: dict[int, str] = {}
+    for side in ("chosen", "rejected"):
+        rows = np.flatnonzero(codes == 0).tolist()
+        whole = [_chat(columns, row, side) for row in rows]
+        if max_length is None and whole and isinstance(whole[0], str):
+            return said
+        for row, length in zip(rows, rendered_lengths(whole, tokenizer), strict=True):
+            if isinstance(length, str):
+                codes[row], said[row] = _CODES["unrenderable"], length
+            elif max_length is not None and length > max_length:
+                codes[row] = _CODES["too_long"]
+    return said
+
+
+def _chat(columns: dict[str, list[Any]], row: int, side: str) -> Conversation:
+    template = {name: columns[name][row] for name in TEMPLATE if name in columns}
+    return Chat.of(columns["prompt"][row] + columns[side][row], template)
 
 
 def check_chat_template(tokenizer: Any) -> None:
@@ -265,24 +300,48 @@ def check_chat_template(tokenizer: Any) -> None:
         )
 
 
-def _lengths_tokens(conversations: list[Any], tokenizer: Any) -> list[int]:
+def rendered_lengths(conversations: Sequence[Conversation], tokenizer: Any) -> list[int | str]:
+    """Returns the tokens of each conversation as TRL renders it, or what the chat template says where it refuses.
+
+    Raises:
+        RenderingError: If there are messages and the tokenizer has no chat template.
+    """
     if not conversations:
         return []
     if isinstance(conversations[0], str):
         end = getattr(tokenizer, "eos_token", None) or ""
-        ids = tokenizer([text if text.endswith(end) else text + end for text in conversations])["input_ids"]
-    else:
-        check_chat_template(tokenizer)
-        ids = tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=True)["input_ids"]
-    return [len(row) for row in ids]
+        ids = tokenizer([text if text.endswith(end) else text + end for text in conversations])["input_ids"]  # type: ignore[operator,union-attr]
+        return [len(row) for row in ids]
+    check_chat_template(tokenizer)
+    if not any(isinstance(conversation, Chat) for conversation in conversations):
+        try:
+            ids = tokenizer.apply_chat_template(list(conversations), tokenize=True, return_dict=True)["input_ids"]
+            return [len(row) for row in ids]
+        except _TEMPLATE_ERRORS:
+            pass  # one of them; each says its own below
+    return [_rendered_length(conversation, tokenizer) for conversation in conversations]
 
 
-def _pair_key(prompt: Any, chosen: Any, rejected: Any) -> tuple[int, int]:
+def _rendered_length(conversation: Any, tokenizer: Any) -> int | str:
+    tools, more = getattr(conversation, "tools", None), getattr(conversation, "chat_template_kwargs", {})
+    more = more | ({"tools": tools} if tools else {})
+    try:
+        rendered = tokenizer.apply_chat_template([list(conversation)], tokenize=True, return_dict=True, **more)
+    except _TEMPLATE_ERRORS as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return len(rendered["input_ids"][0])
+
+
+# ---- repeated pairs
+
+
+def _pair_key(columns: dict[str, list[Any]], row: int) -> tuple[int, int]:
     """Returns a hash of the pair that is blind to the order of its sides, and the order: 1 or −1."""
-    prompt, chosen, rejected = (side if isinstance(side, str) else repr(side) for side in (prompt, chosen, rejected))
+    prompt, chosen, rejected = (canonical(columns[name][row]) for name in ("prompt", "chosen", "rejected"))
     first, second = (chosen, rejected) if chosen < rejected else (rejected, chosen)
+    template = "".join(canonical(columns[name][row]) for name in TEMPLATE if name in columns and columns[name][row])
     # lengths in front keep ("ab", "c") and ("a", "bc") apart; 64 bits: 3 chances in 10⁸ of a collision in 10⁶ pairs
-    text = f"{len(prompt)} {len(first)} {prompt}{first}{second}".encode("utf-8", "surrogatepass")
+    text = f"{len(prompt)} {len(first)} {prompt}{first}{second}{template}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"), 1 if chosen is first else -1
 
 

@@ -35,7 +35,7 @@ def write_lines(path, *lines):
 def test_standard_form_gets_names_and_nothing_made_up():
     row = normal(PAIR | {"length": 3}, source="mine")[0]
     assert row.pop("prompt_id") == normal({**PAIR, "prompt": " what COLOUR is  the sky?"})[0]["prompt_id"]
-    assert row == PAIR | {"id": "0", "domain": "unknown", "source": "mine"}
+    assert row == PAIR | {"id": "0", "domain": "unknown", "source": "mine", "length": 3}
 
 
 def test_given_names_and_numbers_are_kept():

@@ -10,21 +10,21 @@ two. Lines of PandaLM's layout (`idx`, `instruction`, `input`, `response1`, `res
 votes as they have annotators.
 """
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from rmtrl.data.annotations.lines import read_lines
 from rmtrl.data.annotations.tables import Annotations, Item, Rating, rating_columns, vote_columns
 from rmtrl.data.annotations.texts import as_text
+from rmtrl.data.reading.loading import is_text, load_rows
 from rmtrl.data.reading.normal_form import prompt_hash
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import Row, read_rows, suffix_of
 from rmtrl.types import Conversation
 
 REASONS = (
@@ -44,10 +44,16 @@ REASONS = (
 )
 """Why a judgment can be left out; the first fault found counts."""
 
+Where = tuple[str, int, Row | str]
+"""File, number and content of a row; of a broken one, what is wrong with it."""
+
 CHOICES = ("a", "b", "tie")
 _NOT_CRITERIA = {"id", "item_id", "prompt_id", "annotator", "domain", "source", "prompt", "response", "weight"}
 _ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
 _PANDALM = {"instruction", "response1", "response2"}
+_ANSWERS = ("response1", "response2", "response_a", "response_b")
+_TEXT_CELLS = {"id", "idx", "item_id", "prompt_id", "annotator", "domain", "source", "a", "b", "choice", "prompt",
+               "instruction", "input", "response", "response_a", "response_b", "response1", "response2"}  # fmt: skip
 
 
 def read_annotations(
@@ -86,15 +92,34 @@ def read_annotations(
         )
     reader = _Reader(likert, criteria)
     for path in map(Path, paths):
-        read = 0
-        for row, (line, value) in enumerate(
-            tqdm(read_lines(path), desc=f"Reading {path.name}", unit="line", delay=2), 1
-        ):
-            reader.read(path.name, row, line, value)
-            read += 1
-        if not read:
+        number = 0
+        for number, row in enumerate(_rows(path), 1):
+            reader.read(path.name, number, row)
+        if not number:
             raise DataError(f"{path} is empty; wanted one judgment a line")
     return reader.annotations()
+
+
+def _rows(path: Path) -> Iterator[Row | str]:
+    """Yields the rows of a file, or what is wrong with one; a table has numbers where the text of a cell is one."""
+    if path.is_file() and suffix_of(path) in (".jsonl", ".ndjson", ".json"):
+        yield from (row for _, row in read_rows([path]))
+        return
+    table = (row for _, row in read_rows([path])) if path.is_file() and is_text(path) else load_rows(path)
+    for row in table:
+        if isinstance(row, str):
+            yield row
+            continue
+        # an empty cell is no value, but an empty answer beside another one was judged
+        answers = _ANSWERS if any(row.get(name) for name in _ANSWERS) else ()
+        filled = {name: value for name, value in row.items() if value not in (None, "") or name in answers}
+        yield {name: _cell(name, value) for name, value in filled.items()}
+
+
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name not in _TEXT_CELLS and re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", value):
+        return int(value) if value.isdecimal() and len(value) < 19 else float(value)
+    return value
 
 
 class _Fault(Exception):
@@ -111,14 +136,14 @@ class _Reader:
     rejects: list[dict[str, Any]] = field(default_factory=list)
     conflicts: int = 0
     ratings: list[Rating] = field(default_factory=list)
-    origins: list[tuple[str, int, str]] = field(default_factory=list)
+    origins: list[Where] = field(default_factory=list)
     votes: dict[tuple[str, str, str, str], tuple[int, float, bool]] = field(default_factory=dict)
     known: dict[str, dict[Any, Any]] = field(default_factory=lambda: {
         "domain": {}, "source": {}, "file": {}, "prompt": {}, "response": {}})  # fmt: skip
 
-    def read(self, file: str, row: int, line: str, value: Any) -> None:
-        where = (file, row, line)
-        if not isinstance(value, dict):
+    def read(self, file: str, number: int, value: Row | str) -> None:
+        where = (file, number, value)
+        if isinstance(value, str):
             self._reject(where, "broken_json")
         elif set(value) >= _PANDALM:
             votes = _pandalm_votes(value)
@@ -133,18 +158,20 @@ class _Reader:
         else:
             self._reject(where, "unknown_form")
 
-    def _try(self, judgment: Any, value: Mapping[str, Any], where: tuple[str, int, str]) -> None:
+    def _try(self, judgment: Any, value: Mapping[str, Any], where: Where) -> None:
         try:
             judgment(value, where)
             self.n += 1
         except _Fault as fault:
             self._reject(where, str(fault))
 
-    def _reject(self, where: tuple[str, int, str], reason: str, already_counted: bool = False) -> None:
+    def _reject(self, where: Where, reason: str, already_counted: bool = False) -> None:
         self.n += not already_counted
-        self.rejects.append(dict(zip(("file", "row", "reason", "line"), (*where[:2], reason, where[2]), strict=True)))
+        file, number, value = where
+        line = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        self.rejects.append({"file": file, "row": number, "reason": reason, "line": line})
 
-    def _vote(self, value: Mapping[str, Any], where: tuple[str, int, str]) -> None:
+    def _vote(self, value: Mapping[str, Any], where: Where) -> None:
         prompt_id, annotator, a, b = (_id(value.get(name)) for name in ("prompt_id", "annotator", "a", "b"))
         weight, choice = _weight(value), value.get("choice")
         if choice is None or choice == "":
@@ -165,7 +192,7 @@ class _Reader:
         self.votes[key] = (code if a < b or code == 2 else 1 - code, weight, a > b)  # type: ignore[index]
         self._remember(value, prompt_id, prompt, texts, where[0])
 
-    def _rating(self, value: Mapping[str, Any], where: tuple[str, int, str]) -> None:
+    def _rating(self, value: Mapping[str, Any], where: Where) -> None:
         prompt_id, item_id, annotator = (_id(value.get(name)) for name in ("prompt_id", "item_id", "annotator"))
         weight, prompt, response = _weight(value), _text(value, "prompt"), _text(value, "response")
         scores = {name: score for name, score in value.items() if name not in _NOT_CRITERIA and score is not None}
@@ -250,7 +277,7 @@ def _pandalm_votes(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     annotators = [name for name in row if re.fullmatch(r"annotator\d+", name)]
     prompt = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
     shared = {name: row.get(name) for name in ("domain", "source", "weight")}
-    shared |= {"prompt": prompt, "prompt_id": row.get("prompt_id") or (prompt_hash(prompt) if prompt else None)}
+    shared |= {"prompt": prompt, "prompt_id": row.get("prompt_id") or prompt_hash(prompt)}
     idx = row.get("idx")
     if idx is not None:
         shared |= {"a": f"{idx}-1", "b": f"{idx}-2"}
@@ -284,7 +311,7 @@ def _name(value: Any) -> str | None:
 def _text(value: Mapping[str, Any], name: str) -> Conversation | None:
     try:
         return as_text(value.get(name))
-    except ValueError as error:
+    except DataError as error:
         raise _Fault("wrong_type") from error
 
 

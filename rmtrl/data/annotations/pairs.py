@@ -7,12 +7,13 @@ from itertools import combinations, groupby
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from rmtrl.data.annotations.aggregation import ItemScores, annotator_trust
 from rmtrl.data.annotations.tables import Annotations
 from rmtrl.data.annotations.texts import VOTE_COUNTS, PairWriter
+from rmtrl.data.reading.normal_form import dataset_of
 from rmtrl.errors import DataError, UsageError
 
 Disputed = Literal["adjudicate", "weight", "slice"]
@@ -145,8 +146,8 @@ def pairs_from_votes(
     form = writer.review_features if disputed == "adjudicate" else writer.vote_features
     names = (*ROUTES, "too_few_votes", "missing_text")
     return PairSet(
-        _dataset(kept, writer.vote_features),
-        _dataset(review, form),
+        dataset_of(kept, writer.vote_features),
+        dataset_of(review, form),
         {"n": counts["n"], "kept": len(kept), "review": len(review)} | {name: counts[name] for name in names},
     )
 
@@ -217,8 +218,8 @@ def pairs_from_ratings(
                 (review if aside else kept).append(row)
     names = (*ROUTES, "missing_text", "items", "items_left_out")
     return PairSet(
-        _dataset(kept, writer.rating_features),
-        _dataset(review, writer.rated_review_features if disputed == "adjudicate" else writer.rating_features),
+        dataset_of(kept, writer.rating_features),
+        dataset_of(review, writer.rated_review_features if disputed == "adjudicate" else writer.rating_features),
         {"n": counts["n"], "kept": len(kept), "review": len(review)} | {name: counts[name] for name in names},
     )
 
@@ -226,7 +227,3 @@ def pairs_from_ratings(
 def _check_disputed(disputed: str) -> None:
     if disputed not in DISPUTED:
         raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
-
-
-def _dataset(rows: list[dict[str, Any]], features: Features) -> Dataset:
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

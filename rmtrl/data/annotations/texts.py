@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from rmtrl.data.annotations.tables import Annotations, Item
+from rmtrl.data.messages import read_messages, says
+from rmtrl.data.reading.normal_form import ExactJson
 from rmtrl.errors import DataError
 from rmtrl.types import Conversation
 
@@ -19,7 +21,7 @@ def as_text(value: Any) -> Conversation | None:
     """Returns a text or message list as it is, and a number or truth value as its text: "4" and "True" are answers.
 
     Raises:
-        ValueError: If it is anything else.
+        DataError: If it is anything else, or a message has neither content nor calls.
 
     Example:
 
@@ -32,13 +34,10 @@ def as_text(value: Any) -> Conversation | None:
         return value
     if isinstance(value, bool | int | float):
         return str(value)
-    if isinstance(value, list) and value and all(_is_message(message) for message in value):
-        return [{"role": message["role"], "content": message["content"]} for message in value]
-    raise ValueError(f"got {type(value).__name__}; wanted text or a list of messages with role and content")
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    messages = read_messages("text", value)
+    if not messages or not all(message.get("role") and says(message) for message in messages):
+        raise DataError(f"got {str(value)[:40]!r}; wanted text or a list of messages with role and content")
+    return messages
 
 
 def with_texts(
@@ -77,7 +76,7 @@ def with_texts(
 def _add(texts: dict[Any, Conversation], key: Any, value: Any) -> None:
     try:
         text = as_text(value)
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"the text of {key}: {error}") from error
     if text is not None:
         texts.setdefault(key, text)
@@ -104,7 +103,7 @@ class PairWriter:
         self.annotations = annotations
         known = (*annotations.prompts.values(), *annotations.responses.values())
         self.messages = any(isinstance(text, list) for text in known)
-        form = [{"role": _TEXT, "content": _TEXT}] if self.messages else _TEXT
+        form = List(ExactJson()) if self.messages else _TEXT
         names = dict.fromkeys(_NAMES, _TEXT)
         pair = names | dict.fromkeys(("prompt", "chosen", "rejected"), form) | {"preference": _NUMBER}
         label = {"route": _TEXT, "agreement": _NUMBER}

@@ -1,16 +1,15 @@
 """Known forms of preference rows, read as pairs: TRL's, the annotation form and those of common public sets."""
 
 import math
-import os
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Collection
+from functools import lru_cache, partial
 from typing import Any
 
+from rmtrl.data.messages import read_messages, same
 from rmtrl.errors import DataError
+from rmtrl.io import Row
 from rmtrl.types import Message
-
-Row = dict[str, Any]
 
 
 class MissingCellError(DataError):
@@ -47,19 +46,28 @@ def _split_texts(chosen: str, rejected: str) -> Row:
         if long.startswith(short) and "Human:" not in long[len(short) :]:
             prompts = [short, short]
         return _split_at(chosen, rejected, len(prompts[0]), len(prompts[1]))
-    head = os.path.commonprefix([chosen, rejected])
+    head = chosen[: _shared_chars(chosen, rejected)]
     words = re.match(r".*\s", head, re.DOTALL)
     end = words.end() if words else 0
     end -= head[:end].endswith(" ")  # the space goes with the response, as in TRL's extract_prompt
-    return _split_at(chosen, rejected, end, end)
+    return _split_at(chosen, rejected, end, end) | {"invented": True}
+
+
+def _shared_chars(first: str, second: str) -> int:
+    """Returns how many characters two texts begin with alike, by halving: much faster than character by character."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
+    return low
 
 
 def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
     end = 0
-    while end < min(len(chosen), len(rejected)) - 1 and chosen[end] == rejected[end]:
+    while end < min(len(chosen), len(rejected)) - 1 and same(chosen[end], rejected[end]):
         end += 1
     # a user turn inside one response means that the two sides answer different conversations
-    if any(message["role"] == "user" for side in (chosen, rejected) for message in side[end:-1]):
+    if any(message.get("role") == "user" for side in (chosen, rejected) for message in side[end:-1]):
         return _split_at(chosen, rejected, len(chosen) - 1, len(rejected) - 1)
     return _split_at(chosen, rejected, end, end)
 
@@ -67,33 +75,149 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
 def _split_at(chosen: Any, rejected: Any, chosen_end: int, rejected_end: int) -> Row:
     prompt, other = chosen[:chosen_end], rejected[:rejected_end]
     pair = {"prompt": prompt, "chosen": chosen[chosen_end:], "rejected": rejected[rejected_end:]}
-    return pair if prompt == other else {**pair, "prompt_rejected": other}
+    return pair if same(prompt, other) else {**pair, "prompt_rejected": other}
 
 
-def _explicit(row: Row) -> list[Row]:
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+def _explicit(row: Row, sides: tuple[str, str] = ("chosen", "rejected")) -> list[Row]:
+    chosen, rejected = (_side(name, row[name]) for name in sides)
+    prompt, other = asked(row)
     pair: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    judged = {side: row.get(f"{side}_scores") for side in ("chosen", "rejected")}
+    if other is not None:
+        pair["prompt_rejected"] = other
     if isinstance(chosen, list) and isinstance(rejected, list):
-        repeats = not isinstance(prompt, list) or (len(chosen) > len(prompt) and chosen[: len(prompt)] == prompt)
-        pair = _split_messages(chosen, rejected) if repeats else pair
-        if isinstance(prompt, str) and not pair["prompt"]:  # the lists hold the responses alone
-            pair["prompt"] = [{"role": "user", "content": prompt}]
+        pair |= _answers(prompt, chosen, rejected)
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         pair = _split_texts(chosen, rejected)
-    preference = as_number("preference", row.get("preference"))
-    if preference is not None and not 0 <= preference <= 1:
-        raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
-    if preference is not None and preference < 0.5:
-        pair["chosen"], pair["rejected"], pair["preference"] = pair["rejected"], pair["chosen"], 1 - preference
-        judged = {"chosen": judged["rejected"], "rejected": judged["chosen"]}
+    judged = {side: row.get(f"{side}_scores") for side in ("chosen", "rejected")}
     pair |= {f"{side}_scores": scores for side, scores in judged.items() if scores is not None}
     if row.get("prompt_rejected") not in (None, ""):
         pair["prompt_rejected"] = row["prompt_rejected"]
     scores = [as_number(name, row.get(name)) for name in ("score_chosen", "score_rejected")]
     if scores[0] is not None and scores[1] is not None:
         pair["rating_gap"] = scores[0] - scores[1]
-    return [pair]
+    preference = as_number("preference", row.get("preference"))
+    if preference is not None and not 0 <= preference <= 1:
+        raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
+    return [_preferred(pair, verdict(row) if preference is None else preference)]
+
+
+def _side(name: str, value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else read_messages(name, value)
+
+
+def _answers(prompt: Any, chosen: list[Message], rejected: list[Message]) -> Row:
+    """Returns prompt and responses, whether the lists hold the responses alone or the whole conversations."""
+    if isinstance(prompt, list) and not same(chosen[: len(prompt)], prompt):
+        if prompt and same(prompt[-len(chosen) :], chosen):  # the prompt's column holds the chosen answer too
+            return {"prompt": prompt[: -len(chosen)]}
+        return {}
+    pair = _split_messages(chosen, rejected)
+    if isinstance(prompt, str) and not pair["prompt"]:  # the lists hold the responses alone
+        pair["prompt"] = [{"role": "user", "content": prompt}]
+    return pair
+
+
+def _preferred(pair: Row, preference: float | None) -> Row:
+    """Returns the pair with its preference, the sides exchanged where the rejected one won."""
+    if preference is None or preference >= 0.5:
+        return pair if preference is None else pair | {"preference": preference}
+    turned = {"chosen": "rejected", "rejected": "chosen", "chosen_scores": "rejected_scores",
+              "rejected_scores": "chosen_scores"}  # fmt: skip
+    if "prompt_rejected" in pair:
+        turned |= {"prompt": "prompt_rejected", "prompt_rejected": "prompt"}
+    return {turned.get(name, name): value for name, value in pair.items()} | {"preference": 1 - preference}
+
+
+# ---- what was asked
+
+_ASKED = (("prompt_left", "prompt_right"), ("prompt",), ("messages",), ("conversations",), ("conversation",),
+          ("question",), ("query",), ("instruction", "input"), ("instruction",), ("input",))  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def prompt_columns(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the columns that a prompt is read from, the first of those known; none where there is none."""
+    return next((columns for columns in _ASKED if set(columns) <= set(names)), ())
+
+
+def asked(row: Row) -> tuple[Any, Any]:
+    """Returns the prompt of a row, None where it has none, and the prompt of the right side where that differs."""
+    found = [_side(name, row[name]) for name in prompt_columns(tuple(row))]
+    if len(found) < 2:
+        return (found[0] if found else None), None
+    if "prompt_left" in row:
+        return found[0], None if same(*found) else found[1]
+    return "\n\n".join(text for text in found if text), None
+
+
+def before(row: Row) -> list[Message]:
+    """Returns what stands before the prompt in columns of its own: a system message, and earlier turns.
+
+    `history` holds messages, or pairs of what the user and the assistant said.
+    """
+    system, history = row.get("system"), row.get("history")
+    said = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    if not isinstance(history, list):
+        return said
+    if any(isinstance(turn, dict) for turn in history):
+        return said + read_messages("history", history)
+    if not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise DataError(f"history is {str(history)[:40]!r}; wanted messages, or pairs of what user and assistant said")
+    roles = ("user", "assistant")
+    return said + [{"role": role, "content": text} for turn in history for role, text in zip(roles, turn, strict=True)]
+
+
+# ---- who won
+
+
+def label_code(row: Row) -> str | None:
+    """Returns the number in the column `label` of a form whose codes no set has fixed, None where there is none."""
+    named = {"left", "right"} <= set(row) or {"response_left", "response_right"} <= set(row)
+    label = row.get("label")
+    if isinstance(label, bool) or not (named or "prompt_left" in row):
+        return None
+    if isinstance(label, str) and not re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label):
+        return None
+    return f"{float(label):g}" if isinstance(label, str | int | float) else None
+
+
+def label_word(code: str, codes: Collection[str], row: Row) -> str:
+    """Returns what a number in `label` means where these are all the numbers that stand in the column.
+
+    0 is left and 1 right, in a column of no other number. Beside sides called chosen and rejected a column of zeros
+    alone, or of ones alone, says that chosen won.
+
+    Raises:
+        DataError: If the numbers may mean something else.
+    """
+    shown = ", ".join(sorted(codes))
+    if not CODES.issuperset(codes):
+        raise DataError(f"label holds the numbers {shown}, not 0 (left) and 1 (right) alone; write left, right or tie")
+    if "chosen" not in row:
+        return ("left", "right")[int(code)]
+    if len(codes) > 1:
+        raise DataError(
+            f"label holds {shown} beside chosen and rejected, and either may be the better one; write chosen, "
+            "rejected or tie, or give --map preference=label where 1 means chosen"
+        )
+    return "chosen"
+
+
+CODES = frozenset({"0", "1"})
+_VERDICTS = {"chosen": 1.0, "left": 1.0, "rejected": 0.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
+
+
+def verdict(row: Row) -> float | None:
+    """Returns what `label` says of a row whose sides are called chosen and rejected: 1 where chosen won.
+
+    Chosen is the left side. Beside `prompt_left` and `prompt_right` a label must be a verdict; else any other value
+    is the user's own.
+    """
+    label = row.get("label")
+    found = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else None
+    if found is None and label is not None and "prompt_left" in row:
+        raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(_VERDICTS)}")
+    return found
 
 
 def _ordered(prompt: Any, first: Any, second: Any, first_wins: float, **more: Any) -> list[Row]:
@@ -119,14 +243,11 @@ def _first_wins(label: Any, first: str, second: str, ties: tuple[str, ...] = ())
 
 
 def _annotation(row: Row) -> list[Row]:
-    label = {"0": "left", "1": "right"}.get(str(row["label"]), str(row["label"]).lower())
-    left_wins = _first_wins(label, "left", "right", ("tie", "abstain"))
-    sides = [
-        (row.get(f"prompt_{s}", row.get("prompt")), row.get(f"response_{s}", row.get(s))) for s in ("left", "right")
-    ]
-    (prompt, chosen), (other, rejected) = sides if left_wins >= 0.5 else sides[::-1]
-    more = {} if prompt == other else {"prompt_rejected": other}
-    return _ordered(prompt, chosen, rejected, max(left_wins, 1 - left_wins), **more)
+    left_wins = _first_wins(str(row["label"]).strip().lower(), "left", "right", ("tie", "abstain"))
+    prompt, other = asked(row)
+    sides = [row.get(f"response_{side}", row.get(side)) for side in ("left", "right")]
+    pair = {"prompt": prompt, "chosen": sides[0], "rejected": sides[1], "preference": 1.0}
+    return [_preferred(pair | ({} if other is None else {"prompt_rejected": other}), left_wins)]
 
 
 def _strength(prompt: Any, first: Any, second: Any, strength: float) -> list[Row]:
@@ -185,10 +306,14 @@ def _pandalm(row: Row) -> list[Row]:
 
 
 Layout = Callable[[Row], list[Row]]
+_argilla = partial(_explicit, sides=("chosen_response", "rejected_response"))
+EXPLICIT = (_explicit, _argilla)
+"""The layouts whose sides are named for who won; their prompt may stand in one of several columns, or in none."""
 
 LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
     # TRL's forms; also hh-rlhf, UltraFeedback binarized, Skywork-Preference and the Tülu 3 mixtures
     "chosen and rejected": (frozenset({"chosen", "rejected"}), _explicit),
+    "Argilla": (frozenset({"chosen_response", "rejected_response"}), _argilla),
     "annotation": (frozenset({"response_left", "response_right", "label"}), _annotation),
     "annotation, short": (frozenset({"left", "right", "label"}), _annotation),
     "HelpSteer2 preference": (frozenset({"prompt", "response_1", "response_2", "preference_strength"}), _helpsteer2),
@@ -215,3 +340,8 @@ def layout_of(names: tuple[str, ...]) -> tuple[list[str], Layout | None]:
             return sorted(columns), layout
     nearest = max((columns for columns, _ in LAYOUTS.values()), key=lambda form: len(form & set(names)) / len(form))
     return sorted(nearest - set(names)), None
+
+
+def is_pair(row: Row) -> bool:
+    """Returns whether a row is of a known form, by its columns."""
+    return layout_of(tuple(row))[1] is not None

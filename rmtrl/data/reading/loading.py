@@ -12,8 +12,8 @@ from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from rmtrl.data.reading.tolerant import LARGE_BYTES, suffix_of, text_rows
 from rmtrl.errors import DataError
+from rmtrl.io import LARGE_BYTES, read_rows, suffix_of
 
 _FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _CSV_OPTIONS = {"keep_default_na": False}  # "NA" and "" are text, not null
@@ -131,7 +131,7 @@ def _why_unreadable(source: str | Path, path: Path, error: Exception) -> str:
         if file.stat().st_size == 0:
             return f"{file} is empty; a preference set needs at least one pair"
         if is_text(file):
-            fault = next((f"{where} {row}" for where, row in text_rows([file]) if isinstance(row, str)), None)
+            fault = next((f"{where} {row}" for where, row in read_rows([file]) if isinstance(row, str)), None)
             if fault:
                 return f"{file}, {fault}"
     cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__

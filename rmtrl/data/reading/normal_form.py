@@ -2,28 +2,77 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from datasets import Features, Value
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Json, List, Value
 
-from rmtrl.data.reading.layouts import MissingCellError, Row, as_number
+from rmtrl.data.messages import canonical, message_text, read_messages
+from rmtrl.data.reading.layouts import MissingCellError, as_number
 from rmtrl.errors import DataError
-from rmtrl.types import Conversation
+from rmtrl.io import Row
+from rmtrl.types import Chat, Conversation
 
 NUMBERS = ("preference", "weight", "rating_gap", "margin")
 SCORES = ("chosen_scores", "rejected_scores")
-OPTIONAL = (*NUMBERS, *SCORES, "prompt_rejected", "fault")
+TEMPLATE = ("tools", "chat_template_kwargs")
+OPTIONAL = (*NUMBERS, *SCORES, *TEMPLATE, "prompt_rejected", "fault")
 """Columns left out where the input has nothing for them."""
 
+NAMES = ("id", "prompt_id", "domain", "source", "prompt", "chosen", "rejected", *OPTIONAL)
 
-def features(conversational: bool) -> Features:
-    """Returns the columns of the normal form, with prompts as text or as message lists."""
-    text = [{"role": Value("string"), "content": Value("string")}] if conversational else Value("string")
+
+class ExactJson(Json):
+    """The JSON feature of datasets, which on its own reads 1.7 as 1.7000000000000002, made exact."""
+
+    def encode_example(self, example_data: Any) -> str | None:
+        return None if example_data is None else as_json(example_data)
+
+    def decode_example(self, example_data: Any, token_per_repo_id: Any = None) -> Any:
+        return None if example_data is None else json.loads(example_data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Json)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def as_json(value: Any) -> str:
+    """Returns a value as it stands in a JSON column; what JSON has no form for (a date) as text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def features(conversational: bool, others: Mapping[str, Any] | None = None) -> Features:
+    """Returns the columns of the normal form, with prompts as text or as message lists, and what rides along."""
+    text = List(ExactJson()) if conversational else Value("string")
     names = dict.fromkeys(("id", "prompt_id", "domain", "source"), Value("string"))
     sides = dict.fromkeys(("prompt", "chosen", "rejected", "prompt_rejected"), text)
     scores = dict.fromkeys(SCORES, [{"criterion": Value("string"), "score": Value("float64")}])
     numbers = dict.fromkeys(NUMBERS, Value("float64"))
-    return Features({**names, **sides, **numbers, **scores, "fault": Value("string")})
+    template = dict.fromkeys(TEMPLATE, ExactJson())
+    return Features({**names, **sides, **numbers, **scores, **template, "fault": Value("string"), **(others or {})})
+
+
+def arrow_table(rows: Iterable[Mapping[str, Any]], columns: Features) -> pa.Table:
+    """Returns rows as an Arrow table of these columns, JSON to the letter; an absent cell is null."""
+    rows, schema = list(rows), columns.arrow_schema
+    arrays = [_array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def dataset_of(rows: Iterable[Mapping[str, Any]], columns: Features) -> Dataset:
+    """Returns rows as a data set in memory, as [`arrow_table`] does."""
+    return Dataset(arrow_table(rows, columns), info=DatasetInfo(features=columns))
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.JsonType):
+        return pa.array([None if value is None else as_json(value) for value in values], pa.string()).cast(kind)
+    if pa.types.is_list(kind) and isinstance(kind.value_type, pa.JsonType):
+        texts = [None if side is None else [as_json(message) for message in side] for side in values]
+        return pa.array(texts, pa.list_(pa.string())).cast(kind)
+    return pa.array(values, kind)
 
 
 def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
@@ -38,6 +87,7 @@ def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
     other = None if other is None else _conversation("prompt of the rejected side", other)
     if other is not None and isinstance(other, list) != isinstance(prompt, list):
         raise DataError("one prompt is text, the other a message list; use one form for both sides")
+    template = {name: _template(name, row[name]) for name in TEMPLATE if name in row}
 
     def first_of(name: str, fallback: str | None) -> str | None:
         found = [value for value in (pair.get(name), row.get(name)) if value is not None and value != ""]
@@ -45,7 +95,7 @@ def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
 
     return {
         "id": first_of("id", fallback_id),
-        "prompt_id": first_of("prompt_id", None) or prompt_hash(prompt),
+        "prompt_id": first_of("prompt_id", None) or prompt_hash(Chat.of(prompt, template) if template else prompt),
         "domain": first_of("domain", "unknown"),
         "source": first_of("source", source),
         "prompt": prompt,
@@ -53,7 +103,20 @@ def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
         "prompt_rejected": other,
         **{name: as_number(name, pair.get(name, row.get(name))) for name in NUMBERS},
         **{name: _scores(name, pair.get(name)) for name in SCORES},
+        **template,
     }
+
+
+def _template(name: str, value: Any) -> Any:
+    """Returns a variable of the chat template, given as JSON or as its text; no kwargs are {}, as TRL needs them."""
+    try:
+        value = json.loads(value) if isinstance(value, str) and value.strip() else value or None
+    except ValueError as error:
+        raise DataError(f"{name} is {value[:40]!r}; wanted JSON") from error
+    wanted = list if name == "tools" else dict
+    if not isinstance(value, wanted | None):
+        raise DataError(f"{name} is of type {type(value).__name__} ({str(value)[:40]!r}); wanted a {wanted.__name__}")
+    return {} if value is None and wanted is dict else value
 
 
 def _scores(name: str, value: Any) -> list[Row] | None:
@@ -73,21 +136,9 @@ def missing(columns: list[str]) -> MissingCellError:
 
 
 def _conversation(name: str, value: Any) -> Conversation:
-    if isinstance(value, str):
-        return value
     if value is None:
         raise missing([name])
-    if isinstance(value, list) and all(_is_message(message) for message in value):
-        return [{"role": message.get("role"), "content": message.get("content")} for message in value]
-    raise DataError(
-        f"{name} is of type {type(value).__name__} ({str(value)[:40]!r}); "
-        "wanted a string or a list of messages with role and content as text"
-    )
-
-
-def _is_message(value: Any) -> bool:
-    # a null is of the right type: the validator counts it as a missing field
-    return isinstance(value, dict) and all(isinstance(value.get(key), str | None) for key in ("role", "content"))
+    return value if isinstance(value, str) else read_messages(name, value)
 
 
 def _like(prompt: Conversation, name: str, value: Any) -> Conversation:
@@ -101,13 +152,28 @@ def _like(prompt: Conversation, name: str, value: Any) -> Conversation:
 
 
 def prompt_hash(prompt: Conversation) -> str:
-    """Returns a hash of a prompt that is blind to case and spacing."""
+    """Returns a hash of a prompt that is blind to case and spacing of its text.
 
-    def plain(text: str | None) -> str:
-        return " ".join((text or "").casefold().split())
+    Whatever else its messages hold counts, and so do the tools and template variables of a [`~rmtrl.types.Chat`].
+    """
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().split())
 
     if isinstance(prompt, str):
         key = plain(prompt)
     else:
-        key = json.dumps([[message["role"], plain(message["content"])] for message in prompt], ensure_ascii=False)
+        turns = [[message.get("role"), plain(message_text(message)), *_beside(message)] for message in prompt]
+        template = [canonical(value) for value in (getattr(prompt, name, None) for name in TEMPLATE) if value]
+        key = json.dumps(turns + template, ensure_ascii=False)
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _beside(message: Mapping[str, Any]) -> list[str]:
+    """Returns what a message holds beside role and text, as one string or none."""
+    rest = {name: value for name, value in message.items() if name not in ("role", "content") and value}
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    if other := [part for part in parts if isinstance(part, dict) and "text" not in part]:
+        rest["parts"] = other
+    return [canonical(rest)] if rest else []

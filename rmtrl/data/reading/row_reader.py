@@ -3,49 +3,114 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, DatasetInfo, Value
 
-from rmtrl.data.reading.layouts import LAYOUTS, MissingCellError, Row, layout_of
-from rmtrl.data.reading.normal_form import OPTIONAL, features, missing, normal_row
-from rmtrl.data.reading.tolerant import RawRow
+from rmtrl.data.messages import message_text, read_messages, same
+from rmtrl.data.reading.layouts import (
+    EXPLICIT,
+    LAYOUTS,
+    Layout,
+    MissingCellError,
+    before,
+    label_code,
+    label_word,
+    layout_of,
+    prompt_columns,
+    verdict,
+)
+from rmtrl.data.reading.normal_form import NAMES, OPTIONAL, ExactJson, arrow_table, features, missing, normal_row
 from rmtrl.errors import DataError
-from rmtrl.types import Conversation
+from rmtrl.io import RawRow, Row
+from rmtrl.types import Conversation, Message
 
 Faulty = Literal["raise", "keep"]
 
 _BATCH_ROWS, _BATCH_CHARS = 1000, 2**26  # Arrow text of one batch stays far below its limit of 2³¹ bytes
 _FAULTS = (TypeError, LookupError, ValueError, AttributeError, OverflowError, RecursionError)
+_LABELS = {"language", "licence", "license", "cluster_id", "variant_of"}  # words, but no text to be read
+# TRL takes these columns for its own
+_LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
+_KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a whole file says and no single row: found in one pass, known in the next.
+
+    Args:
+        conversational (`bool`, *optional*): Whether prompts are message lists; as in the first good row where None.
+        with_prompt (`bool`, *optional*): Whether rows must have a prompt; likewise.
+        chat (`bool`): Whether text becomes messages, because a row has a system message or earlier turns beside it.
+        codes (`frozenset[str]`): Numbers in `label`, where they are not to be read.
+        texts (`frozenset[str]`): Unread columns of text, beside which no prompt is made up.
+        kinds (`dict[str, frozenset[str]]`): What stands in each column that rides along.
+    """
+
+    conversational: bool | None = None
+    with_prompt: bool | None = None
+    chat: bool = False
+    codes: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
+    kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is known of a row by its columns: what reads it, the cells it needs, and the columns nothing reads."""
+
+    layout: Layout | None
+    needed: list[str]
+    explicit: bool
+    asked: bool
+    unread: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def _form(names: tuple[str, ...]) -> _Form:
+    needed, layout = layout_of(names)
+    asked = prompt_columns(names)
+    read = {*NAMES, *needed, *asked, "prompt_left", "prompt_right"}
+    explicit = layout is not None and layout in EXPLICIT
+    prompts = [name for name in asked if explicit and (name != "input" or len(asked) == 1)]
+    unread = tuple(name for name in names if name not in read)
+    return _Form(layout, needed if layout is None else [*needed, *prompts], explicit, bool(asked), unread)
+
+
+class Reread(Exception):
+    """Reading must begin again, with what is known now."""
+
+    def __init__(self, facts: Facts):
+        self.facts = facts
 
 
 class RowReader:
-    """Reads raw rows one by one and counts their forms.
+    """Reads raw rows one by one and gathers what they say of the whole.
 
     Args:
         source (`str`): What to write into `source` where a row has none, and to call the set in errors.
         columns (`Mapping[str, str]`): Columns to rename first, new name to old name.
         faulty (`str`): `"raise"` stops at the first row that cannot be read, `"keep"` returns it with its `fault`.
-        conversational (`bool`, *optional*): Whether prompts are message lists; as in the first good row where None.
-        with_prompt (`bool`, *optional*): Whether rows of `chosen` and `rejected` must have a prompt; likewise.
+        facts ([`Facts`]): What is known of the file.
     """
 
-    def __init__(
-        self,
-        source: str,
-        columns: Mapping[str, str],
-        faulty: Faulty,
-        conversational: bool | None = None,
-        with_prompt: bool | None = None,
-    ):
-        self.source, self.columns, self.faulty = source, columns, faulty
-        self.conversational, self.with_prompt = conversational, with_prompt
+    def __init__(self, source: str, columns: Mapping[str, str], faulty: Faulty, facts: Facts = Facts()):  # noqa: B008
+        self.source, self.columns, self.faulty, self.facts = source, columns, faulty, facts
+        self.conversational, self.with_prompt = facts.conversational, facts.with_prompt
         self.seen: dict[str, None] = {}
-        self.n = self.n_known = 0
+        self.n = self.n_known = self.n_invented = 0
         self.first_fault: str | None = None
+        self.texts: set[str] = set()
+        self._riding: Row = {}
+        self.kinds: dict[str, set[str]] = {name: set(kinds) for name, kinds in facts.kinds.items()}
+        self._codes: set[str] = set()
+        self._codes_fit = True
         self._forms: Counter[bool] = Counter()
         self._prompts: Counter[bool] = Counter()
 
@@ -54,6 +119,7 @@ class RowReader:
 
         Raises:
             DataError: If the row cannot be read and `faulty` is `"raise"`.
+            Reread: If it shows that the rows before it were read wrongly.
         """
         where, row = raw
         index, self.n = self.n, self.n + 1
@@ -69,7 +135,7 @@ class RowReader:
             reason = "missing_field" if isinstance(error, MissingCellError) else "unreadable"
             given = row.get("id") if isinstance(row, dict) else None
             name = str(given) if isinstance(given, str | int) and given != "" else str(index)
-            return [{"id": name, "source": self.source, "fault": f"{reason}: {fault}"}]
+            return [{**self._riding, "id": name, "source": self.source, "fault": f"{reason}: {fault}"}]
 
     def check_forms(self) -> None:
         """Raises if no row was of a known form, or a column to rename stood in none.
@@ -93,34 +159,63 @@ class RowReader:
         if self.n_known == 0:
             raise DataError(f"{self.source}, {self.first_fault}")
 
-    def majority(self) -> tuple[bool, bool]:
-        """Returns `conversational` and `with_prompt` as most rows have them; the first row decides a tie."""
+    def found(self) -> Facts:
+        """Returns what all rows say together: forms as most rows have them, the first row deciding a tie."""
         ahead = [count[True] - count[False] for count in (self._forms, self._prompts)]
         used = (bool(self.conversational), bool(self.with_prompt))
-        return (ahead[0] > 0 or (ahead[0] == 0 and used[0]), ahead[1] > 0 or (ahead[1] == 0 and used[1]))
+        keep = self.faulty == "keep"
+        conversational, with_prompt = (used[k] if ahead[k] == 0 or not keep else ahead[k] > 0 for k in (0, 1))
+        return Facts(
+            conversational,
+            with_prompt,
+            chat=self.facts.chat,
+            codes=self.facts.codes or frozenset(() if self._codes_fit else self._codes),
+            texts=self.facts.texts or frozenset(self.texts if self.n_invented else ()),
+            kinds={name: frozenset(kinds) for name, kinds in self.kinds.items()},
+        )
+
+    def used(self) -> Facts:
+        """Returns what the rows were read by."""
+        return replace(
+            self.facts, conversational=bool(self.conversational), with_prompt=bool(self.with_prompt), kinds={}
+        )
+
+    def others(self) -> dict[str, Any]:
+        """Returns the columns that ride along, each of one type of value or of JSON."""
+        return {
+            name: Value(*(kinds or ("string",))) if len(kinds) < 2 and "json" not in kinds else ExactJson()
+            for name, kinds in self.kinds.items()
+        }
 
     def _pairs(self, row: Row | str, index: int) -> list[Row]:
+        self._riding = {}
         if isinstance(row, str):
             raise DataError(row)
         self.seen.update(dict.fromkeys(row))
         row = self._renamed(row)
-        needed, layout = layout_of(tuple(row))
-        if layout is None:
-            raise missing(needed)
+        form = _form(tuple(row))
+        if form.layout is None:
+            raise missing(form.needed)
         self.n_known += 1
-        if {"chosen", "rejected"} <= set(needed):
-            self._prompts["prompt" in row] += 1
-            self.with_prompt = "prompt" in row if self.with_prompt is None else self.with_prompt
-            needed = [*needed, "prompt"] if self.with_prompt or "prompt" in row else needed
-        null = [name for name in needed if row.get(name) is None]
-        if null:
-            raise missing(null)
-        pairs = layout(row)
-        names = [str(index) if len(pairs) == 1 else f"{index}-{k}" for k in range(len(pairs))]
-        normal = [normal_row(pair, row, name, self.source) for pair, name in zip(pairs, names, strict=True)]
-        form = isinstance(normal[0]["prompt"], list)
-        self._forms[form] += 1
-        self.conversational = form if self.conversational is None else self.conversational
+        if "label" in row and (code := label_code(row)) is not None:
+            row = row | {"label": self._word(code, row)}
+        if form.unread:
+            self._ride(row, form.unread)
+        null = [name for name in form.needed if row.get(name) is None]
+        if null or (form.explicit and not self._has_prompt(form.asked)):
+            raise missing(null or ["prompt"])
+        pairs, said = form.layout(row), before(row)
+        self._check_invented(pairs)
+        fallback = [str(index) if len(pairs) == 1 else f"{index}-{k}" for k in range(len(pairs))]
+        normal = [
+            normal_row(self._in_turns(pair, said), row, name, self.source) | self._riding
+            for pair, name in zip(pairs, fallback, strict=True)
+        ]
+        if said and not self.facts.chat and isinstance(pairs[0]["prompt"], str):
+            raise Reread(replace(self.facts, chat=True))
+        chat = isinstance(normal[0]["prompt"], list)
+        self._forms[chat] += 1
+        self.conversational = chat if self.conversational is None else self.conversational
         if any(isinstance(pair["prompt"], list) != self.conversational for pair in normal):
             raise DataError("text and message lists are mixed; use one form for all rows")
         return normal
@@ -132,14 +227,67 @@ class RowReader:
         kept = {name: value for name, value in row.items() if name not in replaced}
         return kept | {new: row[old] for new, old in self.columns.items() if old in row}
 
+    def _word(self, code: str, row: Row) -> str:
+        self._codes.add(code)
+        try:
+            return label_word(code, self.facts.codes | self._codes, row)
+        except DataError:
+            self._codes_fit = False
+            raise
 
-def write_normal(reader: RowReader, rows: Iterable[RawRow], path: Path | None) -> Dataset:
+    def _ride(self, row: Row, unread: tuple[str, ...]) -> None:
+        """Notes what stands in the columns that no form reads, and which of them are text."""
+        read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
+        read |= {"label"} if verdict(row) is not None else set()
+        for name in unread:
+            value = row[name]
+            if name in read:
+                continue
+            if name not in _LABELS and isinstance(value, str) and len(value.split(None, 1)) > 1:
+                self.texts.add(name)
+            if name not in _LEFT_BEHIND:
+                self._riding[name] = value
+                kinds = self.kinds.setdefault(name, set())
+                if value is not None:
+                    kind = _KINDS.get(type(value), "json")
+                    kinds.add("json" if kind == "int64" and not -(2**63) <= value < 2**63 else kind)
+
+    def _has_prompt(self, asked: bool) -> bool:
+        """Returns whether a row has a prompt, or is of a file that has none."""
+        self._prompts[asked] += 1
+        self.with_prompt = asked if self.with_prompt is None else self.with_prompt
+        return asked or not self.with_prompt
+
+    def _check_invented(self, pairs: list[Row]) -> None:
+        if not any([pair.pop("invented", False) for pair in pairs]):
+            return
+        self.n_invented += 1
+        if texts := sorted(self.facts.texts | self.texts):
+            raise MissingCellError(
+                f"no prompt, but text that is not read in {', '.join(texts)}; name the prompt with --map prompt=COLUMN"
+            )
+
+    def _in_turns(self, pair: Row, said: list[Message]) -> Row:
+        """Returns the pair with what was said before its prompt, all of it as messages."""
+        if not (said or self.facts.chat):
+            return pair
+        turned = dict(pair)
+        for name in ("prompt", "prompt_rejected"):
+            if (given := pair.get(name)) is not None:
+                turns = [{"role": "user", "content": given}] if isinstance(given, str) else read_messages(name, given)
+                turned[name] = turns if same(turns[: len(said)], said) else said + turns
+        return turned
+
+
+def write_normal(reader: RowReader, rows: Iterable[RawRow], path: Path | None) -> Dataset | None:
     """Returns the normal form of `rows`, held in the Arrow file `path`, or in memory without one.
 
+    None where a row had another type of value in a column that rides along than the first rows, or another column.
     Columns that stand in no raw row and hold nothing are left out.
 
     Raises:
         DataError: If no row is of a known form, or at the first row that cannot be read where `reader` says so.
+        Reread: As `reader` does.
     """
     beside = None if path is None else path.with_name(f"{path.name}.{os.getpid()}.new")
     filled: set[str] = set()
@@ -149,18 +297,23 @@ def write_normal(reader: RowReader, rows: Iterable[RawRow], path: Path | None) -
         with pa.BufferOutputStream() if beside is None else pa.OSFile(str(beside), "wb") as sink:
             batches = _batches(reader, rows)
             first = next(batches, [])  # from here on the reader knows whether prompts are text or message lists
-            schema = features(bool(reader.conversational)).arrow_schema
-            with pa.ipc.new_stream(sink, schema) as stream:
+            others = reader.others()
+            columns = features(bool(reader.conversational), others)
+            with pa.ipc.new_stream(sink, columns.arrow_schema) as stream:
                 for batch in chain([first], batches):
-                    table = pa.table({name: [row.get(name) for row in batch] for name in schema.names}, schema=schema)
-                    filled.update(name for name in OPTIONAL if table[name].null_count < len(table))
-                    stream.write_table(table)
+                    if reader.others() == others:  # else the rest is read to know its types
+                        table = arrow_table(batch, columns)
+                        filled.update(name for name in OPTIONAL if table[name].null_count < len(table))
+                        stream.write_table(table)
         reader.check_forms()
+        if reader.others() != others:
+            return None
+        info = DatasetInfo(features=columns)
         if path is None:
-            normal = Dataset.from_buffer(sink.getvalue())
+            normal = Dataset.from_buffer(sink.getvalue(), info=info)
         else:
             os.replace(beside, path)  # type: ignore[arg-type]
-            normal = Dataset.from_file(str(path))
+            normal = Dataset.from_file(str(path), info=info)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error}); HF_DATASETS_CACHE names the folder to use") from error
     finally:
@@ -186,4 +339,4 @@ def _batches(reader: RowReader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
 
 
 def _length(side: Conversation | None) -> int:
-    return len(side or "") if not isinstance(side, list) else sum(len(message["content"] or "") for message in side)
+    return len(side or "") if not isinstance(side, list) else sum(map(len, map(message_text, side)))

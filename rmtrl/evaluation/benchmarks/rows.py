@@ -9,8 +9,8 @@ from typing import Any
 
 from rmtrl.data.reading.loading import load_rows
 from rmtrl.data.reading.normal_form import prompt_hash
-from rmtrl.data.reading.tolerant import suffix_of
 from rmtrl.errors import DataError
+from rmtrl.io import suffix_of
 from rmtrl.types import Conversation, Message
 
 Row = dict[str, Any]

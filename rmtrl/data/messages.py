@@ -1,0 +1,143 @@
+"""Messages as people write them: read without losing a field, compared, and their text."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rmtrl.errors import DataError
+from rmtrl.types import Conversation, Message
+
+TOOL_ROLES = frozenset({"tool", "function", "ipython", "observation", "tool_response"})
+ROLES = frozenset({"system", "developer", "user", "assistant"}) | TOOL_ROLES
+"""Who speaks in the chat templates at hand; what a tool returned has several names."""
+
+CALLS = ("tool_calls", "function_call")
+"""Fields by which an answer without text still says something."""
+
+_SPEAKERS = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard", "function_call"), "assistant"),
+    **dict.fromkeys(("observation", "function_response", "tool_response"), "tool"),
+}
+
+
+def read_messages(name: str, value: Any) -> list[Message]:
+    """Returns a list of messages, or a single one, with every field as it stands.
+
+    Messages of ShareGPT's form, `from` and `value`, become `role` and `content`; a `function_call` among them becomes
+    tool calls. A missing role or content is of no wrong type: the validator counts it.
+
+    Raises:
+        DataError: If it is anything else.
+
+    Example:
+
+    ```python
+    >>> read_messages("prompt", [{"from": "human", "value": "Why?", "weight": 1}])
+    [{'role': 'user', 'content': 'Why?', 'weight': 1}]
+    ```
+    """
+    given = [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
+    if not isinstance(given, list) or not all(map(_is_message, given)):
+        raise DataError(
+            f"{name} is of type {type(value).__name__} ({str(value)[:40]!r}); "
+            "wanted text or a list of messages with role and content"
+        )
+    return [_of_sharegpt(message) if "from" in message and "role" not in message else message for message in given]
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    content = value.get("content", value.get("value"))
+    parts = content if isinstance(content, list) else []
+    return (
+        isinstance(value.get("role", value.get("from")), str | None)
+        and isinstance(content, str | list | None)
+        and all(isinstance(part, str | dict) for part in parts)
+    )
+
+
+def _of_sharegpt(message: Message) -> Message:
+    speaker = message["from"]
+    rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+    read = {"role": _SPEAKERS.get(str(speaker).lower(), speaker), "content": message.get("value")}
+    if speaker == "function_call" and (calls := _calls(message.get("value"))):
+        read |= {"content": "", "tool_calls": calls}
+    return read | rest
+
+
+def _calls(text: Any) -> list[dict[str, Any]]:
+    try:
+        called = json.loads(text)
+    except (TypeError, ValueError):
+        return []  # a call in words
+    called = called if isinstance(called, list) else [called]
+    named = all(isinstance(call, dict) and "name" in call for call in called)
+    return [{"type": "function", "function": call} for call in called] if named else []
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Returns the text of a message: its content, or the text parts of its content joined.
+
+    Example:
+
+    ```python
+    >>> message_text({"role": "user", "content": [{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]})
+    'Why?'
+    ```
+    """
+    content = message.get("content")
+    if not isinstance(content, list):
+        return content or ""
+    return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
+
+
+def says(message: Mapping[str, Any]) -> bool:
+    """Returns whether a message has content, be it empty, or a call in its place."""
+    return message.get("content") is not None or any(map(message.get, CALLS))
+
+
+def is_blank(message: Mapping[str, Any]) -> bool:
+    """Returns whether a message says nothing: no text but spaces, no part that is not text, no call."""
+    if any(map(message.get, CALLS)):
+        return False
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    text_only = all(isinstance(part, str) or part.get("type", "text") == "text" for part in parts)
+    return text_only and not message_text(message).strip()
+
+
+def conversation_text(conversation: Conversation) -> str:
+    """Returns all that a conversation says: a string as it is, the texts and calls of messages one a line."""
+    if isinstance(conversation, str):
+        return conversation
+    said = ([message_text(m)] + [canonical(m[name]) for name in CALLS if m.get(name)] for m in conversation)
+    return "\n".join("\n".join(lines if lines[0] else lines[1:]) for lines in said)
+
+
+def canonical(value: Any) -> str:
+    """Returns a string that is equal for equal values only: text as it is, else JSON with sorted keys.
+
+    Fields of a message that are null are as good as absent; numbers that Python takes for equal (1, 1.0, true) differ.
+
+    Example:
+
+    ```python
+    >>> canonical([{"content": "Hi", "role": "user", "name": None}])
+    '[{"content": "Hi", "role": "user"}]'
+    ```
+    """
+    if isinstance(value, str):
+        return value
+    value = [_filled(item) for item in value] if isinstance(value, list) else _filled(value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _filled(value: Any) -> Any:
+    return {key: field for key, field in value.items() if field is not None} if isinstance(value, dict) else value
+
+
+def same(first: Any, second: Any) -> bool:
+    """Returns whether two conversations, or two messages, are the same in every field."""
+    return first is second or (type(first) is type(second) and canonical(first) == canonical(second))

@@ -1,0 +1,324 @@
+"""Files in and out, once for all stages: rows that are read one by one, objects, and files put in place whole.
+
+A row of a JSON or CSV file that is broken costs that row and no other: it comes as a string that says what is wrong
+with it. Only what makes the whole file unreadable raises: a broken archive, a JSON document cut short.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rmtrl.errors import DataError
+from rmtrl.types import json_ready
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+RawRow = tuple[str, Row | str]
+"""Where a row stands ("row 3"), and its cells or what is wrong with it."""
+
+LARGE_BYTES, LARGE_ROWS = 20_000_000, 50_000
+"""From here on a pass takes long enough to show its progress."""
+
+IsRow = Callable[[Row], bool]
+
+
+def read_rows(paths: Sequence[Path], *, is_row: IsRow = bool) -> Iterator[RawRow]:
+    """Yields every row of JSON and CSV files (also .gz), good or broken; blank lines are not rows.
+
+    A JSON file holds one object a line, or one document: a list of rows, or an object. An object that is no row by
+    `is_row` may hold rows: as its values, or as its only list of objects.
+
+    Args:
+        paths (`Sequence[Path]`): Files to read, in this order; with several, each row is named with its file.
+        is_row (`Callable[[dict], bool]`): Whether an object can be a row; every object that is not empty by default.
+
+    Raises:
+        DataError: If a file cannot be read to its end, or is one JSON document that breaks off.
+
+    Example:
+
+    ```python
+    >>> list(read_rows([Path("pairs.jsonl")]))[1]
+    ('row 2', "is not JSON (Expecting ',' delimiter, column 41); mend or remove it: …")
+    ```
+    """
+    from tqdm.auto import tqdm
+
+    total = sum(path.stat().st_size for path in paths)
+    name = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
+    with tqdm(total=total, desc=f"Reading {name}", unit="B", unit_scale=True, disable=total < LARGE_BYTES) as bar:
+        for path in paths:
+            number, before = 0, bar.n
+            try:
+                with path.open("rb") as raw, gzip.open(raw) if path.name.lower().endswith(".gz") else raw as lines:
+                    rows = _csv_rows(lines) if suffix_of(path) == ".csv" else _json_rows(lines, is_row)
+                    for number, row in enumerate(rows, 1):
+                        yield f"row {number}" if len(paths) == 1 else f"{path.name}, row {number}", row
+                        if number % 1000 == 0:
+                            bar.update(before + raw.tell() - bar.n)
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(f"{path} cannot be read after row {number}: {error}") from error
+            except DataError as error:
+                raise DataError(f"{path}, {error}") from error
+
+
+def suffix_of(path: Path) -> str:
+    """Returns what a file's name says of its format, in small letters and without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def read_object(path: Path) -> Row:
+    """Returns the JSON object of a file.
+
+    Raises:
+        DataError: If the file cannot be read or holds anything else.
+
+    Example:
+
+    ```python
+    >>> read_object(Path("plan.json"))["schema"]
+    'rmtrl/plan/1'
+    ```
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"{path} cannot be read: {reason}; give an existing text file") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise DataError(f"{path} holds no JSON object")
+    return stored
+
+
+# ---- JSON: one object a line, or one document
+
+
+def _json_rows(lines: BinaryIO | gzip.GzipFile, is_row: IsRow) -> Iterator[Row | str]:
+    first = next(_not_blank(lines), b"").removeprefix(codecs.BOM_UTF8)
+    row = _object(first)
+    if isinstance(row, dict) and is_row(row):
+        yield row
+        yield from map(_object, _not_blank(lines))
+        return
+    # the first line is no row: broken, or the start of a document that spans lines
+    text = first + lines.read()
+    try:
+        document = _loads(text)
+    except DataError as error:
+        found = (_object(line) for line in _not_blank(io.BytesIO(text)))
+        if text.startswith(b"[") and not any(isinstance(row, dict) and is_row(row) for row in found):
+            raise DataError(f"a list that {error}") from error
+        yield from map(_object, _not_blank(io.BytesIO(text)))
+    else:
+        yield from (_checked(row) for row in _rows_of(document, is_row))
+
+
+def _rows_of(document: Any, is_row: IsRow) -> list[Any]:
+    """Returns the rows of a JSON document: a list of rows, one row, or an object that holds rows."""
+    if isinstance(document, list):
+        return document
+    if isinstance(document, dict) and not is_row(document):
+        if document and all(isinstance(value, dict) for value in document.values()):
+            return list(document.values())
+        lists = [value for value in document.values() if isinstance(value, list)]
+        if len(lists) == 1 and any(isinstance(row, dict) for row in lists[0]):
+            return lists[0]
+    return [document]
+
+
+def _not_blank(lines: Iterable[bytes]) -> Iterator[bytes]:
+    return (line for line in lines if not line.isspace())
+
+
+def _object(line: bytes) -> Row | str:
+    try:
+        row = _loads(line)
+    except DataError as error:
+        return f"{error}: {line[:40].decode(errors='replace').strip()!r}"
+    return _checked(row) if b"\\ud" in line.lower() or not isinstance(row, dict) else row
+
+
+def _checked(row: Any) -> Row | str:
+    if not isinstance(row, dict):
+        return "is not a JSON object; wanted one object a line"
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return "holds half of a surrogate pair (\\ud800 to \\udfff); mend its text"
+    return row
+
+
+def _loads(text: bytes) -> Any:
+    try:
+        return _DECODER.decode(text.decode())
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if b"\n" in text.rstrip() else ""
+        raise DataError(f"is not JSON ({error.msg}, {line}column {error.colno}); mend or remove it") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested without end
+        raise DataError(f"is not JSON that can be read ({str(error)[:60]}); mend or remove it") from None
+
+
+def _distinct(items: list[tuple[str, Any]]) -> Row:
+    row = dict(items)
+    if len(row) < len(items):
+        names = [name for name, _ in items]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:40]!r} stands twice in one object")
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)  # one for all rows: making it costs as much as a row
+
+
+# ---- CSV
+
+
+def _csv_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[Row | str]:
+    """Yields rows whose cells are all text: an empty cell is "", "NA" is a word and 4 is a possible answer."""
+    csv.field_size_limit(2**31 - 1)
+    first = next(iter(lines), b"").removeprefix(codecs.BOM_UTF8)
+    reader = csv.DictReader(line.decode(errors="surrogateescape") for line in chain([first], lines))
+    while True:
+        try:
+            row: dict[Any, Any] = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"is not CSV ({error}); mend or remove it"
+            continue
+        if None in row:
+            n = len(reader.fieldnames or ())
+            yield f"has {n + len(row[None])} cells where the header has {n}; quote cells that hold a comma"
+            continue
+        try:
+            "".join(chain(row, (cell for cell in row.values() if cell))).encode()
+        except UnicodeEncodeError:
+            yield "is not UTF-8 text; save it as UTF-8"
+            continue
+        yield row
+
+
+# ---- writing
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as JSON so that the file is the old one or the new one, never a part.
+
+    Keys keep their order. The folder is made where it is missing.
+
+    Args:
+        path (`str` or `Path`): File to write or replace.
+        value (`Any`): What `json` can write.
+
+    Raises:
+        ValueError: If `value` holds NaN or an infinity, which JSON has no form for; the old file stays.
+        DataError: If the file cannot be written.
+
+    Example:
+
+    ```python
+    >>> write_json("metrics.json", {"pairwise_accuracy": 0.65, "n": 505})
+    ```
+    """
+    _put_in_place({Path(path): [json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"]})
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes one row a line as [`write_json`] does, compressed for a name in .gz, and returns how many there were.
+
+    NaN and infinities are written as null; the same rows are the same bytes.
+
+    Raises:
+        DataError: If the file cannot be written.
+
+    Example:
+
+    ```python
+    >>> write_rows("pairs.jsonl", [{"prompt": "Why? ", "chosen": "Because.", "rejected": "No."}])
+    1
+    ```
+    """
+    return write_row_files({Path(path): rows})[0]
+
+
+def write_row_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
+    """Writes several files as [`write_rows`] does; none takes its place before all are complete."""
+    return _put_in_place({path: map(_line, _plain_rows(rows)) for path, rows in files.items()})
+
+
+def _put_in_place(files: Mapping[Path, Iterable[str]]) -> list[int]:
+    with ExitStack() as leftovers:
+        complete, counts = [], []
+        for given, lines in files.items():
+            path = given.resolve()  # a link keeps pointing where it points
+            beside = path.with_name(f".{path.name}.new")  # what a killed run left under this name is overwritten
+            try:
+                if path.exists() and not path.is_file():
+                    raise DataError(f"cannot write {given}: it exists and is not a file")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with beside.open("wb") as file:
+                    leftovers.callback(beside.unlink, missing_ok=True)
+                    counts.append(_write_lines(file, lines, compressed=path.suffix == ".gz"))
+            except OSError as error:
+                raise DataError(f"cannot write {given}: {error.strerror}") from error
+            complete.append((beside, path))
+        for beside, path in complete:
+            beside.replace(path)
+    return counts
+
+
+def _write_lines(file: BinaryIO, lines: Iterable[str], *, compressed: bool) -> int:
+    n = 0
+    # no time stamp and no name in the archive, so that the same lines are the same bytes
+    with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compressed else nullcontext(file) as target:
+        for n, line in enumerate(lines, 1):  # noqa: B007
+            target.write(line.encode())
+    return n
+
+
+def _plain_rows(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
+        return rows
+    # ten times as fast as row by row
+    batches = map(table_columns, rows.with_format("arrow").iter(1000))
+    return (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
+
+
+def table_columns(table: pa.Table) -> dict[str, list[Any]]:
+    """Returns the columns of an Arrow table as Python values; JSON is read to the letter, 1.7 as 1.7."""
+    return {name: _values(table[name]) for name in table.column_names}
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    kind = getattr(column.type, "extension_name", None)
+    if kind == "arrow.json":
+        return [None if value is None else json.loads(value) for value in values]
+    if getattr(getattr(column.type, "value_type", None), "extension_name", None) == "arrow.json":
+        return [None if value is None else [json.loads(item) for item in value] for value in values]
+    return values
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(json_ready(row), ensure_ascii=False, allow_nan=False) + "\n"

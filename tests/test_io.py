@@ -1,0 +1,62 @@
+"""Rows and objects of files, and files that are put in place whole."""
+
+import json
+import math
+
+import pytest
+
+from rmtrl.errors import DataError
+from rmtrl.io import read_object, read_rows, write_json, write_rows
+
+ROWS = [{"a": 1, "b": [{"c": None}]}, {"a": math.inf}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rows_are_read_as_they_were_written(tmp_path, name):
+    assert write_rows(tmp_path / name, ROWS) == 2
+    before = (tmp_path / name).read_bytes()
+    assert list(read_rows([tmp_path / name])) == [("row 1", ROWS[0]), ("row 2", {"a": None})]
+    write_rows(tmp_path / name, ROWS)
+    assert (tmp_path / name).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("document", "is_row", "rows"),
+    [
+        (ROWS[:1], bool, ROWS[:1]),
+        (ROWS[0], bool, ROWS[:1]),
+        ({"rows": ROWS[:1], "n": 1}, bool, [{"rows": ROWS[:1], "n": 1}]),
+        ({"rows": ROWS[:1], "n": 1}, lambda row: "a" in row, ROWS[:1]),
+        ({"x": ROWS[0], "y": {}}, lambda row: "a" in row, [ROWS[0], {}]),
+    ],
+)
+def test_a_document_is_rows_by_the_predicate_given(tmp_path, indent, document, is_row, rows):
+    (tmp_path / "d.json").write_text(json.dumps(document, indent=indent))
+    assert [row for _, row in read_rows([tmp_path / "d.json"], is_row=is_row)] == rows
+
+
+def test_a_broken_line_is_one_row_that_says_where_and_how_it_begins(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": \n\n{"a": 2}\n')
+    (tmp_path / "b.csv").write_text("a,b\n1,2,3\n")
+    found = list(read_rows([tmp_path / "a.jsonl", tmp_path / "b.csv"]))
+    assert [where for where, _ in found] == ["a.jsonl, row 1", "a.jsonl, row 2", "a.jsonl, row 3", "b.csv, row 1"]
+    assert found[1][1].startswith("is not JSON") and found[1][1].endswith("""'{"a":'""")
+    assert found[3][1].startswith("has 3 cells")
+
+
+@pytest.mark.parametrize(("text", "said"), [("[1]", "no JSON object"), ("{", "is not JSON"), (None, "cannot be read")])
+def test_what_is_no_object_is_one_line(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "o.json").write_text(text)
+    with pytest.raises(DataError, match=f"o.json.*{said}"):
+        read_object(tmp_path / "o.json")
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+    write_json(tmp_path / "o.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "o.json", {"a": math.nan})
+    with pytest.raises(DataError, match="exists and is not a file"):
+        write_json(tmp_path, {})
+    assert read_object(tmp_path / "o.json") == {"a": 1} and len(list(tmp_path.iterdir())) == 1
