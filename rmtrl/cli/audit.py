@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, print_json, print_table, read_pair_scores, read_pairs
+from rmtrl.cli.console import (
+    Data,
+    Json,
+    Map,
+    named_numbers,
+    print_json,
+    print_table,
+    read_object,
+    read_pair_scores,
+    read_pairs,
+)
 from rmtrl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +38,10 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and plots.")] = None,
     probes: Annotated[bool, typer.Option(help="Also edit answers and see what it does; needs --model.")] = True,
     probe_rows: Annotated[int, typer.Option(help="Chosen answers to edit, drawn at random.", min=2)] = 200,
+    target_mix: Annotated[
+        str | None,
+        typer.Option(help="Mix of domains to report accuracy for: name=weight,name=weight, or a JSON file of them."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if convicted.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     columns: Map = None,
@@ -39,6 +53,7 @@ def audit(
 
     if (model is None) == (scores is None):
         raise UsageError("wanted either --model or --scores, and one of them")
+    mix = _target_mix(target_mix)
     pairs = read_pairs(data, split, columns)
     _check_ids(pairs)
     scorer = None
@@ -52,17 +67,18 @@ def audit(
     kept, sides, counts = _kept(pairs, rows)
     chosen, rejected = (_lengths(kept[side], scorer) for side in ("chosen", "rejected"))
     found = audit_length(sides[0], sides[1], chosen, rejected, kept["prompt_id"], unit=unit, seed=seed)
-    domains = _by_domain(kept, sides, seed)
+    domains, reweighted = _by_domain(kept, sides, seed), _reweighted(kept, sides, mix, seed)
     tried = _probed(scorer, kept, probe_rows, seed) if probes and scorer is not None else []
     whole = {**found.as_dict(), **_origin(model, scores, data, split, pairs), **counts, "seed": seed}
     whole["domains"] = {name: estimate.as_dict() for name, estimate in domains.items()}
+    whole["reweighted"] = reweighted and {"target_mix": mix, "accuracy": reweighted.as_dict()}
     whole["probes"] = [one.as_dict() for one in tried]
     if out is not None:
         _write(out, whole, found, sides, [chosen, rejected])
     if as_json:
         print_json(whole)
     else:
-        _print(found, domains, tried, counts | ({"written to": out} if out else {}))
+        _print(found, domains, reweighted, tried, counts | ({"written to": out} if out else {}))
     if counts["without_scores"]:
         print(f"rmtrl: warning: {counts['without_scores']:,} pairs have no scores and were left out", file=sys.stderr)
     if strict and found.verdict.verdict == CONVICTED:
@@ -136,6 +152,31 @@ def _by_domain(pairs: "Dataset", scores: "NDArray[np.float64]", seed: int) -> "d
     return domain_accuracy(pair_wins(*scores), pairs["domain"], pairs["prompt_id"], seed=seed)
 
 
+def _target_mix(given: str | None) -> dict[str, float] | None:
+    """Returns the weight of each domain, written out or in a JSON file."""
+    import math
+
+    found = read_object(Path(given)) if given and Path(given).is_file() else named_numbers("--target-mix", given)
+    for name, weight in (found or {}).items():
+        if type(weight) not in (int, float) or not (math.isfinite(weight) and weight >= 0):
+            raise UsageError(f"--target-mix: {name} has the weight {weight!r}; wanted a number of 0 or more")
+    return found
+
+
+def _reweighted(
+    pairs: "Dataset", scores: "NDArray[np.float64]", mix: dict[str, float] | None, seed: int
+) -> "Estimate | None":
+    """Returns the accuracy that the pairs would have if their domains were mixed as in `mix`."""
+    from rmtrl.metrics import pair_wins, reweighted_estimate
+
+    if mix is None:
+        return None
+    try:
+        return reweighted_estimate(pair_wins(*scores), pairs["domain"], mix, pairs["prompt_id"], seed=seed)
+    except ValueError as error:
+        raise UsageError(f"--target-mix: {error}") from error
+
+
 def _lengths(responses: Sequence[Any], scorer: "RewardScorer | None") -> list[int]:
     """Returns the length of each response alone: in the model's tokens, without a model in characters."""
     texts = [r if isinstance(r, str) else "".join(str(m["content"] or "") for m in r) for r in responses]
@@ -179,10 +220,12 @@ def _write(
 
 
 def _print(
-    found: "LengthAudit", domains: "Mapping[str, Estimate]", tried: "Sequence[Probe]", more: Mapping[str, Any]
-) -> None:
+    found: "LengthAudit", domains: "Mapping[str, Estimate]", reweighted: "Estimate | None", tried: "Sequence[Probe]",
+    more: Mapping[str, Any],
+) -> None:  # fmt: skip
     head = {"pairs": found.n, "prompts": found.prompts, "lengths in": found.unit, **more}
     by_domain = {f"accuracy, {name}": estimate for name, estimate in domains.items()} if len(domains) > 1 else {}
+    by_domain |= {"accuracy, target mix": reweighted} if reweighted else {}
     for rows in (head, {**found.figures, **by_domain}):
         print_table({name.replace("_", " "): value for name, value in rows.items()})
         print()

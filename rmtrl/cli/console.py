@@ -104,6 +104,16 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {reason}; give an existing text file") from error
 
 
+def named_numbers(flag: str, text: str | None) -> dict[str, float] | None:
+    """Returns the numbers of an option of the form name=number,name=number; None where it is not given."""
+    if text is None:
+        return None
+    try:
+        return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
+    except ValueError as error:
+        raise UsageError(f"got {flag} {text}; wanted name=number,name=number") from error
+
+
 def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
