@@ -15,7 +15,6 @@ from rmtrl.cli.console import (
     print_json,
     print_table,
     read_object,
-    read_pair_scores,
     read_pairs,
 )
 from rmtrl.errors import DataError, UsageError
@@ -49,22 +48,24 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Say whether a reward model pays for length, and what edits that improve nothing do to its rewards."""
+    import numpy as np
+
     from rmtrl.evaluation.audit import CONVICTED, audit_length
+    from rmtrl.evaluation.scoring import score_pairs, stored_scores
 
     if (model is None) == (scores is None):
         raise UsageError("wanted either --model or --scores, and one of them")
     mix = _target_mix(target_mix)
     pairs = read_pairs(data, split, columns)
-    _check_ids(pairs)
-    scorer = None
+    scorer, unit = None, "characters"
     if scores is not None:
-        rows, unit = _stored(scores, pairs), "characters"
+        scored, rows = stored_scores(scores, pairs)
     else:
         from rmtrl.reward.scorer import RewardScorer
 
         scorer, unit = RewardScorer.from_pretrained(str(model), progress=False), "tokens"
-        rows = _scored(scorer, pairs)
-    kept, sides, counts = _kept(pairs, rows)
+        scored, rows = pairs, np.concatenate(list(score_pairs(scorer, pairs, data)))
+    kept, sides, counts = _kept(scored, rows, len(pairs))
     chosen, rejected = (_lengths(kept[side], scorer) for side in ("chosen", "rejected"))
     found = audit_length(sides[0], sides[1], chosen, rejected, kept["prompt_id"], unit=unit, seed=seed)
     domains, reweighted = _by_domain(kept, sides, seed), _reweighted(kept, sides, mix, seed)
@@ -105,45 +106,22 @@ def _origin(
     }
 
 
-def _check_ids(pairs: "Dataset") -> None:
-    repeated = len(pairs) - len(set(pairs["id"]))
-    if repeated:
-        raise DataError(f"{repeated:,} ids of the pairs are not unique; scores cannot be told apart")
-
-
-def _stored(path: Path, pairs: "Dataset") -> list[list[float | None]]:
-    """Returns the scores of a file in the order of the pairs; a pair that the file lacks has none."""
-    rows = read_pair_scores(path)
-    unknown = rows.keys() - set(pairs["id"])
-    if unknown:
-        raise DataError(f"{path} has scores of {min(unknown)!r}, which is none of the pairs; name the pairs it scored")
-    return [rows.get(id, [None, None]) for id in pairs["id"]]
-
-
-def _scored(scorer: "RewardScorer", pairs: "Dataset") -> list[list[float | None]]:
-    from rmtrl.cli.scoring import scored
-
-    return [row["scores"] for row in scored(scorer, pairs, [], [])]
-
-
 def _kept(
-    pairs: "Dataset", rows: Sequence[Sequence[float | None]]
+    pairs: "Dataset", scores: "NDArray[np.float64]", n: int
 ) -> tuple["Dataset", "NDArray[np.float64]", dict[str, int]]:
-    """Returns the pairs with scores and a better side, their scores `(2, N)`, and how many were left out."""
+    """Returns the pairs with scores and a better side, their scores `(2, N)`, and how many of n were left out."""
     import numpy as np
 
-    whole = [None not in row for row in rows]
-    ties = [
-        share == 0.5 for share in (pairs["preference"] if "preference" in pairs.column_names else [1.0] * len(rows))
-    ]
-    index = [i for i in range(len(rows)) if whole[i] and not ties[i]]
-    counts = {"without_scores": whole.count(False), "ties_left_out": len(rows) - whole.count(False) - len(index)}
-    if not index:
+    whole = np.isfinite(scores).all(axis=1)
+    ties = np.array(pairs["preference"] if "preference" in pairs.column_names else [1.0] * len(pairs)) == 0.5
+    index = np.flatnonzero(whole & ~ties)
+    counts = {"without_scores": n - int(whole.sum()), "ties_left_out": int((whole & ties).sum())}
+    if not len(index):
         raise DataError(
-            f"none of the {len(rows):,} pairs can be audited: {counts['without_scores']:,} have no scores, "
+            f"none of the {n:,} pairs can be audited: {counts['without_scores']:,} have no scores, "
             f"{counts['ties_left_out']:,} are ties"
         )
-    return pairs.select(index), np.array([rows[i] for i in index], dtype=np.float64).T, counts
+    return pairs.select(index), scores[index].T, counts
 
 
 def _by_domain(pairs: "Dataset", scores: "NDArray[np.float64]", seed: int) -> "dict[str, Estimate]":
@@ -179,7 +157,9 @@ def _reweighted(
 
 def _lengths(responses: Sequence[Any], scorer: "RewardScorer | None") -> list[int]:
     """Returns the length of each response alone: in the model's tokens, without a model in characters."""
-    texts = [r if isinstance(r, str) else "".join(str(m["content"] or "") for m in r) for r in responses]
+    from rmtrl.data.messages import conversation_text
+
+    texts = [conversation_text(response) for response in responses]
     if scorer is None:
         return [len(text) for text in texts]
     return [len(ids) for ids in scorer.tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -187,9 +167,10 @@ def _lengths(responses: Sequence[Any], scorer: "RewardScorer | None") -> list[in
 
 def _probed(scorer: "RewardScorer", pairs: "Dataset", n: int, seed: int) -> "list[Probe]":
     from rmtrl.evaluation.probes import probe, probe_end_token
+    from rmtrl.types import Chat
 
     drawn = pairs.shuffle(seed=seed).select(range(min(n, len(pairs))))
-    sides = (list(drawn["prompt"]), list(drawn["chosen"]))
+    sides = ([Chat.of(row["prompt"], row) for row in drawn], list(drawn["chosen"]))
     settings: dict[str, Any] = {"prompt_ids": list(drawn["prompt_id"]), "seed": seed}
     return [*probe(scorer, *sides, **settings), probe_end_token(scorer, *sides, **settings)]
 

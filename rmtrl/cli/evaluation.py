@@ -138,7 +138,7 @@ def evaluate_model(
         scores = _score(task.benchmark.name, scorer, own, key, out)
         more = {"rendering": rendering, "selected_on": task.benchmark.name in chosen}
         try:
-            why = missing_reasons(own, scores, scorer.encode, scorer.most_tokens)
+            why = missing_reasons(scorer, own, scores, scorer.most_tokens)
             _add(run, task, scores, out, started=started, more=more, missing_reasons=why)
         except DataError as error:  # the other benchmarks stand
             _add_unscored(run, task, str(error), out)

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rmtrl.evaluation.benchmarks.base import Item
+from rmtrl.types import Chat
 
 _DECISIVE = (
     "*.safetensors", "*.bin", "*.model", "*.py", "config.json", "adapter_config.json", "tokenizer*", "vocab*",
@@ -28,7 +29,8 @@ def items_fingerprint(items: Sequence[Item]) -> str:
     """
     digest = hashlib.sha256()
     for item in items:
-        row = [item.id, item.prompt_id, item.subset, item.candidates, dict(item.facts), item.excluded]
+        texts = [[c, vars(c)] if isinstance(c, Chat) else c for c in item.candidates]  # tools and template variables
+        row = [item.id, item.prompt_id, item.subset, texts, dict(item.facts), item.excluded]
         digest.update((json.dumps(row, sort_keys=True, separators=(",", ":"), default=repr) + "\n").encode())
     return digest.hexdigest()
 

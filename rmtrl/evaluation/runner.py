@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
-from rmtrl.errors import RenderingError, RmtrlError, UsageError
+from rmtrl.errors import RmtrlError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
-from rmtrl.types import Conversation, Scorer, checked_scores, failed_at
+from rmtrl.evaluation.scoring import TokenScorer, unrendered
+from rmtrl.types import Conversation, Scorer, checked_scores, content_text, failed_at
 
 WINDOW_CONVERSATIONS = 500
 """Scored at a time: enough to find rows of like length, little to lose when a run is killed."""
@@ -55,7 +56,7 @@ def _text(conversation: Conversation, form: str, id: str) -> str:
     if isinstance(conversation, str):
         return conversation
     try:
-        text = "".join(TEXT_FORMS[form][turn["role"]] + turn["content"] for turn in conversation)
+        text = "".join(TEXT_FORMS[form][turn["role"]] + content_text(turn) for turn in conversation)
     except KeyError as error:
         raise UsageError(
             f"item {id} has a turn of the role {error}; the text form {form} has no place for it"
@@ -129,39 +130,28 @@ def score_items(
 
 
 def missing_reasons(
-    items: Sequence[Item],
-    scores: Sequence[ItemScores],
-    encode: Callable[[Conversation], Sequence[int]],
-    most_tokens: int | None = None,
+    scorer: TokenScorer, items: Sequence[Item], scores: Sequence[ItemScores], most_tokens: int | None
 ) -> dict[str, int]:
     """Returns why items have no score, with the number of them.
 
     Args:
+        scorer ([`~rmtrl.evaluation.scoring.TokenScorer`]): The reward model.
         items (`Sequence[Item]`): All items of the benchmark.
         scores (`Sequence` of arrays or None): Their scores.
-        encode (`Callable`): The scorer's tokens of a conversation; raises a [`~rmtrl.errors.RenderingError`] for one
-            that cannot be rendered. What can be rendered and was not scored is too long.
-        most_tokens (`int`, *optional*): Tokens that the scorer holds.
+        most_tokens (`int`, *optional*): Tokens that the model holds.
 
     Example:
 
     ```python
-    >>> missing_reasons(items, scores, scorer.encode, scorer.most_tokens)
+    >>> missing_reasons(scorer, items, scores, scorer.most_tokens)
     {"longer than the model's 512 tokens": 3, 'cannot be rendered: System role not supported': 1}
     ```
     """
-    too_long = f"longer than the model's {most_tokens:,} tokens" if most_tokens else "not held by the scorer"
+    too_long = f"longer than the model's {most_tokens:,} tokens" if most_tokens else "not held by the model"
     missing = [item for item, own in zip(items, scores, strict=True) if own is None and not item.excluded]
-    return dict(Counter(max(_unrendered(encode, each) for each in item.candidates) or too_long for item in missing))
-
-
-def _unrendered(encode: Callable[[Conversation], Sequence[int]], conversation: Conversation) -> str:
-    """Returns why a conversation cannot be rendered, in the words of its template; empty where it can."""
-    try:
-        encode(conversation)
-    except RenderingError as error:
-        return f"cannot be rendered: {' '.join(str(error.__cause__ or error).split())}"
-    return ""
+    errors = [next(filter(None, (unrendered(scorer, c) for c in item.candidates)), None) for item in missing]
+    said = [" ".join(str(error.__cause__ or error).split()) if error else "" for error in errors]
+    return dict(Counter(f"cannot be rendered: {text}" if text else too_long for text in said))
 
 
 def _score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:

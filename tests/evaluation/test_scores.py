@@ -55,7 +55,7 @@ def test_a_failed_candidate_is_read_and_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"id": "z", "scores": [1, 2]}, "line 2: the benchmark has no item 'z'; its ids are like 'i0'"),
+        ({"id": "z", "scores": [1, 2]}, "row 2: the benchmark has no item 'z'; its ids are like 'i0'"),
         ({"id": "i0", "scores": [1, 2]}, "'i0' stands twice"),
         ({"id": "i1", "scores": [1]}, "1 scores for 'i1'; wanted 2"),
         ({"id": "i1", "scores": 1}, "the scores '1' for 'i1'"),
@@ -66,11 +66,11 @@ def test_a_failed_candidate_is_read_and_written(tmp_path):
         ('{"id": "i1", "scores": [NaN, 1]}', "wanted numbers"),
         ({"id": "i1"}, "wanted one line an item"),
         ("[1, 2]", "wanted one line an item"),
-        ("{oops", "line 2 is not JSON"),
+        ("{oops", "row 2 is not JSON"),
         ('{"id": "i1", "scores": [1' + "0" * 400 + ", 1]}", "wanted numbers"),
         ('{"id": "i1", "scores": [-1' + "0" * 400 + ", 1]}", "wanted numbers"),
         ('{"id": "i1", "scores": [Infinity, 1]}', "wanted numbers"),
-        ("[" * 100_000, "line 2 is not JSON"),
+        ("[" * 100_000, "row 2 is not JSON"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -187,7 +187,7 @@ def test_scores_of_unknown_origin_stay_until_the_new_ones_are_whole(tmp_path):
                 raise KeyError("later")
             return super().score(conversations)
 
-    with pytest.raises(RuntimeError, match="item i250"):
+    with pytest.raises(RuntimeError, match="one of the items i250 to i499: KeyError"):
         score_into(path, Fails(), ITEMS, key=KEY, say=lambda line: None)
     assert json.loads(path.read_text()) == {"id": "i0", "scores": [9, 9]}
     rest = Counting()

@@ -66,7 +66,7 @@ def _item(placed: Placed) -> Item:
         raise DataError(
             f"{placed[0]}: category_path is {placed[1]['category_path']!r}; wanted <set>/<goal>/<category>"
         )
-    prompt = prompt_of(placed, "conversation_input")
+    prompt = [{key: turn[key] for key in ("role", "content")} for turn in prompt_of(placed, "conversation_input")]
     if kind == "BoN_set":
         id, answers = f"best-of-n/{cell(placed, 'bon_uid')}", [cell(placed, "bon_best"), *cell(placed, "loser_list")]
     else:
