@@ -11,8 +11,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rmtrl.calibration.fit import calibrate
 from rmtrl.calibration.report import FILE, Calibration
-from rmtrl.data.provenance import fingerprint, write_json
+from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import DataError
+from rmtrl.io import write_json
 
 if TYPE_CHECKING:
     from rmtrl.reward.trainer import RewardTrainer

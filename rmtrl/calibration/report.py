@@ -1,6 +1,5 @@
 """The calibration of a reward model as it is stored: `calibration.json`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from rmtrl.calibration.calibrators import (
 from rmtrl.calibration.domains import DomainCalibration, disagreements
 from rmtrl.calibration.rewards import AffineReward, ReferenceReward
 from rmtrl.errors import DataError
+from rmtrl.io import read_object
 from rmtrl.metrics import bootstrap_estimate, calibration_metrics
 from rmtrl.metrics.probabilities import checked_probabilities, finite, log_losses, margin_losses
 from rmtrl.types import Estimate, json_ready
@@ -229,11 +229,9 @@ def read_calibration(folder: str | Path, *, model_fingerprint: Mapping[str, Any]
     path = Path(folder)
     path = path / FILE if path.is_dir() else path
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"no calibration at {path}: {error}; write one with rmtrl calibrate --out {path}") from error
-    if not isinstance(stored, dict):
-        raise DataError(f"{path} holds no JSON object; write it again with rmtrl calibrate --out {path}")
+        stored = read_object(path)
+    except DataError as error:
+        raise DataError(f"no calibration: {error}; write one with rmtrl calibrate --out {path}") from error
     found = Calibration.from_dict(stored)
     if model_fingerprint is not None and found.model_fingerprint not in (None, dict(model_fingerprint)):
         raise DataError(f"{path} is of another model or of earlier weights; calibrate again with rmtrl calibrate")

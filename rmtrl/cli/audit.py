@@ -14,10 +14,10 @@ from rmtrl.cli.console import (
     named_numbers,
     print_json,
     print_table,
-    read_object,
     read_pairs,
 )
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,7 +184,6 @@ def _write(
 ) -> None:
     import numpy as np
 
-    from rmtrl.data.provenance import write_json
     from rmtrl.reporting.plots import margin_against_length, reward_against_length, save_figure
 
     length = np.array(lengths)
@@ -195,9 +194,9 @@ def _write(
     try:
         for name, figure in figures.items():
             save_figure(figure, out / "plots" / f"{name}.png")
-        write_json(out / "audit.json", whole)
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error.strerror}; give another folder") from error
+    write_json(out / "audit.json", whole)
 
 
 def _print(

@@ -10,6 +10,7 @@ import typer
 
 from rmtrl.cli.console import Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import DataError, SplitLeakageError, UsageError
+from rmtrl.io import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,6 @@ def calibrate(
     """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
     from rmtrl.calibration.fit import calibrate as fit
     from rmtrl.calibration.summary import summary
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.fingerprints import model_fingerprint
 
     if (model is None) == (scores is None):

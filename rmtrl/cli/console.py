@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import read_object as read_object
-from rmtrl.io import read_sound_rows, write_row_files, write_rows
+from rmtrl.io import read_sound_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,8 +20,6 @@ Map = Annotated[list[str] | None, typer.Option("--map", help="Rename a column: n
 Split = Annotated[str, typer.Option(help="Split to read, where the data has several.")]
 Model = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a reward model or adapter.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-write_jsonl, write_jsonl_files = write_rows, write_row_files
 
 
 def read_pairs(data: str, split: str, columns: list[str] | None, *, faulty: "Faulty" = "raise") -> "Dataset":

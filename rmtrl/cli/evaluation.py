@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, write_jsonl
+from rmtrl.cli.console import Json, print_json
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_json, write_rows
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.benchmarks.base import Benchmark, Item
@@ -167,7 +168,7 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
     if out:
         path = out / _slug(task.benchmark.name) / "scores.jsonl"
         disown(path)
-        write_jsonl(path, score_lines(task.items, scores))
+        write_rows(path, score_lines(task.items, scores))
     return run
 
 
@@ -188,7 +189,7 @@ def _add(
     missing_reasons: Mapping[str, int] | None = None,
 ) -> None:  # fmt: skip
     """Adds the result of one benchmark to the run and, with `out`, writes it."""
-    from rmtrl.data.provenance import environment, write_json
+    from rmtrl.data.provenance import environment
     from rmtrl.evaluation.benchmarks.results import result_of
 
     name = task.benchmark.name
@@ -206,8 +207,6 @@ def _add(
 
 
 def _add_unscored(run: Run, task: Task, why: str, out: Path | None) -> None:
-    from rmtrl.data.provenance import write_json
-
     name = task.benchmark.name
     run.unscored[name] = why
     if out:  # in place of the result of an earlier run
@@ -221,7 +220,6 @@ def finish(runs: Sequence[Run], out: Path | None, *, started: float, as_json: bo
     Raises:
         DataError: If no model could be scored on any benchmark.
     """
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.report import report
 
     results = {run.model["name"]: run.results for run in runs}

@@ -11,13 +11,11 @@ from rmtrl.cli.console import (
     Json,
     print_json,
     print_table,
-    read_object,
     read_rows,
     read_text,
-    write_jsonl,
-    write_jsonl_files,
 )
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object, write_json, write_row_files, write_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +134,7 @@ def sample(
         policy_model = TransformersGenerator.from_pretrained(model, **settings)
         rows = generated(policy_model, [Chat.of(row["prompt"], row) for row in rows], seed=seed)
     review = sample_review(rows, n, seed=seed, policy=policy or model or "")
-    write_jsonl_files({out: review.rows, key: [review.key]})
+    write_row_files({out: review.rows, key: [review.key]})
     cut = sum(row.get("truncated_a", False) or row.get("truncated_b", False) for row in review.rows)
     counts = {"pairs": len(review.rows), "skipped": sum(review.key["skipped"].values()), "truncated": cut}
     if as_json:
@@ -167,7 +165,7 @@ def import_(
     found = import_verdicts(
         read_rows(review), read_object(key), reviewed_by=by, reviewer=reviewer, allow_missing=allow_missing
     )
-    write_jsonl(out, found.rows)
+    write_rows(out, found.rows)
     counts = Counter(row["verdict"] for row in found.rows)
     result = {"verdicts": len(found.rows), "missing": found.missing, **{v: counts[v] for v in ("a", "b", "tie")}}
     if as_json:
@@ -187,7 +185,6 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Report how often a reward model orders fresh pairs as the reviewers did."""
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.fingerprints import model_fingerprint
     from rmtrl.evaluation.fresh import check_verdicts, score_verdicts
 
@@ -201,10 +198,7 @@ def score(
     named = model_fingerprint(model) if model and out else None
     stored = {**result.as_dict(), "model": model or str(scores), "model_fingerprint": named}
     if out is not None:
-        try:
-            write_json(out, stored)
-        except OSError as error:
-            raise DataError(f"cannot write {out}: {error.strerror}") from error
+        write_json(out, stored)
     if as_json:
         print_json(stored)
     else:

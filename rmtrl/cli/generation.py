@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, Model, print_json, print_table, source_rows, write_jsonl
+from rmtrl.cli.console import Json, Model, print_json, print_table, source_rows
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_rows
 from rmtrl.types import Chat
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def rerank(
             return [[made.text for made in own] for own in generator.generate(prompts, n, seed=seed)]
 
     ranked: list[Ranked] = []
-    write_jsonl(out, _lines(RewardScorer.from_pretrained(model, progress=False), rows, generate, n, ranked))
+    write_rows(out, _lines(RewardScorer.from_pretrained(model, progress=False), rows, generate, n, ranked))
     known = [own.scores[own.scores == own.scores] for own in ranked if own.index is not None]
     figures = {
         "gain": mean_estimate([own.max() - own.mean() for own in known], proportion=False),

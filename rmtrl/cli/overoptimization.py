@@ -124,12 +124,12 @@ def to_samples(rows: "Dataset", source: str) -> "Samples":
 
 
 def _write(out: Path, whole: dict[str, Any], result: Any) -> None:
-    from rmtrl.data.provenance import write_json
+    from rmtrl.io import write_json
     from rmtrl.reporting.plots import overoptimization_plot, save_figure
 
     png = out / "overoptimization.png"
     try:
         save_figure(overoptimization_plot(result.whole), png, dpi=150)
-        write_json(png.with_suffix(".json"), whole)
     except OSError as error:
         raise DataError(f"cannot write into {out}: {error.strerror or error}; give another folder") from error
+    write_json(png.with_suffix(".json"), whole)

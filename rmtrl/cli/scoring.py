@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs, write_jsonl
+from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs
 from rmtrl.errors import UsageError
+from rmtrl.io import write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,7 +69,7 @@ def score(
     scorer = RewardScorer.from_pretrained(model, progress=False)
     wins: list[float] = []
     prompts: list[str] = []
-    write_jsonl(out, _lines(scorer, pairs, data, wins, prompts))
+    write_rows(out, scored(scorer, pairs, data, wins, prompts))
     too_long = len(pairs) - len(wins)
     accuracy = mean_estimate(wins, prompts)
     if as_json:
@@ -81,7 +82,7 @@ def score(
         print(f"rmtrl: warning: {said}", file=sys.stderr)
 
 
-def _lines(
+def scored(
     scorer: "RewardScorer", pairs: "Dataset", data: str, wins: list[float], prompts: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields a line of scores a pair, window by window, and gathers who won under which prompt."""

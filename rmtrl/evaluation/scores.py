@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rmtrl.data.provenance import write_json
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
 from rmtrl.evaluation.runner import ItemScores, score_items, windows
-from rmtrl.io import read_sound_rows
+from rmtrl.io import read_sound_rows, write_json
 from rmtrl.types import Scorer
 
 _FAILED = "$ERROR$"  # as in PPE's own files
