@@ -307,6 +307,19 @@ def test_scores_stored_by_others_give_the_published_table(rmtrl, real_data):
         assert code == 0 and [round(100 * value, 2) for value in got] == table
 
 
+def test_bare_ids_of_a_benchmark_are_read_in_stored_scores(rmtrl, real_data, tmp_path):
+    data = real_data / "rm-bench" / "safety-response.json.gz"
+    items = benchmark("rm-bench").read(str(data))
+    found = []
+    for pairs in ([(item.id, item) for item in items], [(int(item.own_id), item) for item in items]):
+        rows = [{"id": id, "scores": [len(c[-1]["content"]) for c in own.candidates]} for id, own in pairs]
+        scores = write(tmp_path / "scores.jsonl", *rows)
+        code, stdout, stderr = rmtrl("evaluate", "--scores", scores, "--benchmark", f"rm-bench={data}", "--json")
+        assert code == 0, stderr
+        found.append(json.loads(stdout)["models"][0]["benchmarks"]["rm-bench"]["overall"])
+    assert found[0] == found[1]
+
+
 def test_a_moved_model_keeps_its_scores(rmtrl, mine, checkpoint, tmp_path):
     rmtrl("evaluate", "--model", checkpoint, "--benchmark", mine, "--out", tmp_path / "out")
     moved = shutil.move(checkpoint, tmp_path / "moved")

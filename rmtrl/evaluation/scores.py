@@ -25,6 +25,8 @@ _FORM = 'wanted one line an item, such as {"id": "a", "scores": [1.5, 0.2]}'
 def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     """Returns the scores of a file in the order of the items; an item the file lacks, or has null for, is `None`.
 
+    An item is named by its id, or by its id in the benchmark's own files where only one item has it.
+
     The word `$ERROR$` stands for a judge's failure on one candidate, −∞, which some benchmarks allow. Lines of
     JudgeBench's own files, `{"pair_id", "score_A", "score_B"}`, are read too.
 
@@ -39,12 +41,20 @@ def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     ```
     """
     known = {item.id: item for item in items}
+    bare: dict[str, list[Item]] = {}
+    for item in items:
+        bare.setdefault(item.own_id or item.id, []).append(item)
     found: dict[str, ItemScores] = {}
     for place, line in read_sound_rows(Path(path), wanted=_FORM):
         row = _row(place, line)
         id = str(row["id"])
-        if id not in known:
+        own = [known[id]] if id in known else bare.get(id, [])
+        if not own:
             raise DataError(f"{place}: the benchmark has no item {id!r}; its ids are like {items[0].id!r}")
+        if len(own) > 1:
+            which = " and ".join(item.id for item in own[:3])
+            raise DataError(f"{place}: the id {id!r} is of {which}; give the whole id")
+        id = own[0].id
         if id in found:
             raise DataError(f"{place}: the item {id!r} stands twice; keep one of the lines")
         found[id] = _scores_in(row, known[id], place)
