@@ -42,7 +42,7 @@ def agreement(
     files: Files,
     scale: Annotated[str, typer.Option(help="nominal, ordinal or interval, for ratings.")] = "ordinal",
     by: Annotated[str, typer.Option(help="criterion, or domain,criterion.")] = "criterion",
-    target: Annotated[float, typer.Option(help="Alpha below which a slice is listed.")] = 0.6,
+    target: Annotated[float, typer.Option(help="Alpha below which a slice is listed.", min=-1, max=1)] = 0.6,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     likert: Likert = "1,5",
     criteria: Criteria = None,

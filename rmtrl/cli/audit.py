@@ -42,7 +42,7 @@ def audit(
         typer.Option(help="Mix of domains to report accuracy for: name=weight,name=weight, or a JSON file of them."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if convicted.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
     columns: Map = None,
     split: Annotated[str, typer.Option(help="Split to audit, where the data has several.")] = "test",
     as_json: Json = False,

@@ -46,6 +46,8 @@ def evaluate(
     started = time.time()
     if bool(model) == bool(scores):
         raise UsageError("give --model (once or more) or --scores FILE, one of the two")
+    if scores and (text or device):
+        raise UsageError(f"got {'--text' if text else '--device'} with --scores; there is no model to use it for")
     if scores and len(benchmark) > 1:
         raise UsageError(f"got --scores and {len(benchmark)} benchmarks; a file of scores is of one")
     tasks = read_tasks(benchmark)

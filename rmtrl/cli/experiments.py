@@ -36,7 +36,7 @@ def plan(
     ] = None,
     safety_alpha: Annotated[float, typer.Option(help="Significance at which a higher rate stops the test.")] = 0.05,
     block: Annotated[int, typer.Option(help="Units in which both arms come equally often.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the assignment.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Fix sample size, looks, and what counts as success and as unsafe, before there are data."""

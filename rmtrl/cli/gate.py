@@ -112,7 +112,7 @@ def sample(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --model: longest completion.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="With --model: temperature of the sampling.", min=0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Draw pairs of the policy's completions for blind review."""

@@ -34,7 +34,7 @@ def rerank(
     temperature: Annotated[float, typer.Option(help="Temperature of the sampling.", min=0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="Probability mass to sample from.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Candidates to sample at a time.", min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Choose the best of several answers by a reward model."""

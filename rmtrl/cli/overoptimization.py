@@ -41,7 +41,7 @@ def overopt(
         list[str] | None, typer.Option(help="A domain the proxy was not trained on; may be repeated.")
     ] = None,
     n_resamples: Annotated[int, typer.Option(help="Bootstrap resamples over prompts.", min=100)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for overoptimization.json and .png.")] = None,
     columns: Map = None,
     as_json: Json = False,
