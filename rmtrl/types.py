@@ -78,18 +78,6 @@ def chats(prompts: Sequence[Conversation], columns: Mapping[str, Any]) -> list[C
     return [Chat.of(own, {name: values[i] for name, values in given.items()}) for i, own in enumerate(prompts)]
 
 
-def has_substance(message: Message) -> bool:
-    """Whether a message says something besides its text: a tool call, reasoning or whatever its template reads."""
-    return any(value for key, value in message.items() if key not in ("role", "content", "name", "tool_call_id"))
-
-
-def content_text(message: Message) -> str:
-    """Returns the text of a message's content, of its text parts where it is parts; empty where it has none."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [content]
-    return "".join(str(part.get("text") or "") if isinstance(part, dict) else str(part or "") for part in parts)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A number with what is needed to believe it: its interval and the sample behind it.

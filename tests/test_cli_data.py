@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from rmtrl.data.augmentation import augment
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.splits import check_overlap
+from rmtrl.io import write_rows
 
 
 @pytest.fixture
@@ -182,3 +184,124 @@ def test_a_foreign_manifest_beside_the_data_is_left_alone(rmtrl, world, tmp_path
     (folder / "manifest.json").write_text(text)
     assert rmtrl("data", "split", folder / "pairs.jsonl", "--out", tmp_path / "splits")[0] == 0
     assert json.loads((tmp_path / "splits" / "manifest.json").read_text())["inputs"] is None
+
+
+# ---- columns that one command writes and the next reads
+
+
+def passed_on(rmtrl, tmp_path, rows):
+    """Writes rows, sends them through validation and returns the file that it wrote."""
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert rmtrl("data", "validate", tmp_path / "rows.jsonl", "--out", tmp_path / "clean.jsonl")[0] == 0
+    return tmp_path / "clean.jsonl"
+
+
+def numbered(n, **columns):
+    row = {"domain": "d", "chosen": "a b", "rejected": "c"}
+    return [
+        row | {"id": f"r{k}", "prompt": f"question {k} of {k * k}?"} | {c: f(k) for c, f in columns.items()}
+        for k in range(n)
+    ]
+
+
+def homes(folder):
+    return {row["id"]: path.name for path in folder.glob("*.jsonl") for row in lines(path)}
+
+
+def test_clusters_that_dedup_found_are_what_split_keeps_together(rmtrl, tmp_path):
+    rows = numbered(40, prompt=lambda k: f"please tell me all about number {k // 2} now" + " please" * (k % 2))
+    write_rows(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "clustered.jsonl"
+    dedup = ("data", "dedup", tmp_path / "rows.jsonl", "--threshold", "0.5", "--keep", "all", "--out", out)
+    assert rmtrl(*dedup)[0] == 0
+    clusters = {row["id"]: row["cluster_id"] for row in lines(out)}
+    assert len(set(clusters.values())) < 40
+    clean = passed_on(rmtrl, tmp_path, lines(out))
+    assert {row["id"]: row["cluster_id"] for row in lines(clean)} == clusters
+    for ids, group in ((str, "cluster_id"), (lambda value: None, "prompt_id")):
+        given = [row | {"cluster_id": ids(row["cluster_id"])} for row in lines(clean)]
+        write_rows(tmp_path / "given.jsonl", given)
+        split = ("data", "split", tmp_path / "given.jsonl", "--out", tmp_path / "splits")
+        code, stdout, _ = rmtrl(*split, "--ratios", 0.5, 0, 0, 0.5, "--json")
+        assert code == 0 and json.loads(stdout)["grouped_by"] == "cluster_id"
+        home = homes(tmp_path / "splits")
+        if group == "cluster_id":
+            assert len({(clusters[id], name) for id, name in home.items()}) == len(set(clusters.values()))
+        assert len(home) == 40
+
+
+def test_languages_reach_coverage_and_its_rates(rmtrl, tmp_path):
+    rows = numbered(40, language=lambda k: "de" if k % 4 == 0 else "en", source=lambda k: f"s{k % 2}", licence=str)
+    clean = passed_on(rmtrl, tmp_path, rows)
+    (tmp_path / "design.yaml").write_text("languages: {de: 0.25, en: 0.75}\n")
+    code, stdout, _ = rmtrl("data", "coverage", clean, "--design", tmp_path / "design.yaml", "--strict", "--json")
+    found = json.loads(stdout)
+    assert code == 0 and found["met"] and found["counts"]["language"] == {"en": 30, "de": 10}
+    rates = found["preference_rates"]
+    assert (rates["language"]["de"]["n"], rates["source"]["s1"]["n"]) == (10, 20)
+    assert rates["language"]["en"]["longer_chosen"]["value"] == 1
+    assert lines(clean)[3]["licence"] == "3"
+
+
+def test_weights_of_a_sample_give_back_the_prevalence(rmtrl, tmp_path):
+    rows = numbered(120, domain=lambda k: "health" if k % 6 == 0 else "chat")
+    write_rows(tmp_path / "rows.jsonl", rows)
+    sample = ("data", "sample", tmp_path / "rows.jsonl", "--size", 40, "--stress", "health=4")
+    assert rmtrl(*sample, "--out", tmp_path / "sample.jsonl")[0] == 0
+    clean = passed_on(rmtrl, tmp_path, lines(tmp_path / "sample.jsonl"))
+    found = json.loads(rmtrl("data", "coverage", clean, "--json")[1])
+    assert found["prevalence"] == {"chat": pytest.approx(5 / 6, abs=1e-5), "health": pytest.approx(1 / 6, abs=1e-5)}
+    assert found["shares"]["domain"]["health"]["value"] > 0.4
+    again = ("data", "sample", clean, "--size", 10, "--out", tmp_path / "again.jsonl")
+    assert rmtrl(*again)[0] == 0 and all(row["sampling_weight"] < 1.5 for row in lines(tmp_path / "again.jsonl"))
+
+
+def test_variants_are_announced_and_stay_with_their_original(rmtrl, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", numbered(30))
+    variants = augment(read_preferences(tmp_path / "rows.jsonl"), "loud", str.upper, of="responses")
+    write_rows(tmp_path / "variants.jsonl", variants)
+    clean = tmp_path / "clean.jsonl"
+    code, stdout, stderr = rmtrl("data", "validate", tmp_path / "variants.jsonl", "--out", clean, "--json")
+    said = "30 pairs are variants with the label of their original: have them annotated"
+    assert code == 0 and json.loads(stdout)["warnings"] == [said] and said in stderr
+    rows = lines(clean)
+    assert [row["needs_annotation"] for row in rows] == [False] * 30 + [True] * 30
+    assert {row["variant_of"] for row in rows[30:]} == {row["id"] for row in rows[:30]}
+    assert rmtrl("data", "split", clean, "--out", tmp_path / "splits")[0] == 0
+    home = homes(tmp_path / "splits")
+    assert len(home) == 60 and all(home[row["variant_of"]] == home[row["id"]] for row in rows[30:])
+
+
+def test_every_column_of_the_user_passes_every_command(rmtrl, tmp_path):
+    own = {
+        "text": lambda k: f"note {k}",
+        "count": lambda k: k,
+        "share": lambda k: k / 7,
+        "flag": lambda k: k % 2 == 0,
+        "mixed": lambda k: [k, "1", None, {"a": 1.7, "b": 10**25}, 0.5, True][k % 6],
+        "huge": lambda k: 10**30,
+        "nothing": lambda k: None,
+        "rare": lambda k: "late" if k == 29 else None,
+        "reason": lambda k: "theirs",
+    }
+    rows = numbered(30, **own)
+    rows[3] |= {"chosen": rows[3]["rejected"]}
+    write_rows(tmp_path / "rows.jsonl", rows)
+    wanted = {row["id"]: {name: row[name] for name in own} for row in rows}
+
+    def columns(path, but=()):
+        found = lines(path)
+        assert found
+        for row in found:
+            kept = {name: value for name, value in wanted[row["id"]].items() if name not in but}
+            assert json.dumps({name: row[name] for name in kept}) == json.dumps(kept)
+        return len(found)
+
+    clean, rejects, out = (tmp_path / f"{name}.jsonl" for name in ("clean", "rejects", "out"))
+    assert rmtrl("data", "validate", tmp_path / "rows.jsonl", "--out", clean, "--rejects", rejects)[0] == 0
+    assert columns(clean) == 29 and columns(rejects, but=["reason"]) == 1
+    assert rmtrl("data", "dedup", clean, "--out", out)[0] == 0 and columns(out)
+    assert rmtrl("data", "sample", clean, "--size", 9, "--out", out)[0] == 0 and columns(out) == 9
+    assert rmtrl("data", "contamination", clean, rejects, "--out", out)[0] == 0 and columns(out) == 29
+    assert rmtrl("data", "split", clean, "--out", tmp_path / "splits")[0] == 0
+    assert sum(columns(path) for path in (tmp_path / "splits").glob("*.jsonl")) == 29

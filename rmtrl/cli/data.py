@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,8 +17,11 @@ from rmtrl.cli.console import (
     print_table,
     read_pairs,
 )
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files
+
+if TYPE_CHECKING:
+    from rmtrl.data.validation import ValidationResult
 
 app = typer.Typer(help="Check preference data before training.", no_args_is_help=True)
 
@@ -53,9 +56,11 @@ def validate(
         tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
         max_length=max_length,
     )
-    files = {out: result.kept, rejects: result.rejects}
-    write_row_files({path: rows for path, rows in files.items() if path is not None})
     counts = result.as_dict()
+    files = {out: result.kept if len(result.kept) else None, rejects: result.rejects}
+    write_row_files({path: rows for path, rows in files.items() if path is not None and rows is not None})
+    if not len(result.kept):
+        raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {_why(result)}")
     if as_json:
         print_json({"schema": "rmtrl/validation/1", "data": data, **counts})
     else:
@@ -66,6 +71,14 @@ def validate(
         print(f"rmtrl: warning: {warning}", file=sys.stderr)
     if strict and len(result.rejects):
         raise typer.Exit(1)
+
+
+def _why(result: "ValidationResult") -> str:
+    """Returns the reasons and the first fault that has words of its own."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.reasons.items() if count)
+    faults = result.rejects["fault"] if "fault" in result.rejects.column_names else []
+    first = next((f"; the first: {fault}" for fault in faults if fault), "")
+    return f"{reasons}{first}"
 
 
 app.command()(duplicates.dedup)

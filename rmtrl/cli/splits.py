@@ -28,8 +28,12 @@ def split(
     holdout_domains: Annotated[str, typer.Option(help="Domains kept out of all splits, as spillover: a,b")] = "",
     sealed: Annotated[float, typer.Option(help="Share set aside, compressed, whose openings are counted.")] = 0.0,
     near_duplicates: Annotated[
-        float, typer.Option(help="Prompts at least this alike (Jaccard) count as one; 0: only equal ids do.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            help="Prompts at least this alike (Jaccard) count as one; 0: only equal ids do. "
+            "0.8 where the data has no cluster_id, which else says what counts as one."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed orders the prompts otherwise.")] = 0,
     licence: Annotated[str, typer.Option(help="Licence and limits of use, for the manifest.")] = "",
     notes: Annotated[str, typer.Option(help="Curator's notes, for the manifest.")] = "",
@@ -45,6 +49,8 @@ def split(
     if stratify not in ("domain", "none"):
         raise UsageError(f"got --stratify {stratify}; wanted domain or none")
     pairs = read_pairs(data, from_split, columns)
+    if near_duplicates is None:
+        near_duplicates = 0.0 if "cluster_id" in pairs.column_names else 0.8
     grouped = with_clusters(pairs, threshold=near_duplicates) if near_duplicates else pairs
     splits = make_splits(
         grouped,
@@ -81,6 +87,8 @@ def split(
             files=folder,
             deduplicated=f"near-duplicates at {near_duplicates} are in one split"
             if near_duplicates
+            else "by the cluster_id given"
+            if record["grouped_by"] == "cluster_id"
             else "not checked",
             notes=notes,
             inputs=_manifest_beside(data),

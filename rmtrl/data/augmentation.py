@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
 
+from rmtrl.data.messages import message_text
+from rmtrl.data.reading.normal_form import dataset_of
 from rmtrl.errors import DataError
 from rmtrl.types import Conversation
 
@@ -49,12 +51,14 @@ def augment(dataset: Dataset, name: str, edit: Edit, *, of: Literal["prompt", "r
         variants.append({**row, **edited, "id": id, "variant_of": row["id"], "needs_annotation": True})
     if not variants:
         return dataset
-    return concatenate_datasets([dataset, Dataset.from_list(variants, features=dataset.features)])
+    return concatenate_datasets([dataset, dataset_of(variants, dataset.features)])
 
 
 def _edited(side: Conversation, edit: Edit) -> Conversation:
-    text = side if isinstance(side, str) else side[-1]["content"]
+    text = side if isinstance(side, str) else message_text(side[-1])
     edited = edit(text)
     if not isinstance(edited, str):
         raise DataError(f"the edit returned {type(edited).__name__} for {text[:40]!r}; wanted a string")
-    return edited if isinstance(side, str) else [*side[:-1], {**side[-1], "content": edited}]
+    if isinstance(side, str) or edited == text:
+        return edited if isinstance(side, str) else side
+    return [*side[:-1], {**side[-1], "content": edited}]

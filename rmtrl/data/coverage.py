@@ -15,6 +15,8 @@ import yaml
 from datasets import Dataset
 from scipy import stats
 
+from rmtrl.data.reading.layouts import as_number
+from rmtrl.data.splits import groups_of
 from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
 
@@ -97,12 +99,15 @@ class Coverage:
         checks (`tuple[dict]`): One a figure: `name`, `got`, `wanted`, `met`.
         counts (`dict[str, dict[str, int]]`): Rows by domain, source and language.
         shares (`dict[str, dict[str, Estimate]]`): The same as shares of the rows, with exact binomial intervals.
+        prevalence (`dict[str, float]`): Share of the prompts by domain, each weighted by its `sampling_weight`: what a
+            sample stands for. Empty where the pairs have no such column.
         balance (`float`): Entropy of the domains over that of equal domains: 1 where all are equally large.
     """
 
     checks: tuple[dict[str, Any], ...]
     counts: dict[str, dict[str, int]]
     shares: dict[str, dict[str, Estimate]]
+    prevalence: dict[str, float]
     balance: float
 
     @property
@@ -154,7 +159,19 @@ def coverage(
     ]
     sizes = np.array(list(counts["domain"].values()), float)
     balance = float(stats.entropy(sizes) / np.log(len(sizes))) if len(sizes) > 1 else 1.0
-    return Coverage(tuple(checks), counts, shares, round(balance, 6))
+    return Coverage(tuple(checks), counts, shares, _prevalence(pairs), round(balance, 6))
+
+
+def _prevalence(pairs: Dataset) -> dict[str, float]:
+    if "sampling_weight" not in pairs.column_names:
+        return {}
+    batches = pairs.select_columns(["domain", "sampling_weight"]).with_format(None).iter(1000)
+    cells = [cell for b in batches for cell in zip(b["domain"], b["sampling_weight"], strict=True)]
+    weights: Counter[str] = Counter()
+    for domain, weight in dict(zip(groups_of(pairs), cells, strict=True)).values():
+        weights[domain] += as_number("sampling_weight", weight) or 0  # type: ignore[assignment]
+    whole = sum(weights.values())
+    return {domain: round(weight / whole, 6) for domain, weight in sorted(weights.items())} if whole else {}
 
 
 def _counted(pairs: Dataset, column: str) -> dict[str, int]:

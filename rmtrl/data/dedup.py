@@ -12,13 +12,15 @@ messages. How candidates are found is in `shingles.py`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from rmtrl.data.messages import conversation_text
+from rmtrl.data.messages import canonical, conversation_text
+from rmtrl.data.reading.normal_form import TEMPLATE
 from rmtrl.data.shingles import cluster_texts, normalize_text
 from rmtrl.errors import DataError
 from rmtrl.types import Conversation
@@ -56,7 +58,8 @@ class Deduplication:
 
     Args:
         clustered (`Dataset`): All rows, in order, with the column `cluster_id`.
-        kept (`Dataset`): The rows of one prompt a cluster, the one whose `prompt_id` is the `cluster_id`.
+        kept (`Dataset`): The rows of one prompt a cluster, the one whose `prompt_id` is the `cluster_id`, and of one
+            for each other system message or set of tools in it.
         prompts (`int`): Distinct `prompt_id`s; `duplicates` counts these, not rows.
         duplicates ([`Duplicates`]): Clusters of the prompts.
         examples (`list[list[str]]`): The first two prompts of some clusters, cut around their first difference.
@@ -136,7 +139,8 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, prog
     """Returns the pairs with a `cluster_id` each, and the rows of one representative prompt a cluster.
 
     `cluster_id` is the smallest `prompt_id` of the cluster, whatever the order of the rows. Rows of one `prompt_id`
-    share a cluster; where their prompts differ, the smallest text stands for all.
+    share a cluster; where their prompts differ, the smallest text stands for all. The same question under another
+    system message or with other tools is in one cluster, so that no split parts it, and has its own representative.
 
     Args:
         dataset (`Dataset`): Pairs in the normal form.
@@ -156,7 +160,7 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, prog
     (2310, 7, 2312, 2304)
     ```
     """
-    row_prompts, texts = _prompts(dataset)
+    row_prompts, texts, settings = _prompts(dataset)
     prompts = sorted(texts)
     found = find_duplicates([texts[prompt] for prompt in prompts], threshold=threshold, seed=seed, progress=progress)
     first: dict[int, str] = {}
@@ -164,8 +168,12 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, prog
     column = [cluster_of[prompt] for prompt in row_prompts]
     plain = dataset.remove_columns([name for name in ("cluster_id",) if name in dataset.column_names])
     clustered = plain.add_column("cluster_id", column)
-    kept = [row for row, (prompt, cluster) in enumerate(zip(row_prompts, column, strict=True)) if prompt == cluster]
-    twins = [(cluster, prompt) for prompt, cluster in cluster_of.items() if prompt != cluster]
+    stands_for: dict[tuple[str, str], str] = {}
+    for prompt in prompts:
+        stands_for.setdefault((cluster_of[prompt], settings[prompt]), prompt)
+    representatives = set(stands_for.values())
+    kept = [row for row, prompt in enumerate(row_prompts) if prompt in representatives]
+    twins = [(cluster, prompt) for prompt, cluster in cluster_of.items() if prompt not in representatives]
     shown = dict(reversed(twins))  # the first twin of each cluster
     examples = [shorten_pair(texts[cluster], texts[shown[cluster]]) for cluster in sorted(shown)[:_EXAMPLES]]
     return Deduplication(clustered, clustered.select(kept), len(prompts), found, examples)
@@ -229,16 +237,26 @@ def _window(line: str, at: int) -> str:
     return cut if len(cut) <= _EXAMPLE_CHARS else cut[: _EXAMPLE_CHARS - 1] + "…"
 
 
-def _prompts(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
-    """Returns the prompt_id of each row and the text of each prompt_id."""
+def _prompts(dataset: Dataset) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Returns the prompt_id of each row, and the text and the setting (system messages, tools) of each prompt_id."""
     missing = [name for name in ("prompt_id", "prompt") if name not in dataset.column_names]
     if missing:
         raise DataError(f"got pairs without {', '.join(missing)}; wanted the normal form, see to_normal_form")
     of_row: list[str] = []
     texts: dict[str, str] = {}
-    for batch in dataset.select_columns(["prompt_id", "prompt"]).with_format(None).iter(batch_size=1000):
-        for prompt_id, prompt in zip(batch["prompt_id"], batch["prompt"], strict=True):
+    settings: dict[str, str] = {}
+    template = [name for name in TEMPLATE if name in dataset.column_names]
+    for batch in dataset.select_columns(["prompt_id", "prompt", *template]).with_format(None).iter(batch_size=1000):
+        given = zip(*(batch[name] for name in template), strict=True) if template else repeat(())
+        for prompt_id, prompt, variables in zip(batch["prompt_id"], batch["prompt"], given, strict=False):
             text = prompt_text(prompt)
             of_row.append(prompt_id)
             texts[prompt_id] = min(text, texts.get(prompt_id, text))
-    return of_row, texts
+            setting = _setting(prompt, [value for value in variables if value])
+            settings[prompt_id] = min(setting, settings.get(prompt_id, setting))
+    return of_row, texts, settings
+
+
+def _setting(prompt: Conversation, variables: list[Any]) -> str:
+    told = [] if isinstance(prompt, str) else [m for m in prompt if m.get("role") in _INSTRUCTIONS]
+    return canonical([*told, *variables]) if told or variables else ""

@@ -48,7 +48,8 @@ def read_preferences(
         name (`str`, *optional*): Configuration of a hub set.
         columns (`Mapping[str, str]`, *optional*): Columns to rename before reading, new name to old name.
         faulty (`str`): What becomes of a row that cannot be read: `"raise"` stops there; `"keep"` returns it as a
-            row of nulls whose `fault` says why and where, for [`~rmtrl.data.validation.validate`] to count.
+            row of nulls whose `fault` says why and where, for [`~rmtrl.data.validation.validate`] to count. It also
+            says what is to be said of the file, in `info.description`, which else is logged as a warning.
 
     Raises:
         DataError: If the source is missing, unreadable as a whole, empty or of no known form, or under `"raise"` has
@@ -144,19 +145,24 @@ def _normal_form(
             continue
         facts = reader.found()
         pairs = pairs if replace(facts, kinds={}) == reader.used() else None
-    _say(reader)
+    notes = _notes(reader)
+    if faulty == "keep":
+        pairs.info.description = "\n".join(notes)
+    else:
+        for note in notes:
+            logger.warning(note)
     return pairs
 
 
-def _say(reader: RowReader) -> None:
-    """Warns of what a person would not expect: prompts that stand in no column, and text that nothing reads."""
+def _notes(reader: RowReader) -> list[str]:
+    """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
+    notes = []
     if reader.n_invented and not reader.facts.texts:
-        logger.warning("%s has no prompts: what both sides of a pair begin with is taken for it", reader.source)
+        notes.append(f"{reader.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
     if reader.texts:
-        logger.warning(
-            "%s: unread columns: %s (text; where it is the prompt, say --map prompt=COLUMN)",
-            reader.source, ", ".join(sorted(reader.texts)),
-        )  # fmt: skip
+        unread = ", ".join(sorted(reader.texts))
+        notes.append(f"{reader.source}, unread columns: {unread} (text; --map prompt=COLUMN where it is the prompt)")
+    return notes
 
 
 def _sliced(pairs: Dataset, split: str) -> Dataset:

@@ -143,7 +143,10 @@ def validate(
         tie_rate=tie_rate,
         groups=pc.count_distinct(kept_names["prompt_id"]).as_py(),
         domains=_counted(kept_names["domain"]),
-        warnings=_warnings(tie_rate, names, int(counts[_CODES["non_finite_margin"]]), kept_names),
+        warnings=(
+            *filter(None, (dataset.info.description or "").split("\n")),
+            *_warnings(tie_rate, names, int(counts[_CODES["non_finite_margin"]]), kept_names),
+        ),
     )
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.messages import message_text
 from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
 from rmtrl.errors import RmtrlError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.evaluation.scoring import TokenScorer, unrendered
-from rmtrl.types import Conversation, Scorer, checked_scores, content_text, failed_at
+from rmtrl.types import Conversation, Scorer, checked_scores, failed_at
 
 WINDOW_CONVERSATIONS = 500
 """Scored at a time: enough to find rows of like length, little to lose when a run is killed."""
@@ -56,7 +57,7 @@ def _text(conversation: Conversation, form: str, id: str) -> str:
     if isinstance(conversation, str):
         return conversation
     try:
-        text = "".join(TEXT_FORMS[form][turn["role"]] + content_text(turn) for turn in conversation)
+        text = "".join(TEXT_FORMS[form][turn["role"]] + message_text(turn) for turn in conversation)
     except KeyError as error:
         raise UsageError(
             f"item {id} has a turn of the role {error}; the text form {form} has no place for it"

@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.messages import CALLS, is_blank
 from rmtrl.errors import DataError
 from rmtrl.generation.sampling import sampling_key
 from rmtrl.reward.rendering import encode_prompt, values_of
-from rmtrl.types import Conversation, chats, content_text, has_substance
+from rmtrl.types import Conversation, chats
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
     if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
         return prompt, ""
     begun = prompt[-1].get("content")
-    if not isinstance(begun, str) or has_substance(prompt[-1]) or len(prompt) == 1:
+    if not isinstance(begun, str) or any(map(prompt[-1].get, CALLS)) or len(prompt) == 1:
         raise DataError(
             f"prompt {row} ends in an assistant's message; wanted its content as text, and messages before"
         )
@@ -170,7 +171,7 @@ def _check(prompt: Any, row: int) -> None:
     if isinstance(prompt, list):
         if not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
             raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
-        if not any(content_text(turn).strip() or has_substance(turn) for turn in prompt):
+        if all(map(is_blank, prompt)):
             raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
         return
     if not prompt.strip():

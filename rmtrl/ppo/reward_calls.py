@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtrl.data.messages import message_text
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.types import Conversation, checked_scores, content_text, failed_at, shorten
+from rmtrl.types import Conversation, checked_scores, failed_at, shorten
 
 Floats = NDArray[np.float64]
 Conversations = Sequence[Conversation]
@@ -112,4 +113,4 @@ def text_of(conversation: Conversation) -> str:
     """Returns the text of a conversation, without roles; a tool call counts as text."""
     if isinstance(conversation, str):
         return conversation
-    return " ".join(content_text(message) or str(message.get("tool_calls") or "") for message in conversation)
+    return " ".join(message_text(message) or str(message.get("tool_calls") or "") for message in conversation)

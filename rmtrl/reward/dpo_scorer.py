@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import use_adapter
 
+from rmtrl.data.messages import says
 from rmtrl.errors import DataError, FreshHeadError, ModelError, UsageError
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import encode_all, encode_prompt, try_encode
 from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
-from rmtrl.types import Conversation, Scorer, chats, content_text, has_substance
+from rmtrl.types import Conversation, Scorer, chats
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +277,5 @@ def _no_model(path: str | Path, error: Exception) -> ModelError:
 
 
 def _is_answered(conversation: Any) -> bool:
-    messages = isinstance(conversation, list) and all(
-        isinstance(turn, dict) and (content_text(turn) or has_substance(turn)) for turn in conversation
-    )
+    messages = isinstance(conversation, list) and all(isinstance(turn, dict) and says(turn) for turn in conversation)
     return messages and len(conversation) > 1 and conversation[-1].get("role") == "assistant"

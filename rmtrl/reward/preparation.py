@@ -9,9 +9,10 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.messages import is_blank
 from rmtrl.errors import DataError, RenderingError
 from rmtrl.reward.rendering import completion_starts, is_filled, try_encode, values_of, without_fillings
-from rmtrl.types import chats, content_text, has_substance
+from rmtrl.types import chats
 
 logger = get_logger(__name__)
 
@@ -122,4 +123,4 @@ def count_too_long(tokenized: Dataset, kept: Dataset, name: str, max_length: int
 def _is_blank(response: Any) -> bool:
     if isinstance(response, str):
         return not response.strip()
-    return not response or not (content_text(response[-1]).strip() or has_substance(response[-1]))
+    return not response or is_blank(response[-1])

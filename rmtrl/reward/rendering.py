@@ -5,17 +5,19 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.messages import says
 from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import RenderingError
-from rmtrl.types import Chat, Conversation, Message, has_substance
+from rmtrl.types import Chat, Conversation, Message
 
 _PAD_NAMES = (
     "<|finetune_right_pad_id|>",
@@ -28,6 +30,8 @@ _PAD_NAMES = (
 )
 
 
+# a template is somebody else's program
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _GIVEN = ("max_length", "tools", "chat_template_kwargs")  # what of a rendering does not follow from its tokenizer
 
 
@@ -179,32 +183,48 @@ def _render(
 ) -> str:
     """Returns what the chat template makes of messages."""
     check_chat_template(tokenizer)
-    empty = [place for place, message in enumerate(messages) if message.get("content") is None]
-    for place in empty:
-        if not has_substance(messages[place]):
+    if any(isinstance(m.get("content"), list) for m in messages) or _reads_parts(tokenizer, tokenizer.chat_template):
+        messages = in_parts(messages)
+    for place, message in enumerate(messages):
+        if not says(message):
             raise RenderingError(f"message {place} of {name} {index} has no content; give it text", index=index)
     try:
-        text = _apply(tokenizer, messages, messages, settings)
-        filled = [m | {"content": ""} if m.get("content") is None else m for m in messages]
-        writes_none = bool(empty) and text.count("None") > _apply(tokenizer, messages, filled, settings).count("None")
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # somebody else's program
+        return _apply(tokenizer, messages, **settings)
+    except _TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise RenderingError(
-            f"the chat template fails on {name} {index}: {said}; give roles and content that it takes",
-            index=index,
+            f"the chat template fails on {name} {index}: {said}; give roles and content that it takes", index=index
         ) from error
-    if writes_none:
-        raise RenderingError(
-            f"the chat template writes None for message {empty[0]} of {name} {index}, which has no content; "
-            "give it text, or use a template that knows tool calls",
-            index=index,
-        )
-    return text
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, chat: Any, messages: list[Message], settings: dict[str, Any]) -> str:
+def in_parts(messages: list[Message]) -> list[Message]:
+    """Returns messages with their text as the one part of their content, which templates of vision models read."""
+    return messages[:0] + [
+        m | {"content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+        for m in messages
+    ]
+
+
+@lru_cache(maxsize=64)
+def _reads_parts(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> bool:
+    """Whether a template fails on text, or passes over it, and takes it in parts."""
+
+    def reads(form: Callable[[list[Message]], list[Message]]) -> bool:
+        asked = {"role": "user", "content": "Why?"}
+        try:
+            texts = [_apply(tokenizer, form([asked, {"role": "assistant", "content": text}])) for text in "ab"]
+        except _TEMPLATE_ERRORS:
+            return False
+        return texts[0] != texts[1]
+
+    return not reads(list) and reads(in_parts)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, chat: list[Message], **settings: Any) -> str:
     variables: dict[str, Any] = {"tools": chat.tools, **chat.chat_template_kwargs} if isinstance(chat, Chat) else {}
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **variables, **settings))
+    # a null is not there: printed, it would be a word
+    messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings))
 
 
 def _one_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], index: int) -> list[int] | RenderingError:
@@ -245,10 +265,9 @@ def is_filled(feature: Any) -> bool:
 
 
 def without_fillings(value: Any) -> Any:
-    """Returns a value without the keys that are null, but for `content`, whose absence a template may ask for."""
+    """Returns a value without the keys that are null."""
     if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if item is not None or key == "content"}
-        return {key: without_fillings(item) for key, item in kept.items()}
+        return {key: without_fillings(item) for key, item in value.items() if item is not None}
     return [without_fillings(item) for item in value] if isinstance(value, list) else value
 
 

@@ -33,6 +33,7 @@ from rmtrl.errors import DataError, ModelError
 from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.checkpoint import stored_record
+from rmtrl.reward.checks import check_finite, check_weights
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.columns import COLUMNS, check_columns, check_values, mean_weight, without_ties
 from rmtrl.reward.config import RewardConfig
@@ -295,6 +296,29 @@ class RewardTrainer(TRLRewardTrainer):
         columns: Any = self._signature_columns
         self._signature_columns = list(dict.fromkeys([*columns, *extra]))  # type: ignore[assignment]
 
+    # Steps that stay finite
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Returns the loss of a micro-batch after its backward pass.
+
+        Raises:
+            ModelError: If it is not finite.
+        """
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        broken = "margin" in inputs and not torch.isfinite(inputs["margin"]).all()
+        check_finite(self._step, loss, f"{'the column margin, and so ' * broken}the loss is")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16:  # there the step is left out, and the scale lowered
+            check_finite(self._step, torch.as_tensor(norm), "the gradient norm is")
+        return norm
+
+    @property
+    def _step(self) -> str:
+        return f"step {self.state.global_step + 1}"
+
     # Loss and metrics
 
     def compute_loss(
@@ -458,6 +482,15 @@ class RewardTrainer(TRLRewardTrainer):
         return output._replace(predictions=rewards, label_ids=np.zeros(len(fits), dtype=np.int64))
 
     # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model so that it can be loaded with `from_pretrained`, and `rmtrl.json` beside it.
+
+        Raises:
+            ModelError: If its weights are not finite; what stood in the folder is left as it was.
+        """
+        check_weights(f"after step {self.state.global_step}", self.model)
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -17,7 +17,7 @@ from rmtrl.types import Chat, Conversation
 NUMBERS = ("preference", "weight", "rating_gap", "margin")
 SCORES = ("chosen_scores", "rejected_scores")
 TEMPLATE = ("tools", "chat_template_kwargs")
-OPTIONAL = (*NUMBERS, *SCORES, *TEMPLATE, "prompt_rejected", "fault")
+OPTIONAL = (*NUMBERS, *SCORES, "prompt_rejected", "fault")
 """Columns left out where the input has nothing for them."""
 
 NAMES = ("id", "prompt_id", "domain", "source", "prompt", "chosen", "rejected", *OPTIONAL)
@@ -50,14 +50,16 @@ def features(conversational: bool, others: Mapping[str, Any] | None = None) -> F
     sides = dict.fromkeys(("prompt", "chosen", "rejected", "prompt_rejected"), text)
     scores = dict.fromkeys(SCORES, [{"criterion": Value("string"), "score": Value("float64")}])
     numbers = dict.fromkeys(NUMBERS, Value("float64"))
-    template = dict.fromkeys(TEMPLATE, ExactJson())
-    return Features({**names, **sides, **numbers, **scores, **template, "fault": Value("string"), **(others or {})})
+    return Features({**names, **sides, **numbers, **scores, "fault": Value("string"), **(others or {})})
 
 
 def arrow_table(rows: Iterable[Mapping[str, Any]], columns: Features) -> pa.Table:
     """Returns rows as an Arrow table of these columns, JSON to the letter; an absent cell is null."""
     rows, schema = list(rows), columns.arrow_schema
-    arrays = [_array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names]
+    cells = {name: [row.get(name) for row in rows] for name in schema.names}
+    if given := cells.get("chat_template_kwargs"):
+        cells["chat_template_kwargs"] = [value or {} for value in given]  # TRL unpacks what stands there
+    arrays = [_array(values, schema.field(name).type) for name, values in cells.items()]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -110,7 +112,7 @@ def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
 def _template(name: str, value: Any) -> Any:
     """Returns a variable of the chat template, given as JSON or as its text; no kwargs are {}, as TRL needs them."""
     try:
-        value = json.loads(value) if isinstance(value, str) and value.strip() else value or None
+        value = (json.loads(value) if value.strip() else None) if isinstance(value, str) else value
     except ValueError as error:
         raise DataError(f"{name} is {value[:40]!r}; wanted JSON") from error
     wanted = list if name == "tools" else dict

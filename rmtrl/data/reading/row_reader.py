@@ -25,7 +25,16 @@ from rmtrl.data.reading.layouts import (
     prompt_columns,
     verdict,
 )
-from rmtrl.data.reading.normal_form import NAMES, OPTIONAL, ExactJson, arrow_table, features, missing, normal_row
+from rmtrl.data.reading.normal_form import (
+    NAMES,
+    OPTIONAL,
+    TEMPLATE,
+    ExactJson,
+    arrow_table,
+    features,
+    missing,
+    normal_row,
+)
 from rmtrl.errors import DataError
 from rmtrl.io import RawRow, Row
 from rmtrl.types import Conversation, Message
@@ -208,7 +217,7 @@ class RowReader:
         self._check_invented(pairs)
         fallback = [str(index) if len(pairs) == 1 else f"{index}-{k}" for k in range(len(pairs))]
         normal = [
-            normal_row(self._in_turns(pair, said), row, name, self.source) | self._riding
+            self._riding | normal_row(self._in_turns(pair, said), row, name, self.source)
             for pair, name in zip(pairs, fallback, strict=True)
         ]
         if said and not self.facts.chat and isinstance(pairs[0]["prompt"], str):
@@ -238,9 +247,11 @@ class RowReader:
     def _ride(self, row: Row, unread: tuple[str, ...]) -> None:
         """Notes what stands in the columns that no form reads, and which of them are text."""
         read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
-        read |= {"label"} if verdict(row) is not None else set()
+        read |= {*TEMPLATE, *(["label"] if verdict(row) is not None else [])}
         for name in unread:
             value = row[name]
+            if name in TEMPLATE:
+                self.kinds[name] = {"json"}
             if name in read:
                 continue
             if name not in _LABELS and isinstance(value, str) and len(value.split(None, 1)) > 1:

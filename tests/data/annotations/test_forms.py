@@ -1,5 +1,6 @@
 """Reading judgments: what is kept, what is left out and why."""
 
+import csv
 import gzip
 import json
 import math
@@ -34,6 +35,21 @@ def read(tmp_path):
         return read_annotations([tmp_path / name], **options)
 
     return write_and_read
+
+
+def write_as(path, rows):
+    from datasets import Dataset
+
+    if ".json" in path.name:
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    elif ".csv" in path.name:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "wt", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        texts = [{n: str(v) if n.startswith("response") else v for n, v in row.items()} for row in rows]
+        Dataset.from_list(texts).to_parquet(path)
 
 
 def reasons(annotations):
@@ -189,6 +205,40 @@ def test_pandalm_lines_are_a_vote_an_annotator(tmp_path):
     assert prompt_id == to_normal_form(pair)[0]["prompt_id"]
 
 
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p.csv", "p.csv.gz", "p.parquet"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_a_vote_on_an_empty_answer_counts(tmp_path, name, empty):
+    rows = [PANDALM | {"idx": 7, "response1": empty}, PANDALM | {"idx": 8, "response1": "four", "response2": empty}]
+    write_as(tmp_path / name, [row | {"input": ""} for row in rows])
+    annotations = read_annotations([tmp_path / name])
+    assert (annotations.n, annotations.kept) == (6, 6)
+    (prompt_id,) = annotations.prompts
+    assert annotations.responses[prompt_id, "7-1"] == annotations.responses[prompt_id, "8-2"] == empty
+    assert agreement(annotations, n_resamples=5)[0].judgments == 6
+    assert pairs_from_votes(annotations, disputed="weight").counts["missing_text"] == 0
+
+
+@pytest.mark.parametrize("name", ["v.jsonl", "v.csv", "v.parquet"])
+def test_a_vote_with_an_empty_answer_or_an_empty_prompt_is_a_vote(tmp_path, name):
+    votes = [VOTE | {"prompt": "Why?", "response_a": "Because.", "response_b": ""}]
+    write_as(tmp_path / name, [*votes, votes[0] | {"annotator": "bo"}])
+    annotations = read_annotations([tmp_path / name])
+    assert annotations.kept == 2 and annotations.responses == {("p", "x"): "Because.", ("p", "y"): ""}
+    assert pairs_from_votes(annotations).counts["kept"] == 1
+    write_as(tmp_path / "empty.jsonl", [PANDALM | {"instruction": "", "input": ""}])
+    assert read_annotations([tmp_path / "empty.jsonl"]).kept == 3
+
+
+def test_no_real_vote_is_lost_in_any_format(real_data, tmp_path):
+    path = real_data / "pandalm" / "testset-v1-first500.json"
+    rows = json.loads(path.read_text())
+    assert sum(not (str(row["response1"]).strip() and str(row["response2"]).strip()) for row in rows) == 8
+    for name in ("p.jsonl", "p.csv", "p.parquet"):
+        write_as(tmp_path / name, [row | {n: str(row[n]) for n in ("response1", "response2")} for row in rows])
+        annotations = read_annotations([tmp_path / name])
+        assert annotations.kept == 1500 and pairs_from_votes(annotations).counts["n"] == 500
+
+
 def test_broken_pandalm_lines_are_counted_by_annotator(read):
     without = {name: value for name, value in PANDALM.items() if name != "idx"}
     nobody = {name: value for name, value in PANDALM.items() if not name.startswith("annotator")}
@@ -230,6 +280,19 @@ def test_missing_and_empty_files_raise(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(RATING).encode())[:-9])
     with pytest.raises(DataError, match="cannot be read"):
         read_annotations([tmp_path / "cut.jsonl.gz"])
+
+
+def test_messages_in_judgments_keep_every_field(read):
+    answers = [
+        [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"n": n}}}]}]
+        for n in (1, 1.7)
+    ]
+    texts = {"prompt": [{"role": "user", "content": "Call f.", "name": "ann"}]}
+    vote = VOTE | texts | {"response_a": answers[0], "response_b": answers[1]}
+    annotations = read(vote, vote | {"annotator": "bo"})
+    assert annotations.kept == 2
+    (pair,) = pairs_from_votes(annotations).pairs
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (texts["prompt"], *answers)
 
 
 def test_texts_come_from_other_files(read):
