@@ -24,9 +24,10 @@ from rmtrl.calibration.export import export_temperature
 from rmtrl.calibration.fit import calibrate
 from rmtrl.calibration.report import FILE
 from rmtrl.calibration.summary import summary
-from rmtrl.data.provenance import write_json
 from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
+from rmtrl.evaluation.scoring import SIDES, conversation
+from rmtrl.io import write_json
 from rmtrl.metrics import reliability_curve
 from rmtrl.recipe import parse_recipe
 from rmtrl.recipe.pairs import held_out, read_record
@@ -44,7 +45,7 @@ class CalibrationRecipeArguments:
 
 
 def scored(scorer: RewardScorer, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    conversations = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
+    conversations = [conversation(row, side) for side in SIDES for row in rows]
     return tuple(scorer.score(conversations).reshape(2, -1).astype(np.float64))
 
 

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 
 
 class RmtrlError(ValueError):
-    """Input that rmtrl cannot use. The message is one line for the person who ran the command."""
+    """Input that rmtrl cannot use. The message is one line for the person who ran the command.
+
+    `index` is the place in its batch of the sample that is to blame, where one is.
+    """
+
+    def __init__(self, message: str = "", *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class UsageError(RmtrlError):
@@ -39,14 +46,7 @@ class FreshHeadError(ModelError):
 
 
 class RenderingError(ModelError):
-    """Text that cannot be rendered, or not as the reward model saw it in training (template, special tokens, length).
-
-    `index` is the place in its batch of the conversation that is to blame, where one is.
-    """
-
-    def __init__(self, message: str, *, index: int | None = None) -> None:
-        super().__init__(message)
-        self.index = index
+    """Text that cannot be rendered, or not as the reward model saw it in training (template, tokens, length)."""
 
 
 class RewardError(RmtrlError):

@@ -74,6 +74,36 @@ def read_rows(paths: Sequence[Path], *, is_row: IsRow = bool) -> Iterator[RawRow
                 raise DataError(f"{path}, {error}") from error
 
 
+def read_sound_rows(path: Path, *, wanted: str = "wanted one JSON object a line") -> Iterator[tuple[str, Row]]:
+    """Yields where each row of a file stands and the row, as [`read_rows`] does; none may be broken.
+
+    Args:
+        path (`Path`): File to read.
+        wanted (`str`): What the file should hold, for errors.
+
+    Raises:
+        DataError: If the file cannot be read or has no rows, or at a row that is broken; the message names it.
+
+    Example:
+
+    ```python
+    >>> [row["id"] for place, row in read_sound_rows(Path("scores.jsonl"))]
+    ['a', 'b']
+    ```
+    """
+    empty = True
+    try:
+        for place, row in read_rows([path]):
+            if isinstance(row, str):
+                raise DataError(f"{path} {place} {row}; {wanted}")
+            yield f"{path} {place}", row
+            empty = False
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; {wanted}") from error
+    if empty:
+        raise DataError(f"{path} is empty; {wanted}")
+
+
 def suffix_of(path: Path) -> str:
     """Returns what a file's name says of its format, in small letters and without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rmtrl.errors import ModelError, RmtrlError
 
 Message = dict[str, Any]
 """One turn of a conversation: `{"role": "user", "content": "…"}`."""
@@ -217,3 +220,75 @@ class Scorer:
         asked = chats(prompts, columns)
         conversations = [p + c for p, c in zip(asked, completions, strict=True)]  # type: ignore[operator]
         return [float(score) for score in self.score(conversations)]
+
+
+_SHOWN = 80  # characters of a value in a message
+
+
+def checked_scores(
+    values: Any,
+    n: int,
+    *,
+    name: str = "scorer",
+    sample: str = "conversation",
+    shown: Callable[[int], str] = lambda index: "",
+    error: type[RmtrlError] = ModelError,
+) -> NDArray[np.float64]:
+    """Returns what a scorer returned of N samples, `(N,)` float64. Nothing is called again to find a culprit.
+
+    Args:
+        values (`Sequence[float]`, array or tensor): One number a sample.
+        n (`int`): N.
+        name (`str`): What returned them, as it follows "the" in the message.
+        sample (`str`): What is scored, in one word.
+        shown (`Callable[[int], str]`): What the message says of the sample at fault, at its end.
+        error (`type[RmtrlError]`): What is raised.
+
+    Raises:
+        ModelError: Or `error`, if there are not N values, or one is None, no number, NaN or infinite: its `index`.
+
+    Example:
+
+    ```python
+    >>> checked_scores([1, np.float32(0.5)], 2).tolist()
+    [1.0, 0.5]
+    ```
+    """
+    items = values.tolist() if hasattr(values, "tolist") else values
+    sized = isinstance(items, Sequence) and not isinstance(items, str)
+    if not sized or len(items) != n:
+        got = f"{len(items)} values" if sized else type(values).__name__
+        raise error(f"the {name} returned {got} for {n} {sample}s; wanted a list of one number each")
+    scores = np.array([_number(item) for item in items], dtype=np.float64)
+    for index in np.flatnonzero(~np.isfinite(scores)).tolist():
+        got = shorten(repr(items[index]))
+        said = f"the {name} returned {got} for {sample} {index}; wanted one finite number{shown(index)}"
+        raise error(said, index=index)
+    return scores
+
+
+def failed_at(error: Exception, n: int) -> range:
+    """Returns which of N samples an error may be of: the one that its `index` names, else all.
+
+    Example:
+
+    ```python
+    >>> failed_at(ModelError("…", index=3), 8), failed_at(MemoryError(), 8)
+    (range(3, 4), range(0, 8))
+    ```
+    """
+    index = getattr(error, "index", None)
+    return range(index, index + 1) if isinstance(index, int) and 0 <= index < n else range(n)
+
+
+def shorten(text: str) -> str:
+    """Returns a text as one line of at most 80 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+
+
+def _number(value: Any) -> float:
+    """Returns the value as a float; NaN where it is no number."""
+    if hasattr(value, "item") and hasattr(value, "shape"):  # of numpy or torch
+        value = value.item() if math.prod(value.shape) == 1 else None
+    return float(value) if isinstance(value, Real) else float("nan")

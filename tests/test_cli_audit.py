@@ -87,6 +87,30 @@ def test_pairs_without_scores_and_ties_are_left_out_and_counted(rmtrl, tmp_path,
     assert {name: found["domains"][name]["n"] for name in "ab"} == {"a": 118, "b": 117}
 
 
+def test_accuracy_is_reweighted_to_a_target_mix_of_domains(rmtrl, tmp_path):
+    rows = [pair(i) | {"domain": "maths" if i % 4 < 2 else "chat"} for i in range(ROWS)]
+    data = write(tmp_path / "domains.jsonl", rows)
+    right = {"maths": 4, "chat": 2}  # of 4 pairs
+    lines = [
+        {"id": row["id"], "scores": [float(i // 4 % 4 < right[row["domain"]]), 0.5]} for i, row in enumerate(rows)
+    ]
+    scores = write(tmp_path / "s.jsonl", lines)
+    code, out, _ = rmtrl("audit", data, "--scores", scores, "--target-mix", "maths=3,chat=1", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["figures"]["accuracy"]["value"] == 0.75
+    reweighted = found["reweighted"]["accuracy"]
+    assert reweighted["value"] == pytest.approx(0.75 * 1 + 0.25 * 0.5) and reweighted["n"] == ROWS
+    assert reweighted["low"] < reweighted["value"] < reweighted["high"]
+    (tmp_path / "mix.json").write_text('{"maths": 0.75, "chat": 0.25}')
+    code, out, _ = rmtrl("audit", data, "--scores", scores, "--target-mix", tmp_path / "mix.json")
+    assert code == 0 and re.search(r"^accuracy, target mix +0\.875 \[", out, re.M)
+    assert json.loads(rmtrl("audit", data, "--scores", scores, "--json")[1])["reweighted"] is None
+    for mix, said in (("maths", "name=number"), ("maths=-1", "0 or more"), ("maths=nan", "0 or more"),
+                      ("law=1", "no pair is of law"), ("maths=0", "not all 0")):  # fmt: skip
+        code, out, err = rmtrl("audit", data, "--scores", scores, "--target-mix", mix)
+        assert code == 2 and not out and "--target-mix" in err and said in err and len(err.splitlines()) == 1
+
+
 def test_three_pairs_say_what_to_build(rmtrl, tmp_path):
     lengths = [(36, 19), (58, 22), (33, 14)]
     rows = [{"id": f"{i}", "prompt": f"red {i} ?", "chosen": "a" * c, "rejected": "b" * r} for i, (c, r) in

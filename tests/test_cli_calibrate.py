@@ -74,6 +74,30 @@ def test_figures_are_reported_on_test_scores(rmtrl, data, scores, tmp_path):
     assert code == 0 and "pairs of the test scores were not named" in err and "go unseen" in err
 
 
+def test_a_calibration_that_surely_makes_the_test_pairs_worse_is_said_and_no_gate_lets_it_pass(rmtrl, data, tmp_path):
+    def scored(name, margin):  # one pair in eight is wrong
+        rows = [{"id": f"id-{i}", "scores": [margin if i % 8 else -margin, 0]} for i in range(ROWS)]
+        return write(tmp_path / f"{name}.jsonl", rows)
+
+    arguments = ("calibrate", "--scores", scored("unsure", 0.2), "--test", scored("sure", 5.0))
+    code, out, err = rmtrl(*arguments, "--out", tmp_path / "calibration.json")
+    (warning,) = (line for line in err.splitlines() if "worse" in line)
+    assert code == 0 and warning.startswith(
+        "rmtrl: warning: calibration made the test pairs surely worse: NLL rises by"
+    )
+    (row,) = (line for line in out.splitlines() if line.startswith("NLL change"))
+    assert row.endswith("surely worse")
+    code, out, _ = rmtrl(*arguments, "--json")
+    found = json.loads(out)
+    assert found["made_worse"] is True and found["nll_change"]["low"] > 0
+    lax = tmp_path / "lax.yaml"
+    lax.write_text("{schema: rmtrl/thresholds/1, checks: {ece: {maximum: 1}, nll_gain: {minimum: -99}}}")
+    code, out, _ = rmtrl("gate", tmp_path, "--thresholds", lax)
+    assert code == 1
+    for line in out.splitlines()[:2]:
+        assert line.startswith("NO ") and "calibration made these pairs surely worse" in line
+
+
 def test_ids_that_are_row_numbers_say_nothing_of_prompts(rmtrl, tmp_path):
     rng = np.random.default_rng(0)
     files = {}
@@ -133,7 +157,7 @@ def test_usage_that_cannot_be_is_one_line_and_exit_code_2(rmtrl, data, scores, c
     ("lines", "said"),
     [
         ([], "is empty"),
-        (["{"], "line 1: '{' is no line of scores"),
+        (["{"], "scores.jsonl row 1 is not JSON"),
         (['{"id": "id-0"}'], "is no line of scores"),
         (['{"id": "id-0", "scores": [1, 2, 3]}'], "chosen first"),
         (['{"id": [1], "scores": [1, 2]}'], "is no line of scores"),
@@ -143,9 +167,9 @@ def test_usage_that_cannot_be_is_one_line_and_exit_code_2(rmtrl, data, scores, c
         (['{"id": "id-0", "scores": [1, null]}'], "finite or null"),
         (['{"id": "id-0", "scores": {"0": 1, "1": 2}}'], "finite or null"),
         (['{"id": "id-0", "scores": [1, 1%s]}' % ("0" * 400)], "finite or null"),
-        (['{"id": "id-0", "scores": [1, 1%s]}' % ("0" * 5000)], "is no line of scores"),
-        (["[" * 100_000 + "]" * 100_000], "is no line of scores"),
-        (["1"], "is no line of scores"),
+        (['{"id": "id-0", "scores": [1, 1%s]}' % ("0" * 5000)], "row 1 is not JSON that can be read"),
+        (["[" * 100_000 + "]" * 100_000], "is not JSON that can be read"),
+        (["1"], "row 1 is not a JSON object; wanted one object a line"),
         (['{"id": "id-0", "scores": [1, NaN]}'], "finite or null"),
         (['{"id": "id-0", "scores": [1, 2]}'] * 2, "'id-0' stands twice"),
         (['{"id": "id-0", "scores": null}'], "none of the 1 pairs"),

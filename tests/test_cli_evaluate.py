@@ -66,6 +66,7 @@ def test_a_model_is_scored_and_what_it_made_is_written(rmtrl, mine, checkpoint, 
     assert written["overall"]["value"] == pytest.approx(wins) and written["overall"]["n"] == 29
     assert written["overall"]["low"] <= wins <= written["overall"]["high"]
     assert (written["n_scored"], written["n_missing"], written["missing_ids"]) == (29, 1, ["mine-29"])
+    assert written["missing_reasons"] == {"longer than the model's 256 tokens": 1}
     assert written["bounds"] == pytest.approx([wins * 29 / 30, (wins * 29 + 1) / 30])
     assert written["data"]["rows"] == 30 and len(written["data"]["fingerprint"]) == 64
     assert len(written["model"]["sha256"]) == 64 and written["environment"]["transformers"] and written["rule"]
@@ -165,14 +166,14 @@ def test_a_model_without_chat_template_is_told_how_to_read_text(rmtrl, mine, che
         (["--model", "{rm}", "--benchmark", "nobench"], "no benchmark 'nobench'"),
         (["--model", "{rm}", "--benchmark", "llmbar="], "NAME or NAME=PATH"),
         (["--model", "{rm}", "--benchmark", "judgebench={nowhere}"], "no such file"),
-        (["--model", "{rm}", "--benchmark", "judgebench={empty}"], "has no rows"),
+        (["--model", "{rm}", "--benchmark", "judgebench={empty}"], "is empty; give the benchmark's own file"),
         (["--model", "{rm}", "--benchmark", "{mine}"], "mine is given twice"),
         (["--model", "{nowhere}"], "no reward model at"),
         (["--model", "{fresh}"], "no trained score head"),
         (["--model", "{rm}", "--device", "tpu"], "no device tpu: "),
         (["--model", "{rm}", "--text", "markdown"], "wanted plain or transcript"),
         (["--model", "{rm}", "--out", "{scores}"], "cannot write"),
-        (["--scores", "{nowhere}"], "cannot read the scores"),
+        (["--scores", "{nowhere}"], "cannot be read: No such file"),
         (["--scores", "{empty}"], "is empty"),
         (["--scores", "{unknown}"], "no item 'z'"),
         (["--scores", "{short}"], "1 scores for 'mine-0'; wanted 2"),
@@ -228,6 +229,52 @@ def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others(rmtrl, mine,
     assert code == 2 and "none of the 1 rows of long has scores" in stderr
 
 
+STRICT = (  # as the templates of Gemma and Mistral are
+    "{% for message in messages %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "{% if message.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}"
+)
+
+
+def test_a_row_that_the_chat_template_refuses_is_missing_with_its_reason(rmtrl, mine, checkpoint, tokenizer, tmp_path):
+    def turns(*roles):
+        return [{"role": role, "content": "sun ?"} for role in roles]
+
+    tokenizer.chat_template = STRICT
+    tokenizer.save_pretrained(checkpoint)
+    refused = [turns("system", "user"), turns("user", "user"), turns("user", "user")]
+    rows = [json.loads(line) for line in (mine / "short.jsonl").read_text().splitlines()]
+    rows = [row | {"prompt": prompt} for row, prompt in zip(rows, refused, strict=False)] + rows[3:]
+    write(mine / "short.jsonl", *rows)
+    command = ["evaluate", "--model", checkpoint, "--benchmark", mine, "--out", tmp_path / "out"]
+    code, stdout, stderr = rmtrl(*command, "--json")
+    assert code == 0, stderr
+    result = json.loads(stdout)["models"][0]["benchmarks"]["mine"]
+    assert (result["n_scored"], result["n_missing"]) == (26, 4)
+    assert result["missing_ids"] == ["mine-0", "mine-1", "mine-2", "mine-29"]
+    assert result["missing_reasons"] == {
+        "cannot be rendered: Conversation roles must alternate user/assistant": 3,
+        "longer than the model's 256 tokens": 1,
+    }
+    said = "4 of 30 rows: 3 cannot be rendered: Conversation roles must alternate user/assistant; 1 longer than"
+    again = rmtrl(*command)  # from the stored scores
+    assert again[0] == 0 and said in again[1] and "were scored by an earlier run" in again[2]
+    write(mine / "short.jsonl", *rows[:3])
+    code, _, stderr = rmtrl("evaluate", "--model", checkpoint, "--benchmark", mine)
+    assert code == 2 and "none of the 3 rows of mine has scores: 3 cannot be rendered" in stderr
+
+
+def test_the_benchmark_that_is_given_twice_is_named(rmtrl, mine, checkpoint, rows, tmp_path):
+    other = make_benchmark(tmp_path / "other", rows(3), "other")
+    copy = shutil.copytree(mine, tmp_path / "copy")
+    for given in ([mine, copy, other], [mine, other, copy], [other, mine, copy]):
+        flags = [flag for folder in given for flag in ("--benchmark", folder)]
+        code, _, stderr = rmtrl("evaluate", "--model", checkpoint, *flags)
+        assert code == 2 and f"the benchmark mine is given twice, as {mine} and {copy};" in stderr
+
+
 def test_a_judge_s_failures_are_read_where_the_benchmark_allows_them(rmtrl, tmp_path):
     row = {"prompt": "p", "response_1": "a", "response_2": "b", "language": "English"}
     rows = [{**row, "question_id": str(n), "winner": "model_a"} for n in range(3)]
@@ -258,6 +305,19 @@ def test_scores_stored_by_others_give_the_published_table(rmtrl, real_data):
         got = [*(result["sections"][name]["value"] for name in ("knowledge", "reasoning", "math", "coding")),
                result["overall"]["value"]]  # fmt: skip
         assert code == 0 and [round(100 * value, 2) for value in got] == table
+
+
+def test_bare_ids_of_a_benchmark_are_read_in_stored_scores(rmtrl, real_data, tmp_path):
+    data = real_data / "rm-bench" / "safety-response.json.gz"
+    items = benchmark("rm-bench").read(str(data))
+    found = []
+    for pairs in ([(item.id, item) for item in items], [(int(item.own_id), item) for item in items]):
+        rows = [{"id": id, "scores": [len(c[-1]["content"]) for c in own.candidates]} for id, own in pairs]
+        scores = write(tmp_path / "scores.jsonl", *rows)
+        code, stdout, stderr = rmtrl("evaluate", "--scores", scores, "--benchmark", f"rm-bench={data}", "--json")
+        assert code == 0, stderr
+        found.append(json.loads(stdout)["models"][0]["benchmarks"]["rm-bench"]["overall"])
+    assert found[0] == found[1]
 
 
 def test_a_moved_model_keeps_its_scores(rmtrl, mine, checkpoint, tmp_path):

@@ -101,10 +101,10 @@ def test_candidates_come_from_a_policy(rmtrl, checkpoint, policy, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "wanted"),
     [
-        ([{"candidates": ["a"]}], "row 0 has the prompt 'None'"),
+        ([{"candidates": ["a"]}], "in.jsonl row 1 has the prompt 'None'"),
         ([{"prompt": "red"}], "wanted a list of texts, or --policy"),
         ([{"prompt": "red", "candidates": []}], "wanted a list of texts"),
-        ([{"prompt": "red", "candidates": "text"}], "row 0 has the candidates 'text'"),
+        ([{"prompt": "red", "candidates": "text"}], "in.jsonl row 1 has the candidates 'text'"),
         ([{"prompt": "red", "candidates": ["one " * 400]}], "none of the 1 prompts"),
         ([], "empty"),
     ],

@@ -1,5 +1,6 @@
 """Calibration as the last act of training."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rmtrl.calibration.fit import calibrate
 from rmtrl.calibration.report import FILE, Calibration
-from rmtrl.data.provenance import fingerprint, write_json
+from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import DataError
+from rmtrl.io import write_json
 
 if TYPE_CHECKING:
     from rmtrl.reward.trainer import RewardTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class CalibrationCallback(TrainerCallback):
@@ -74,6 +78,8 @@ class CalibrationCallback(TrainerCallback):
         self.calibration_ = result
         if state.is_world_process_zero:
             write_json(Path(str(args.output_dir)) / FILE, result.as_dict())
+            for warning in result.warnings:
+                logger.warning(warning)
         self.trainer.log(_logs(result))
 
     def _scores(self, dataset: Dataset, name: str) -> tuple[Any, Any, Dataset]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rmtrl.calibration.report import FILE, Calibration, read_calibration
-from rmtrl.data.provenance import new_folder, write_json
+from rmtrl.data.provenance import new_folder
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_json
 
 
 def export_temperature(

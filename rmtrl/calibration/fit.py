@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.calibration.calibrators import IsotonicCalibrator, TemperatureCalibrator
 from rmtrl.calibration.domains import DomainCalibration, calibrate_domains, temperature_estimate
-from rmtrl.calibration.report import Calibration, pair_margins
+from rmtrl.calibration.report import Calibration, pair_margins, paired_nll_change
 from rmtrl.calibration.selection import select_calibrator
 from rmtrl.metrics import bootstrap_estimate, calibration_metrics
 from rmtrl.types import Estimate
@@ -51,9 +51,10 @@ def calibrate(
     rewards = np.concatenate([np.asarray(chosen, float), np.asarray(rejected, float)])
     low, high = np.quantile(rewards, [0.01, 0.99])
     estimate = temperature_estimate(margins, groups, labels)
-    after = None
+    after = change = None
     if not temperature.at_bound_:
         after = calibration_metrics(margins, selection.probabilities, groups, labels=labels)
+        change = paired_nll_change(margins, selection.probabilities, groups, labels)
     by_domain: dict[str, DomainCalibration] = {}
     if domains is not None and len(set(domains)) > 1:
         by_domain = calibrate_domains(margins, rewards, groups, domains, selection.probabilities, labels)
@@ -71,6 +72,7 @@ def calibrate(
         before=calibration_metrics(margins, None, groups, labels=labels),
         after=after,
         after_is="cross-fitted" if selection.cross_fitted else "in-sample",
+        nll_change=change,
         domains=by_domain,
     )
 

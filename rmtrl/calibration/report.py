@@ -1,6 +1,5 @@
 """The calibration of a reward model as it is stored: `calibration.json`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +17,18 @@ from rmtrl.calibration.calibrators import (
 from rmtrl.calibration.domains import DomainCalibration, disagreements
 from rmtrl.calibration.rewards import AffineReward, ReferenceReward
 from rmtrl.errors import DataError
-from rmtrl.metrics import calibration_metrics
-from rmtrl.metrics.probabilities import finite
+from rmtrl.io import read_object
+from rmtrl.metrics import bootstrap_estimate, calibration_metrics
+from rmtrl.metrics.probabilities import checked_probabilities, finite, log_losses, margin_losses
 from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/calibration/1"
 FILE = "calibration.json"
 
 Figures = dict[str, Estimate]
+
+_ENOUGH_PROMPTS = 20  # below which nothing is sure
+_WORSE_MEND = "use the scores as they are, or calibrate on pairs like these"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Calibration:
         after_is (`str`): `"cross-fitted"`, or `"in-sample"` where all pairs are of one prompt.
         domains (`dict[str, DomainCalibration]`): Per domain, where there are two or more.
         test_before, test_after (`dict[str, Estimate]`, *optional*): Figures on a test split.
+        nll_change ([`Estimate`], *optional*): NLL after minus before, paired, by prompt: on the test split where there
+            is one, else as `after` is measured.
         exported (`dict[str, float]`, *optional*): By what the scores were scaled and shifted since, over all exports;
             the figures are those of the scores before.
         data (`dict[str, Any]`): What the pairs of `calibration` and `test` were: names, counts, fingerprints.
@@ -71,6 +76,7 @@ class Calibration:
     domains: dict[str, DomainCalibration] = field(default_factory=dict)
     test_before: Figures | None = None
     test_after: Figures | None = None
+    nll_change: Estimate | None = None
     exported: dict[str, float] | None = None
     data: dict[str, Any] = field(default_factory=dict)
     model_fingerprint: dict[str, Any] | None = None
@@ -83,7 +89,19 @@ class Calibration:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before use, in words."""
-        return (*_bound_warning(self.temperature), *disagreements(self.domains, self.temperature))
+        worse = [f"calibration made the {self.judged_on} surely worse: NLL rises by {self.nll_change}; {_WORSE_MEND}"]
+        bound, domains = _bound_warning(self.temperature), disagreements(self.domains, self.temperature)
+        return (*bound, *(worse if self.made_worse else ()), *domains)
+
+    @property
+    def made_worse(self) -> bool:
+        """Whether the probabilities are surely worse after than before: the interval of `nll_change` is above 0."""
+        return self.nll_change is not None and self.nll_change.low > 0
+
+    @property
+    def judged_on(self) -> str:
+        """What the figures after calibration are of, in words."""
+        return "test pairs" if self.test_before else f"calibration pairs, {self.after_is}"
 
     @property
     def calibrator(self) -> Calibrator:
@@ -119,12 +137,19 @@ class Calibration:
         """
         margins = pair_margins(chosen, rejected, prompt_ids)
         groups = np.asarray(prompt_ids)
-        return replace(
+        tested = replace(
             self,
             test_before=calibration_metrics(margins, None, groups, labels=labels),
-            test_after=(
-                calibration_metrics(margins, self.calibrator, groups, labels=labels) if self.is_measured else None
-            ),
+            test_after=None,
+            nll_change=None,
+        )
+        if not self.is_measured:
+            return tested
+        probabilities = self.calibrator.predict_proba(margins)
+        return replace(
+            tested,
+            test_after=calibration_metrics(margins, probabilities, groups, labels=labels),
+            nll_change=paired_nll_change(margins, probabilities, groups, labels),
         )
 
     def with_data(self, data: Mapping[str, Any], model_fingerprint: Mapping[str, Any] | None = None) -> "Calibration":
@@ -158,7 +183,7 @@ class Calibration:
         """Returns the content of `calibration.json`; numbers that are not finite are None."""
         fields: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in _CALIBRATORS}
         parts = {name: getattr(self, name).as_dict() for name in _CALIBRATORS}
-        return json_ready({"schema": SCHEMA, **fields, **parts, "warnings": self.warnings})
+        return json_ready({"schema": SCHEMA, **fields, **parts, **{name: getattr(self, name) for name in _MADE}})
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
@@ -172,12 +197,14 @@ class Calibration:
                 f"got the schema {stored.get('schema')!r}; wanted {SCHEMA!r}, as rmtrl calibrate writes it"
             )
         try:
-            return cls(**{name: _read(name, value) for name, value in stored.items() if name not in _MADE})
+            return cls(
+                **{name: _read(name, value) for name, value in stored.items() if name not in ("schema", *_MADE)}
+            )
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"the calibration is not whole ({error}); run rmtrl calibrate again") from error
 
 
-_MADE = ("schema", "warnings")
+_MADE = ("made_worse", "warnings")
 _CALIBRATORS = ("temperature", "isotonic")
 _FIGURES = ("before", "after", "test_before", "test_after")
 
@@ -202,11 +229,9 @@ def read_calibration(folder: str | Path, *, model_fingerprint: Mapping[str, Any]
     path = Path(folder)
     path = path / FILE if path.is_dir() else path
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"no calibration at {path}: {error}; write one with rmtrl calibrate --out {path}") from error
-    if not isinstance(stored, dict):
-        raise DataError(f"{path} holds no JSON object; write it again with rmtrl calibrate --out {path}")
+        stored = read_object(path)
+    except DataError as error:
+        raise DataError(f"no calibration: {error}; write one with rmtrl calibrate --out {path}") from error
     found = Calibration.from_dict(stored)
     if model_fingerprint is not None and found.model_fingerprint not in (None, dict(model_fingerprint)):
         raise DataError(f"{path} is of another model or of earlier weights; calibrate again with rmtrl calibrate")
@@ -222,6 +247,18 @@ def pair_margins(chosen: ArrayLike, rejected: ArrayLike, prompt_ids: Sequence[st
             "each a pair"
         )
     return first - second
+
+
+def paired_nll_change(
+    margins: NDArray[np.float64], probabilities: ArrayLike, groups: NDArray[Any], labels: ArrayLike | None = None
+) -> Estimate:
+    """Returns the NLL of probabilities minus that of σ(m), paired; of fewer than 20 prompts without an interval."""
+    p, q = checked_probabilities(probabilities, labels)
+    change = log_losses(p, q) - margin_losses(margins, q)
+    found = bootstrap_estimate(lambda w: w @ change / w.sum(axis=1), len(change), groups)
+    if len(np.unique(groups)) >= _ENOUGH_PROMPTS:
+        return found
+    return replace(found, low=-np.inf, high=np.inf, method=f"fewer than {_ENOUGH_PROMPTS} prompts: no interval")
 
 
 def _bound_warning(temperature: TemperatureCalibrator) -> list[str]:
@@ -253,6 +290,6 @@ def _read(name: str, value: Any) -> Any:
         return None if value is None else {key: _estimate(stored) for key, stored in value.items()}
     if name == "domains":
         return {key: DomainCalibration(**{part: _estimate(e) for part, e in d.items()}) for key, d in value.items()}
-    if name in ("temperature_estimate", "within_prompt_std"):
-        return _estimate(value)
+    if name in ("temperature_estimate", "within_prompt_std", "nll_change"):
+        return value and _estimate(value)
     return tuple(value) if isinstance(value, list) else value

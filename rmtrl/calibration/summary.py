@@ -11,19 +11,22 @@ _NOT_MEASURED = "not measured"
 
 def summary(result: Calibration) -> dict[str, Any]:
     """Returns the lines that people read: the calibrator, and each figure before and after."""
-    if result.test_before:
-        where, before, after = "test", result.test_before, result.test_after
-    else:
-        where, before, after = f"calibration, {result.after_is}", result.before, result.after
+    before = result.test_before or result.before
+    after = result.test_after if result.test_before else result.after
     return {
         "calibrator": f"{result.kind} ({result.reason})",
         "temperature": result.temperature_estimate if result.is_measured else _NOT_MEASURED,
-        "fitted on": f"{result.n:,} pairs of {result.prompts:,} prompts; figures on {where}",
+        "fitted on": f"{result.n:,} pairs of {result.prompts:,} prompts; figures on {result.judged_on}",
         "agreement": before["agreement"],
         **{
             name: f"{_short(before[key])} -> {_short(after[key]) if after else _NOT_MEASURED}"
             for key, name in _SHOWN.items()
         },
+        "NLL change": (
+            f"{_short(result.nll_change)}{', surely worse' * result.made_worse}"
+            if result.nll_change
+            else _NOT_MEASURED
+        ),
         "ECE if calibrated": f"{_short((after or before)['null_ece'])} at this n",
     }
 

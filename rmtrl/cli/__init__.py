@@ -6,7 +6,9 @@ interrupted, and earlier output is as it was.
 
 import signal
 import sys
+from itertools import pairwise
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -25,7 +27,7 @@ from rmtrl.cli import (
     splits,
     synthesis,
 )
-from rmtrl.errors import exit_on_error
+from rmtrl.errors import UsageError, exit_on_error
 
 app = typer.Typer(help="Reward models you can trust.", no_args_is_help=True, add_completion=False)
 app.add_typer(data.app, name="data")
@@ -44,8 +46,30 @@ app.command()(overoptimization.overopt)
 app.command()(generation.rerank)
 
 
+# of click, or of the copy of it that typer carries
+_ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 class Interrupted(BaseException):
     """The person or the system asked the command to stop. No `Exception`: nothing on the way may swallow it."""
+
+
+def _run() -> int:
+    """Returns the exit code of the command; what it cannot take is a [`UsageError`], as any other input error is."""
+    try:
+        return app(standalone_mode=False, prog_name="rmtrl") or 0
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
+            return 2
+        raise UsageError(_said(error)) from error
+
+
+def _said(error: Any) -> str:
+    """Returns an error of the command line in our form: what was got, what was wanted, where to look."""
+    context, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    given = next((f"{flag} {value}" for flag, value in pairwise(sys.argv) if param and flag in param.opts), "")
+    said = f"got {given}; {error.message}" if given else str(error.format_message())
+    return f"{said.rstrip('.')}; see {context.command_path if context else 'rmtrl'} --help"
 
 
 def main() -> None:
@@ -61,7 +85,7 @@ def main() -> None:
             signal.signal(number, stop)
     try:
         with exit_on_error("rmtrl"):
-            app()
+            raise SystemExit(_run())
     except Interrupted as interrupted:
         print("rmtrl: interrupted; earlier outputs are as they were", file=sys.stderr)
         raise SystemExit(128 + interrupted.args[0]) from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, print_table
+from rmtrl.cli.console import Json, named_numbers, print_json, print_table
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files
 
@@ -42,7 +42,7 @@ def agreement(
     files: Files,
     scale: Annotated[str, typer.Option(help="nominal, ordinal or interval, for ratings.")] = "ordinal",
     by: Annotated[str, typer.Option(help="criterion, or domain,criterion.")] = "criterion",
-    target: Annotated[float, typer.Option(help="Alpha below which a slice is listed.")] = 0.6,
+    target: Annotated[float, typer.Option(help="Alpha below which a slice is listed.", min=-1, max=1)] = 0.6,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     likert: Likert = "1,5",
     criteria: Criteria = None,
@@ -97,8 +97,8 @@ def aggregate(
     _check_outputs(files, {"--out": out, "--rejects": rejects})
     annotations = _read(files, likert, criteria)
     scores = score_items(
-        annotations, weights=_numbers("--weights", weights), alpha=alpha, quorum=quorum, tolerance=tolerance,
-        annotator_weights=_numbers("--annotator-weights", annotator_weights), seed=seed,
+        annotations, weights=named_numbers("--weights", weights), alpha=alpha, quorum=quorum, tolerance=tolerance,
+        annotator_weights=named_numbers("--annotator-weights", annotator_weights), seed=seed,
         tie_breaks=[name.strip() for name in tie_breaks.split(",")],
     )  # fmt: skip
     rows = scores.rows()
@@ -155,11 +155,11 @@ def pairs(
     found = [name for name in ("votes", "ratings") if len(getattr(annotations, name).annotator)]
     both, source = source is None and len(found) > 1, source or found[0]
     _check_options(context, source)
-    trust = _numbers("--annotator-weights", annotator_weights)
+    trust = named_numbers("--annotator-weights", annotator_weights)
     if source == "votes":
         made = pairs_from_votes(annotations, disputed=disputed, min_votes=min_votes, annotator_weights=trust)  # type: ignore[arg-type]
     else:
-        shares = _numbers("--weights", weights)
+        shares = named_numbers("--weights", weights)
         scores = score_items(annotations, weights=shares, alpha=alpha, quorum=quorum, annotator_weights=trust)
         made = pairs_from_ratings(annotations, scores, score=score, min_gap=min_gap, disputed=disputed)  # type: ignore[arg-type]
     _check_any(made)
@@ -242,15 +242,6 @@ def _read(files: Sequence[Path], likert: str, criteria: str | None) -> "Annotati
         print(f"rmtrl: warning: {annotations.conflicts:,} lines give another domain or text than an earlier line; the "
               "first counts", file=sys.stderr)  # fmt: skip
     return annotations
-
-
-def _numbers(flag: str, text: str | None) -> dict[str, float] | None:
-    if text is None:
-        return None
-    try:
-        return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
-    except ValueError as error:
-        raise UsageError(f"got {flag} {text}; wanted name=number,name=number") from error
 
 
 def _report(name: str, files: Sequence[Path], annotations: "Annotations") -> dict[str, Any]:

@@ -1,18 +1,21 @@
 """`rmtrl calibrate`: what a reward model's scores are worth as probabilities, and the temperature that mends them."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, Map, Split, print_json, print_table, read_pair_scores, read_pairs
+from rmtrl.cli.console import Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import DataError, SplitLeakageError, UsageError
+from rmtrl.io import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
+    from numpy.typing import NDArray
 
 
 def calibrate(
@@ -36,7 +39,6 @@ def calibrate(
     """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
     from rmtrl.calibration.fit import calibrate as fit
     from rmtrl.calibration.summary import summary
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.fingerprints import model_fingerprint
 
     if (model is None) == (scores is None):
@@ -120,34 +122,38 @@ def _check_overlap(prompts: Sequence[Iterable[str]]) -> None:
 
 
 def _score_all(model: str, sets: "Sequence[tuple[str, Dataset]]") -> list[_Scored]:
-    from rmtrl.cli.scoring import scored
+    import numpy as np
+
+    from rmtrl.evaluation.scoring import score_pairs
     from rmtrl.reward.scorer import RewardScorer
 
     scorer = RewardScorer.from_pretrained(model, progress=False)
-    return [_of(name, list(scored(scorer, pairs, [], [])), pairs) for name, pairs in sets]
+    return [_of(name, np.concatenate(list(score_pairs(scorer, pairs, name))), pairs) for name, pairs in sets]
 
 
 def _join(path: Path, pairs: "Dataset | None") -> _Scored:
     """Returns the scores of a file with what the pairs of the same ids say."""
-    rows = [{"id": id, "scores": scores} for id, scores in read_pair_scores(path).items()]
+    import numpy as np
+
+    from rmtrl.evaluation.scoring import read_pair_scores, stored_scores
+
     if pairs is None:
-        return _of(str(path), rows, None)
-    index = {id: i for i, id in enumerate(pairs["id"])}
-    if len(index) < len(pairs):
-        raise DataError(f"{len(pairs) - len(index):,} ids of the pairs are not unique; scores cannot be told apart")
-    unknown = [row["id"] for row in rows if row["id"] not in index]
-    if unknown:
-        raise DataError(f"{path} has scores of {unknown[0]!r}, which is none of the pairs; name the pairs it scored")
-    return _of(str(path), rows, pairs.select([index[row["id"]] for row in rows]))
+        found = read_pair_scores(path)
+        return _of(str(path), np.array(list(found.values())), None, list(found))
+    known, scores = stored_scores(path, pairs)
+    return _of(str(path), scores, known)
 
 
-def _of(name: str, rows: Sequence[Mapping[str, Any]], pairs: "Dataset | None") -> _Scored:
+def _of(name: str, scores: "NDArray[np.float64]", pairs: "Dataset | None", ids: Sequence[str] = ()) -> _Scored:
+    """Returns the pairs that have scores; without pairs each of the ids is a prompt of its own."""
+    import numpy as np
+
     from rmtrl.data.provenance import fingerprint
 
-    whole = [i for i, row in enumerate(rows) if None not in row["scores"]]
+    whole = np.flatnonzero(np.isfinite(scores).all(axis=1)).tolist()
     if not whole:
         raise DataError(
-            f"none of the {len(rows):,} pairs of {name} has scores; they may all be over the model's length"
+            f"none of the {len(scores):,} pairs of {name} has scores; they may all be over the model's length"
         )
 
     def column(key: str) -> list[Any] | None:
@@ -155,11 +161,11 @@ def _of(name: str, rows: Sequence[Mapping[str, Any]], pairs: "Dataset | None") -
 
     known = {"name": name, "pairs": len(whole)}
     return _Scored(
-        chosen=[rows[i]["scores"][0] for i in whole],
-        rejected=[rows[i]["scores"][1] for i in whole],
-        prompts=column("prompt_id") or [rows[i]["id"] for i in whole],
+        chosen=scores[whole, 0].tolist(),
+        rejected=scores[whole, 1].tolist(),
+        prompts=column("prompt_id") or [ids[i] for i in whole],
         domains=column("domain"),
         labels=column("preference"),
         data=known | ({"fingerprint": fingerprint(pairs)} if pairs is not None else {}),
-        dropped=len(rows) - len(whole),
+        dropped=len(scores) - len(whole),
     )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, write_jsonl
+from rmtrl.cli.console import Json, print_json
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_json, write_rows
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.benchmarks.base import Benchmark, Item
@@ -45,6 +46,8 @@ def evaluate(
     started = time.time()
     if bool(model) == bool(scores):
         raise UsageError("give --model (once or more) or --scores FILE, one of the two")
+    if scores and (text or device):
+        raise UsageError(f"got {'--text' if text else '--device'} with --scores; there is no model to use it for")
     if scores and len(benchmark) > 1:
         raise UsageError(f"got --scores and {len(benchmark)} benchmarks; a file of scores is of one")
     tasks = read_tasks(benchmark)
@@ -77,7 +80,6 @@ class Run:
     records: dict[str, dict[str, Any]]
     unscored: dict[str, str]
     selected_on: tuple[str, ...] = ()
-    holds_tokens: int | None = None
 
 
 def read_tasks(named: Sequence[str]) -> list[Task]:
@@ -90,9 +92,11 @@ def read_tasks(named: Sequence[str]) -> list[Task]:
         if "=" in entry and not path:
             raise UsageError(f"got --benchmark {entry}; wanted NAME or NAME=PATH")
         tasks.append(make_task(benchmark(name), path or None))
-    twice = [name for name in (task.benchmark.name for task in tasks) if name in [t.benchmark.name for t in tasks[1:]]]
-    if len({task.benchmark.name for task in tasks}) < len(tasks):
-        raise UsageError(f"the benchmark {twice[-1]} is given twice; its figure would count twice")
+    names = [task.benchmark.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            given = " and ".join(entry for entry, own in zip(named, names, strict=True) if own == name)
+            raise UsageError(f"the benchmark {name} is given twice, as {given}; its figure would count twice")
     return tasks
 
 
@@ -117,7 +121,7 @@ def evaluate_model(
         settings: As in [`RewardScorer.from_pretrained`].
     """
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.runner import as_text
+    from rmtrl.evaluation.runner import as_text, missing_reasons
     from rmtrl.reward.rendering import Rendering
     from rmtrl.reward.scorer import RewardScorer
 
@@ -130,14 +134,15 @@ def evaluate_model(
     chosen = selected_on(model, tasks)
     rendering = {**Rendering.of(scorer.tokenizer, max_length=None).as_dict(), "text": text}
     dtype = str(scorer.model.dtype).removeprefix("torch.")
-    run = Run({"name": model, **fingerprint, "dtype": dtype}, {}, {}, {}, chosen, scorer.most_tokens)
+    run = Run({"name": model, **fingerprint, "dtype": dtype}, {}, {}, {}, chosen)
     for task, own in zip(tasks, items, strict=True):
         started = time.time()
         key = {"model": fingerprint, "benchmark": task.fingerprint, "rendering": rendering, "dtype": dtype}
         scores = _score(task.benchmark.name, scorer, own, key, out)
         more = {"rendering": rendering, "selected_on": task.benchmark.name in chosen}
         try:
-            _add(run, task, scores, out, started=started, more=more)
+            why = missing_reasons(scorer, own, scores, scorer.most_tokens)
+            _add(run, task, scores, out, started=started, more=more, missing_reasons=why)
         except DataError as error:  # the other benchmarks stand
             _add_unscored(run, task, str(error), out)
     return run
@@ -165,7 +170,7 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
     if out:
         path = out / _slug(task.benchmark.name) / "scores.jsonl"
         disown(path)
-        write_jsonl(path, score_lines(task.items, scores))
+        write_rows(path, score_lines(task.items, scores))
     return run
 
 
@@ -182,14 +187,15 @@ def _score(
 
 
 def _add(
-    run: Run, task: Task, scores: "Sequence[ItemScores]", out: Path | None, *, started: float, more: dict[str, Any]
-) -> None:
+    run: Run, task: Task, scores: "Sequence[ItemScores]", out: Path | None, *, started: float, more: dict[str, Any],
+    missing_reasons: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
     """Adds the result of one benchmark to the run and, with `out`, writes it."""
-    from rmtrl.data.provenance import environment, write_json
+    from rmtrl.data.provenance import environment
     from rmtrl.evaluation.benchmarks.results import result_of
 
     name = task.benchmark.name
-    run.results[name] = result = result_of(task.benchmark, task.items, scores)
+    run.results[name] = result = result_of(task.benchmark, task.items, scores, missing_reasons=missing_reasons)
     run.records[name] = {
         **result.as_dict(),
         "model": run.model,
@@ -203,8 +209,6 @@ def _add(
 
 
 def _add_unscored(run: Run, task: Task, why: str, out: Path | None) -> None:
-    from rmtrl.data.provenance import write_json
-
     name = task.benchmark.name
     run.unscored[name] = why
     if out:  # in place of the result of an earlier run
@@ -218,7 +222,6 @@ def finish(runs: Sequence[Run], out: Path | None, *, started: float, as_json: bo
     Raises:
         DataError: If no model could be scored on any benchmark.
     """
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.report import report
 
     results = {run.model["name"]: run.results for run in runs}
@@ -232,7 +235,7 @@ def finish(runs: Sequence[Run], out: Path | None, *, started: float, as_json: bo
     if as_json:
         print_json(whole)
     else:
-        print(report(results, chosen, {run.model["name"]: run.holds_tokens for run in runs}, unscored))
+        print(report(results, chosen, unscored))
 
 
 def _whole(runs: Sequence[Run], results: Any, chosen: Mapping[str, Sequence[str]], unscored: Any) -> dict[str, Any]:

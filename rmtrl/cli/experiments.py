@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, print_table, read_object, read_rows, read_text, write_jsonl
+from rmtrl.cli.console import Json, print_json, print_table, read_rows, read_text
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object, write_json, write_rows
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.experiments import Plan
@@ -35,11 +36,10 @@ def plan(
     ] = None,
     safety_alpha: Annotated[float, typer.Option(help="Significance at which a higher rate stops the test.")] = 0.05,
     block: Annotated[int, typer.Option(help="Units in which both arms come equally often.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the assignment.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Fix sample size, looks, and what counts as success and as unsafe, before there are data."""
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.experiments import make_plan
 
     made = make_plan(
@@ -49,10 +49,7 @@ def plan(
     if out is not None:
         if out.exists() and (not out.is_file() or read_object(out) != made.as_dict()):
             raise UsageError(f"{out} exists and is another plan; a plan is not changed: name a new file")
-        try:
-            write_json(out, made.as_dict())
-        except OSError as error:
-            raise DataError(f"cannot write {out}: {error.strerror}") from error
+        write_json(out, made.as_dict())
     if as_json:
         print_json(made.as_dict())
         return
@@ -81,7 +78,7 @@ def assign(
     found = assign_units(given, made, before)
     column = "first" if made.paired else "arm"
     sealed = zip(found.items(), assignment_seals(found, made), strict=True)
-    write_jsonl(out, ({"unit": unit, column: arm, "plan": made.hash, "seal": s} for (unit, arm), s in sealed))
+    write_rows(out, ({"unit": unit, column: arm, "plan": made.hash, "seal": s} for (unit, arm), s in sealed))
     counts: dict[str, Any] = {"units": len(found), "new": len(found) - len(before)}
     counts |= {"repeated ids": len(given) - len(set(given)), **{arm: list(found.values()).count(arm) for arm in ARMS}}
     if as_json:

@@ -11,16 +11,16 @@ from rmtrl.cli.console import (
     Json,
     print_json,
     print_table,
-    read_object,
-    read_pair_scores,
     read_rows,
     read_text,
-    write_jsonl,
-    write_jsonl_files,
 )
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object, write_json, write_row_files, write_rows
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rmtrl.evaluation.evidence import Evidence
     from rmtrl.evaluation.lineage import Origin
 
@@ -112,7 +112,7 @@ def sample(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --model: longest completion.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="With --model: temperature of the sampling.", min=0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Draw pairs of the policy's completions for blind review."""
@@ -125,15 +125,16 @@ def sample(
     rows = read_rows(generations)
     if model is not None:
         from rmtrl.generation import TransformersGenerator
+        from rmtrl.types import Chat
 
         wrong = [number for number, row in enumerate(rows, 1) if not isinstance(row.get("prompt"), str | list)]
         if wrong:
             raise DataError(f"{generations} line {wrong[0]} has no prompt; wanted a text or messages")
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
         policy_model = TransformersGenerator.from_pretrained(model, **settings)
-        rows = generated(policy_model, [row["prompt"] for row in rows], seed=seed)
+        rows = generated(policy_model, [Chat.of(row["prompt"], row) for row in rows], seed=seed)
     review = sample_review(rows, n, seed=seed, policy=policy or model or "")
-    write_jsonl_files({out: review.rows, key: [review.key]})
+    write_row_files({out: review.rows, key: [review.key]})
     cut = sum(row.get("truncated_a", False) or row.get("truncated_b", False) for row in review.rows)
     counts = {"pairs": len(review.rows), "skipped": sum(review.key["skipped"].values()), "truncated": cut}
     if as_json:
@@ -164,7 +165,7 @@ def import_(
     found = import_verdicts(
         read_rows(review), read_object(key), reviewed_by=by, reviewer=reviewer, allow_missing=allow_missing
     )
-    write_jsonl(out, found.rows)
+    write_rows(out, found.rows)
     counts = Counter(row["verdict"] for row in found.rows)
     result = {"verdicts": len(found.rows), "missing": found.missing, **{v: counts[v] for v in ("a", "b", "tie")}}
     if as_json:
@@ -184,7 +185,6 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Report how often a reward model orders fresh pairs as the reviewers did."""
-    from rmtrl.data.provenance import write_json
     from rmtrl.evaluation.fingerprints import model_fingerprint
     from rmtrl.evaluation.fresh import check_verdicts, score_verdicts
 
@@ -193,15 +193,12 @@ def score(
     _check_paths(inputs=(verdicts, *([scores] if scores else [])), outputs=(out,) if out else ())
     rows = read_rows(verdicts)
     check_verdicts(rows)
-    a, b = _joined(scores, [str(row["id"]) for row in rows]) if scores else _scored(str(model), rows)
-    result = score_verdicts(rows, a, b)
+    found = _stored(scores, [str(row["id"]) for row in rows]) if scores else _scored(str(model), rows, verdicts)
+    result = score_verdicts(rows, *found.T)
     named = model_fingerprint(model) if model and out else None
     stored = {**result.as_dict(), "model": model or str(scores), "model_fingerprint": named}
     if out is not None:
-        try:
-            write_json(out, stored)
-        except OSError as error:
-            raise DataError(f"cannot write {out}: {error.strerror}") from error
+        write_json(out, stored)
     if as_json:
         print_json(stored)
     else:
@@ -214,22 +211,33 @@ def score(
         print("rmtrl: warning: a model judged these pairs; the gate takes them for no evidence", file=sys.stderr)
 
 
-def _scored(model: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    from rmtrl.evaluation.reranking import joined
+def _scored(model: str, rows: Sequence[Mapping[str, Any]], verdicts: Path) -> "NDArray[np.float64]":
+    """Returns the scores of both sides, `(N, 2)`."""
+    import numpy as np
+
+    from rmtrl.evaluation.scoring import check_rendered, conversation, score_conversations
     from rmtrl.reward.scorer import RewardScorer
 
     scorer = RewardScorer.from_pretrained(model)
-    found = scorer.score([joined(row["prompt"], row[side]) for side in ("a", "b") for row in rows]).tolist()
-    return found[: len(rows)], found[len(rows) :]
+    whole = [conversation(row, side) for row in rows for side in ("a", "b")]
+    places = [f"{verdicts} row {number}" for number in range(1, len(rows) + 1) for _ in "ab"]
+    scores = score_conversations(scorer, whole)
+    check_rendered(scorer, whole, np.isfinite(scores), places)
+    for index in np.flatnonzero(np.isnan(scores)).tolist():
+        raise DataError(f"{places[index]} is longer than the model's {scorer.most_tokens} tokens; leave it out")
+    return scores.reshape(-1, 2)
 
 
-def _joined(path: Path, ids: Sequence[str]) -> tuple[list[float], list[float]]:
+def _stored(path: Path, ids: Sequence[str]) -> "NDArray[np.float64]":
+    import numpy as np
+
+    from rmtrl.evaluation.scoring import read_pair_scores
+
     found = read_pair_scores(path)
-    absent = [id for id in ids if None in found.get(id, [None])]
+    absent = [id for id in ids if not np.isfinite(found.get(id, np.nan)).all()]
     if absent:
         raise DataError(f"{path} has no scores of {len(absent):,} verdicts, the first is of {absent[0]!r}; score all")
-    first, second = zip(*(found[id] for id in ids), strict=True)
-    return list(first), list(second)
+    return np.array([found[id] for id in ids])
 
 
 def _check_paths(*, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

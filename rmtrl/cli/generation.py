@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, Model, print_json, print_table, write_jsonl
+from rmtrl.cli.console import Json, Model, print_json, print_table, source_rows
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import write_rows
+from rmtrl.types import Chat
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.reranking import Ranked
@@ -32,15 +34,16 @@ def rerank(
     temperature: Annotated[float, typer.Option(help="Temperature of the sampling.", min=0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="Probability mass to sample from.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Candidates to sample at a time.", min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Choose the best of several answers by a reward model."""
-    from rmtrl.data.reading.loading import load_rows
     from rmtrl.metrics import mean_estimate
     from rmtrl.reward.scorer import RewardScorer
 
-    rows = [read_row(place, row, candidates=policy is None) for place, row in enumerate(load_rows(data))]
+    rows = [
+        read_row(place, row, str(n), candidates=policy is None) for n, (place, row) in enumerate(source_rows(data))
+    ]
     generate = None
     if policy is not None:
         from rmtrl.generation import TransformersGenerator
@@ -55,7 +58,7 @@ def rerank(
             return [[made.text for made in own] for own in generator.generate(prompts, n, seed=seed)]
 
     ranked: list[Ranked] = []
-    write_jsonl(out, _lines(RewardScorer.from_pretrained(model, progress=False), rows, generate, n, ranked))
+    write_rows(out, _lines(RewardScorer.from_pretrained(model, progress=False), rows, generate, n, ranked))
     known = [own.scores[own.scores == own.scores] for own in ranked if own.index is not None]
     figures = {
         "gain": mean_estimate([own.max() - own.mean() for own in known], proportion=False),
@@ -80,21 +83,25 @@ def rerank(
               "null", file=sys.stderr)  # fmt: skip
 
 
-def read_row(place: int, row: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
-    """Returns a line's id, prompt and candidates.
+def read_row(place: str, row: dict[str, Any], fallback_id: str, *, candidates: bool) -> dict[str, Any]:
+    """Returns a line's id, its place, its prompt with the row's tools and template variables, and its candidates.
 
     Raises:
         DataError: If the line lacks one, or has another form.
     """
+    from rmtrl.data.reading.normal_form import TEMPLATE
+
     prompt, own = row.get("prompt"), row.get("candidates")
     if not prompt or not isinstance(prompt, str | list):
-        raise DataError(f"row {place} has the prompt {str(prompt)[:40]!r}; wanted a text or messages")
+        raise DataError(f"{place} has the prompt {str(prompt)[:40]!r}; wanted a text or messages")
     if candidates and (not isinstance(own, list) or not own or not all(isinstance(one, str | list) for one in own)):
         raise DataError(
-            f"row {place} has the candidates {str(own)[:40]!r}; wanted a list of texts, or --policy to sample them"
+            f"{place} has the candidates {str(own)[:40]!r}; wanted a list of texts, or --policy to sample them"
         )
     name = row.get("id")
-    return {"id": str(place) if name is None else name, "prompt": prompt, "candidates": own if candidates else None}
+    return {"id": fallback_id if name is None else name, "place": place, "prompt": Chat.of(prompt, row),
+            "candidates": own if candidates else None,
+            "given": {name: row[name] for name in TEMPLATE if row.get(name)}}  # fmt: skip
 
 
 def _check_form(policy: str, template: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -110,9 +117,11 @@ def _lines(
     ranked: "list[Ranked]",
 ) -> Iterator[dict[str, Any]]:
     """Yields a line a prompt, window by window, and gathers what was ranked."""
+    import numpy as np
     from tqdm.auto import tqdm
 
     from rmtrl.evaluation.reranking import best_of_n
+    from rmtrl.evaluation.scoring import check_rendered, joined
 
     most = n if generate else max(len(row["candidates"]) for row in rows)
     size = max(1, _WINDOW_CANDIDATES // most)
@@ -124,8 +133,10 @@ def _lines(
             prompts = [row["prompt"] for row in window]
             candidates = generate(prompts) if generate else [row["candidates"] for row in window]
             for row, own in zip(window, best_of_n(scorer, prompts, candidates), strict=True):
+                whole = [joined(row["prompt"], candidate) for candidate in own.candidates]
+                check_rendered(scorer, whole, np.isfinite(own.scores), [row["place"]] * len(whole))
                 ranked.append(own)
-                yield {"id": row["id"], "prompt": row["prompt"], "best": own.best, "index": own.index,
+                yield {"id": row["id"], "prompt": row["prompt"], **row["given"], "best": own.best, "index": own.index,
                        "scores": own.scores.tolist(), "candidates": list(own.candidates)}  # fmt: skip
             progress.update(len(window))
     if all(own.index is None for own in ranked):

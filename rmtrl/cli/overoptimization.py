@@ -41,7 +41,7 @@ def overopt(
         list[str] | None, typer.Option(help="A domain the proxy was not trained on; may be repeated.")
     ] = None,
     n_resamples: Annotated[int, typer.Option(help="Bootstrap resamples over prompts.", min=100)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for overoptimization.json and .png.")] = None,
     columns: Map = None,
     as_json: Json = False,
@@ -124,12 +124,12 @@ def to_samples(rows: "Dataset", source: str) -> "Samples":
 
 
 def _write(out: Path, whole: dict[str, Any], result: Any) -> None:
-    from rmtrl.data.provenance import write_json
+    from rmtrl.io import write_json
     from rmtrl.reporting.plots import overoptimization_plot, save_figure
 
     png = out / "overoptimization.png"
     try:
         save_figure(overoptimization_plot(result.whole), png, dpi=150)
-        write_json(png.with_suffix(".json"), whole)
     except OSError as error:
         raise DataError(f"cannot write into {out}: {error.strerror or error}; give another folder") from error
+    write_json(png.with_suffix(".json"), whole)

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs, write_jsonl
-from rmtrl.errors import DataError, UsageError
+from rmtrl.cli.console import Data, Json, Map, Model, Split, print_json, print_table, read_pairs
+from rmtrl.errors import UsageError
+from rmtrl.io import write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from rmtrl.reward.scorer import RewardScorer
-
-_WINDOW_PAIRS = 1000  # scored at a time: enough to find rows of like length, little to hold
 
 
 def inspect(
@@ -28,6 +27,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show the tokens a reward model sees of one response, and the position that is scored."""
+    from rmtrl.evaluation.scoring import check_rendered, conversation
     from rmtrl.reward.scorer import RewardScorer
 
     if side not in ("chosen", "rejected"):
@@ -36,7 +36,9 @@ def inspect(
     if not 0 <= row < len(pairs):
         raise UsageError(f"got --row {row}; {data} has rows 0 to {len(pairs) - 1}")
     scorer = RewardScorer.from_pretrained(model)
-    ids = scorer.encode(pairs[row]["prompt"] + pairs[row][side])
+    whole = conversation(pairs[row], side)
+    check_rendered(scorer, [whole], scorer.holds([whole]), [f"{data}, --row {row}"])
+    ids = scorer.encode(whole)
     position, reward = scorer.scored_position(ids), float(scorer.score_ids([ids])[0])
     tokens = scorer.tokenizer.convert_ids_to_tokens(ids)
     if as_json:
@@ -67,7 +69,7 @@ def score(
     scorer = RewardScorer.from_pretrained(model, progress=False)
     wins: list[float] = []
     prompts: list[str] = []
-    write_jsonl(out, scored(scorer, pairs, wins, prompts))
+    write_rows(out, scored(scorer, pairs, data, wins, prompts))
     too_long = len(pairs) - len(wins)
     accuracy = mean_estimate(wins, prompts)
     if as_json:
@@ -81,25 +83,18 @@ def score(
 
 
 def scored(
-    scorer: "RewardScorer", pairs: "Dataset", wins: list[float], prompts: list[str]
+    scorer: "RewardScorer", pairs: "Dataset", data: str, wins: list[float], prompts: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields a line of scores a pair, window by window, and gathers who won under which prompt."""
-    from tqdm.auto import tqdm
+    import numpy as np
 
+    from rmtrl.evaluation.scoring import score_pairs
     from rmtrl.metrics import pair_wins
-    from rmtrl.reward.rendering import encode_all
 
-    with tqdm(total=len(pairs), desc="Scoring", unit="pair", delay=2) as progress:
-        for window in pairs.select_columns(["id", "prompt_id", "prompt", "chosen", "rejected"]).iter(_WINDOW_PAIRS):
-            sides = zip(2 * window["prompt"], window["chosen"] + window["rejected"], strict=True)
-            ids = encode_all(scorer.tokenizer, [prompt + side for prompt, side in sides])
-            half, limit = len(ids) // 2, scorer.most_tokens
-            fits = [k for k in range(half) if limit is None or max(len(ids[k]), len(ids[half + k])) <= limit]
-            scores = scorer.score_ids([ids[side + k] for side in (0, half) for k in fits]).reshape(2, -1)
-            wins += pair_wins(*scores).tolist()
-            prompts += [window["prompt_id"][k] for k in fits]
-            known = dict(zip(fits, scores.T.tolist(), strict=True))
-            yield from ({"id": id, "scores": known.get(k, [None, None])} for k, id in enumerate(window["id"]))
-            progress.update(half)
-    if not wins:
-        raise DataError(f"all {len(pairs):,} pairs are longer than the model's {scorer.most_tokens} tokens")
+    names = iter(pairs.select_columns(["id", "prompt_id"]))
+    for scores in score_pairs(scorer, pairs, data):
+        for own, row in zip(scores, names):  # noqa: B905 - a window of the names
+            if np.isfinite(own).all():
+                wins.append(float(pair_wins(*own)))
+                prompts.append(row["prompt_id"])
+            yield {"id": row["id"], "scores": own.tolist()}

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rmtrl.data.provenance import write_json
 from rmtrl.evaluation.benchmarks.base import Benchmark, Item
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.evaluation.fingerprints import items_fingerprint
-from rmtrl.evaluation.runner import score_items
+from rmtrl.evaluation.runner import ItemScores, score_items
+from rmtrl.io import write_json
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.objective import Objective
@@ -24,7 +26,8 @@ class BenchmarkCallback(RewardCallback):
 
     Adds `eval_<name>`, the benchmark's overall figure, and `eval_<name>/<section>` to the log and to the metrics that
     `metric_for_best_model` and early stopping read. With several evaluation sets the benchmark is scored with each, as
-    `eval_<set>_<name>`. Every process scores the whole benchmark: their numbers agree and nothing is gathered.
+    `eval_<set>_<name>`. Each process scores its part of the rows; where the model itself is spread over processes
+    (FSDP, DeepSpeed), which then have to take every forward pass together, each scores all of them.
 
     A benchmark that chooses the checkpoint is no longer a test of it. `selected_on` in the `rmtrl.json` of each
     checkpoint then names it, and `rmtrl evaluate` marks its figure.
@@ -65,13 +68,24 @@ class BenchmarkCallback(RewardCallback):
         try:
             head = Objective(args).head if isinstance(args, RewardConfig) else None
             scorer = RewardScorer(self._model, self._tokenizer, head=head, progress=False)
-            windows = score_items(scorer, self.items, name=self.name, progress=state.is_world_process_zero)
-            scores = [own for window in windows for own in window]
+            scores = self._scored(scorer, progress=state.is_world_process_zero)
         finally:
             self._model.train(training)
         result = result_of(self.benchmark, self.items, scores, n_resamples=1)  # the log has no room for intervals
         sections = {f"{self.name}/{section}": figure.value for section, figure in result.sections.items()}
         return {self.name: result.overall.value, **sections}
+
+    def _scored(self, scorer: RewardScorer, *, progress: bool) -> list[ItemScores]:
+        """Returns the scores of all items, on every process."""
+
+        def score(items: Sequence[Item]) -> list[ItemScores]:
+            windows = score_items(scorer, items, name=self.name, progress=progress)
+            return [own for window in windows for own in window]
+
+        if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return score(self.items)
+        with PartialState().split_between_processes(list(self.items)) as part:
+            return list(gather_object(score(part)))
 
     def selects(self, args: TrainingArguments) -> bool:
         """Returns whether the run keeps the checkpoint, or stops, by a figure of this benchmark."""

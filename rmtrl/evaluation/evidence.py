@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rmtrl.errors import DataError
@@ -20,6 +20,7 @@ RANGES = dict.fromkeys(PROPORTIONS, (0.0, 1.0)) | {
     "gamma": (0.0, math.inf),
 }
 OTHER_MODEL = "another"
+WORSENED = "made these pairs surely worse"
 _LARGEST = sys.float_info.max
 
 
@@ -32,7 +33,8 @@ class Figure:
         source (`str`): File or person it comes from.
         conditions (`dict[str, Any]`): What its meaning depends on: `reviewed_by` of a fresh-policy accuracy,
             `convention` and `n_max` of γ, `null_ece` of an ECE; `model` is `"another"` where it was measured on
-            another model, and `data` is `"train"` where on the training pairs: the gate takes neither.
+            another model, `data` is `"train"` where on the training pairs, and `calibration` is `WORSENED` where it
+            made them surely worse: the gate takes none of these.
     """
 
     estimate: Estimate
@@ -253,13 +255,19 @@ def _calibrated(calibration: Mapping[str, Any]) -> dict[str, Any]:
         before, after, where = calibration.get("before"), calibration.get("after"), "cross-fitted"
     source, null = f"calibration.json, {where}", _of(after, "null_ece", "value")
     found = {"ece": _from(source, _of(after, "ece"), null_ece=round(null, 4) if is_number(null) else None)}
-    first, second = _of(before, "nll"), _of(after, "nll")
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
+    first, second, change = _of(before, "nll"), _of(after, "nll"), calibration.get("nll_change")
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        return found
+    if isinstance(change, Mapping):
+        rise = _estimate("nll_change", change)
+        gain = replace(rise, value=-rise.value, low=-rise.high, high=-rise.low)
+    else:  # of an earlier version; the same pairs, so the true interval is narrower
         a, b = (_estimate("nll", item) for item in (first, second))
-        gain = {"value": a.value - b.value, "low": a.low - b.high, "high": a.high - b.low, "n": b.n}
-        # of the same pairs, so the true interval is narrower
-        found["nll_gain"] = {**gain, "method": "ends of the two intervals", "source": source}
-    return found
+        ends = "ends of the two intervals"
+        gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method=ends)
+    found["nll_gain"] = {**gain.as_dict(), "source": source}
+    worse = {"calibration": WORSENED} if isinstance(change, Mapping) and gain.high < 0 else {}
+    return {name: item and item | worse for name, item in found.items()}
 
 
 def _figure(name: str, item: Any) -> Figure:

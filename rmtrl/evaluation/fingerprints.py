@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rmtrl.evaluation.benchmarks.base import Item
+from rmtrl.types import Chat
 
 _DECISIVE = (
     "*.safetensors", "*.bin", "*.model", "*.py", "config.json", "adapter_config.json", "tokenizer*", "vocab*",
@@ -28,7 +29,8 @@ def items_fingerprint(items: Sequence[Item]) -> str:
     """
     digest = hashlib.sha256()
     for item in items:
-        row = [item.id, item.prompt_id, item.subset, item.candidates, dict(item.facts), item.excluded]
+        texts = [[c, vars(c)] if isinstance(c, Chat) else c for c in item.candidates]  # tools and template variables
+        row = [item.id, item.prompt_id, item.subset, texts, dict(item.facts), item.excluded]
         digest.update((json.dumps(row, sort_keys=True, separators=(",", ":"), default=repr) + "\n").encode())
     return digest.hexdigest()
 
@@ -42,7 +44,8 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: `sha256` over the names and contents of a folder's files and the head in its `rmtrl.json`,
         `None` for a hub id;
-        `revision`, the commit of a hub id on this machine, else `None`; for an adapter also the `base`, in this form.
+        `revision`, the commit of a hub id on this machine, else `None`; for an adapter also the `base`, in this form,
+        both `None` where it is not named.
 
     Example:
 
@@ -61,12 +64,14 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
         result["revision"] = folder.name
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        result["base"] = model_fingerprint(json.loads(adapter.read_text())["base_model_name_or_path"])
+        result["base"] = model_fingerprint(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
     return result
 
 
 def _folder(model: str | Path) -> Path | None:
     """Returns where a model's files stand on this machine: its folder, or the cached one of a loaded hub id."""
+    if not str(model):  # an adapter's base that has no name; as a path it would be the working directory
+        return None
     if Path(model).is_dir():
         return Path(model)
     for name in ("adapter_config.json", "config.json"):

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from rmtrl.errors import DataError
 from rmtrl.metrics import mean_estimate, pair_wins
-from rmtrl.types import Conversation, Estimate
+from rmtrl.types import Chat, Conversation, Estimate
 
 if TYPE_CHECKING:
     from rmtrl.generation import Generator  # for the annotations alone: no torch here
@@ -30,6 +30,7 @@ REVIEWERS = ("human", "model")
 _LARGEST = sys.float_info.max
 _SIGN = {"a": 1, "tie": 0, "b": -1}
 _TEXTS = ("prompt", "a", "b")
+_GIVEN = ("tools", "chat_template_kwargs")  # stand beside a prompt that has them
 _CUT = ("truncated_a", "truncated_b")
 
 
@@ -61,9 +62,15 @@ def generated(
     """
     completions = generator.generate(prompts, n, seed=seed)
     return [
-        {"prompt": prompt, "completions": [one.text for one in own], "truncated": [one.truncated for one in own]}
+        {"prompt": prompt, **_given(prompt), "completions": [one.text for one in own],
+         "truncated": [one.truncated for one in own]}
         for prompt, own in zip(prompts, completions, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def _given(prompt: Conversation) -> dict[str, Any]:
+    """Returns the tools and template variables of a prompt, as columns of its row."""
+    return {name: value for name in _GIVEN if isinstance(prompt, Chat) and (value := getattr(prompt, name))}
 
 
 def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, policy: str = "") -> Review:
@@ -71,7 +78,8 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
 
     Args:
         rows (`Iterable[Mapping]`): `{"prompt", "completions"}` each, where known `prompt_id`, and `truncated`: of each
-            completion, whether it was cut off. Rows without two different completions are skipped and counted.
+            completion, whether it was cut off; `tools` and `chat_template_kwargs` of the prompt stay with it. Rows
+            without two different completions are skipped and counted.
         n (`int`): Pairs to draw.
         seed (`int`): Decides which prompts, which completions and which side.
         policy (`str`): Name of the policy, kept in the key.
@@ -87,7 +95,7 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
     ['a', 'b', 'id', 'prompt', 'reviewer', 'verdict']
     ```
     """
-    usable: dict[str, tuple[Any, list[tuple[int, Any]], Any]] = {}
+    usable: dict[str, tuple[dict[str, Any], list[tuple[int, Any]], Any]] = {}
     skipped: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         prompt, completions = row.get("prompt"), row.get("completions")
@@ -97,11 +105,13 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
         if cut is not None and (not isinstance(cut, list) or [type(c) for c in cut] != [bool] * len(completions)):
             raise DataError(f"row {number} has truncated {str(cut)[:40]}; wanted true or false for each completion")
         different = list({_text(c): (i, c) for i, c in reversed(list(enumerate(completions)))}.values())
-        prompt_id = str(row.get("prompt_id") or hashlib.sha256(_text(prompt).encode()).hexdigest()[:16])
+        given = {name: row[name] for name in _GIVEN if row.get(name)}
+        asked = _text([prompt, given] if given else prompt)
+        prompt_id = str(row.get("prompt_id") or hashlib.sha256(asked.encode()).hexdigest()[:16])
         if len(different) < 2 or prompt_id in usable:
             skipped["fewer than two different completions" if len(different) < 2 else "repeated prompt"] += 1
             continue
-        usable[prompt_id] = prompt, sorted(different, key=lambda item: item[0]), cut
+        usable[prompt_id] = {"prompt": prompt, **given}, sorted(different, key=lambda item: item[0]), cut
     if not 1 <= n <= len(usable):
         raise DataError(
             f"got {n} pairs to draw; wanted 1 to {len(usable)}, the prompts with two different completions"
@@ -110,9 +120,9 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
     order = sorted(usable, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest())
     rng = np.random.default_rng(seed)
     for number, prompt_id in enumerate(order[:n], 1):
-        prompt, completions, cut = usable[prompt_id]
+        asking, completions, cut = usable[prompt_id]
         (i, a), (j, b) = (completions[k] for k in rng.permutation(len(completions))[:2])
-        row = {"id": f"fresh-{number:04}", "prompt": prompt, "a": a, "b": b, "verdict": "", "reviewer": ""}
+        row = {"id": f"fresh-{number:04}", **asking, "a": a, "b": b, "verdict": "", "reviewer": ""}
         row |= dict(zip(_CUT, (cut[i], cut[j]), strict=True)) if cut else {}
         review.append(row)
         pairs.append({"id": row["id"], "prompt_id": prompt_id, "a": i, "b": j, "sha256": _seal(row)})
@@ -125,7 +135,8 @@ def _text(value: Any) -> str:
 
 
 def _seal(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_text([row.get(name) for name in _TEXTS]).encode()).hexdigest()
+    shown = [row.get(name) for name in _TEXTS] + [row[name] for name in _GIVEN if row.get(name)]
+    return hashlib.sha256(_text(shown).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -192,7 +203,7 @@ def import_verdicts(
         if verdict:
             found[id] = {
                 "id": id, "prompt_id": known[id]["prompt_id"], **{side: row[side] for side in _TEXTS},
-                **{flag: row[flag] for flag in _CUT if flag in row}, "verdict": verdict, "reviewer": name,
+                **{name: row[name] for name in (*_GIVEN, *_CUT) if name in row}, "verdict": verdict, "reviewer": name,
                 "reviewed_by": reviewed_by, "policy": key.get("policy", ""),
             }  # fmt: skip
     missing = [id for id in known if id not in found]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from rmtrl.errors import UsageError
-from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, Evidence, Figure, Finding, is_number
+from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding, is_number
 
 SCHEMA = "rmtrl/thresholds/1"
 Compare = Literal["value", "interval"]
@@ -178,7 +178,8 @@ def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
     """Returns whether the evidence meets the thresholds, with one reason a check.
 
     Evidence that is missing, of too few pairs, of another model, of the training pairs, or measured under other
-    conditions than asked fails its check. A fresh-policy accuracy counts only where a human reviewed the pairs.
+    conditions than asked fails its check, and so does what a calibration shows that made the pairs surely worse. A
+    fresh-policy accuracy counts only where a human reviewed the pairs.
 
     Args:
         evidence ([`~rmtrl.evaluation.evidence.Evidence`]): What is known.
@@ -219,6 +220,7 @@ def _judge(name: str, item: Figure | Finding | None, check: Check, compare: Comp
         return Reason(name, False, stops, f"no evidence: {lacking}, got {item}", wanted, **known)  # type: ignore[arg-type]
     low, high = (estimate.value,) * 2 if compare == "value" else (estimate.low, estimate.high)
     passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
+    passed = passed and item.conditions.get("calibration") != WORSENED
     wanted += " at the unfavourable end" if compare == "interval" else ""
     return Reason(name, passed, stops, str(item), wanted, **known)  # type: ignore[arg-type]
 

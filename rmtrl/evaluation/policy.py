@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization.samples import Samples
-from rmtrl.evaluation.reranking import joined, score_conversations
+from rmtrl.evaluation.scoring import joined, score_conversations
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Conversation, Estimate, Scorer
 
@@ -197,7 +197,7 @@ def sample_scores(
 def _check_prompts(prompts: Sequence[Conversation]) -> None:
     seen: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
-        if (first := seen.setdefault(repr(prompt), index)) != index:
+        if (first := seen.setdefault(repr((prompt, getattr(prompt, "__dict__", None))), index)) != index:
             raise DataError(f"prompts {first} and {index} are equal and would count twice; give each prompt once")
     if not seen:
         raise DataError("got no prompts; wanted one or more")

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.probe_edits import EDITS, Edit, Should
+from rmtrl.evaluation.scoring import TokenScorer, joined
 from rmtrl.metrics import mean_estimate
-from rmtrl.types import Conversation, Estimate, Scorer
+from rmtrl.types import Conversation, Estimate, Scorer, checked_scores
 
 SMALL = 0.1
 """Effects within this many standard deviations of the rewards are of no account."""
@@ -79,6 +80,7 @@ def probe(
     Raises:
         DataError: If there is no conversation that the scorer holds, the columns differ in length, or all rewards are
             equal.
+        ModelError: If the scorer returns anything but a finite number each.
 
     Example:
 
@@ -98,23 +100,12 @@ def probe(
         held = scorer.holds(before) & scorer.holds(after) if rows else np.zeros(0, bool)
         kept = np.flatnonzero(held)
         own = np.array(rows, dtype=np.int64)[kept]
-        same_prompt = all(before[k] == prompts[i] + responses[i] for k, i in zip(kept, own, strict=True))
+        same_prompt = all(before[k] == joined(prompts[i], responses[i]) for k, i in zip(kept, own, strict=True))
         base = rewards[own] if same_prompt else _scores(scorer, [before[k] for k in kept])
         change = _scores(scorer, [after[k] for k in kept]) - base
         counts = (len(pairs) - len(rows), len(rows) - len(kept))
         results.append(_probe(edit.name, edit.should, change, ids[own], *counts, **settings))
     return results
-
-
-class TokenScorer(Protocol):
-    """A scorer that can be asked about tokens, as [`~rmtrl.reward.scorer.RewardScorer`] can."""
-
-    tokenizer: Any
-
-    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]: ...
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]: ...
-    def encode(self, conversation: Conversation) -> list[int]: ...
-    def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
 
 
 def probe_end_token(
@@ -143,10 +134,10 @@ def probe_end_token(
     ```
     """
     prompts, responses, ids, rewards = _base(scorer, prompts, responses, prompt_ids)
-    whole = [scorer.encode(p + r) for p, r in zip(prompts, responses, strict=True)]  # type: ignore[operator]
+    whole = [scorer.encode(joined(p, r)) for p, r in zip(prompts, responses, strict=True)]
     cut = [_without_end(tokens, scorer.tokenizer.eos_token_id) for tokens in whole]
     rows = np.array([i for i, tokens in enumerate(cut) if tokens], dtype=np.int64)
-    after = np.asarray(scorer.score_ids([cut[i] for i in rows]), float) if len(rows) else np.zeros(0)
+    after = checked_scores(scorer.score_ids([cut[i] for i in rows]) if len(rows) else [], len(rows))
     counts = (len(whole) - len(rows), 0)
     return _probe(
         END_TOKEN, "fall", after - rewards[rows], ids[rows], *counts, spread=float(rewards.std()),
@@ -167,7 +158,7 @@ def _base(
     ids = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
     if not len(prompts) == len(responses) == len(ids):
         raise DataError(f"got {len(prompts)} prompts, {len(responses)} responses, {len(ids)} ids; wanted as many each")
-    conversations = [p + r for p, r in zip(prompts, responses, strict=True)]  # type: ignore[operator]
+    conversations = [joined(p, r) for p, r in zip(prompts, responses, strict=True)]
     kept = np.flatnonzero(scorer.holds(conversations)).tolist() if conversations else []
     if len(kept) < 2:
         raise DataError(
@@ -180,12 +171,7 @@ def _base(
 
 
 def _scores(scorer: Any, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
-    if not conversations:
-        return np.zeros(0)
-    scores = np.asarray(scorer.score(conversations), float)
-    if not np.isfinite(scores).all():
-        raise DataError(f"the scorer gave {scores[~np.isfinite(scores)][0]}; wanted finite rewards")
-    return scores
+    return checked_scores(scorer.score(conversations) if conversations else [], len(conversations))
 
 
 def _edited(edit: Edit, prompt: Conversation, response: Conversation) -> tuple[Conversation, Conversation] | None:
@@ -197,16 +183,19 @@ def _edited(edit: Edit, prompt: Conversation, response: Conversation) -> tuple[C
             return None
         start = len(text) - len(text.lstrip())
         return f"{prompt}{text}", f"{prompt}{text[:start]}{edit.response(core)}{text[start + len(core) :]}"
-    content = str(response[-1]["content"])
-    edited = edit.response(content)
+    content = response[-1].get("content")
+    edited = edit.response(content) if isinstance(content, str) else content
     if edited == content:
         return None
-    users = [i for i, message in enumerate(prompt) if message["role"] == "user"]
+    last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=-1)
     asked = [
-        message | {"content": edit.prompt(str(message["content"]))} if i in users[-1:] else message
+        message | {"content": edit.prompt(message["content"])}
+        if i == last and isinstance(message.get("content"), str)
+        else message
         for i, message in enumerate(prompt)
     ]
-    return asked + response, [*asked, *response[:-1], response[-1] | {"content": edited}]
+    whole = prompt[:0] + asked  # with the tools of the prompt, where it has any
+    return whole + response, whole + [*response[:-1], response[-1] | {"content": edited}]
 
 
 def _probe(

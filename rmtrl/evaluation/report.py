@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rmtrl.evaluation.benchmarks.results import BenchmarkResult
+from rmtrl.evaluation.benchmarks.results import BenchmarkResult, in_words
 from rmtrl.evaluation.published import PublishedFigure, published
 from rmtrl.types import Estimate
 
@@ -56,35 +56,35 @@ def warnings(
         unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and
             benchmark.
     """
-    said = []
+    found = []
     # variants of one benchmark have one source, and count once
     kinds = {result.source: result.kind for own in results.values() for result in own.values()}
     if len(kinds) < _ENOUGH:
-        said.append(
+        found.append(
             f"{len(kinds)} benchmark{'s' * (len(kinds) > 1)}: fewer than {_ENOUGH} say nothing of a shift of domain"
         )
     elif len(set(kinds.values())) == 1 and _MIXED not in kinds.values():
-        said.append(
+        found.append(
             f"all {len(kinds)} benchmarks are of one kind ({next(iter(kinds.values()))}): that is no shift of domain"
         )
     for model, own in results.items():
-        said += [
+        found += [
             f"{name} chose the checkpoint of {model}: its figure is too high for a test"
             for name in own
             if name in selected_on.get(model, ())
         ]
-        said += [
-            f"{name}, {model}: {result.n_missing:,} of {result.n_scored + result.n_missing:,} rows have no score"
+        found += [
+            f"{name}, {model}: {_missing(result)} have no score{in_words(result.missing_reasons)}"
             for name, result in own.items()
             if result.n_missing
         ]
-        said += [
+        found += [
             f"{name}, {model}: incomplete, it lacks rows of {_listed(list(parts), len(parts))}"
             for name, result in own.items()
             if (parts := result.missing_parts)
         ]
-        said += [f"{name}, {model}: not scorable: {why}" for name, why in unscored.get(model, {}).items()]
-    return said
+        found += [f"{name}, {model}: not scorable: {why}" for name, why in unscored.get(model, {}).items()]
+    return found
 
 
 def published_rows(results: Results) -> list[PublishedFigure]:
@@ -95,7 +95,6 @@ def published_rows(results: Results) -> list[PublishedFigure]:
 def report(
     results: Results,
     selected_on: Mapping[str, Sequence[str]],
-    lengths: Mapping[str, int | None],
     unscored: Mapping[str, Mapping[str, str]] = {},
 ) -> str:
     """Returns the whole text: every result, the table of models and benchmarks, published rows, warnings.
@@ -103,12 +102,11 @@ def report(
     Args:
         results (`Results`): Results by model and benchmark.
         selected_on (`Mapping[str, Sequence[str]]`): The benchmarks that chose each model's checkpoint.
-        lengths (`Mapping[str, int | None]`): Tokens that each model holds, where there is a limit.
         unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and
             benchmark.
     """
     parts = [
-        "\n".join(_result_lines(model, result, chose=name in selected_on.get(model, ()), holds=lengths.get(model)))
+        "\n".join(_result_lines(model, result, chose=name in selected_on.get(model, ())))
         for model, own in results.items()
         for name, result in own.items()
     ]
@@ -119,14 +117,17 @@ def report(
     return "\n\n".join([*parts, *(f"warning: {line}" for line in warnings(results, selected_on, unscored))])
 
 
-def _result_lines(model: str, result: BenchmarkResult, *, chose: bool, holds: int | None) -> list[str]:
+def _missing(result: BenchmarkResult) -> str:
+    return f"{result.n_missing:,} of {result.n_scored + result.n_missing:,} rows"
+
+
+def _result_lines(model: str, result: BenchmarkResult, *, chose: bool) -> list[str]:
     mark = "  (chose this checkpoint)" if chose else ""
     rows = [("model", model), ("overall", f"{result.overall}{mark}")]
     if result.n_missing:
         low, high = result.bounds
-        because = f", longer than the model's {holds:,} tokens" if holds else ""
         rows += [
-            ("missing", f"{result.n_missing:,} of {result.n_scored + result.n_missing:,} rows{because}"),
+            ("missing", f"{_missing(result)}{in_words(result.missing_reasons)}"),
             ("", f"with these all wrong {low:.3f}, all right {high:.3f}"),
             ("", _listed(result.missing_ids, result.n_missing)),
         ]

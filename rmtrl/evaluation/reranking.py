@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.runner import checked_scores
+from rmtrl.evaluation.scoring import joined, score_conversations
 from rmtrl.types import Conversation, Scorer
 
 
@@ -68,41 +68,6 @@ def best_of_n(
     )
     parts = np.split(scores, np.cumsum(counts)[:-1])
     return [Ranked(tuple(own), part, _best(part)) for own, part in zip(candidates, parts, strict=True)]
-
-
-def joined(prompt: Conversation, completion: Conversation) -> Conversation:
-    """Returns the conversation of a prompt and its completion.
-
-    Raises:
-        DataError: If the prompt is a string and the completion a message list.
-
-    Example:
-
-    ```python
-    >>> joined([{"role": "user", "content": "Hi"}], "Hello!")[-1]
-    {'role': 'assistant', 'content': 'Hello!'}
-    ```
-    """
-    if isinstance(prompt, str):
-        if isinstance(completion, str):
-            return prompt + completion
-        raise DataError(f"got the prompt {prompt[:40]!r} as text and its completion as messages; wanted one form")
-    if isinstance(completion, str):
-        return [*prompt, {"role": "assistant", "content": completion}]
-    return [*prompt, *completion]
-
-
-def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
-    """Returns one score a conversation, `(N,)` float64; NaN where the scorer does not hold it.
-
-    Raises:
-        ModelError: If the scorer returns another number of scores, or one that is no finite number.
-    """
-    held = scorer.holds(conversations)
-    given = [conversation for conversation, fits in zip(conversations, held, strict=True) if fits]
-    scores = np.full(len(conversations), np.nan)
-    scores[np.asarray(held, bool)] = checked_scores(scorer, given)
-    return scores
 
 
 def _best(scores: NDArray[np.float64]) -> int | None:

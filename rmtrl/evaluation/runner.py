@@ -1,23 +1,26 @@
 """Scores the items of a benchmark with any scorer, window by window; what cannot be scored whole is missing."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.messages import message_text
 from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
-from rmtrl.errors import ModelError, RmtrlError, UsageError
+from rmtrl.errors import RmtrlError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
-from rmtrl.types import Conversation, Scorer
+from rmtrl.evaluation.scoring import TokenScorer, unrendered
+from rmtrl.types import Conversation, Scorer, checked_scores, failed_at
 
 WINDOW_CONVERSATIONS = 500
 """Scored at a time: enough to find rows of like length, little to lose when a run is killed."""
 
 ItemScores = NDArray[np.float64] | None
 """Scores of one item's candidates in their order; `None` where a candidate is not held or the item does not count."""
-
 
 TEXT_FORMS = {
     "plain": {"user": "\n\n", "assistant": "\n\n", "system": "\n\n"},
@@ -54,7 +57,7 @@ def _text(conversation: Conversation, form: str, id: str) -> str:
     if isinstance(conversation, str):
         return conversation
     try:
-        text = "".join(TEXT_FORMS[form][turn["role"]] + turn["content"] for turn in conversation)
+        text = "".join(TEXT_FORMS[form][turn["role"]] + message_text(turn) for turn in conversation)
     except KeyError as error:
         raise UsageError(
             f"item {id} has a turn of the role {error}; the text form {form} has no place for it"
@@ -107,9 +110,10 @@ def score_items(
         progress (`bool`): Whether a pass of more than two seconds shows a bar on stderr.
 
     Raises:
-        RmtrlError: Of the scorer's own kind, naming the item, if the scorer refuses one.
+        RmtrlError: Of the scorer's own kind, if the scorer refuses an item.
         ModelError: If the scorer returns another number of scores, or one that is no finite number.
-        RuntimeError: If the scorer fails otherwise, naming the item.
+        RuntimeError: If the scorer fails otherwise. Each names the item where the error's `index` does, else the
+            first and the last of the window; nothing is scored again.
 
     Example:
 
@@ -126,49 +130,49 @@ def score_items(
             bar.update(len(part))
 
 
+def missing_reasons(
+    scorer: TokenScorer, items: Sequence[Item], scores: Sequence[ItemScores], most_tokens: int | None
+) -> dict[str, int]:
+    """Returns why items have no score, with the number of them.
+
+    Args:
+        scorer ([`~rmtrl.evaluation.scoring.TokenScorer`]): The reward model.
+        items (`Sequence[Item]`): All items of the benchmark.
+        scores (`Sequence` of arrays or None): Their scores.
+        most_tokens (`int`, *optional*): Tokens that the model holds.
+
+    Example:
+
+    ```python
+    >>> missing_reasons(scorer, items, scores, scorer.most_tokens)
+    {"longer than the model's 512 tokens": 3, 'cannot be rendered: System role not supported': 1}
+    ```
+    """
+    too_long = f"longer than the model's {most_tokens:,} tokens" if most_tokens else "not held by the model"
+    missing = [item for item, own in zip(items, scores, strict=True) if own is None and not item.excluded]
+    errors = [next(filter(None, (unrendered(scorer, c) for c in item.candidates)), None) for item in missing]
+    said = [" ".join(str(error.__cause__ or error).split()) if error else "" for error in errors]
+    return dict(Counter(f"cannot be rendered: {text}" if text else too_long for text in said))
+
+
 def _score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
-    try:
-        return _score(scorer, items)
-    except Exception as error:  # whatever a scorer of any make raises: it is named and passed on
-        raise _named(scorer, items, error) from error
-
-
-def _score(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
-    """Returns the scores of each item, whatever is wrong raised as it comes."""
     counted = [item for item in items if not item.excluded]
-    held = iter(scorer.holds([conversation for item in counted for conversation in item.candidates]))
+    held = iter(_asked(scorer.holds, counted))
     fits = [item for item in counted if all([next(held) for _ in item.candidates])]  # a list: every answer is taken
-    conversations: list[Conversation] = [conversation for item in fits for conversation in item.candidates]
-    each = np.split(checked_scores(scorer, conversations), np.cumsum([len(item.candidates) for item in fits])[:-1])
+    scores = _asked(lambda given: checked_scores(scorer.score(given), len(given)), fits)
+    each = np.split(np.asarray(scores, dtype=np.float64), np.cumsum([len(item.candidates) for item in fits])[:-1])
     known = {item.id: own for item, own in zip(fits, each, strict=False)}
     return [known.get(item.id) for item in items]
 
 
-def checked_scores(scorer: Scorer, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
-    """Returns the scores of conversations that the scorer holds, `(N,)` float64; none of none.
-
-    Raises:
-        ModelError: If the scorer returns another number of scores, or one that is no finite number.
-    """
-    scores = np.asarray(scorer.score(conversations) if conversations else [], dtype=np.float64)
-    if scores.shape != (len(conversations),):
-        raise ModelError(
-            f"the scorer returned an array {scores.shape} for {len(conversations)} conversations; wanted one each"
-        )
-    if not np.isfinite(scores).all():
-        raise ModelError(f"the scorer returned {scores[~np.isfinite(scores)][0]}; a score is a finite number")
-    return scores
-
-
-def _named(scorer: Scorer, items: Sequence[Item], error: Exception) -> Exception:
-    """Returns the error with the item that raises it alone; with the window's ends where none does (memory, say)."""
-    where = f"items {items[0].id} to {items[-1].id}"
-    for item in items:
-        try:
-            _score(scorer, [item])
-        except Exception as alone:
-            error, where = alone, f"item {item.id}"
-            break
-    if isinstance(error, RmtrlError):
-        return type(error)(f"{where}: {error}")
-    return RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}")
+def _asked(ask: Callable[[list[Conversation]], Any], items: Sequence[Item]) -> Any:
+    """Returns what a scorer says of the items' candidates; an error names its item, or the first and the last."""
+    given = [(item.id, conversation) for item in items for conversation in item.candidates]
+    try:
+        return ask([conversation for _, conversation in given]) if given else []
+    except Exception as error:  # whatever a scorer of any make raises: it is named and passed on
+        own = [given[index][0] for index in failed_at(error, len(given))]
+        where = f"item {own[0]}" if own[0] == own[-1] else f"one of the items {own[0]} to {own[-1]}"
+        if isinstance(error, RmtrlError):
+            raise type(error)(f"{where}: {error}") from error
+        raise RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}") from error

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rmtrl.data.provenance import write_json
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
-from rmtrl.evaluation.benchmarks.rows import parsed
 from rmtrl.evaluation.runner import ItemScores, score_items, windows
+from rmtrl.io import read_sound_rows, write_json
 from rmtrl.types import Scorer
 
 _FAILED = "$ERROR$"  # as in PPE's own files
@@ -25,6 +24,8 @@ _FORM = 'wanted one line an item, such as {"id": "a", "scores": [1.5, 0.2]}'
 
 def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     """Returns the scores of a file in the order of the items; an item the file lacks, or has null for, is `None`.
+
+    An item is named by its id, or by its id in the benchmark's own files where only one item has it.
 
     The word `$ERROR$` stands for a judge's failure on one candidate, −∞, which some benchmarks allow. Lines of
     JudgeBench's own files, `{"pair_id", "score_A", "score_B"}`, are read too.
@@ -40,17 +41,23 @@ def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     ```
     """
     known = {item.id: item for item in items}
+    bare: dict[str, list[Item]] = {}
+    for item in items:
+        bare.setdefault(item.own_id or item.id, []).append(item)
     found: dict[str, ItemScores] = {}
-    for place, line in _lines(Path(path)):
-        row = _parse(place, line)
+    for place, line in read_sound_rows(Path(path), wanted=_FORM):
+        row = _row(place, line)
         id = str(row["id"])
-        if id not in known:
+        own = [known[id]] if id in known else bare.get(id, [])
+        if not own:
             raise DataError(f"{place}: the benchmark has no item {id!r}; its ids are like {items[0].id!r}")
+        if len(own) > 1:
+            which = " and ".join(item.id for item in own[:3])
+            raise DataError(f"{place}: the id {id!r} is of {which}; give the whole id")
+        id = own[0].id
         if id in found:
             raise DataError(f"{place}: the item {id!r} stands twice; keep one of the lines")
         found[id] = _scores_in(row, known[id], place)
-    if not found:
-        raise DataError(f"{path} is empty; {_FORM}")
     return [found.get(item.id) for item in items]
 
 
@@ -72,22 +79,11 @@ def _fits(value: float) -> bool:
     return value == -math.inf or abs(value) <= sys.float_info.max
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from ((f"{path} line {number}", line) for number, line in enumerate(file, 1) if line.strip())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; {_FORM}") from error
-    except OSError as error:
-        raise DataError(f"cannot read the scores in {path}: {error.strerror}; {_FORM}") from error
-
-
-def _parse(place: str, line: str) -> dict[str, Any]:
-    row = parsed(place, line)
-    if isinstance(row, dict) and {"pair_id", "score_A", "score_B"} <= set(row):  # JudgeBench's own files
-        row = {"id": row["pair_id"], "scores": [row["score_A"], row["score_B"]]}
-    if not isinstance(row, dict) or not {"id", "scores"} <= set(row):
-        raise DataError(f"{place} is {line.strip()[:60]}; {_FORM}")
+def _row(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if {"pair_id", "score_A", "score_B"} <= set(row):  # JudgeBench's own files
+        return {"id": row["pair_id"], "scores": [row["score_A"], row["score_B"]]}
+    if not {"id", "scores"} <= set(row):
+        raise DataError(f"{place} is {json.dumps(row)[:60]}; {_FORM}")
     return row
 
 
@@ -214,7 +210,7 @@ def _take_windows(path: Path, items: Sequence[Item]) -> tuple[list[ItemScores], 
         for item, line in zip(items, file, strict=False):
             try:
                 scores.append(_scores_of(item, line))
-            except (DataError, UnicodeDecodeError):  # torn by the kill
+            except (ValueError, TypeError, RecursionError):  # torn by the kill
                 break
             ends.append(ends[-1] + len(line))
     whole = max((part.stop for part in windows(items) if part.stop <= len(scores)), default=0)
@@ -223,7 +219,7 @@ def _take_windows(path: Path, items: Sequence[Item]) -> tuple[list[ItemScores], 
 
 def _scores_of(item: Item, line: bytes) -> ItemScores:
     """Returns the scores that a line holds for this item; raises where it is another line or a part of one."""
-    row = _parse(item.id, line.decode())
+    row = _row(item.id, json.loads(line.decode()))
     if not line.endswith(b"\n") or row["id"] != item.id:
         raise DataError(f"not the line of {item.id}")
     return _scores_in(row, item, item.id)

@@ -3,17 +3,15 @@
 A failing reward stops training and shows the sample: an exception is never a number.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from rmtrl.data.messages import message_text
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.types import Conversation
+from rmtrl.types import Conversation, checked_scores, failed_at, shorten
 
 Floats = NDArray[np.float64]
 Conversations = Sequence[Conversation]
@@ -21,20 +19,18 @@ Conversations = Sequence[Conversation]
 RewardFunction = Callable[..., Any]
 """TRL's form: `f(prompts=, completions=, **columns) -> list[float]`; every `Scorer` is one."""
 
-_SHOWN = 80  # characters of a prompt, a completion or a value in a message
-
 
 def call_reward(
     reward: RewardFunction, prompts: Conversations, completions: Conversations, /, **columns: Any
 ) -> Floats:
     """Returns what a reward function gives each completion, checked, `(N,)` float64; of none, it is not called.
 
-    Where it raises, halves of the batch are tried until the sample that fails alone is found.
+    It is called once. Where it raises, the error names the sample by its `index` where it has one, else the batch.
 
     Args:
         reward (`Callable`): A scorer or a function in TRL's form.
         prompts, completions (`Sequence[Conversation]`): N of each.
-        columns: Passed on; lists, arrays and tensors of length N are taken for one entry a completion.
+        columns: Passed on.
 
     Raises:
         RewardError: If the reward raises, or returns anything but one finite number a completion.
@@ -71,98 +67,50 @@ def checked_rewards(values: Any, prompts: Conversations, completions: Conversati
     [1.0, 0.5]
     ```
     """
-    items = values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
-    n = len(completions)
-    if not isinstance(items, Sequence) or isinstance(items, str) or len(items) != n:
-        sized = isinstance(items, Sequence) and not isinstance(items, str)
-        got = f"{len(items)} values" if sized else type(values).__name__
-        raise RewardError(f"the {name} returned {got} for {n} completions; wanted a list of one number each")
-    rewards = np.array([_number(item) for item in items], dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(rewards))
-    if len(bad):
-        index = int(bad[0])
-        raise RewardError(
-            f"the {name} returned {_cut(repr(items[index]))} for completion {index}; wanted one finite number: "
-            f"{shown(prompts[index], completions[index])}"
-        )
-    return rewards
+    return checked_scores(
+        values, len(completions), name=name, sample="completion", error=RewardError,
+        shown=lambda index: f": {shown(prompts[index], completions[index])}",
+    )  # fmt: skip
 
 
 def call_step(
     step: RewardFunction, prompts: Conversations, completions: Conversations, columns: Mapping[str, Any], *, name: str
 ) -> Floats:
     """Returns what [`call_reward`] does; `name` says in errors what the step is, as it follows "the"."""
-    n = len(completions)
-    if not n:
+    if not len(completions):
         return np.zeros(0)
-
-    def run(part: slice) -> Any:
-        own = {key: value[part] if _is_column(value, n) else value for key, value in columns.items()}
-        return step(prompts=prompts[part], completions=completions[part], **own)
-
-    return checked_rewards(attributed(run, prompts, completions, name=name), prompts, completions, name=name)
+    values = attributed(
+        lambda: step(prompts=prompts, completions=completions, **columns), prompts, completions, name=name
+    )
+    return checked_rewards(values, prompts, completions, name=name)
 
 
-def attributed(run: Callable[[slice], Any], prompts: Conversations, completions: Conversations, *, name: str) -> Any:
-    """Returns `run` of all N; where it raises, the [`RewardError`] shows a sample that fails alone."""
+def attributed(run: Callable[[], Any], prompts: Conversations, completions: Conversations, *, name: str) -> Any:
+    """Returns what `run` does; where it raises, the [`RewardError`] shows the sample that the error is of."""
     n = len(completions)
     if len(prompts) != n:
         raise RewardError(f"got {len(prompts)} prompts and {n} completions for the {name}; wanted as many of each")
     try:
-        return run(slice(0, n))
+        return run()
     except (RewardError, UsageError):
         raise
     except Exception as error:
-        first, stop, found = _first_failing(run, n, error)
-        alone = f"completion {first} (of {n}, called alone)"
-        together = f"completions {first} to {stop - 1} (not for either half of them; out of memory?)"
-        which = alone if stop - first == 1 else together
+        own = failed_at(error, n)
+        which = f"completion {own[0]} of {n}" if len(own) == 1 else f"one of completions 0 to {n - 1}"
+        first = "" if len(own) == 1 else "the first is "
         raise RewardError(
-            f"the {name} failed for {which}: {type(found).__name__}: {' '.join(str(found).split())}: "
-            f"{shown(prompts[first], completions[first])}"
-        ) from found
-
-
-def _first_failing(run: Callable[[slice], Any], stop: int, error: Exception) -> tuple[int, int, Exception]:
-    """Returns the ends of a part that fails though neither half of it does, of one sample where there is one."""
-    start = 0
-    while stop - start > 1:
-        middle = (start + stop) // 2
-        for half in (slice(start, middle), slice(middle, stop)):
-            try:
-                run(half)
-            except Exception as found:
-                start, stop, error = half.start, half.stop, found
-                break
-        else:
-            break
-    return start, stop, error
-
-
-def _is_column(value: Any, n: int) -> bool:
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return value.ndim > 0 and len(value) == n
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == n
-
-
-def _number(value: Any) -> float:
-    """Returns the value as a float; NaN where it is no number."""
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        value = value.item() if math.prod(value.shape) == 1 else None
-    return float(value) if isinstance(value, Real) else float("nan")
+            f"the {name} failed for {which}: {type(error).__name__}: {' '.join(str(error).split())}: "
+            f"{first}{shown(prompts[own[0]], completions[own[0]])}",
+            index=own[0] if len(own) == 1 else None,
+        ) from error
 
 
 def shown(prompt: Conversation, completion: Conversation) -> str:
-    return f"prompt {_cut(text_of(prompt))!r}, completion {_cut(text_of(completion))!r}"
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+    return f"prompt {shorten(text_of(prompt))!r}, completion {shorten(text_of(completion))!r}"
 
 
 def text_of(conversation: Conversation) -> str:
     """Returns the text of a conversation, without roles; a tool call counts as text."""
     if isinstance(conversation, str):
         return conversation
-    return " ".join(str(message.get("content") or message.get("tool_calls") or "") for message in conversation)
+    return " ".join(message_text(message) or str(message.get("tool_calls") or "") for message in conversation)

@@ -182,7 +182,7 @@ class ComposedReward:
         calibration = self.calibration
         if calibration is None or not len(scores):
             return scores
-        mapped = attributed(lambda part: calibration(scores[part]), prompts, completions, name="calibration")
+        mapped = attributed(lambda: calibration(scores), prompts, completions, name="calibration")
         return checked_rewards(mapped, prompts, completions, name="calibration")
 
     def _filtered(
@@ -250,8 +250,8 @@ def _distribution(
         return np.zeros(0), np.zeros(0)
     name = f"reward {scorer.__name__!r}"
 
-    def run(part: slice) -> ScoreDistribution:
-        sides: Any = zip(prompts[part], completions[part], strict=True)
+    def run() -> ScoreDistribution:
+        sides: Any = zip(prompts, completions, strict=True)
         return scorer.distribution([prompt + completion for prompt, completion in sides])
 
     found = attributed(run, prompts, completions, name=name)

@@ -92,6 +92,22 @@ def test_a_prompt_in_both_sets_is_an_error(trained, sets):
         trained((sets[0], sets[0]))
 
 
+def test_a_calibration_that_makes_the_test_pairs_surely_worse_is_a_warning(
+    trained, rows, tmp_path, caplog, monkeypatch
+):
+    from rmtrl.calibration import callback
+
+    made = iter(
+        [np.tile([[0.2, 0.0]], (80, 1)), np.tile([[0.0, 5.0]], (80, 1))]
+    )  # right and unsure, then wrong and sure
+    made = iter([scores * np.where(np.arange(80) % 8, 1, -1)[:, None] for scores in made])
+    monkeypatch.setattr(callback.CalibrationCallback, "_scores", lambda self, rows, name: (*next(made).T, rows))
+    trained((with_prompts(rows(80, seed=1), 0), with_prompts(rows(80, seed=2), 100)))
+    said = [record.getMessage() for record in caplog.records if record.name == callback.__name__]
+    assert len(said) == 1 and said[0].startswith("calibration made the test pairs surely worse: NLL rises by ")
+    assert json.loads((tmp_path / "calibration.json").read_text())["made_worse"] is True
+
+
 def test_the_evaluations_pairs_stay(trained, sets):
     trainer, _ = trained(sets, eval_strategy="steps", eval_steps=2)
     assert len(trainer.pairs_) == 12

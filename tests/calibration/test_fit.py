@@ -1,5 +1,6 @@
 """The whole calibration: known temperatures, domains that agree and that do not, storage, and sets of few pairs."""
 
+import gzip
 import json
 
 import numpy as np
@@ -55,6 +56,41 @@ def test_domains_that_agree_give_no_warning(calibration):
     found = calibration.domains.values()  # of four intervals at 95 % one may miss, without a warning
     assert sum(domain.temperature.low < 2.5 < domain.temperature.high for domain in found) >= 3
     assert all(domain.offset.low < 0 < domain.offset.high and domain.ece.low == 0 for domain in found)
+
+
+def test_a_calibration_that_surely_makes_the_test_pairs_worse_says_so():
+    unsure = calibrate(*drawn_scores(2000, temperature=0.4), prompts(2000))
+    assert not unsure.made_worse and unsure.nll_change.high < 0 and unsure.warnings == ()
+    tested = unsure.with_test(*drawn_scores(2000, temperature=2.5, seed=1), prompts(2000))
+    change = tested.nll_change
+    assert change.value == pytest.approx(tested.test_after["nll"].value - tested.test_before["nll"].value)
+    assert tested.made_worse and change.low > 0.1 and change.n == 2000
+    assert [line.partition(":")[0] for line in tested.warnings] == ["calibration made the test pairs surely worse"]
+    assert str(change) in tested.warnings[0] and "surely worse" in summary(tested)["NLL change"]
+    stored = tested.as_dict()
+    assert stored["made_worse"] is True and stored["nll_change"]["low"] > 0.1
+    again = Calibration.from_dict(json.loads(json.dumps(stored)))
+    assert again.made_worse and again.as_dict() == stored
+    few = unsure.with_test(*drawn_scores(60, temperature=2.5, seed=1), prompts(60))  # of 15 prompts nothing is sure
+    assert few.nll_change.value > 0 and not few.made_worse and few.warnings == ()
+
+
+@pytest.mark.parametrize(("model", "worse"), [("internlm2", True), ("skywork_llama3", False), ("grm_gemma", False)])
+def test_what_other_pairs_do_to_a_calibration_of_public_scores(real_data, model, worse):
+    easy, hard = (
+        {
+            row["problem"]: row["score"]
+            for row in json.loads(gzip.decompress((real_data / "rewardmath" / name).read_bytes()))
+        }
+        for name in (f"rewardbench-math/{model}.json.gz", f"rewardmath/{model}.json.gz")
+    )
+    half = set(sorted(easy | hard)[::2])
+    known = [(*easy[prompt], prompt) for prompt in easy if prompt in half]
+    unseen = [(hard[prompt][0], wrong, prompt) for prompt in hard if prompt not in half for wrong in hard[prompt][1:]]
+    fitted = calibrate(*zip(*known, strict=True)).with_test(*zip(*unseen, strict=True))
+    assert fitted.made_worse is worse and fitted.nll_change.n == 2169
+    assert any("made the test pairs surely worse" in line for line in fitted.warnings) is worse
+    assert (fitted.nll_change.low > 0.1) is worse and (fitted.nll_change.high < 0) is not worse
 
 
 def test_domains_that_disagree_are_named():
@@ -182,7 +218,7 @@ def test_scores_that_cannot_be_used_are_an_error():
 
 
 def test_a_file_that_is_no_calibration_is_an_error(tmp_path, calibration):
-    with pytest.raises(DataError, match="no calibration at"):
+    with pytest.raises(DataError, match="no calibration: .* cannot be read"):
         read_calibration(tmp_path)
     file = tmp_path / "calibration.json"
     for text, said in (("{", "no calibration"), ("[]", "no JSON object"), ('{"schema": "other"}', "schema 'other'")):

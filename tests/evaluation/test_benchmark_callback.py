@@ -1,7 +1,10 @@
 """A benchmark during training: right figures in the log, training undisturbed, and a record of what it decided."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,13 +27,17 @@ class Words(StrictBest):
         return Figures(pooled(parts, parts), dict(parts))
 
 
-@pytest.fixture
-def items(rows):
+def made_items(rows):
     return [
         Item(str(n), str(n), ("odd", "even")[n % 2], (row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]),
              {"correct": (0,)})
         for n, row in enumerate(rows(40, seed=5))
     ]  # fmt: skip
+
+
+@pytest.fixture
+def items(rows):
+    return made_items(rows)
 
 
 @pytest.fixture
@@ -144,3 +151,41 @@ def test_items_that_are_all_too_long_stop_the_run(train, items):
     long = [replace(item, candidates=("one " * 400, "two " * 400)) for item in items]
     with pytest.raises(ValueError, match="none of the 40 rows of words has scores"):
         train(BenchmarkCallback(Words(), long))
+
+
+TWO_PROCESSES = """
+import json, sys
+from datasets import Dataset
+from rmtrl import RewardConfig, RewardScorer, RewardTrainer
+sys.path[:0] = [{tests!r}, {here!r}]
+from conftest import WORDS, make_model, make_tiny_tokenizer, text_rows
+from test_benchmark_callback import BenchmarkCallback, Words, made_items
+scored, score = [0], RewardScorer.score
+def counting(self, conversations):
+    scored[0] += len(conversations)
+    return score(self, conversations)
+RewardScorer.score = counting
+tokenizer = make_tiny_tokenizer([" ".join(WORDS)] * 20, vocab_size=320)
+data, items = Dataset.from_list(text_rows(12)), made_items(text_rows)
+args = RewardConfig({out!r}, bf16=False, use_cpu=True, report_to="none", disable_tqdm=True)
+callbacks = [BenchmarkCallback(Words(), items[:39]), BenchmarkCallback(Words(), items[:1], name="alone")]
+trainer = RewardTrainer(make_model(tokenizer), args, train_dataset=data, eval_dataset=data,
+                        processing_class=tokenizer, callbacks=callbacks)
+figures = trainer.evaluate()
+accelerator = trainer.accelerator
+with open({out!r} + f"/{{accelerator.process_index}}.json", "w") as file:
+    json.dump([accelerator.num_processes, scored[0], figures["eval_words"], figures["eval_alone"]], file)
+"""
+
+
+@pytest.mark.integration
+def test_processes_share_the_rows_and_agree_on_the_figures(tmp_path, new_model, tokenizer, items):
+    script, here = tmp_path / "evaluate.py", Path(__file__).parent
+    script.write_text(TWO_PROCESSES.format(tests=str(here.parent), here=str(here), out=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    scorer = RewardScorer(new_model(), tokenizer, progress=False)
+    assert first[2:] == second[2:] == pytest.approx([accuracy(scorer, items[:39]), accuracy(scorer, items[:1])])
+    assert first[:2] == [2, 2 * (20 + 1)] and second[:2] == [2, 2 * 19]  # one item is nothing to share

@@ -72,6 +72,17 @@ def test_an_adapter_carries_the_fingerprint_of_its_base(folder, model, tmp_path)
     assert model_fingerprint(tmp_path / "adapter")["base"] == model_fingerprint(folder)
 
 
+@pytest.mark.parametrize("named", [{"base_model_name_or_path": None}, {"base_model_name_or_path": ""}, {}], ids=str)
+def test_an_adapter_on_an_unnamed_base_is_known_by_its_own_files_wherever_it_is_asked(tmp_path, monkeypatch, named):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 2, **named}))
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    found = model_fingerprint("adapter")
+    assert len(found["sha256"]) == 64 and found["base"] == {"sha256": None, "revision": None}
+    assert model_fingerprint("") == {"sha256": None, "revision": None}
+
+
 def test_a_hub_id_is_known_by_its_commit(tmp_path, monkeypatch):
     snapshot = tmp_path / "models--a--b" / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)

@@ -8,7 +8,7 @@ from rmtrl.evaluation.overoptimization import measure_overoptimization
 from rmtrl.evaluation.policy import compare_policies, evaluate_policies, sample_scores
 from rmtrl.evaluation.reranking import best_of_n
 from rmtrl.generation import Completion, Generator
-from rmtrl.types import Scorer
+from rmtrl.types import Chat, Scorer
 
 PROMPTS = [f"question {i}: " for i in range(40)]
 
@@ -147,5 +147,24 @@ def test_best_of_n_refuses_what_does_not_fit():
         def score(self, conversations):
             return np.zeros(1, np.float32)
 
-    with pytest.raises(ModelError, match=r"array \(1,\) for 2 conversations"):
+    with pytest.raises(ModelError, match="1 values for 2 conversations"):
         best_of_n(Short(), ["q: "], [["1", "2"]])
+
+
+def test_prompts_of_other_tools_are_other_prompts_and_keep_them():
+    asked, seen = [{"role": "user", "content": "q: 1"}], []
+
+    class Seen(LastNumber):
+        def score(self, conversations):
+            seen.extend(conversations)
+            return np.zeros(len(conversations), np.float32)
+
+    class Echo(Generator):
+        def generate(self, prompts, n=1, *, seed=0):
+            return [[Completion("1")] * n for _ in prompts]
+
+    prompts = [Chat(asked, tools=[{"name": name}]) for name in "ab"]
+    evaluate_policies({"p": Echo()}, prompts, Seen())
+    assert [own.tools for own in seen] == [[{"name": "a"}], [{"name": "b"}]]
+    with pytest.raises(DataError, match="prompts 0 and 1 are equal"):
+        evaluate_policies({"p": Echo()}, [prompts[0], Chat(asked, tools=[{"name": "a"}])], Seen())

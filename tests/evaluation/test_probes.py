@@ -9,7 +9,7 @@ import pytest
 from rmtrl import RewardScorer, Scorer
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
-from rmtrl.errors import DataError
+from rmtrl.errors import RmtrlError
 from rmtrl.evaluation import probe_edits
 from rmtrl.evaluation.audit import audit_length
 from rmtrl.evaluation.probe_edits import EDITS, Edit
@@ -251,13 +251,13 @@ def test_a_missing_end_token_is_seen_where_the_scorer_reads_it(model, tokenizer)
     ("rule", "prompts", "replies", "said"),
     [
         (lambda t: 1.0, ["a", "b"], ["c", "d"], "constant score"),
-        (lambda t: float("nan"), ["a", "b"], ["c", "d"], "the scorer gave nan"),
+        (lambda t: float("nan"), ["a", "b"], ["c", "d"], "the scorer returned nan for conversation 0"),
         (len, ["a"], ["c", "d"], "1 prompts, 2 responses"),
         (len, [], [], "got 0 conversations"),
     ],
 )
 def test_input_that_cannot_be_probed_is_named(rule, prompts, replies, said):
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(RmtrlError, match=said):
         probe(Rule(rule), prompts, replies)
 
 

@@ -25,10 +25,10 @@ class Made(StrictBest):
         return Figures(pooled(parts, parts), dict(parts), {"macro": average(parts.values())})
 
 
-def result(name="one", wins=(1, 1, 0, 1), kind="made up", missing=0, **more):
+def result(name="one", wins=(1, 1, 0, 1), kind="made up", missing=0, reasons=None, **more):
     items = [Item(f"row{n}", str(n), ("a", "b")[n % 2], ("x", "y"), {"correct": (0,)}) for n in range(len(wins))]
     scores = [None if n < missing else np.array([win, 0.5]) for n, win in enumerate(wins)]
-    return result_of(Made(name, kind, **more), items, scores)
+    return result_of(Made(name, kind, **more), items, scores, missing_reasons=reasons)
 
 
 def test_the_average_adds_half_widths_in_squares():
@@ -58,16 +58,19 @@ def test_averages_are_over_benchmarks_that_all_models_have():
 
 
 def test_missing_rows_are_counted_named_and_bounded():
-    text = report({"m": {"one": result(wins=(1, 1, 0, 1) * 10, missing=8)}}, {}, {"m": 512})
-    assert "missing     8 of 40 rows, longer than the model's 512 tokens" in text
+    reasons = {"longer than the model's 512 tokens": 5, "cannot be rendered: no system role": 3}
+    text = report({"m": {"one": result(wins=(1, 1, 0, 1) * 10, missing=8, reasons=reasons)}}, {})
+    said = ": 5 longer than the model's 512 tokens; 3 cannot be rendered: no system role\n"
+    assert f"missing     8 of 40 rows{said}" in text
     assert "with these all wrong 0.600, all right 0.800" in text
     assert "row0, row1, row2, row3, row4 and 3 more" in text
-    assert "warning: one, m: 8 of 40 rows have no score" in text
+    assert f"warning: one, m: 8 of 40 rows have no score{said}" in text + "\n"
+    assert "missing     8 of 40 rows\n" in report({"m": {"one": result(wins=(1, 1, 0, 1) * 10, missing=8)}}, {})
 
 
 def test_every_estimate_of_a_result_is_in_the_text():
     shown = result()
-    text = report({"m": {"one": shown}}, {}, {})
+    text = report({"m": {"one": shown}}, {})
     for estimate in (shown.overall, *shown.sections.values(), *shown.others.values()):
         assert str(estimate) in text
     assert shown.rule in text and shown.ties in text
@@ -90,14 +93,14 @@ def test_variants_of_one_benchmark_count_once():
 def test_an_incomplete_benchmark_is_warned_of_and_marked():
     results = {"m": {"one": result(expected={"a": 2, "b": 2, "c": 9}), "two": result("two")}}
     assert "one, m: incomplete, it lacks rows of c" in warnings(results, {})
-    (row,) = [line for line in report(results, {}, {}).splitlines() if line.startswith("m  ")]
+    (row,) = [line for line in report(results, {}).splitlines() if line.startswith("m  ")]
     assert row.count("incomplete") == 1 and row.index("incomplete") < row.rindex("[")
 
 
 def test_a_benchmark_that_could_not_be_scored_has_its_cell_and_reason():
     results = {"m": {"one": result()}, "k": {}}
     unscored = {"k": {"one": "all too long"}, "m": {"two": "none fits"}}
-    text = report(results, {}, {}, unscored)
+    text = report(results, {}, unscored)
     rows = [re.split(r" {2,}", line) for line in text.splitlines() if line.startswith(("m  ", "k  ", "highest"))]
     assert rows[0][2] == "not scorable" and rows[1][1:] == ["not scorable", "not run"] and rows[2] == ["highest", "m"]
     assert "warning: one, k: not scorable: all too long" in text and "two, m: not scorable: none fits" in text
@@ -108,11 +111,11 @@ def test_a_benchmark_that_chose_the_checkpoint_is_marked():
     assert [line for line in warnings(results, {"m": ["one"]}) if "chose" in line] == [
         "one chose the checkpoint of m: its figure is too high for a test"
     ]
-    assert report(results, {"m": ["one"]}, {}).count("(chose this checkpoint)") == 1
+    assert report(results, {"m": ["one"]}).count("(chose this checkpoint)") == 1
 
 
 def test_models_stand_in_one_table_and_what_was_not_run_says_so():
-    text = report({"m": {"one": result("one"), "two": result("two")}, "k": {"one": result("one")}}, {}, {})
+    text = report({"m": {"one": result("one"), "two": result("two")}, "k": {"one": result("one")}}, {})
     table = text[text.index("\nmodel  ") + 1 :].splitlines()
     assert table[0].split() == ["model", "one", "two"]
     assert table[1].startswith("m ") and table[2].startswith("k ") and table[2].endswith("not run")
@@ -121,14 +124,14 @@ def test_models_stand_in_one_table_and_what_was_not_run_says_so():
 def test_the_highest_model_of_each_column_is_named():
     good, bad = {"one": result(wins=(1, 1)), "two": result("two", (1, 1))}, {"one": result(wins=(1, 0)),
                                                                             "two": result("two", (1, 1))}  # fmt: skip
-    text = report({"bad": bad, "good": good}, {}, {})
+    text = report({"bad": bad, "good": good}, {})
     (line,) = [line for line in text.splitlines() if line.startswith("highest")]
     assert re.split(r" {2,}", line) == ["highest", "good", "bad, good", "good"]
 
 
 def test_published_rows_stand_beside_the_same_figure_of_ours():
     ours = result("judgebench", wins=(1, 0, 1, 0, 1))
-    text = report({"m": {"judgebench": ours}}, {}, {})
+    text = report({"m": {"judgebench": ours}}, {})
     table = text[text.index("\nmodel  ") + 1 :].splitlines()
     assert re.split(r" {2,}", table[0]) == ["model", "judgebench", "judgebench, macro"]
     assert f"{ours.overall.value:.3f}" in table[1] and f"{ours.others['macro'].value:.3f}" in table[1]

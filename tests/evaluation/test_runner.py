@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmtrl import RewardScorer, Scorer
-from rmtrl.errors import ModelError, RenderingError, UsageError
+from rmtrl.errors import DataError, ModelError, RenderingError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.evaluation.runner import as_text, score_items, windows
 
@@ -81,45 +81,54 @@ def test_windows_that_are_done_are_left_out_and_the_others_stay_as_they_were():
 class Failing(Length):
     def __init__(self, error, on):
         super().__init__()
-        self.error, self.on = error, on
+        self.error, self.on, self.failures = error, on, 0
 
     def score(self, conversations):
         if self.on in conversations:
+            self.failures += 1
             raise self.error
         return super().score(conversations)
 
 
-def test_an_error_names_the_item_and_keeps_its_kind():
-    items = [item("a", "x", "xx"), item("b", "bad", "x"), item("c", "x", "x")]
+ITEMS = [item("a", "x", "xx"), item("b", "x", "bad"), item("c", "x", "x")]
+
+
+def test_an_error_that_says_where_names_its_item_and_keeps_its_kind():
     with pytest.raises(RenderingError, match="^item b: no template$"):
-        all_scores(Failing(RenderingError("no template"), "bad"), items)
-    with pytest.raises(RuntimeError, match="stopped at item b: KeyError: 'oops'") as raised:
-        all_scores(Failing(KeyError("oops"), "bad"), items)
-    assert isinstance(raised.value.__cause__, KeyError)
+        all_scores(Failing(RenderingError("no template", index=3), "bad"), ITEMS)
 
 
-def test_an_error_that_no_item_raises_alone_names_the_window():
-    class OnlyTogether(Length):
-        def score(self, conversations):
-            if len(conversations) > 2:
-                raise MemoryError("too much")
-            return super().score(conversations)
-
-    with pytest.raises(RuntimeError, match="items a to b: MemoryError: too much"):
-        all_scores(OnlyTogether(), [item("a", "x", "xx"), item("b", "x", "x")])
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [(RenderingError("no template"), RenderingError, "^one of the items a to c: no template$"),
+     (KeyError("oops"), RuntimeError, "stopped at one of the items a to c: KeyError: 'oops'"),
+     (MemoryError("too much"), RuntimeError, "stopped at one of the items a to c: MemoryError: too much"),
+     (DataError("too long", index=99), DataError, "^one of the items a to c: too long$")],
+)  # fmt: skip
+def test_a_scorer_that_fails_is_not_called_again(error, raised, says):
+    scorer = Failing(error, "bad")
+    with pytest.raises(raised, match=says) as stop:
+        all_scores(scorer, ITEMS)
+    assert scorer.failures == 1 and not scorer.calls and stop.value.__cause__ is error
 
 
 @pytest.mark.parametrize(
     ("returned", "says"),
-    [([np.nan, 1.0], "item a: the scorer returned nan"), ([1.0], r"array \(1,\) for 2"), ([[1.0], [2.0]], "array")],
-)
-def test_what_is_no_score_is_an_error(returned, says):
+    [([np.nan, 1.0], "item a: the scorer returned nan for conversation 0; wanted one finite number"),
+     ([1.0, None], "item a: the scorer returned None for conversation 1"),
+     ([1.0], "item a: the scorer returned 1 values for 2 conversations"),
+     ([[1.0], [2.0]], r"item a: the scorer returned \[1.0\]")],
+)  # fmt: skip
+def test_what_is_no_score_is_an_error_and_the_scorer_is_not_called_again(returned, says):
     class Wrong(Length):
         def score(self, conversations):
-            return np.array(returned, dtype=np.float32)
+            self.calls.append(conversations)
+            return returned if None in returned else np.array(returned, dtype=np.float32)
 
+    scorer = Wrong()
     with pytest.raises(ModelError, match=says):
-        all_scores(Wrong(), [item("a", "x", "xx")])
+        all_scores(scorer, [item("a", "x", "xx")])
+    assert len(scorer.calls) == 1
 
 
 def test_a_reward_model_scores_items_as_it_scores_conversations(model, tokenizer):

@@ -45,6 +45,19 @@ def test_scores_are_read_in_the_order_of_the_items_whatever_that_of_the_lines(tm
     assert plain(read_scores(path, ITEMS[:5])) == [[0.5, -1.0], None, [1.0, 2.5], None, None]
 
 
+def test_an_id_of_the_benchmark_s_own_may_stand_without_the_part_before_it_where_it_is_one_item_s(tmp_path):
+    items = [Item(id, id, "all", ("x", "y"), own_id=id.partition("/")[2]) for id in ("chat/1", "chat/2", "code/2")]
+    rows = [{"id": 1, "scores": [1, 2]}, {"id": "code/2", "scores": [3, 4]}]
+    assert plain(read_scores(write(tmp_path / "s.jsonl", *rows), items)) == [[1.0, 2.0], None, [3.0, 4.0]]
+    for again, says in (("2", "row 3: the id '2' is of chat/2 and code/2; give the whole id"),
+                        ("chat/1", "row 3: the item 'chat/1' stands twice"), ("3", "no item '3'")):  # fmt: skip
+        with pytest.raises(DataError, match=says):
+            read_scores(write(tmp_path / "s.jsonl", *rows, {"id": again, "scores": [1, 2]}), items)
+    whole = [*items, Item("2", "2", "all", ("x", "y"))]  # an id that is one as it stands
+    path = write(tmp_path / "s.jsonl", {"id": "2", "scores": [5, 6]})
+    assert plain(read_scores(path, whole)) == [None, None, None, [5.0, 6.0]]
+
+
 def test_a_failed_candidate_is_read_and_written(tmp_path):
     path = write(tmp_path / "s.jsonl", {"id": "i0", "scores": ["$ERROR$", 1.0]})
     (scores,) = read_scores(path, ITEMS[:1])
@@ -55,7 +68,7 @@ def test_a_failed_candidate_is_read_and_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"id": "z", "scores": [1, 2]}, "line 2: the benchmark has no item 'z'; its ids are like 'i0'"),
+        ({"id": "z", "scores": [1, 2]}, "row 2: the benchmark has no item 'z'; its ids are like 'i0'"),
         ({"id": "i0", "scores": [1, 2]}, "'i0' stands twice"),
         ({"id": "i1", "scores": [1]}, "1 scores for 'i1'; wanted 2"),
         ({"id": "i1", "scores": 1}, "the scores '1' for 'i1'"),
@@ -66,11 +79,11 @@ def test_a_failed_candidate_is_read_and_written(tmp_path):
         ('{"id": "i1", "scores": [NaN, 1]}', "wanted numbers"),
         ({"id": "i1"}, "wanted one line an item"),
         ("[1, 2]", "wanted one line an item"),
-        ("{oops", "line 2 is not JSON"),
+        ("{oops", "row 2 is not JSON"),
         ('{"id": "i1", "scores": [1' + "0" * 400 + ", 1]}", "wanted numbers"),
         ('{"id": "i1", "scores": [-1' + "0" * 400 + ", 1]}", "wanted numbers"),
         ('{"id": "i1", "scores": [Infinity, 1]}', "wanted numbers"),
-        ("[" * 100_000, "line 2 is not JSON"),
+        ("[" * 100_000, "row 2 is not JSON"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -187,7 +200,7 @@ def test_scores_of_unknown_origin_stay_until_the_new_ones_are_whole(tmp_path):
                 raise KeyError("later")
             return super().score(conversations)
 
-    with pytest.raises(RuntimeError, match="item i250"):
+    with pytest.raises(RuntimeError, match="one of the items i250 to i499: KeyError"):
         score_into(path, Fails(), ITEMS, key=KEY, say=lambda line: None)
     assert json.loads(path.read_text()) == {"id": "i0", "scores": [9, 9]}
     rest = Counting()

@@ -45,7 +45,7 @@ def test_a_reward_that_fails_on_one_process_ends_both(tmp_path, normalize_reward
         reward=ppo_runs.reward_that_fails_on_one_process, normalize_rewards=normalize_rewards,
     )  # fmt: skip
     assert codes == [1, 1]
-    assert "RewardError: the reward 'reward_that_fails_on_one_process' failed for completion 0" in printed[1]
+    assert "RewardError: the reward 'reward_that_fails_on_one_process' failed for" in printed[1]
     assert "ZeroDivisionError: no such reward" in printed[1]
 
 

@@ -293,38 +293,52 @@ def test_the_length_penalty_counts_tokens_not_characters():
         reward(**texts(1), scores=[1.0], completion_ids=[[1], [2]])
 
 
-@pytest.mark.parametrize("index", range(7))
-def test_the_sample_that_fails_alone_is_shown(index):
-    def fragile(completions, marks, **columns):
-        if any(marks):
-            raise KeyError(f"no mark\namong {len(completions)}")
-        return [0.0] * len(completions)
+class Failing:
+    """A reward that raises and counts how often it was asked."""
 
-    marks = np.arange(7) == index
+    def __init__(self, error):
+        self.error, self.calls = error, 0
+
+    def __call__(self, completions, **columns):
+        self.calls += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyError("no mark\namong 7"), MemoryError("too many")])
+def test_a_reward_that_fails_is_not_called_again(error):
+    reward = Failing(error)
     with pytest.raises(RewardError) as stop:
-        call_reward(fragile, [f"p{i}" for i in range(7)], [f"c{i}" for i in range(7)], marks=marks, state=object())
+        call_reward(reward, *texts(7).values(), state=object())
+    said = " ".join(str(error).split())
     assert str(stop.value) == (
-        f"the reward 'fragile' failed for completion {index} (of 7, called alone): KeyError: 'no mark\\namong 1': "
-        f"prompt 'p{index}', completion 'c{index}'"
+        f"the reward 'Failing' failed for one of completions 0 to 6: {type(error).__name__}: {said}: the first is "
+        "prompt 'p0', completion 'c0'"
     )
-    assert isinstance(stop.value.__cause__, KeyError)
+    assert reward.calls == 1 and stop.value.__cause__ is error and stop.value.index is None
 
 
-def test_a_batch_that_fails_only_as_a_whole_is_said_to():
-    def hungry(completions, **columns):
-        if len(completions) > 2:
-            raise MemoryError("too many")
-        return [0.0] * len(completions)
+@pytest.mark.parametrize("index", range(7))
+def test_the_sample_that_an_error_names_is_shown(index):
+    reward = Failing(DataError("too long", index=index))
+    with pytest.raises(RewardError) as stop:
+        call_reward(reward, *texts(7).values())
+    assert str(stop.value) == (
+        f"the reward 'Failing' failed for completion {index} of 7: DataError: too long: prompt 'p{index}', "
+        f"completion 'c{index}'"
+    )
+    assert reward.calls == 1 and stop.value.index == index
 
-    with pytest.raises(RewardError, match=r"failed for completions 0 to 3 \(not for either half of them.*prompt 'p0'"):
-        call_reward(hungry, *texts(8).values())
+
+def test_an_index_beyond_the_batch_is_nobodys():
+    with pytest.raises(RewardError, match="one of completions 0 to 1: DataError"):
+        call_reward(Failing(DataError("too long", index=2)), *texts(2).values())
 
 
 def test_the_message_of_a_scorer_is_kept_and_long_texts_are_cut():
     with pytest.raises(RewardError) as stop:
         ComposedReward(Short())(["p\n" * 200], ["c" * 200])
     assert str(stop.value) == (
-        "the reward 'Short' failed for completion 0 (of 1, called alone): DataError: conversation 0 has 600 tokens, "
+        "the reward 'Short' failed for completion 0 of 1: DataError: conversation 0 has 600 tokens, "
         f"the model holds 512: prompt '{'p ' * 39}p…', completion '{'c' * 79}…'"
     )
 
@@ -341,7 +355,8 @@ def test_every_step_is_named_in_its_error():
     }
     for name, settings in cases.items():
         with pytest.raises(
-            RewardError, match=rf"^the {name} failed for completion 0 \(of 2.*OSError: down: prompt 'p0'"
+            RewardError,
+            match=rf"^the {name} failed for one of completions 0 to 1: OSError: down: the first is prompt 'p0'",
         ):
             ComposedReward(**settings)(**texts(2), scores=[1.0, 2.0])
 

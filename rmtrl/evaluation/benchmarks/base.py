@@ -25,6 +25,7 @@ class Item:
         facts (`Mapping[str, Any]`): What the rule needs to know besides, such as which candidates are correct.
         excluded (`str`): Why the rule leaves the row out, such as a tie of the annotators; empty where it counts. Such
             a row needs no score.
+        own_id (`str`): Name of the row in the benchmark's own files, where that is not `id`; rows may share it.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Item:
     candidates: tuple[Conversation, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
     excluded: str = ""
+    own_id: str = ""
 
 
 @dataclass(frozen=True)

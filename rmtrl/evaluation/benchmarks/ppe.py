@@ -183,10 +183,8 @@ def _correctness_item(placed: Placed, domain: str) -> Item:
     if len(names) != len(labels) or not names:
         raise DataError(f"{place} has {len(names)} responses and {len(labels)} scores; wanted one score a response")
     facts = {"labels": labels, "pairs": list(_conflicts(place, row, labels))}
-    id = f"{domain}/{cell(placed, 'question_id')}"
-    return Item(
-        id, f"{domain}/{prompt_key(prompt)}", domain, answered(prompt, [text(placed, n) for n in names]), facts
-    )
+    own_id, candidates = str(cell(placed, "question_id")), answered(prompt, [text(placed, n) for n in names])
+    return Item(f"{domain}/{own_id}", f"{domain}/{prompt_key(prompt)}", domain, candidates, facts, own_id=own_id)
 
 
 def _numbers(placed: Placed, name: str) -> list[float]:

@@ -34,6 +34,7 @@ class BenchmarkResult:
         n_scored (`int`): Rows that count and have scores.
         n_missing (`int`): Rows that count and have none.
         missing_ids (`tuple[str, ...]`): The first of these.
+        missing_reasons (`dict[str, int]`): Why, with the number of rows, where that is known.
         excluded (`dict[str, int]`): Rows that the rule leaves out, by reason.
         missing_parts (`dict[str, dict[str, int]]`): Subsets whose number of rows is not the full
             benchmark's, or of which no row was scored, and sections that have no figure only because rows have no
@@ -61,6 +62,7 @@ class BenchmarkResult:
     subsets: dict[str, Estimate]
     others: dict[str, Estimate]
     excluded: dict[str, int] = field(default_factory=dict)
+    missing_reasons: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON, with null where a number is not finite."""
@@ -68,7 +70,13 @@ class BenchmarkResult:
 
 
 def result_of(
-    benchmark: Benchmark, items: Sequence[Item], scores: Scores, *, n_resamples: int = 1000, seed: int = 0
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    scores: Scores,
+    *,
+    missing_reasons: Mapping[str, int] | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> BenchmarkResult:
     """Returns the benchmark's figures for `scores`, each with its n and a 95 % interval.
 
@@ -87,6 +95,7 @@ def result_of(
         items (`Sequence[Item]`): Its rows, as [`Benchmark.read`] gives them or some of them.
         scores (`Sequence` of arrays or None): Scores of each item's candidates, in the order of `items`; None where an
             item could not be scored.
+        missing_reasons (`Mapping[str, int]`, *optional*): Why items could not be scored, with the number of them.
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
 
@@ -106,8 +115,9 @@ def result_of(
     counted = [(item, own) for item, own in zip(items, scores, strict=True) if not item.excluded]
     missing = [item.id for item, own in counted if own is None]
     if len(missing) == len(counted):
+        why = in_words(missing_reasons)
         raise DataError(
-            f"none of the {len(counted):,} rows of {benchmark.name} has scores; there is nothing to report"
+            f"none of the {len(counted):,} rows of {benchmark.name} has scores{why}; there is nothing to report"
         )
     credits = benchmark.credits([item for item, _ in counted], [own for _, own in counted])
     sample = _Sample([credit for credit in credits if not math.isnan(credit.value)])
@@ -126,6 +136,7 @@ def result_of(
         missing_ids=tuple(missing[:_NAMED]),
         missing_parts=_missing_parts(benchmark, items, scores, lost),
         excluded=dict(Counter(item.excluded for item in items if item.excluded)),
+        missing_reasons=dict(missing_reasons or {}),
         overall=overall,
         bounds=(min(overall.value, worst["overall", ""].value), max(overall.value, best["overall", ""].value)),
         sections={name: estimates["sections", name] for name in figures.sections},
@@ -133,6 +144,12 @@ def result_of(
         subsets={name: sample.estimate(figure, np.eye(len(sample.names))[i])
                  for i, (name, figure) in enumerate(sample.parts().items()) if benchmark.is_subset(name)},
     )  # fmt: skip
+
+
+def in_words(reasons: Mapping[str, int] | None) -> str:
+    """Returns reasons with their counts in words, after a colon; empty without any."""
+    listed = "; ".join(f"{count:,} {reason}" for reason, count in (reasons or {}).items())
+    return f": {listed}" if listed else ""
 
 
 def _check(benchmark: Benchmark, items: Sequence[Item], scores: Scores) -> None:

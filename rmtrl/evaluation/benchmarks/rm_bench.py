@@ -111,4 +111,5 @@ def _item(placed: Placed) -> Item:
     if domain not in _SUBSETS:
         raise DataError(f"{placed[0]}: domain is {domain!r}; wanted one of {', '.join(_SUBSETS)}")
     candidates = answered(prompt, [*texts(placed, "chosen", 3), *texts(placed, "rejected", 3)])
-    return Item(f"{domain}/{cell(placed, 'id')}", prompt_key(prompt), domain, candidates)
+    own_id = str(cell(placed, "id"))
+    return Item(f"{domain}/{own_id}", prompt_key(prompt), domain, candidates, own_id=own_id)

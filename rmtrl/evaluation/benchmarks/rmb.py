@@ -66,14 +66,23 @@ def _item(placed: Placed) -> Item:
         raise DataError(
             f"{placed[0]}: category_path is {placed[1]['category_path']!r}; wanted <set>/<goal>/<category>"
         )
-    prompt = prompt_of(placed, "conversation_input")
+    prompt = [{key: turn[key] for key in ("role", "content")} for turn in prompt_of(placed, "conversation_input")]
     if kind == "BoN_set":
-        id, answers = f"best-of-n/{cell(placed, 'bon_uid')}", [cell(placed, "bon_best"), *cell(placed, "loser_list")]
+        form, own_id, answers = (
+            "best-of-n",
+            str(cell(placed, "bon_uid")),
+            [cell(placed, "bon_best"), *cell(placed, "loser_list")],
+        )
     else:
-        id, answers = f"pairs/{cell(placed, 'pair_uid')}", [cell(placed, "chosen"), cell(placed, "reject")]
+        form, own_id, answers = (
+            "pairs",
+            str(cell(placed, "pair_uid")),
+            [cell(placed, "chosen"), cell(placed, "reject")],
+        )
     if len(answers) < 2 or not all(isinstance(answer, dict) for answer in answers):
         raise DataError(
             f"{placed[0]}: its answers are {str(answers)[:60]}; wanted two or more with llm_name and answer"
         )
     candidates = answered(prompt, [text((placed[0], answer), "answer") for answer in answers])
-    return Item(id, prompt_key(prompt), subset, candidates, {"correct": (0,), "category": category})
+    facts = {"correct": (0,), "category": category}
+    return Item(f"{form}/{own_id}", prompt_key(prompt), subset, candidates, facts, own_id=own_id)

@@ -1,17 +1,15 @@
 """Rows of a benchmark from local files or the hub, and their cells made into conversations."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmtrl.data.reading.loading import load_rows
 from rmtrl.data.reading.normal_form import prompt_hash
 from rmtrl.errors import DataError
-from rmtrl.io import suffix_of
-from rmtrl.types import Conversation, Message
+from rmtrl.evaluation.scoring import joined
+from rmtrl.io import read_sound_rows, suffix_of
+from rmtrl.types import Chat, Conversation, Message
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]
@@ -44,13 +42,7 @@ def file_rows(path: Path) -> list[Placed]:
         raise DataError(f"no such file: {path}; give a benchmark as NAME=PATH")
     if suffix_of(path) not in _JSON:
         return [(f"{path} row {number}", row) for number, row in enumerate(load_rows(path).to_list(), 1)]
-    found = list(_json_rows(path))
-    for place, row in found:
-        if not isinstance(row, dict):
-            raise DataError(f"{place} is {str(row)[:40]!r}; wanted an object")
-    if not found:
-        raise DataError(f"{path} has no rows; give the benchmark's own file")
-    return found
+    return list(read_sound_rows(path, wanted="give the benchmark's own file"))
 
 
 def folder_files(path: Path, ignore: Iterable[str] = ()) -> list[Path]:
@@ -79,32 +71,6 @@ def local_rows(path: str, split: str) -> list[Placed]:
         rows = load_rows(place, split=split)
         return [(f"{place} row {number}", row) for number, row in enumerate(rows.to_list(), 1)]
     return file_rows(place)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.lower().endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if text.lstrip().startswith("["):
-        yield from ((f"{path} row {number}", row) for number, row in enumerate(parsed(str(path), text), 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path} row {number}", parsed(f"{path} row {number}", line)
-
-
-def parsed(place: str, text: str) -> Any:
-    """Returns what a text of JSON says.
-
-    Raises:
-        DataError: If it is not JSON, or nested too deep.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not JSON ({error}); mend or remove it") from error
 
 
 # ---- cells
@@ -142,18 +108,38 @@ def texts(placed: Placed, name: str, count: int | None = None) -> list[str]:
 
 
 def prompt_of(placed: Placed, name: str = "prompt") -> list[Message]:
-    """Returns a prompt as messages: one user turn where it is text, the turns as they stand where it is a list."""
+    """Returns a prompt as messages: one user turn where it is text, the turns as they stand where it is a list.
+
+    It is a [`~rmtrl.types.Chat`] where the row has `tools` or `chat_template_kwargs`.
+    """
     value = cell(placed, name)
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if isinstance(value, list) and value and all(_is_message(turn) for turn in value):
-        return [{"role": turn["role"], "content": turn["content"]} for turn in value]
-    raise DataError(f"{placed[0]}: {name} is {str(value)[:40]!r}; wanted text or messages with role and content")
+    asked: Any = [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value)
+    if not asked:
+        raise DataError(f"{placed[0]}: {name} is {str(value)[:40]!r}; wanted text or messages with role and content")
+    return Chat.of(asked, placed[1])  # type: ignore[return-value]
 
 
-def answered(prompt: list[Message], responses: Iterable[str]) -> tuple[Conversation, ...]:
+def reply(placed: Placed, name: str) -> Conversation:
+    """Returns a cell that must be an answer: text, or messages."""
+    value = cell(placed, name)
+    found = value if isinstance(value, str) else _messages(value)
+    if not isinstance(value, str) and not found:
+        raise DataError(f"{placed[0]}: {name} is {str(value)[:40]!r}; wanted text or messages with role and content")
+    return found
+
+
+def _messages(value: Any) -> list[Message]:
+    """Returns a list of messages without the keys that are null for other rows' sake; empty where it is none."""
+    if not isinstance(value, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
+        return []
+    if not all("content" in message and isinstance(message["content"], str | list | None) for message in value):
+        return []
+    return [{key: cell for key, cell in m.items() if cell is not None or key == "content"} for m in value]
+
+
+def answered(prompt: list[Message], responses: Iterable[Conversation]) -> tuple[Conversation, ...]:
     """Returns one conversation a response, the prompt before it."""
-    return tuple([*prompt, {"role": "assistant", "content": response}] for response in responses)
+    return tuple(joined(prompt, response) for response in responses)
 
 
 def prompt_key(prompt: list[Message]) -> str:
@@ -177,7 +163,3 @@ def distinct(ids: Sequence[str]) -> list[str]:
         seen[id] = seen.get(id, 0) + 1
         found.append(id if seen[id] == 1 else f"{id}#{seen[id]}")
     return found
-
-
-def _is_message(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))

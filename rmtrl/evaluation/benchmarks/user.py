@@ -3,7 +3,8 @@
 ```yaml
 name: my-benchmark
 kind: instruction following        # what decides who is right
-rule: pairs                        # rows {prompt, chosen, rejected}; or best_of: {prompt, candidates, correct}
+rule: pairs                        # rows {prompt, chosen, rejected}; or best_of: {prompt, candidates, correct};
+                                   # and tools, chat_template_kwargs where the prompt has them
 subsets:                           # file of each subset
   short: short.jsonl
   long: long.jsonl
@@ -13,7 +14,7 @@ sections:                          # optional: weights of the subsets in each se
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import yaml
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Figure, Figures, Item, average, named, pooled
 from rmtrl.evaluation.benchmarks.pairs import STRICT, StrictBest, weighted_sections
-from rmtrl.evaluation.benchmarks.rows import Placed, answered, cell, file_rows, prompt_key, prompt_of, text, texts
+from rmtrl.evaluation.benchmarks.rows import Placed, answered, cell, file_rows, prompt_key, prompt_of, reply, texts
+from rmtrl.evaluation.scoring import SIDES
+from rmtrl.types import Conversation
 
 _RULES = {
     "pairs": "chosen must score above rejected",
@@ -73,9 +76,10 @@ class UserBenchmark(StrictBest):
 
     def _item(self, placed: Placed, subset: str, fallback_id: str) -> Item:
         prompt, own_id = prompt_of(placed), placed[1].get("id")
+        candidates: Sequence[Conversation]
         id = fallback_id if own_id is None else str(own_id)
         if self._form == "pairs":
-            candidates, correct = [text(placed, "chosen"), text(placed, "rejected")], [0]
+            candidates, correct = [reply(placed, side) for side in SIDES], [0]
         else:
             candidates, correct = texts(placed, "candidates"), cell(placed, "correct")
             known = isinstance(correct, list) and all(type(i) is int and 0 <= i < len(candidates) for i in correct)

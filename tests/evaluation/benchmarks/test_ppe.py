@@ -52,6 +52,7 @@ def test_conflict_pairs_by_hand(write, scored):
     # indices from 0; the right one may stand second; a pair that stands twice counts twice
     pairs = [[0, 1], [3, 2], [0, 3], [0, 3], [2, 1]]
     items = PPECorrectness().read(str(write("PPE-MATH-Best-of-K.jsonl", [correctness("q", labels, pairs)])))
+    assert items[0].id.endswith("/q") and items[0].own_id == "q"
     assert items[0].facts["pairs"] == [(0, 1), (2, 3), (0, 3), (0, 3), (2, 1)]
     result = result_of(PPECorrectness(), items, scored([3, 1, 2, 3]))  # 3>1, 2<3, 3=3 twice, 2>1
     assert result.overall.value == pytest.approx(2 / 5)

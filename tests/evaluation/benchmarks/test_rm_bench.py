@@ -97,6 +97,7 @@ def test_the_real_safety_rows_are_read_whole_and_the_rest_is_named(real_data):
     items = RMBench().read(str(real_data / "rm-bench" / "safety-response.json.gz"))
     assert len(items) == len({item.id for item in items}) == 157
     assert {len(item.candidates) for item in items} == {6}
+    assert all(item.id == f"safety-response/{item.own_id}" for item in items)
     lengths = [np.array([len(c[-1]["content"]) for c in item.candidates], float) for item in items]
     result = result_of(RMBench(), items, lengths)
     assert set(result.missing_parts) == {"chat", "code", "math", "safety-refuse"}

@@ -42,6 +42,7 @@ def test_the_folder_tree_is_read(folder):
     assert set(items) == {
         "pairs/1", "pairs/1#2", "pairs/1#3", "pairs/7", "pairs/2", "best-of-n/1", "best-of-n/2", "best-of-n/6"
     }  # fmt: skip
+    assert {items[id].own_id for id in ("pairs/1", "pairs/1#2", "best-of-n/1")} == {"1"}
     assert len(items["best-of-n/6"].candidates) == 7
     assert items["best-of-n/2"].candidates[0] == [
         {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},

@@ -26,9 +26,9 @@ def test_parquet_and_a_folder_from_the_hub_are_read(tmp_path):
     ("text", "message"),
     [
         ('{"id": 1}\n{"id": \n', "rows.jsonl row 2 is not JSON"),
-        ('[{"id": 1}', "rows.jsonl is not JSON"),
-        ('{"id": 1}\n3\n', "rows.jsonl row 2 is '3'; wanted an object"),
-        ("\n", "rows.jsonl has no rows"),
+        ('[{"id": 1}', "rows.jsonl, a list that is not JSON"),
+        ('{"id": 1}\n3\n', "rows.jsonl row 2 is not a JSON object; wanted one object a line"),
+        ("\n", "rows.jsonl is empty; give the benchmark's own file"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, text, message):

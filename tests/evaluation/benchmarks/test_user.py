@@ -6,6 +6,7 @@ import yaml
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.results import result_of
+from rmtrl.evaluation.fingerprints import items_fingerprint
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "benchmark"
 PAIRS = [{"prompt": f"question {i}", "chosen": "good", "rejected": "bad"} for i in range(3)]
@@ -120,4 +121,35 @@ def best_of(candidates, correct):
 def test_rows_that_do_not_fit_are_named(make, rule, rows, message):
     found = make({**SETTINGS, "rule": rule}, one=rows)
     with pytest.raises(DataError, match=message):
+        found.read()
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def call(city):
+    return [{"role": "assistant", "content": None, "tool_calls": [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+    ]}]  # fmt: skip
+
+
+def test_tools_calls_and_template_variables_of_a_row_reach_its_conversations(make):
+    prompt = [{"role": "user", "content": [{"type": "text", "text": "Rain?"}], "name": "ann"}]
+    row = {"prompt": prompt, "chosen": call("Rome"), "rejected": call("Oslo"), "tools": TOOLS,
+           "chat_template_kwargs": {"enable_thinking": False}}  # fmt: skip
+    plain = {"prompt": "Rain?", "chosen": "Yes.", "rejected": "No.", "tools": None}
+    items = make(SETTINGS, one=[row, plain]).read()
+    chosen, rejected = items[0].candidates
+    assert chosen == prompt + call("Rome") and rejected == prompt + call("Oslo")
+    for own in (chosen, rejected):
+        assert own.tools == TOOLS and own.chat_template_kwargs == {"enable_thinking": False}
+    assert type(items[1].candidates[0]) is list
+    others = make(SETTINGS, one=[{**row, "tools": TOOLS * 2}, plain]).read()
+    assert items_fingerprint(items) != items_fingerprint(others) and items[0].prompt_id != others[0].prompt_id
+
+
+@pytest.mark.parametrize("chosen", [3, [], [{"content": "x"}], [{"role": "assistant"}], [{"role": "a", "content": 3}]])
+def test_an_answer_is_text_or_messages(make, chosen):
+    found = make(SETTINGS, one=[{**PAIRS[0], "chosen": chosen}])
+    with pytest.raises(DataError, match="one.jsonl row 1: chosen is .* wanted text or messages with role and content"):
         found.read()

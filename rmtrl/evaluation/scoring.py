@@ -1,0 +1,191 @@
+"""Rows as conversations, and their scores from a model or a file: joined in one way for every command."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from rmtrl.errors import DataError, RenderingError
+from rmtrl.io import read_sound_rows
+from rmtrl.types import Chat, Conversation, Scorer, checked_scores
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SIDES = ("chosen", "rejected")
+_WINDOW_PAIRS = 1000  # scored at a time: enough to find rows of like length, little to hold
+_FORM = 'wanted {"id": "a", "scores": [1.5, 0.2]} a line, chosen first, both finite or null'
+_LARGEST = sys.float_info.max
+
+Floats = NDArray[np.float64]
+
+
+class TokenScorer(Protocol):
+    """A scorer that can be asked about tokens, as [`~rmtrl.reward.scorer.RewardScorer`] can."""
+
+    tokenizer: Any
+
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]: ...
+    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]: ...
+    def encode(self, conversation: Conversation) -> list[int]: ...
+    def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
+
+
+def joined(prompt: Conversation, completion: Conversation) -> Conversation:
+    """Returns the conversation of a prompt and its completion; a [`~rmtrl.types.Chat`] stays one.
+
+    Raises:
+        DataError: If the prompt is a string and the completion a message list.
+
+    Example:
+
+    ```python
+    >>> joined([{"role": "user", "content": "Hi"}], "Hello!")[-1]
+    {'role': 'assistant', 'content': 'Hello!'}
+    ```
+    """
+    if isinstance(prompt, str):
+        if isinstance(completion, str):
+            return prompt + completion
+        raise DataError(f"got the prompt {prompt[:40]!r} as text and its completion as messages; wanted one form")
+    return prompt + ([{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion)
+
+
+def conversation(row: Mapping[str, Any], side: str) -> Conversation:
+    """Returns the prompt of a row and what answers it, with the row's `tools` and `chat_template_kwargs`.
+
+    Args:
+        row (`Mapping[str, Any]`): A row with the column `prompt`.
+        side (`str`): Column of the answer.
+
+    Example:
+
+    ```python
+    >>> conversation({"prompt": "Is the sky blue?", "chosen": " Yes.", "rejected": " No."}, "chosen")
+    'Is the sky blue? Yes.'
+    ```
+    """
+    return joined(Chat.of(row["prompt"], row), row[side])
+
+
+def unrendered(scorer: TokenScorer, conversation: Conversation) -> RenderingError | None:
+    """Returns why a conversation that is not held cannot be rendered; None where it can, and is too long."""
+    try:
+        scorer.encode(conversation)
+    except RenderingError as error:
+        return error
+    return None
+
+
+def check_rendered(
+    scorer: TokenScorer, conversations: Sequence[Conversation], held: NDArray[np.bool_], places: Sequence[str]
+) -> None:
+    """Raises where one of the conversations cannot be rendered, and says where it stands.
+
+    Args:
+        scorer ([`TokenScorer`]): A reward model.
+        conversations (`Sequence[Conversation]`): N conversations.
+        held (`(N,)` array of `bool`): Which of them the scorer holds; the others are looked at.
+        places (`Sequence[str]`): Where each stands.
+
+    Raises:
+        RenderingError: With the place and what the template says.
+    """
+    for index in np.flatnonzero(~held).tolist():
+        error = unrendered(scorer, conversations[index])
+        if error is not None:
+            raise RenderingError(f"{places[index]}: {error}", index=index) from error
+
+
+def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -> Floats:
+    """Returns one score a conversation, `(N,)` float64; NaN where the scorer does not hold it.
+
+    Raises:
+        ModelError: If the scorer returns another number of scores, or one that is no finite number.
+    """
+    held = np.asarray(scorer.holds(conversations), dtype=bool)
+    given = [conversation for conversation, fits in zip(conversations, held, strict=True) if fits]
+    scores = np.full(len(conversations), np.nan)
+    scores[held] = checked_scores(scorer.score(given) if given else [], len(given))
+    return scores
+
+
+def score_pairs(scorer: Any, pairs: "Dataset", source: str) -> Iterator[Floats]:
+    """Yields the scores of chosen and rejected, `(n, 2)`, window by window; both NaN where one side is too long.
+
+    Args:
+        scorer ([`TokenScorer`]): A reward model.
+        pairs ([`~datasets.Dataset`]): Pairs in the normal form, in the order of their file.
+        source (`str`): Their file, to name a row.
+
+    Raises:
+        RenderingError: If a side cannot be rendered; it names file and row.
+        DataError: If no pair is held.
+        ModelError: If a score is no finite number.
+    """
+    done, scored = 0, 0
+    with tqdm(total=len(pairs), desc="Scoring", unit="pair", delay=2) as progress:
+        for window in pairs.iter(_WINDOW_PAIRS):
+            rows = [dict(zip(window, cells, strict=True)) for cells in zip(*window.values(), strict=True)]
+            whole = [conversation(row, side) for row in rows for side in SIDES]
+            held = np.asarray(scorer.holds(whole), dtype=bool)
+            places = [f"{source} row {number}" for number in range(done + 1, done + 1 + len(rows)) for _ in SIDES]
+            check_rendered(scorer, whole, held, places)
+            fits: NDArray[np.bool_] = np.logical_and(*held.reshape(-1, 2).T)
+            given = [own for index, own in enumerate(whole) if fits[index // 2]]
+            scores = np.full((len(rows), 2), np.nan)
+            scores[fits] = checked_scores(scorer.score(given) if given else [], len(given)).reshape(-1, 2)
+            yield scores
+            done, scored = done + len(rows), scored + int(fits.sum())
+            progress.update(len(rows))
+    if not scored:
+        raise DataError(f"all {len(pairs):,} pairs are longer than the model holds; {source} has none to score")
+
+
+def read_pair_scores(path: Path) -> dict[str, Floats]:
+    """Returns the scores of chosen and rejected by id, `(2,)`, both NaN for a pair without.
+
+    Raises:
+        DataError: If the file cannot be read or is empty, a line is of another form, or an id stands twice.
+    """
+    found: dict[str, Floats] = {}
+    for place, row in read_sound_rows(path, wanted=_FORM):
+        id, scores = row.get("id"), row.get("scores")
+        if type(id) not in (str, int) or "scores" not in row or not _are_scores(scores):
+            raise DataError(f"{place}: {json.dumps(row)[:60]!r} is no line of scores; {_FORM}")
+        if str(id) in found:
+            raise DataError(f"{place}: {str(id)!r} stands twice; wanted a line a pair")
+        found[str(id)] = np.array(scores or [np.nan, np.nan], dtype=np.float64)
+    return found
+
+
+def _are_scores(scores: Any) -> bool:
+    if scores in (None, [None, None]):
+        return True
+    # compared, not converted: an integer may be too large for a float
+    return isinstance(scores, list) and len(scores) == 2 and all(
+        type(score) in (int, float) and -_LARGEST <= score <= _LARGEST for score in scores
+    )  # fmt: skip
+
+
+def stored_scores(path: Path, pairs: "Dataset") -> "tuple[Dataset, Floats]":
+    """Returns those of the pairs that a file of scores has a line for, and their scores, `(N, 2)`.
+
+    Raises:
+        DataError: As [`read_pair_scores`], if ids of the pairs are not unique, or the file has one that is none.
+    """
+    known, found = pairs["id"], read_pair_scores(path)
+    if len(set(known)) < len(pairs):
+        raise DataError(
+            f"{len(pairs) - len(set(known)):,} ids of the pairs are not unique; scores cannot be told apart"
+        )
+    unknown = found.keys() - set(known)
+    if unknown:
+        raise DataError(f"{path} has scores of {min(unknown)!r}, which is none of the pairs; name the pairs it scored")
+    index = [i for i, id in enumerate(known) if id in found]
+    return pairs.select(index), np.array([found[known[i]] for i in index])

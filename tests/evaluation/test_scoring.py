@@ -1,0 +1,55 @@
+"""Rows as conversations and their scores, joined from a model or a file."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from rmtrl import RewardScorer
+from rmtrl.errors import DataError
+from rmtrl.evaluation.scoring import conversation, joined, read_pair_scores, score_pairs, stored_scores
+from rmtrl.types import Chat
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+ASKED, ANSWER = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Yes"}]
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("given", [TOOLS, json.dumps(TOOLS)])
+@pytest.mark.parametrize("answer", ["Yes", ANSWER])
+def test_a_conversation_keeps_the_tools_of_its_row(given, answer):
+    found = conversation({"prompt": ASKED, "chosen": answer, "tools": given}, "chosen")
+    assert found == ASKED + ANSWER and found.tools == TOOLS
+    assert type(conversation({"prompt": ASKED, "chosen": answer, "tools": None}, "chosen")) is list
+    assert conversation({"prompt": "Hi. ", "chosen": "Yes", "tools": given}, "chosen") == "Hi. Yes"
+    assert joined(Chat(ASKED, tools=TOOLS), answer).tools == TOOLS
+
+
+def test_pairs_are_scored_window_by_window_and_whole_or_not_at_all(model, tokenizer, pairs, monkeypatch):
+    monkeypatch.setattr("rmtrl.evaluation.scoring._WINDOW_PAIRS", 5)
+    rows = [*pairs.to_list(), {"prompt": "red", "chosen": " one" * 400, "rejected": " two"}]
+    scorer = RewardScorer(model, tokenizer, progress=False)
+    parts = list(score_pairs(scorer, Dataset.from_list(rows), "pairs.jsonl"))
+    assert [len(part) for part in parts] == [5, 5, 3]
+    wanted = scorer.score([row["prompt"] + row[side] for row in rows[:12] for side in ("chosen", "rejected")])
+    np.testing.assert_allclose(np.concatenate(parts)[:12], wanted.reshape(-1, 2), atol=1e-5)
+    assert np.isnan(parts[2][2]).all()
+    with pytest.raises(DataError, match="all 1 pairs are longer than the model holds; pairs.jsonl"):
+        list(score_pairs(scorer, Dataset.from_list(rows[12:]), "pairs.jsonl"))
+
+
+def test_stored_scores_are_those_of_the_pairs_that_the_file_has(tmp_path):
+    pairs = Dataset.from_list([{"id": id} for id in ("a", "1", "c")])
+    path = write(tmp_path / "s.jsonl", {"id": "c", "scores": [1, 0.5]}, {"id": 1, "scores": None})
+    known, scores = stored_scores(path, pairs)
+    assert known["id"] == ["1", "c"] and np.array_equal(scores, [[np.nan] * 2, [1, 0.5]], equal_nan=True)
+    assert read_pair_scores(path)["c"].tolist() == [1, 0.5]
+    with pytest.raises(DataError, match="'z', which is none of the pairs"):
+        stored_scores(write(tmp_path / "z.jsonl", {"id": "z", "scores": [1, 2]}), pairs)
+    with pytest.raises(DataError, match="1 ids of the pairs are not unique"):
+        stored_scores(path, Dataset.from_list([{"id": "a"}] * 2))

@@ -1,0 +1,204 @@
+"""Every option of every command with values it cannot take: a result, or one line and exit code 2; nothing else."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+from typer.main import get_command
+
+from rmtrl.cli import app
+from rmtrl.tiny import make_tiny_tokenizer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FREE = {"--notes", "--licence", "--purpose", "--reviewer", "--split", "--from-split"}  # a file is a split by any name
+NAMES = {("fresh sample", "--policy")}  # for the record
+OUTPUTS = {"--out", "--rejects", "--export", "--key", "--review"}
+
+
+def commands(command, path=()):
+    """The commands by their words."""
+    if not hasattr(command, "commands"):
+        return {" ".join(path): command}
+    return {
+        words: own for name, inner in command.commands.items() for words, own in commands(inner, (*path, name)).items()
+    }
+
+
+COMMANDS = commands(get_command(app))
+
+
+def kind_of(param):
+    descriptor = getattr(param, "type_descriptor", None)  # typer's own, or the type of click before it
+    return (descriptor.annotation.__name__ if descriptor else type(param.type).__name__.lower()).removesuffix(
+        "paramtype"
+    )
+
+
+def options(words):
+    """The options that take a value, with what kind of value it is."""
+    params = [param for param in COMMANDS[words].params if param.opts[0].startswith("--") and param.name != "help"]
+    return {param.opts[0]: kind_of(param) for param in params if not kind_of(param).startswith("bool")}
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with something for every command to work on."""
+    from conftest import WORDS, make_model
+
+    folder = tmp_path_factory.mktemp("world")
+    tokenizer = make_tiny_tokenizer([" ".join(WORDS)] * 20, vocab_size=320)
+    model = make_model(tokenizer)
+    for name, own in (("rm", model), ("policy", LlamaForCausalLM(model.config))):
+        own.save_pretrained(folder / name), tokenizer.save_pretrained(folder / name)
+    rows = [{"id": str(i), "prompt_id": f"p{i // 2}", "domain": "ab"[i % 2], "prompt": f"red {i // 2} sun moon ?",
+             "chosen": f" good {i}", "rejected": f" bad one {i}"} for i in range(40)]  # fmt: skip
+    write(folder / "pairs.jsonl", rows), write(folder / "set" / "test.jsonl", rows)
+    other = [row | {"prompt_id": f"q{i}", "prompt": f"blue {i} sea ?"} for i, row in enumerate(rows)]
+    write(folder / "other.jsonl", other)
+    scores = [{"id": str(i), "scores": [i % 7 / 3, i % 3]} for i in range(40)]
+    write(folder / "scores.jsonl", scores)
+    write(folder / "prompts.jsonl", [{"prompt": f"red {i} ?", "candidates": [" good", " bad"]} for i in range(3)])
+    write(folder / "generations.jsonl", [{"prompt": f"red {i} ?", "completions": [" a", " b"]} for i in range(3)])
+    torch.manual_seed(0)
+    samples = [{"prompt_id": f"p{i // 8}", "proxy": torch.rand(()).item(), "gold": torch.rand(()).item(),
+                "domain": "ab"[i // 8 % 2]} for i in range(64)]  # fmt: skip
+    write(folder / "samples.jsonl", samples)
+    write(folder / "evidence.json", [{"schema": "rmtrl/evidence/1", "test_accuracy": {"value": 0.9, "n": 200}}])
+    write(folder / "units.jsonl", [{"unit": f"u{i}"} for i in range(60)])
+    write(folder / "mine" / "all.jsonl", [{"prompt": "red ?", "chosen": "good", "rejected": "bad", "id": "0"}])
+    settings = {"name": "mine", "kind": "made up", "rule": "pairs", "subsets": {"all": "all.jsonl"}}
+    write(folder / "mine" / "benchmark.yaml", [settings])
+    write(folder / "item.jsonl", [{"id": "0", "scores": [1, 0]}])
+    shutil.copy(EXAMPLES / "annotations.jsonl", folder)
+    return folder
+
+
+BASES = {
+    "gate": ["evidence.json"],
+    "inspect": ["pairs.jsonl --model rm"],
+    "score": ["pairs.jsonl --model rm --out OUT"],
+    "calibrate": ["pairs.jsonl --scores scores.jsonl", "pairs.jsonl --model rm"],
+    "evaluate": ["--benchmark mine --scores item.jsonl", "--benchmark mine --model rm"],
+    "audit": ["pairs.jsonl --scores scores.jsonl", "pairs.jsonl --model rm --probe-rows 2"],
+    "overopt": ["samples.jsonl --n-resamples 100"],
+    "rerank": ["prompts.jsonl --model rm --policy policy --n 2 --max-new-tokens 2 --out OUT"],
+    "data validate": ["pairs.jsonl"],
+    "data dedup": ["pairs.jsonl"],
+    "data contamination": ["pairs.jsonl other.jsonl"],
+    "data split": ["pairs.jsonl --out OUT"],
+    "data unseal": ["splits --purpose test --out OUT"],
+    "data coverage": ["pairs.jsonl"],
+    "data sample": ["pairs.jsonl --size 4 --out OUT"],
+    "data synthesize": ["--out OUT --prompts 20"],
+    "annotations agreement": ["annotations.jsonl"],
+    "annotations aggregate": ["annotations.jsonl"],
+    "annotations pairs": ["annotations.jsonl"],
+    "fresh sample": [
+        "generations.jsonl --out OUT --key KEY --n 2",
+        "prompts.jsonl --out OUT --key KEY --n 2 --model policy --max-new-tokens 8",
+    ],
+    "fresh import": ["review.jsonl --key key.json --by human --out OUT"],
+    "fresh score": ["verdicts.jsonl --scores verdict_scores.jsonl"],
+    "abtest plan": ["--baseline 0.5 --effect 0.2"],
+    "abtest assign": ["plan.json units.jsonl --out OUT"],
+    "abtest analyse": ["plan.json arms.jsonl outcomes.jsonl"],
+}
+
+
+@pytest.fixture
+def run(rmtrl, world, monkeypatch, tmp_path):
+    """Runs a command in the world's folder, an option of it replaced or added; outputs go elsewhere."""
+    monkeypatch.chdir(world)
+    runs = itertools.count()
+
+    def command(words, base, *option):
+        folder = tmp_path / str(next(runs))
+        given = base.replace("OUT", str(folder / "out")).replace("KEY", str(folder / "key")).split()
+        if option and option[0] in given:
+            at = given.index(option[0])
+            del given[at : at + 2]
+        return rmtrl(*words.split(), *given, *option)
+
+    return command
+
+
+@pytest.fixture
+def made(run, rmtrl, world, monkeypatch):
+    """The files that commands make for one another."""
+    if (world / "arms.jsonl").exists():
+        return
+    monkeypatch.chdir(world)
+    assert rmtrl("abtest", "plan", "--baseline", 0.5, "--effect", 0.4, "--out", "plan.json")[0] == 0
+    assert rmtrl("abtest", "assign", "plan.json", "units.jsonl", "--out", "arms.jsonl")[0] == 0
+    write(world / "outcomes.jsonl", [{"unit": f"u{i}", "success": i % 2, "violation": 0} for i in range(60)])
+    assert (
+        rmtrl("fresh", "sample", "generations.jsonl", "--out", "review.jsonl", "--key", "key.json", "--n", 3)[0] == 0
+    )
+    review = [json.loads(line) for line in (world / "review.jsonl").read_text().splitlines()]
+    write(world / "review.jsonl", [row | {"verdict": "a", "reviewer": "ann"} for row in review])
+    taken = ("fresh", "import", "review.jsonl", "--key", "key.json", "--by", "human", "--out", "verdicts.jsonl")
+    assert rmtrl(*taken)[0] == 0
+    write(world / "verdict_scores.jsonl", [{"id": row["id"], "scores": [1, 0]} for row in review])
+    assert rmtrl("data", "split", "pairs.jsonl", "--out", "splits", "--sealed", 0.2)[0] == 0
+
+
+def test_every_command_works_with_what_is_given_here(run, made):
+    assert set(BASES) == set(COMMANDS)
+    for words, bases in BASES.items():
+        for base in bases:
+            code, _, err = run(words, base)
+            assert code in (0, 1), f"{words} {base}: {err}"
+
+
+BAD = {"int": ["x", "1.5", "-3", "0"], "float": ["x", "nan", "inf", "-3"]}  # that are numbers may be allowed
+NEVER = {"x", "1.5", "nan", "no/such/thing", "pairs.jsonl/x"}
+
+
+def bad_values(flag, kind):
+    return ["pairs.jsonl/x"] if flag in OUTPUTS else BAD.get(kind, ["no/such/thing", ""])
+
+
+@pytest.mark.parametrize("words", sorted(BASES))
+def test_a_bad_value_of_an_option_is_one_line_and_exit_code_2(run, made, words):
+    wrong = []
+    for base, (flag, kind) in itertools.product(BASES[words], options(words).items()):
+        for value in bad_values(flag, kind):
+            code, out, err = run(words, base, flag, value)
+            lines = [line for line in err.splitlines() if line.startswith("rmtrl: error:")]
+            refused = code == 2 and len(lines) == 1 and not out and "Traceback" not in err and "─" not in err
+            if not refused and (
+                code not in (0, 1) or (value in NEVER and flag not in FREE and (words, flag) not in NAMES)
+            ):
+                wrong.append(f"{base} {flag} {value!r}: {code} {out[:60]!r} {err[-300:]!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("words", sorted(BASES))
+def test_a_missing_input_is_one_line_that_names_it(run, made, words):
+    for base in BASES[words]:
+        for name in [word for word in base.split() if word.endswith((".jsonl", ".json"))]:
+            code, out, err = run(words, base.replace(name, "no-such.jsonl", 1))
+            *_, last = err.splitlines()
+            assert code == 2 and not out and last.startswith("rmtrl: error:") and "no-such.jsonl" in last, (base, err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("score", "Missing argument"), ("score x --bogus", "--bogus"), ("nosuch", "nosuch"),
+     ("rerank x --model y --out z --n 0", "got --n 0; "), ("abtest plan", "Missing option"),
+     ("abtest assign a b c --out d", "unexpected extra argument")],
+)  # fmt: skip
+def test_what_the_command_line_cannot_read_is_one_line(rmtrl, words, said):
+    code, out, err = rmtrl(*words.split())
+    assert (code, out) == (2, "") and err.count("\n") == 1 and said in err
+    assert err.startswith("rmtrl: error: ") and "; see rmtrl" in err and err.endswith(" --help\n")

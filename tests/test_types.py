@@ -1,0 +1,40 @@
+"""Values between stages: what a scorer may return, and whose fault an error is."""
+
+import numpy as np
+import pytest
+import torch
+
+from rmtrl.errors import DataError, ModelError, RewardError
+from rmtrl.types import checked_scores, failed_at
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 0.5], (True, np.float32(0.5)), np.array([1, 0.5], np.float32), torch.tensor([1, 0.5]),
+               [torch.tensor([1.0]), np.array(0.5)]]
+)  # fmt: skip
+def test_one_number_a_sample_of_any_kind_is_taken(values):
+    scores = checked_scores(values, 2)
+    assert scores.dtype == np.float64 and scores.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), "1", [1.0], torch.ones(2), 1j])
+def test_what_is_no_finite_number_is_named_by_its_place(bad):
+    with pytest.raises(ModelError, match="for conversation 1; wanted one finite number") as stop:
+        checked_scores([1.0, bad], 2)
+    assert stop.value.index == 1
+    with pytest.raises(RewardError, match=r"the judge returned .* for answer 1; wanted one finite number, see row 7$"):
+        checked_scores(
+            [1.0, bad], 2, name="judge", sample="answer", shown=lambda i: f", see row {i + 6}", error=RewardError
+        )
+
+
+@pytest.mark.parametrize("values", [None, 1.0, [1.0], "ab", {0: 1.0, 1: 2.0}, np.zeros((0, 2)), np.array(1.0)])
+def test_another_number_of_scores_is_refused(values):
+    with pytest.raises(ModelError, match="for 2 conversations; wanted a list of one number each"):
+        checked_scores(values, 2)
+
+
+def test_an_error_is_of_the_sample_it_names_or_of_any():
+    assert list(failed_at(DataError("x", index=1), 3)) == [1]
+    for error in (DataError("x"), DataError("x", index=3), KeyError(0), DataError("x", index=-1)):
+        assert list(failed_at(error, 3)) == [0, 1, 2]
