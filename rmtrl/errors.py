@@ -39,7 +39,14 @@ class FreshHeadError(ModelError):
 
 
 class RenderingError(ModelError):
-    """Text rendered otherwise than the reward model saw it in training (template, special tokens, length)."""
+    """Text that cannot be rendered, or not as the reward model saw it in training (template, special tokens, length).
+
+    `index` is the place in its batch of the conversation that is to blame, where one is.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class RewardError(RmtrlError):

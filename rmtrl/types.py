@@ -69,6 +69,12 @@ class Chat(list[Message]):
         return self._with(found) if isinstance(index, slice) else found
 
 
+def chats(prompts: Sequence[Conversation], columns: Mapping[str, Any]) -> list[Conversation]:
+    """Returns each prompt with its entry of the columns `tools` and `chat_template_kwargs`, where there are any."""
+    given = {name: columns[name] for name in ("tools", "chat_template_kwargs") if columns.get(name) is not None}
+    return [Chat.of(own, {name: values[i] for name, values in given.items()}) for i, own in enumerate(prompts)]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with what is needed to believe it: its interval and the sample behind it.
@@ -208,7 +214,6 @@ class Scorer:
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the scores of `prompts[i] + completions[i]` as TRL's trainers expect them."""
-        whole = [p + c for p, c in zip(prompts, completions, strict=True)]  # type: ignore[operator]
-        extra = {name: columns[name] for name in ("tools", "chat_template_kwargs") if columns.get(name) is not None}
-        conversations = [Chat.of(c, {name: values[i] for name, values in extra.items()}) for i, c in enumerate(whole)]
+        asked = chats(prompts, columns)
+        conversations = [p + c for p, c in zip(asked, completions, strict=True)]  # type: ignore[operator]
         return [float(score) for score in self.score(conversations)]

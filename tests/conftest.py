@@ -124,3 +124,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast, **settings: object) -> LlamaF
         initializer_range=0.2,
     )
     return LlamaForSequenceClassification(LlamaConfig(**(defaults | settings)))
+
+
+@pytest.fixture
+def four_bit_in_float32(monkeypatch):
+    """Quantised layers as they are on any CPU: where it has bf16, bitsandbytes packs them for inference in bf16."""
+    import bitsandbytes.backends.cpu.ops
+    import bitsandbytes.nn.modules
+
+    for module in (bitsandbytes.nn.modules, bitsandbytes.backends.cpu.ops):
+        monkeypatch.setattr(module, "has_avx512bf16", lambda: False)

@@ -18,11 +18,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.generation.generator import Completion, Generator
 from rmtrl.generation.sampling import SeededSampling, sampling_key
 from rmtrl.reward.dpo_scorer import DPOScorer
+from rmtrl.reward.rendering import encode_prompt
 from rmtrl.types import Conversation
 
 
@@ -124,7 +124,7 @@ class TransformersGenerator(Generator):
             RenderingError: If there is no chat template for a message list.
         """
         _check_at_least("n", n, 1)
-        encoded = [self.encode(prompt) for prompt in prompts]
+        encoded = [encode_prompt(self.tokenizer, prompt, index=index) for index, prompt in enumerate(prompts)]
         self._check_room(encoded)
         names = [sampling_key(ids) for ids in encoded]
         rows = [(index, sample) for index in range(len(prompts)) for sample in range(n)]
@@ -159,13 +159,7 @@ class TransformersGenerator(Generator):
         Raises:
             RenderingError: If there is no chat template for a message list.
         """
-        if isinstance(prompt, str):
-            return one_start(self.tokenizer(text=prompt)["input_ids"], self.tokenizer)
-        check_chat_template(self.tokenizer)
-        rendered: Any = self.tokenizer.apply_chat_template(
-            prompt, tokenize=True, add_generation_prompt=True, return_dict=True
-        )
-        return list(rendered["input_ids"])
+        return encode_prompt(self.tokenizer, prompt)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         with tqdm(total=len(rows), desc="Generating", unit="completion", delay=2, disable=not self.progress) as bar:
@@ -217,13 +211,6 @@ class TransformersGenerator(Generator):
                     f"prompt {index} has {len(ids):,} tokens and the model holds {limit:,}: no room for "
                     f"{self.max_new_tokens:,} more; shorten it or lower max_new_tokens"
                 )
-
-
-def one_start(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the token ids of a text, without the start token that a tokenizer puts before one that has its own."""
-    start = tokenizer.bos_token_id
-    doubled = start is not None and list(ids[:2]) == [start, start]
-    return list(ids[1:] if doubled else ids)
 
 
 @contextmanager

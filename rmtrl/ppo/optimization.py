@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from rmtrl.errors import ModelError
 from rmtrl.generation import sampling_key
 from rmtrl.ppo.advantages import gae, shaped_rewards, whiten
 from rmtrl.ppo.episodes import Experience, Rollout, Scores
 from rmtrl.ppo.kl import kl_terms
 from rmtrl.ppo.losses import policy_loss, value_loss
+from rmtrl.reward.checks import check_finite
 
 
 class PPOUpdate:
@@ -76,12 +76,7 @@ class PPOUpdate:
             ModelError: If a number is not.
         """
         for tensor, name in zip(named[::2], named[1::2], strict=True):
-            if not torch.isfinite(tensor).all():
-                raise ModelError(
-                    f"update {self.state.global_step + 1}: {name} not finite; the run has diverged or started from "
-                    "broken weights: lower learning_rate, set max_grad_norm or max_approx_kl, or resume from an "
-                    "earlier checkpoint"
-                )
+            check_finite(f"update {self.state.global_step + 1}", tensor, name)
 
     def token_losses(
         self: Any, experience: Experience, rows: Sequence[int]

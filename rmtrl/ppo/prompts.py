@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.validation import check_chat_template
-from rmtrl.errors import DataError, RenderingError
+from rmtrl.data.messages import CALLS, is_blank
+from rmtrl.errors import DataError
 from rmtrl.generation.sampling import sampling_key
-from rmtrl.generation.transformers_generator import one_start
-from rmtrl.types import Conversation
+from rmtrl.reward.rendering import encode_prompt, values_of
+from rmtrl.types import Conversation, chats
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +32,7 @@ class Prompts:
         rows ([`~datasets.Dataset`]): The other columns, a row a prompt.
         n_dropped (`int`): Prompts left out for their length.
         begun (`list[str]`): What a completion of each continues, which a reward sees as its beginning.
+        tokenised (`bool`): Whether the prompts were given as token ids, of which their text is not all.
     """
 
     ids: list[list[int]]
@@ -40,6 +40,7 @@ class Prompts:
     rows: Dataset
     n_dropped: int = 0
     begun: list[str] = field(default_factory=list)
+    tokenised: bool = False
 
     def answer(self, index: int, completion: str) -> Conversation:
         """Returns a completion of a prompt as the reward sees it: text, or one message of the assistant's."""
@@ -117,7 +118,8 @@ def read_prompts(
     if n_dropped and rest.column_names:
         rest = rest.select(kept)
     cut = [_cut(prompts[row], row) for row in kept]
-    return Prompts([ids[row] for row in kept], [own for own, _ in cut], rest, n_dropped, [begun for _, begun in cut])
+    own, begun = map(list, zip(*cut, strict=True))
+    return Prompts([ids[row] for row in kept], own, rest, n_dropped, begun, "prompt" not in names)  # type: ignore[arg-type]
 
 
 def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
@@ -125,7 +127,7 @@ def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
     if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
         return prompt, ""
     begun = prompt[-1].get("content")
-    if not isinstance(begun, str) or len(prompt) == 1:
+    if not isinstance(begun, str) or any(map(prompt[-1].get, CALLS)) or len(prompt) == 1:
         raise DataError(
             f"prompt {row} ends in an assistant's message; wanted its content as text, and messages before"
         )
@@ -149,41 +151,31 @@ def read_sets(
 
 
 def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:
-    if "prompt" not in dataset.column_names:
+    names = dataset.column_names
+    if "prompt" not in names:
         ids = _without_padding(dataset)
         return list(tokenizer.batch_decode(ids, skip_special_tokens=True)), ids
-    prompts = list(dataset["prompt"])
-    chats = [prompt for prompt in prompts if isinstance(prompt, list)]
-    if chats and len(chats) < len(prompts):
+    given = {name: values_of(dataset, name) for name in ("prompt", "tools", "chat_template_kwargs") if name in names}
+    prompts = chats(given["prompt"], given)
+    n_chats = sum(isinstance(prompt, list) for prompt in prompts)
+    if 0 < n_chats < len(prompts):
         raise DataError("some prompts are text and some are messages; give one form")
-    if not chats:
-        wrong = next((row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)), None)
-        if wrong is not None:
-            raise DataError(f"prompt {wrong} is {prompts[wrong]!r}; wanted text or messages")
-        empty = next((row for row, prompt in enumerate(prompts) if not prompt.strip()), None)
-        if empty is not None:
-            raise DataError(f"prompt {empty} is empty; a policy has nothing to continue")
-        return prompts, [one_start(ids, tokenizer) for ids in tokenizer(text=prompts, verbose=False)["input_ids"]]
-    check_chat_template(tokenizer)
-    return prompts, [_render(prompt, tokenizer, row) for row, prompt in enumerate(prompts)]
+    for row, prompt in enumerate(prompts):
+        _check(prompt, row)
+    return prompts, [encode_prompt(tokenizer, own, index=row, continues=True) for row, own in enumerate(prompts)]
 
 
-def _render(prompt: Any, tokenizer: PreTrainedTokenizerBase, row: int) -> list[int]:
-    if not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
-        raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
-    if not prompt or not any(str(turn.get("content") or "").strip() for turn in prompt):
-        raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
-    last = prompt[-1]["role"] == "assistant"
-    try:
-        rendered: Any = tokenizer.apply_chat_template(
-            prompt, tokenize=True, return_dict=True, add_generation_prompt=not last, continue_final_message=last,
-            tokenizer_kwargs={"verbose": False},
-        )  # fmt: skip
-    except (TemplateError, TypeError, ValueError) as error:
-        raise RenderingError(
-            f"the chat template fails on prompt {row}: {str(error).splitlines()[0]}; give roles and content it takes"
-        ) from error
-    return list(rendered["input_ids"])
+def _check(prompt: Any, row: int) -> None:
+    if not isinstance(prompt, str | list):
+        raise DataError(f"prompt {row} is {prompt!r}; wanted text or messages")
+    if isinstance(prompt, list):
+        if not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
+            raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
+        if all(map(is_blank, prompt)):
+            raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
+        return
+    if not prompt.strip():
+        raise DataError(f"prompt {row} is empty; a policy has nothing to continue")
 
 
 def _without_padding(dataset: Dataset) -> list[list[int]]:

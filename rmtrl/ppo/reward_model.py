@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from accelerate.logging import get_logger
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
@@ -17,10 +18,20 @@ from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.reward_calls import call_reward, shown
 from rmtrl.ppo.rewards import ComposedReward
 from rmtrl.reward.heads import base_model
+from rmtrl.reward.rendering import encode_prompt
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Conversation, Scorer
 
+logger = get_logger(__name__)
+
 Reward = Callable[..., Any]
+
+_ANSWER, _PROBED = "Yes.", 64  # what a probe answers, and to how many prompts
+_ROUTES = {
+    "ids": "the reward model scores the policy's tokens as they are sampled: they are what it was trained on",
+    "text": "the reward model renders the policy's answers by its own template: their tokens are not what it was "
+    "trained on",
+}
 
 # of an evaluation's figures and of its rows
 FIGURES = (
@@ -31,32 +42,76 @@ ENDINGS = ("_gain", "_low", "_high")
 
 
 class TokenReward:
-    """A reward model's scores of token ids, in TRL's reward-function form: nothing is decoded or rendered again.
+    """A reward model's scores of a policy's samples, in TRL's reward-function form.
+
+    Where a sample reads as the reward model's own rendering of prompt and answer, up to the end token that a cut-off
+    one lacks, its tokens are scored as they were sampled; else that rendering is scored, for a reward model's scores
+    mean nothing at positions it was not taught. `route` says which holds for the prompts probed, `"ids"` or `"text"`;
+    where it is `"text"`, everything is rendered.
 
     Args:
-        scorer ([`RewardScorer`]): A reward model with the policy's tokenizer.
+        scorer ([`RewardScorer`]): A reward model whose tokenizer has the policy's vocabulary.
+        prompts ([`Prompts`]): Prompts of the policy, of which some are probed.
+        end_token_ids (`Sequence[int]`): Tokens besides the reward model's own end token that end the policy's samples.
     """
 
-    def __init__(self, scorer: RewardScorer) -> None:
+    def __init__(self, scorer: RewardScorer, prompts: Prompts, *, end_token_ids: Sequence[int] = ()) -> None:
         self.scorer = scorer
         self.__name__ = type(scorer).__name__
+        self.route: Literal["ids", "text"] = "ids"
+        ends = dict.fromkeys((*end_token_ids, int(scorer.tokenizer.eos_token_id)))
+        probed = range(0, len(prompts), -(-len(prompts) // _PROBED))
+        exact = all(any(self._is_as_trained(prompts, index, end) for end in ends) for index in probed)
+        self.route = "ids" if prompts.tokenised or exact else "text"
+
+    def _is_as_trained(self, prompts: Prompts, index: int, end: int) -> bool:
+        """Whether a plain answer to a prompt, as a policy samples it, reads as the reward model renders it."""
+        tokenizer, prompt = self.scorer.tokenizer, prompts.prompts[index]
+        ids = [*prompts.ids[index], *tokenizer(text=_ANSWER, add_special_tokens=False)["input_ids"], end]
+        if isinstance(prompt, str):
+            return self._text(encode_prompt(tokenizer, prompt + _ANSWER + str(tokenizer.eos_token))) == self._text(ids)
+        answer: Any = prompts.answer(index, _ANSWER)
+        return self._text(self.scorer.encode(prompt + answer)) == self._text(ids)
 
     def __call__(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], *,
-        prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], **columns: Any,
+        prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], truncated: Sequence[bool],
+        **columns: Any,
     ) -> list[float]:  # fmt: skip
         """Returns the score of each prompt with its completion, as it was sampled."""
-        rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-        return [float(score) for score in self.scorer.score_ids(rows)]
+        samples = zip(prompts, completions, prompt_ids, completion_ids, truncated, strict=True)
+        return [float(score) for score in self.scorer.score_ids([self._tokens(*sample) for sample in samples])]
+
+    def _tokens(
+        self, prompt: Any, completion: Any, prompt_ids: Sequence[int], completion_ids: Sequence[int], truncated: bool
+    ) -> list[int]:
+        """Returns the tokens by which a sample is scored."""
+        sampled = [*prompt_ids, *completion_ids]
+        if isinstance(prompt, str) and self.route == "ids":
+            return sampled if truncated else self._ended(sampled)
+        rendered = self.scorer.encode(prompt + completion)
+        reads = sampled + rendered[-1:] if truncated else sampled
+        return sampled if self.route == "ids" and self._text(reads) == self._text(rendered) else rendered
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """Returns the tokens of a text with the end token that such texts end with, in place of another one."""
+        tokenizer = self.scorer.tokenizer
+        if ids[-1] == tokenizer.eos_token_id:
+            return ids
+        return [*(ids[:-1] if ids[-1] in tokenizer.all_special_ids else ids), int(tokenizer.eos_token_id)]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.scorer.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Reward, Any]:
-    """Returns a reward function of whatever is given, and the model in it that shares the policy's tokens, if any.
+def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> tuple[Reward, Any]:
+    """Returns a reward function of whatever is given, and the model in it that shares the policy's vocabulary, if any.
 
     Args:
         reward_model: A sequence classification model with the policy's tokenizer, a folder or hub id, a [`Scorer`],
             or a function in TRL's form.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
+        prompts ([`Prompts`]): Prompts of the policy.
 
     Raises:
         ModelError: If it is none of these, or the model cannot be loaded or used.
@@ -73,13 +128,15 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Re
         reward_model = RewardScorer(reward_model, tokenizer, progress=False)
     if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer | str | Path):
         composed = copy.copy(reward_model)
-        composed.scorer, network = as_reward(reward_model.scorer, tokenizer)
+        composed.scorer, network = as_reward(reward_model.scorer, tokenizer, prompts)
         return composed, network
     if isinstance(reward_model, RewardScorer):
         reward_model.progress = False
-        if _same_tokens(reward_model, tokenizer):
-            return TokenReward(reward_model), reward_model.model
-        return reward_model, None
+        if not _same_vocabulary(reward_model, tokenizer):
+            return reward_model, None
+        reward = TokenReward(reward_model, prompts, end_token_ids=[tokenizer.eos_token_id])
+        logger.warning(_ROUTES[reward.route])
+        return reward, reward_model.model
     if isinstance(reward_model, nn.Module) or not callable(reward_model):
         raise ModelError(
             f"got {type(reward_model).__name__} as reward_model; wanted a sequence classification model, its folder "
@@ -108,7 +165,7 @@ def unscaled(reward: Reward) -> Reward:
     return reward.unscaled() if isinstance(reward, ComposedReward) else reward
 
 
-def as_rewards(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Reward]:
+def as_rewards(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> dict[str, Reward]:
     """Returns a reward function for each of the judges given.
 
     Raises:
@@ -117,28 +174,24 @@ def as_rewards(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     for name in given:
         if name in FIGURES or name.endswith(ENDINGS):
             raise UsageError(f"eval_scorers: the name {name!r} is that of a figure of every evaluation; give another")
-    return {name: as_reward(judge, tokenizer)[0] for name, judge in given.items()}
+    return {name: as_reward(judge, tokenizer, prompts)[0] for name, judge in given.items()}
 
 
 def closes_cut_turns(reward: Reward) -> bool:
     """Whether responses reach the reward as text that a scorer renders, so that one cut off looks finished."""
     if not isinstance(reward, ComposedReward):
-        return isinstance(reward, Scorer)
+        return isinstance(reward, Scorer) or (isinstance(reward, TokenReward) and reward.route == "text")
     scorers: Iterable[Any] = reward.scorer.values() if isinstance(reward.scorer, Mapping) else [reward.scorer]
     return not any(own.name == "truncated" for own in reward.filters) and any(map(closes_cut_turns, scorers))
 
 
-def _same_tokens(scorer: RewardScorer, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the policy's tokens are those that the reward model was trained on, template and all."""
+def _same_vocabulary(scorer: RewardScorer, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the policy's tokens mean the same to the reward model, which can score them as they are."""
     own = scorer.tokenizer
     # a head that averages over the last message needs to know where it starts, which token ids alone do not say
-    if scorer.head.pooling == "mean":
+    if scorer.head.pooling == "mean" or own.eos_token_id is None:
         return False
-    return own is tokenizer or (
-        own.get_vocab() == tokenizer.get_vocab()
-        and own.chat_template == tokenizer.chat_template
-        and own.eos_token_id == tokenizer.eos_token_id
-    )
+    return own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
 
 
 def score_episodes(

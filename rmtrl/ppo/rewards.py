@@ -125,6 +125,7 @@ class ComposedReward:
 
     def unscaled(self) -> "ComposedReward":
         """Returns a copy without normalisation and clip, whose rewards can be compared over time."""
+        self._load()  # here, not in each copy
         own = copy.copy(self)
         own.normalise, own.clip, own.parts_ = False, None, {}
         if isinstance(own.scorer, ComposedReward):
@@ -148,20 +149,24 @@ class ComposedReward:
             )
         self.moments_ = Moments(**state)
 
-    def _scored(self, prompts: Conversations, completions: Conversations, columns: dict[str, Any]) -> Floats:
-        """Returns the calibrated scores, lowered by their uncertainty, `(N,)`."""
+    def _load(self) -> RewardFunction | Mapping[str, RewardFunction]:
         if isinstance(self.scorer, str | Path):
             self.scorer = RewardScorer.from_pretrained(self.scorer, progress=False)
-        if isinstance(self.scorer, Mapping):
+        return self.scorer
+
+    def _scored(self, prompts: Conversations, completions: Conversations, columns: dict[str, Any]) -> Floats:
+        """Returns the calibrated scores, lowered by their uncertainty, `(N,)`."""
+        scorer = self._load()
+        if isinstance(scorer, Mapping):
             scores, std = np.zeros(len(completions)), None
-            for name, scorer in self.scorer.items():
-                self.parts_[name] = call_reward(scorer, prompts, completions, **columns)
+            for name, one in scorer.items():
+                self.parts_[name] = call_reward(one, prompts, completions, **columns)
                 scores = scores + (1.0 if self.weights is None else self.weights[name]) * self.parts_[name]
-        elif isinstance(self.scorer, UncertainScorer) and self.scorer.aggregation == "mean":
-            scores, std = _distribution(self.scorer, prompts, completions)
+        elif isinstance(scorer, UncertainScorer) and scorer.aggregation == "mean":
+            scores, std = _distribution(scorer, prompts, completions)
         else:
-            scores, std = call_reward(self.scorer, prompts, completions, **columns), None
-        inner = self.scorer.parts_ if isinstance(self.scorer, ComposedReward) else {}
+            scores, std = call_reward(scorer, prompts, completions, **columns), None
+        inner = scorer.parts_ if isinstance(scorer, ComposedReward) else {}
         self.parts_ |= {"score": scores} | inner  # a reward within is shown by its own parts
         rewards = self._calibrated(scores, prompts, completions)
         if self.calibration is not None:

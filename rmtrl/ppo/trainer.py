@@ -44,6 +44,7 @@ from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
 from rmtrl.ppo.reward_model import as_reward, as_rewards, training_reward
 from rmtrl.ppo.rollout import PPORollout
 from rmtrl.ppo.shared_reward import share_reward
+from rmtrl.reward.checks import check_weights
 
 logger = get_logger(__name__)
 
@@ -155,13 +156,15 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         if args.one_backbone:
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
-        self.reward, reward_network = as_reward(reward_model, pad_inside(processing_class, reward_model))
+        self.reward, reward_network = as_reward(
+            reward_model, pad_inside(processing_class, reward_model), self.train_prompts
+        )
         low, high = args.reward_clip_range or (0.0, 0.0)
         self.reward = training_reward(
             self.reward, clip=(low, high) if low < high else None,
             normalise="mean_std" if args.normalize_rewards else False,
         )  # fmt: skip
-        self.eval_scorers = as_rewards(eval_scorers or {}, processing_class)
+        self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
         reference = load_policy(ref_model, **loading)
         self.ref_model, reference_adapter = choose_reference(policy, reference, peft_config, args)
         shares = args.one_backbone and value_model is None
@@ -350,7 +353,12 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
     # checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the policy for inference, and the value model in the folder `value_model` beside it."""
+        """Saves the policy for inference, and the value model in the folder `value_model` beside it.
+
+        Raises:
+            ModelError: If their weights are not finite; what stood in the folder is left as it was.
+        """
+        check_weights(f"after update {self.state.global_step}", self.model)
         checkpoint.save(self, Path(str(output_dir or self.args.output_dir)), with_state=_internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import use_adapter
 
+from rmtrl.data.messages import says
 from rmtrl.errors import DataError, FreshHeadError, ModelError, UsageError
 from rmtrl.reward.heads import base_model
-from rmtrl.reward.rendering import encode_all
+from rmtrl.reward.rendering import encode_all, encode_prompt, try_encode
 from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
-from rmtrl.types import Conversation, Scorer
+from rmtrl.types import Conversation, Scorer, chats
 
 logger = logging.getLogger(__name__)
 
@@ -142,13 +144,13 @@ class DPOScorer(Scorer):
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the implicit rewards of `completions` as TRL's trainers expect them; strings or messages."""
-        return [float(score) for score in self._score(prompts, completions)]
+        return [float(score) for score in self._score(chats(prompts, columns), completions)]
 
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations are within the positions of policy and reference, `(N,)`."""
-        limit = self._most_tokens
-        lengths = [len(ids) for ids in encode_all(self.tokenizer, conversations)]
-        return np.array([limit is None or length <= limit for length in lengths], dtype=np.bool_)
+        """Returns which conversations can be rendered and are within the positions of both models, `(N,)`."""
+        limit = self._most_tokens or sys.maxsize
+        rendered = try_encode(self.tokenizer, conversations)
+        return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
 
     def log_probs(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation]
@@ -179,7 +181,7 @@ class DPOScorer(Scorer):
         """Returns the tokens of prompt and completion, and where the completion starts, as TRL's `DPOTrainer` does."""
         pairs = list(zip(prompts, completions, strict=True))
         for index, (prompt, completion) in enumerate(pairs):
-            if type(prompt) is not type(completion) or not isinstance(prompt, str | list):
+            if isinstance(prompt, str) != isinstance(completion, str) or not isinstance(prompt, str | list):
                 raise DataError(f"prompt and completion {index} are {type(prompt).__name__} and "
                                 f"{type(completion).__name__}; wanted two strings or two message lists")  # fmt: skip
             if isinstance(prompt, list) and not prompt:
@@ -188,7 +190,7 @@ class DPOScorer(Scorer):
         sequences = encode_all(self.tokenizer, whole)
         starts, limit = [], self._most_tokens
         for index, (prompt, ids) in enumerate(zip(prompts, sequences, strict=True)):
-            before = self._prompt_ids(prompt)
+            before = encode_prompt(self.tokenizer, prompt, index=index)
             if ids[: len(before)] != before and not self._said_boundary:
                 self._said_boundary = True
                 logger.warning("prompt %d is tokenised otherwise with its completion; counting starts at token %d, as "
@@ -200,14 +202,6 @@ class DPOScorer(Scorer):
                                 "or leave it out (nothing is truncated)")  # fmt: skip
             starts.append(len(before))
         return sequences, starts
-
-    def _prompt_ids(self, prompt: Conversation) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self.tokenizer(text=prompt)["input_ids"])
-        rendered: Any = self.tokenizer.apply_chat_template(
-            prompt, tokenize=True, add_generation_prompt=True, return_dict=True
-        )
-        return list(rendered["input_ids"])
 
     @property
     def _has_reference(self) -> bool:
@@ -283,7 +277,5 @@ def _no_model(path: str | Path, error: Exception) -> ModelError:
 
 
 def _is_answered(conversation: Any) -> bool:
-    messages = isinstance(conversation, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in conversation
-    )
+    messages = isinstance(conversation, list) and all(isinstance(turn, dict) and says(turn) for turn in conversation)
     return messages and len(conversation) > 1 and conversation[-1].get("role") == "assistant"

@@ -1,7 +1,7 @@
 """The score head: its kinds, where it is in a model, and how it computes in float32."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from rmtrl.errors import ModelError
 
 _OF_ADAPTERS = ("modules_to_save", "lora_dropout", "lora_A", "lora_B")
-_HIDDEN = 256  # width of an MLP head, at most that of the backbone
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Head:
         members (`int`): Heads side by side, whose mean is the reward.
         criteria (`tuple[str, ...]`): Names of the outputs of a head for attributes.
         weights (`tuple[float, ...]`): Their weights in the reward.
+        width (`int`): Units of an MLP's hidden layer, at most as many as the backbone's.
     """
 
     kind: str = "linear"
@@ -37,6 +37,7 @@ class Head:
     members: int = 1
     criteria: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    width: int = 256
 
     @property
     def is_standard(self) -> bool:
@@ -65,8 +66,16 @@ class Head:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Head":
-        """Returns the head that [`Head.as_dict`] describes."""
-        return cls(**{**stored, "criteria": tuple(stored["criteria"]), "weights": tuple(stored["weights"])})
+        """Returns the head that [`Head.as_dict`] describes; what a later version says besides is left aside.
+
+        Raises:
+            ModelError: If it is of a kind that this version does not know.
+        """
+        known = {name: stored[name] for name in (field.name for field in fields(cls)) if name in stored}
+        head = cls(**known | {name: tuple(known.get(name, ())) for name in ("criteria", "weights")})
+        if head.kind not in ("linear", "mlp") or head.pooling not in ("last", "mean"):
+            raise ModelError(f"got a head of kind {head.kind!r} and pooling {head.pooling!r}; a later rmtrl reads it")
+        return head
 
 
 class Float32Linear(nn.Linear):
@@ -120,7 +129,7 @@ class RewardHead(nn.Module):
 
 
 def _member(size: int, n_outputs: int, head: Head) -> nn.Module:
-    hidden = min(size, _HIDDEN)
+    hidden = min(size, head.width)
     last = Float32Linear(hidden if head.kind == "mlp" else size, n_outputs, bias=head.kind == "mlp")
     last.dropout = head.dropout
     return nn.Sequential(Float32Linear(size, hidden), nn.Tanh(), last) if head.kind == "mlp" else last
@@ -129,6 +138,12 @@ def _member(size: int, n_outputs: int, head: Head) -> nn.Module:
 def base_model(model: Any) -> Any:
     """Returns the sequence classification model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def reads_last_token(model: Any) -> bool:
+    """Returns whether every token passes the head, as in a decoder, where it is named `score`, and the last counts."""
+    inner = base_model(model)
+    return isinstance(getattr(inner, "score", None), nn.Module) and not inner.config.is_encoder_decoder
 
 
 def install_head(model: nn.Module, head: Head) -> None:

@@ -1,55 +1,98 @@
-"""What a data set of pairs gets before and after TRL tokenises it, so that no row is lost in silence."""
+"""A data set of pairs as token ids, rendered as whoever scores renders them, so that no row is lost in silence."""
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import is_conversational
 
-from rmtrl.data.validation import check_chat_template
-from rmtrl.errors import DataError
-from rmtrl.reward.rendering import completion_starts, encode_all
+from rmtrl.data.messages import is_blank
+from rmtrl.errors import DataError, RenderingError
+from rmtrl.reward.rendering import completion_starts, is_filled, try_encode, values_of, without_fillings
+from rmtrl.types import chats
 
 logger = get_logger(__name__)
 
 
-def prepare_text(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:
-    """Returns pairs of text ready for TRL: checked, tokenised here where TRL cannot, with columns the trainer reads.
+def prepare_text(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    constants: Mapping[str, Any],
+    starts: bool = False,
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Returns pairs with `chosen_ids` and `rejected_ids`, rendered as whoever scores will render them.
 
-    Text of a tokenizer without end token gets its token columns. Where any response is blank, `_empty_response` marks
-    it; a string column `domain` becomes the class label `domain_id`. Streamed sets get neither.
+    Where any response is blank, `_empty_response` marks it; a string column `domain` becomes the class label
+    `domain_id`. Streamed sets get neither.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Pairs of text or messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Renders.
+        constants (`Mapping[str, Any]`): Tools and template variables of pairs without such columns.
+        starts (`bool`): Whether to add `chosen_start` and `rejected_start`, the first token of each last message.
+        num_proc (`int`, *optional*): Processes that render.
 
     Raises:
-        RenderingError: If the pairs are message lists and the tokenizer has no chat template.
+        RenderingError: If a pair cannot be rendered, with its number.
     """
-    if is_conversational(next(iter(dataset))):
-        check_chat_template(tokenizer)
-    elif tokenizer.eos_token is None:
-        dataset = dataset.map(_tokenize_without_eos, fn_kwargs={"tokenizer": tokenizer})
+    whole = isinstance(dataset, Dataset)
+    features = dataset.features or {}
+    settings: dict[str, Any] = {"num_proc": num_proc, "desc": "Tokenizing pairs"} if whole else {}
+    ours: dict[str, Any] = {"tokenizer": tokenizer, "constants": dict(constants), "starts": starts}
+    ours["filled"] = [name for name, feature in features.items() if is_filled(feature)]
+    with PartialState().main_process_first():
+        dataset = dataset.map(_tokenized, batched=True, with_indices=True, fn_kwargs=ours, **settings)
     if not isinstance(dataset, Dataset):
         return dataset
-    blank = [_is_blank(c) or _is_blank(r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)]
-    if any(blank):
-        dataset = dataset.add_column("_empty_response", blank)
     if "domain" in dataset.column_names and dataset.features["domain"].dtype in ("string", "large_string"):
         domains = ["unknown" if domain is None else domain for domain in dataset["domain"]]
         dataset = dataset.remove_columns("domain").add_column("domain_id", domains).class_encode_column("domain_id")
     return dataset
 
 
-def add_completion_starts(
-    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase
-) -> Dataset | IterableDataset:
-    """Returns the pairs with `chosen_start` and `rejected_start`, the first token of each side's last message."""
-    return dataset.map(_with_starts, fn_kwargs={"tokenizer": tokenizer})
+def constants_of(dataset: Dataset | IterableDataset) -> dict[str, Any]:
+    """Returns the tools and template variables that every pair of a set has alike; of a streamed set, none."""
+    if not isinstance(dataset, Dataset):
+        return {}
+    columns = {
+        name: values_of(dataset, name) for name in ("tools", "chat_template_kwargs") if name in dataset.column_names
+    }
+    columns = {name: [json.loads(v) if isinstance(v, str) else v for v in own] for name, own in columns.items()}
+    return {name: own[0] for name, own in columns.items() if own[0] and all(value == own[0] for value in own)}
 
 
-def _with_starts(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    prompt = example.get("prompt") or type(example["chosen"])()
-    sides = [prompt + example[side] for side in ("chosen", "rejected")]
-    starts = completion_starts(tokenizer, sides, encode_all(tokenizer, sides))
-    return {"chosen_start": starts[0], "rejected_start": starts[1]}
+def _tokenized(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    constants: Mapping[str, Any],
+    starts: bool,
+    filled: Sequence[str],
+) -> dict[str, list[Any]]:
+    columns = {name: without_fillings(own) if name in filled else own for name, own in batch.items()}
+    columns |= {name: [value] * len(indices) for name, value in constants.items() if name not in columns}
+    made: dict[str, list[Any]] = {"_empty_response": [False] * len(indices)}
+    for side in ("chosen", "rejected"):
+        answers = columns[side]
+        prompts = columns.get("prompt") or [type(answer)() for answer in answers]
+        whole = chats([p + a for p, a in zip(prompts, answers, strict=True)], columns)
+        encoded: Any = try_encode(tokenizer, whole, start_twice=True)
+        for index, ids in zip(indices, encoded, strict=True):
+            if isinstance(ids, RenderingError):
+                raise RenderingError(f"{side} of pair {index}: {ids}", index=index)
+        made[f"{side}_ids"] = encoded
+        if starts:
+            made[f"{side}_start"] = completion_starts(tokenizer, whole, encoded)
+        made["_empty_response"] = [
+            blank or _is_blank(a) for blank, a in zip(made["_empty_response"], answers, strict=True)
+        ]
+    return made
 
 
 def longest_sides(dataset: Dataset) -> list[int]:
@@ -77,11 +120,7 @@ def count_too_long(tokenized: Dataset, kept: Dataset, name: str, max_length: int
     return dropped
 
 
-def _tokenize_without_eos(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    prompt = example.get("prompt", "")
-    return {f"{side}_ids": tokenizer(text=prompt + example[side])["input_ids"] for side in ("chosen", "rejected")}
-
-
 def _is_blank(response: Any) -> bool:
-    text = response[-1].get("content") if isinstance(response, list) and response else response
-    return not text or (isinstance(text, str) and not text.strip())
+    if isinstance(response, str):
+        return not response.strip()
+    return not response or is_blank(response[-1])

@@ -5,15 +5,19 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
+from datasets import Dataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.messages import says
 from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import RenderingError
-from rmtrl.types import Conversation
+from rmtrl.types import Chat, Conversation, Message
 
 _PAD_NAMES = (
     "<|finetune_right_pad_id|>",
@@ -26,6 +30,11 @@ _PAD_NAMES = (
 )
 
 
+# a template is somebody else's program
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_GIVEN = ("max_length", "tools", "chat_template_kwargs")  # what of a rendering does not follow from its tokenizer
+
+
 @dataclass(frozen=True)
 class Rendering:
     """What a reward model's scores depend on besides its weights.
@@ -34,6 +43,8 @@ class Rendering:
         chat_template_sha256 (`str`, *optional*): Hash of the chat template; `None` where there is none.
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*): The special tokens.
         max_length (`int`, *optional*): Longest sequence seen in training, in tokens.
+        tools (`list`, *optional*): Tools that every conversation of the training set had.
+        chat_template_kwargs (`dict`, *optional*): Variables of the template that every one had, likewise.
     """
 
     chat_template_sha256: str | None
@@ -41,10 +52,12 @@ class Rendering:
     eos_token_id: int | None
     pad_token_id: int | None
     max_length: int | None
+    tools: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> "Rendering":
-        """Returns the rendering that a tokenizer gives."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, **variables: Any) -> "Rendering":
+        """Returns the rendering that a tokenizer gives, with the template's `variables` that are always the same."""
         template = tokenizer.chat_template
         return cls(
             chat_template_sha256=hashlib.sha256(str(template).encode()).hexdigest() if template else None,
@@ -52,7 +65,14 @@ class Rendering:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             max_length=max_length,
+            **variables,
         )
+
+    def completed(self, conversation: Conversation) -> Conversation:
+        """Returns a conversation with the tools and template variables of training where it has none of its own."""
+        own = conversation if isinstance(conversation, Chat) else Chat()
+        tools, kwargs = own.tools or self.tools, own.chat_template_kwargs or self.chat_template_kwargs
+        return Chat.of(conversation, {"tools": tools, "chat_template_kwargs": kwargs})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
@@ -64,7 +84,8 @@ class Rendering:
         Raises:
             RenderingError: Naming what differs, with both values.
         """
-        got, wanted = Rendering.of(tokenizer, max_length=self.max_length).as_dict(), self.as_dict()
+        wanted = self.as_dict()
+        got = Rendering.of(tokenizer, **{name: wanted[name] for name in _GIVEN}).as_dict()
         names = [name for name in got if got[name] != wanted[name]]
         if names:
             differs = ", ".join(f"{name} {_short(got[name])}, trained with {_short(wanted[name])}" for name in names)
@@ -81,33 +102,173 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
 def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Returns the token ids of each conversation exactly as TRL's reward trainer makes them.
 
-    Message lists go through the chat template. A string is taken as rendered: it gets the end token if it lacks it and
-    the tokenizer has one, and the tokenizer's own special tokens.
+    Message lists go through the chat template, with the tools and template variables of a [`~rmtrl.types.Chat`]. A
+    string is taken as rendered: it gets the end token if it lacks it and the tokenizer has one, and the tokenizer's
+    own special tokens.
 
     Raises:
-        RenderingError: If there is no chat template for a message list, or a sequence starts with the start token
-            twice (a rendered string that already holds it).
+        RenderingError: If there is no chat template for a message list, the template fails, a message has no content
+            and nothing in its place, or a sequence starts with the start token twice (a rendered string that already
+            holds it). Its `index` says which conversation.
     """
-    eos = tokenizer.eos_token or ""
-    texts = {i: c if c.endswith(eos) else c + eos for i, c in enumerate(conversations) if isinstance(c, str)}
-    chats = {i: c for i, c in enumerate(conversations) if not isinstance(c, str)}
-    encoded: dict[int, list[int]] = {}
-    if texts:
+    encoded = try_encode(tokenizer, conversations)
+    for ids in encoded:
+        if isinstance(ids, RenderingError):
+            raise ids
+    return encoded  # type: ignore[return-value]
+
+
+def try_encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, start_twice: bool = False
+) -> list[list[int] | RenderingError]:
+    """Returns the token ids of each conversation as [`encode_all`] does, or why there are none.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Renders.
+        conversations (`Sequence[Conversation]`): Message lists or strings.
+        start_twice (`bool`): Whether a sequence may start with the start token twice.
+    """
+    found: list[Any] = [_try_text(tokenizer, own, index) for index, own in enumerate(conversations)]
+    for plain in (True, False):  # a template writes the special tokens itself
+        rows = [
+            i for i, own in enumerate(conversations) if isinstance(own, str) == plain and isinstance(found[i], str)
+        ]
+        texts = [found[i] for i in rows]
         # whether a sequence is too long is for the scorer to say
-        encoded |= zip(texts, tokenizer(text=list(texts.values()), verbose=False)["input_ids"], strict=True)
-    if chats:
-        check_chat_template(tokenizer)
-        rendered: Any = tokenizer.apply_chat_template(
-            list(chats.values()), tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
-        )
-        encoded |= zip(chats, rendered["input_ids"], strict=True)
-    twice = [tokenizer.bos_token_id] * 2
-    if tokenizer.bos_token_id is not None and any(ids[:2] == twice for ids in encoded.values()):
+        ids = tokenizer(text=texts, add_special_tokens=plain, verbose=False)["input_ids"] if texts else []
+        for i, own in zip(rows, ids, strict=True):
+            found[i] = own if start_twice else _one_start(tokenizer, own, i)
+    return found
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, *, index: int = 0, continues: bool = False
+) -> list[int]:
+    """Returns the token ids that a policy continues: text as it stands, messages with their generation prompt.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's.
+        prompt (`Conversation`): Rendered text, whose own start token is not doubled, or messages.
+        index (`int`): What to call the prompt in errors.
+        continues (`bool`): Whether a last message of the assistant's is gone on with.
+
+    Raises:
+        RenderingError: As [`encode_all`].
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(text=prompt, verbose=False)["input_ids"])
+        return ids[1:] if _starts_twice(tokenizer, ids) else ids
+    opened = continues and prompt[-1]["role"] == "assistant"
+    text = _render(tokenizer, prompt, index, "prompt", add_generation_prompt=not opened, continue_final_message=opened)
+    return list(tokenizer(text=text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _try_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, index: int) -> str | RenderingError:
+    """Returns a conversation as the text that is tokenised, or why there is none."""
+    if isinstance(conversation, str):
+        eos = tokenizer.eos_token or ""
+        return conversation if conversation.endswith(eos) else conversation + eos
+    try:
+        return _render(tokenizer, conversation, index)
+    except RenderingError as error:
+        return error
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    index: int,
+    name: str = "conversation",
+    **settings: Any,
+) -> str:
+    """Returns what the chat template makes of messages."""
+    check_chat_template(tokenizer)
+    if any(isinstance(m.get("content"), list) for m in messages) or _reads_parts(tokenizer, tokenizer.chat_template):
+        messages = in_parts(messages)
+    for place, message in enumerate(messages):
+        if not says(message):
+            raise RenderingError(f"message {place} of {name} {index} has no content; give it text", index=index)
+    try:
+        return _apply(tokenizer, messages, **settings)
+    except _TEMPLATE_ERRORS as error:
+        said = " ".join(str(error).split()) or type(error).__name__
         raise RenderingError(
-            f"got a text that starts with {tokenizer.bos_token!r} twice: it was rendered with the start token and the "
-            "tokenizer adds another; give message lists, or strings without the start token"
-        )
-    return [list(encoded[i]) for i in range(len(conversations))]
+            f"the chat template fails on {name} {index}: {said}; give roles and content that it takes", index=index
+        ) from error
+
+
+def in_parts(messages: list[Message]) -> list[Message]:
+    """Returns messages with their text as the one part of their content, which templates of vision models read."""
+    return messages[:0] + [
+        m | {"content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+        for m in messages
+    ]
+
+
+@lru_cache(maxsize=64)
+def _reads_parts(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> bool:
+    """Whether a template fails on text, or passes over it, and takes it in parts."""
+
+    def reads(form: Callable[[list[Message]], list[Message]]) -> bool:
+        asked = {"role": "user", "content": "Why?"}
+        try:
+            texts = [_apply(tokenizer, form([asked, {"role": "assistant", "content": text}])) for text in "ab"]
+        except _TEMPLATE_ERRORS:
+            return False
+        return texts[0] != texts[1]
+
+    return not reads(list) and reads(in_parts)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, chat: list[Message], **settings: Any) -> str:
+    variables: dict[str, Any] = {"tools": chat.tools, **chat.chat_template_kwargs} if isinstance(chat, Chat) else {}
+    # a null is not there: printed, it would be a word
+    messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings))
+
+
+def _one_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], index: int) -> list[int] | RenderingError:
+    if not _starts_twice(tokenizer, ids):
+        return ids
+    return RenderingError(
+        f"conversation {index} starts with {tokenizer.bos_token!r} twice: it was rendered with the start token and "
+        "the tokenizer adds another; give message lists, or strings without the start token",
+        index=index,
+    )
+
+
+def _starts_twice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    start = tokenizer.bos_token_id
+    return start is not None and list(ids[:2]) == [start, start]
+
+
+def values_of(dataset: Dataset, name: str) -> list[Any]:
+    """Returns a column as it was given: Arrow writes null for every key of an object that other rows have.
+
+    Example:
+
+    ```python
+    >>> values_of(Dataset.from_dict({"m": [[{"role": "user"}, {"role": "tool", "name": "f"}]]}), "m")
+    [[{'role': 'user'}, {'role': 'tool', 'name': 'f'}]]
+    ```
+    """
+    values = list(dataset[name])
+    return without_fillings(values) if is_filled(dataset.features[name]) else values
+
+
+def is_filled(feature: Any) -> bool:
+    """Whether a feature holds objects with the same keys in every row, absent ones null; JSON is kept as it is."""
+    if isinstance(feature, dict):
+        return True
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return inner is not None and is_filled(inner)
+
+
+def without_fillings(value: Any) -> Any:
+    """Returns a value without the keys that are null."""
+    if isinstance(value, Mapping):
+        return {key: without_fillings(item) for key, item in value.items() if item is not None}
+    return [without_fillings(item) for item in value] if isinstance(value, list) else value
 
 
 def completion_starts(
@@ -124,10 +285,7 @@ def completion_starts(
     for conversation, ids in zip(conversations, sequences, strict=True):
         head: list[int] = []
         if not isinstance(conversation, str) and len(conversation) > 1:
-            rendered: Any = tokenizer.apply_chat_template(
-                conversation[:-1], tokenize=True, add_generation_prompt=True, return_dict=True
-            )
-            head = rendered["input_ids"]
+            head = encode_prompt(tokenizer, conversation[:-1])
         shared = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), min(len(head), len(ids)))
         starts.append(min(shared, len(ids) - 1))
     return starts

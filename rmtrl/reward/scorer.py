@@ -1,6 +1,7 @@
 """Scores conversations with a trained reward model, the same number whatever stands beside them in the batch."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rmtrl.errors import DataError, ModelError, RenderingError, RmtrlError
 from rmtrl.reward.checkpoint import load_model, stored_head, stored_rendering
-from rmtrl.reward.heads import Head, base_model, compute_head_in_float32, last_layers, set_dropout
-from rmtrl.reward.rendering import Rendering, completion_starts, encode, encode_all
-from rmtrl.reward.scoring import plan_jobs, run_job, why_sharing_differs
+from rmtrl.reward.checks import beyond_embeddings, check_tokens, inside, position_limit
+from rmtrl.reward.heads import Head, base_model, compute_head_in_float32, last_layers, reads_last_token, set_dropout
+from rmtrl.reward.rendering import Rendering, completion_starts, encode_all, try_encode
+from rmtrl.reward.scoring import kinds_of_rows, plan_jobs, run_job, why_padding_differs, why_sharing_differs
 from rmtrl.reward.shared_prefix.batches import Costs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
 from rmtrl.types import Conversation, Scorer
@@ -149,6 +151,7 @@ class RewardScorer(Scorer):
             As [`RewardScorer.score`].
         """
         _check_conversations(conversations)
+        conversations = self._completed(conversations)
         sequences = encode_all(self.tokenizer, conversations)
         averages = self.head.pooling == "mean"
         return self._run(sequences, completion_starts(self.tokenizer, conversations, sequences) if averages else None)
@@ -179,28 +182,36 @@ class RewardScorer(Scorer):
             handle.remove()
 
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations are within the model's positions, `(N,)`; [`RewardScorer.score`] takes those."""
-        limit = self.most_tokens
-        lengths = [len(ids) for ids in encode_all(self.tokenizer, conversations)]
-        return np.array([limit is None or length <= limit for length in lengths], dtype=np.bool_)
+        """Returns which conversations can be rendered and are within the model's positions, `(N,)`."""
+        limit = self.most_tokens or sys.maxsize
+        rendered = try_encode(self.tokenizer, self._completed(conversations))
+        return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode`]."""
-        return encode(self.tokenizer, conversation)
+        """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
+        return encode_all(self.tokenizer, self._completed([conversation]))[0]
+
+    def _completed(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
+        """Returns the conversations with what the training set's always had besides their messages."""
+        rendering = self.rendering
+        return conversations if rendering is None else [rendering.completed(own) for own in conversations]
 
     def scored_position(self, ids: Sequence[int]) -> int:
         """Returns the position whose hidden state becomes the score: the last token that is no padding.
 
-        Encoders with a pooler read their first token.
+        Encoders with a pooler read their first token, encoder-decoders their last end token.
         """
-        if not self._reads_last_token:
+        end = self.tokenizer.eos_token_id
+        if base_model(self.model).config.is_encoder_decoder and end in ids:
+            return len(ids) - 1 - list(ids)[::-1].index(end)
+        if not reads_last_token(self.model):
             return 0
         return max((i for i, token in enumerate(ids) if token != self.tokenizer.pad_token_id), default=len(ids) - 1)
 
     @property
     def most_tokens(self) -> int | None:
         """Tokens of the longest conversation the model holds, `None` where there is no limit."""
-        return _position_limit(base_model(self.model))
+        return position_limit(base_model(self.model))
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Returns the reward of each token sequence, `(N,)` float32; a head that averages takes all its tokens."""
@@ -215,7 +226,8 @@ class RewardScorer(Scorer):
         self._check_lengths(sequences)
         outputs = np.empty((len(sequences), self.head.n_outputs), dtype=np.float32)
         pad, costs = int(self.tokenizer.pad_token_id), self._costs
-        jobs = plan_jobs(sequences, pad_token_id=pad, costs=costs, share=self._shares)
+        kinds = kinds_of_rows(self.model, sequences, self._pads)
+        jobs = plan_jobs(sequences, pad_token_id=pad, costs=costs, share=self._shares, kinds=kinds)
         for job in tqdm(jobs, desc="Scoring", unit="batch", disable=not self.progress or len(jobs) < 20):
             for members, values in run_job(
                 self.model, job, sequences, pad_token_id=pad, costs=costs, starts=starts
@@ -244,12 +256,17 @@ class RewardScorer(Scorer):
             logger.warning("shared prompts are computed each time: %s", reason)
         return reason is None
 
-    @property
-    def _reads_last_token(self) -> bool:
-        return hasattr(base_model(self.model), "score")  # the name of the head in every decoder; encoders: classifier
+    @cached_property
+    def _pads(self) -> bool:
+        """Whether rows of several lengths may stand together: found out on a fixed probe, once."""
+        reason = why_padding_differs(self.model, int(self.tokenizer.pad_token_id))
+        if reason:
+            logger.warning("only texts of one length are scored together: %s", reason)
+        return reason is None
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]]) -> None:
         limit = self.most_tokens
+        check_tokens(self.model, sequences, "conversation", self.tokenizer)
         for index, ids in enumerate(sequences):
             if limit is not None and len(ids) > limit:
                 raise DataError(
@@ -272,12 +289,14 @@ class RewardScorer(Scorer):
             if pad_id is None:
                 raise RenderingError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(pad_id)
-        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id and self._reads_last_token:
+        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id and reads_last_token(self.model):
             logger.warning(
                 "pad token and end token are both %r: this model reads the token before the end, as it was probably "
                 "trained to", self.tokenizer.eos_token,
             )  # fmt: skip
-        config.pad_token_id = self.tokenizer.pad_token_id
+        config.pad_token_id = inside(self.model, int(self.tokenizer.pad_token_id))
+        if said := beyond_embeddings(self.model, self.tokenizer):
+            logger.warning(said)
 
 
 def _check_conversations(conversations: Any) -> None:
@@ -290,12 +309,3 @@ def _check_conversations(conversations: Any) -> None:
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
-
-
-def _position_limit(model: Any) -> int | None:
-    """Returns the tokens a model holds; RoBERTa's first positions, up to its padding index, are never used."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.num_embeddings - module.padding_idx - 1)
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit

@@ -86,7 +86,8 @@ def check_head(model: "str | PreTrainedModel", head: Head) -> None:
 
 
 def _said(head: Head) -> str:
-    return ", ".join([head.kind, head.pooling, f"members {head.members}", *head.criteria])
+    kind = f"mlp of {head.width}" if head.kind == "mlp" else head.kind
+    return ", ".join([kind, head.pooling, f"members {head.members}", *head.criteria])
 
 
 def _head_of(model: Any) -> Head | None:

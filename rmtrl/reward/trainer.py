@@ -33,13 +33,14 @@ from rmtrl.errors import DataError, ModelError
 from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.checkpoint import stored_record
+from rmtrl.reward.checks import check_finite, check_weights
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.columns import COLUMNS, check_columns, check_values, mean_weight, without_ties
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, head_modules, pool_over, takes_gradients
 from rmtrl.reward.labels import BATCH_COLUMNS, LabelCollator
 from rmtrl.reward.objective import Objective
-from rmtrl.reward.preparation import add_completion_starts, count_too_long, longest_sides, prepare_text
+from rmtrl.reward.preparation import constants_of, count_too_long, longest_sides, prepare_text
 from rmtrl.reward.rendering import Rendering, choose_pad_token
 from rmtrl.reward.shared_prefix import PrefixSharing
 from rmtrl.reward.starting import check_head, start_head, with_custom_head
@@ -117,6 +118,7 @@ class RewardTrainer(TRLRewardTrainer):
         self.dropped_pairs: dict[str, int] = {}
         self.dropped_ties: dict[str, int] = {}
         self._objective = Objective(args if isinstance(args, RewardConfig) else _with_our_defaults(args))
+        self._template_constants: dict[str, Any] = {}
         self._checked: set[str] = set()
         self._differences: list[str] = []
         self._warned: set[str] = set()
@@ -263,13 +265,15 @@ class RewardTrainer(TRLRewardTrainer):
         columns = get_dataset_column_names(dataset)
         is_text = "chosen" in columns and "chosen_ids" not in columns
         if is_text:
-            if self._objective.head.pooling == "mean":
-                dataset = add_completion_starts(dataset, processing_class)
-            dataset = prepare_text(dataset, processing_class)
-        tokenized = super()._prepare_dataset(dataset, processing_class, _without_max_length(args), dataset_name)
-        kept = super()._prepare_dataset(tokenized, processing_class, args, dataset_name)
+            if dataset_name == "train":
+                self._template_constants = constants_of(dataset)
+            dataset = prepare_text(
+                dataset, processing_class, constants=self._template_constants,
+                starts=self._objective.head.pooling == "mean", num_proc=args.dataset_num_proc,
+            )  # fmt: skip
+        kept = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if isinstance(kept, Dataset):
-            dropped = count_too_long(tokenized, kept, dataset_name, args.max_length)
+            dropped = count_too_long(dataset, kept, dataset_name, args.max_length)
             if is_text or dropped:  # a prepared set comes by again at every evaluation
                 self.dropped_pairs[dataset_name] = dropped
             if args.train_sampling_strategy == "group_by_length" and args.length_column_name not in kept.column_names:
@@ -291,6 +295,29 @@ class RewardTrainer(TRLRewardTrainer):
         extra = [*COLUMNS, "domain_id", "_empty_response", self.args.length_column_name]
         columns: Any = self._signature_columns
         self._signature_columns = list(dict.fromkeys([*columns, *extra]))  # type: ignore[assignment]
+
+    # Steps that stay finite
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Returns the loss of a micro-batch after its backward pass.
+
+        Raises:
+            ModelError: If it is not finite.
+        """
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        broken = "margin" in inputs and not torch.isfinite(inputs["margin"]).all()
+        check_finite(self._step, loss, f"{'the column margin, and so ' * broken}the loss is")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16:  # there the step is left out, and the scale lowered
+            check_finite(self._step, torch.as_tensor(norm), "the gradient norm is")
+        return norm
+
+    @property
+    def _step(self) -> str:
+        return f"step {self.state.global_step + 1}"
 
     # Loss and metrics
 
@@ -456,9 +483,18 @@ class RewardTrainer(TRLRewardTrainer):
 
     # Saving
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model so that it can be loaded with `from_pretrained`, and `rmtrl.json` beside it.
+
+        Raises:
+            ModelError: If its weights are not finite; what stood in the folder is left as it was.
+        """
+        check_weights(f"after step {self.state.global_step}", self.model)
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        rendering = Rendering.of(self.processing_class, max_length=self.args.max_length)
+        rendering = Rendering.of(self.processing_class, max_length=self.args.max_length, **self._template_constants)
         folder = Path(output_dir or str(self.args.output_dir))
         record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()}
         record |= {"head": self._objective.head.as_dict(), "tie_parameter": self.tie_parameter_}

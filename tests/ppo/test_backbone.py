@@ -412,6 +412,7 @@ def test_a_value_model_of_ones_own_stays(shared):
     trainer.train()
 
 
+@pytest.mark.usefixtures("four_bit_in_float32")
 def test_a_quantised_base_serves_all(base, shared, new_reward, tmp_path):
     policy = AutoModelForCausalLM.from_pretrained(base, quantization_config=FOUR_BIT)
     path = new_reward()

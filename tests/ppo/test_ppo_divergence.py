@@ -54,3 +54,15 @@ def test_only_what_is_undefined_is_left_out(new_trainer, logs):
     row = logs(trainer)[0]
     assert "objective/score_length_correlation" not in row  # the score does not vary
     assert row["objective/scores_std"] == 0.0
+
+
+@pytest.mark.parametrize("which", ["policy", "value_model"])
+def test_broken_weights_are_never_saved(new_trainer, tmp_path, which):
+    trainer = new_trainer()
+    trainer.save_model(tmp_path / "result")
+    written = {path: path.read_bytes() for path in (tmp_path / "result").rglob("*.safetensors")}
+    with torch.no_grad():
+        next(getattr(trainer.model, which).parameters())[0] = float("nan")
+    with pytest.raises(ModelError, match=rf"after update 0: nothing is saved: the weights {which}\..* are not finite"):
+        trainer.save_model(tmp_path / "result")
+    assert written == {path: path.read_bytes() for path in (tmp_path / "result").rglob("*.safetensors")}

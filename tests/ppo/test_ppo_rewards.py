@@ -523,3 +523,18 @@ def test_a_reward_without_a_scale_is_used_as_it_is():
 def test_log_metric_of_a_data_set_is_no_way_to_log():
     with pytest.raises(UsageError, match="log_metric .* got list"):
         ComposedReward(values)(**texts(1), scores=[1.0], log_metric=[1])
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_model_named_within_is_loaded_once(monkeypatch, depth):
+    loaded = []
+    monkeypatch.setattr(
+        "rmtrl.ppo.rewards.RewardScorer.from_pretrained", lambda path, **settings: loaded.append(path) or Length()
+    )
+    reward = ComposedReward("folder", clip=(0, 1))
+    for _ in range(depth):
+        reward = ComposedReward(reward, calibration=AffineReward(0.0, 1.0), clip=(0, 1))
+    for _ in range(3):  # as evaluations do
+        assert reward.unscaled()(**texts(2)) == [4.0, 4.0]
+    assert reward(**texts(2)) == [1.0, 1.0]
+    assert loaded == ["folder"]

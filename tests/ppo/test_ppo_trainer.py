@@ -26,6 +26,7 @@ from transformers import (
 from rmtrl import RewardScorer
 from rmtrl.errors import DataError, ModelError, RewardError, RmtrlError, UsageError
 from rmtrl.ppo.models import SequenceValue, disable_dropout, make_value_model
+from rmtrl.ppo.prompts import read_prompts
 from rmtrl.ppo.reward_model import TokenReward, as_reward
 from rmtrl.ppo.trainer import PPOTrainer
 from rmtrl.types import Scorer
@@ -836,14 +837,19 @@ def test_a_chat_reaches_the_reward_as_messages(new_trainer):
         assert [turn["role"] for turn in completion] == ["assistant"]
 
 
-def test_a_model_of_the_policys_tokens_gives_the_scores_of_its_texts(new_reward_model, new_trainer, tokenizer):
+def test_a_model_of_the_policys_tokens_gives_the_scores_of_its_texts(
+    new_reward_model, new_trainer, tokenizer, prompts
+):
     model = new_reward_model()
-    reward, network = as_reward(model, tokenizer)
+    reward, network = as_reward(model, tokenizer, read_prompts(prompts, tokenizer, max_length=None))
     assert isinstance(reward, TokenReward)
     assert network is model
     conversations = ["sun moon ? good sea<|end|>", "blue ? one two three<|end|>"]
     ids = tokenizer(conversations)["input_ids"]
-    got = reward(None, None, prompt_ids=[own[:3] for own in ids], completion_ids=[own[3:] for own in ids])
+    got = reward(
+        ["", ""], ["", ""], prompt_ids=[own[:3] for own in ids], completion_ids=[own[3:] for own in ids],
+        truncated=[False, False],
+    )  # fmt: skip
     assert got == pytest.approx(RewardScorer(model, tokenizer).score(conversations).tolist(), abs=1e-5)
     found, _ = caught_experience(new_trainer, reward_model=model)
     for row, own in enumerate(found.rollout.episodes.completion_ids):
@@ -919,14 +925,15 @@ def test_a_minilm_encoder_scores_a_llama(new_trainer, tmp_path):
     assert found.scores.scores.std() > 0
 
 
-def test_a_folder_with_the_policys_tokenizer_takes_tokens(new_reward_model, tokenizer, tmp_path):
+def test_a_folder_with_the_policys_vocabulary_takes_tokens(new_reward_model, tokenizer, prompts, tmp_path):
     new_reward_model().save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
-    reward, network = as_reward(tmp_path / "rm", tokenizer)
+    read = read_prompts(prompts, tokenizer, max_length=None)
+    reward, network = as_reward(tmp_path / "rm", tokenizer, read)
     assert isinstance(reward, TokenReward)
     assert network is not None
-    tokenizer.chat_template = "another"
-    assert not isinstance(as_reward(tmp_path / "rm", tokenizer)[0], TokenReward)
+    tokenizer.add_tokens("another")
+    assert not isinstance(as_reward(tmp_path / "rm", tokenizer, read)[0], TokenReward)
 
 
 def test_any_scorer_is_a_reward(new_trainer):

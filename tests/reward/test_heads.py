@@ -104,6 +104,7 @@ def test_every_head_trains_saves_and_reloads(
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.usefixtures("four_bit_in_float32")
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_quantised_models_train_save_and_reload(tmp_path, base, chat_tokenizer, chats, kind, pooling):
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -284,3 +285,20 @@ def test_a_head_on_a_model_object_follows_the_seed(tmp_path, new_model, chat_tok
 def test_the_head_alone_is_trained_at_zero_layers(tmp_path, base, chat_tokenizer, chats):
     trainer, _ = train(tmp_path / "rm", base, chat_tokenizer, chats, trainable_layers=0)
     assert [name for name, p in trainer.model.named_parameters() if p.requires_grad] == ["score.weight"]
+
+
+def test_a_head_of_a_later_version_is_read_and_one_of_an_unknown_kind_refused():
+    head = Head(kind="mlp", criteria=("a", "b"), weights=(0.5, 0.5), width=48)
+    assert Head.from_dict(json.loads(json.dumps(head.as_dict() | {"norm": "rms"}))) == head
+    assert Head.from_dict({"kind": "mlp"}) == Head(kind="mlp", width=256)  # what an earlier one wrote
+    with pytest.raises(ModelError, match="pooling 'attention'; a later rmtrl reads it"):
+        Head.from_dict({"pooling": "attention"})
+
+
+def test_a_checkpoint_says_how_wide_its_mlp_is(tmp_path, base, chat_tokenizer, chats):
+    _, rewards = train(tmp_path / "run", base, chat_tokenizer, chats, head="mlp")
+    record = json.loads((tmp_path / "run" / "rmtrl.json").read_text())
+    assert record["head"]["width"] == 256
+    assert RewardHead(64, Head(kind="mlp", width=48))(torch.zeros(1, 64)).shape == (1, 1)
+    assert RewardHead(64, Head(kind="mlp", width=48)).members[0][0].out_features == 48
+    np.testing.assert_allclose(reloaded(tmp_path / "run", chats)[1], rewards, atol=1e-5)

@@ -36,6 +36,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from rmtrl import RewardConfig, RewardTrainer
 from rmtrl.errors import ModelError
 from rmtrl.reward.heads import compute_head_in_float32
+from rmtrl.reward.scoring import why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import rewards_at, why_not_exact
 from rmtrl.reward.shared_prefix.masks import PADDING, attention_mask, layer_windows, visible
 from rmtrl.reward.shared_prefix.plan import pair_units, plan_calls, row_tokens, shared_unit
@@ -302,6 +303,40 @@ def test_every_process_takes_the_answer_of_the_one_that_finds_a_difference(monke
     monkeypatch.setattr(accelerator, "gather", lambda own: torch.cat([own, ~own]))
     settings = dict(max_length=None, share=True, low_precision=False)
     assert why_not_exact(new_model("llama"), accelerator, **settings) == "another process found it inexact"
+
+
+def by_both_probes(model):
+    """What the trainer's probe and the scorer's say of a model."""
+    return probe(model), why_sharing_differs(model, PAD)
+
+
+def test_memory_that_runs_out_in_a_probe_is_not_taken_for_an_answer(monkeypatch):
+    model = new_model("llama")
+    plain = model.forward
+
+    def short_of_memory(attention_mask=None, **inputs):
+        if attention_mask is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(**inputs)
+
+    monkeypatch.setattr(model, "forward", short_of_memory)
+    for reason in by_both_probes(model):
+        assert "memory ran out in the probe, so whether packed rows are exact is not known (OutOfMemoryError" in reason
+
+
+def test_what_a_model_refuses_is_said_with_the_way_it_refused(monkeypatch):
+    model = new_model("llama")
+    plain = model.forward
+    monkeypatch.setattr(model, "forward", lambda input_ids, use_cache=False: plain(input_ids=input_ids))
+    for reason in by_both_probes(model):
+        assert reason.startswith("packed rows raise TypeError: ") and "position_ids" in reason
+
+
+def test_a_mistake_of_our_own_is_not_taken_for_one_of_the_model(monkeypatch):
+    monkeypatch.setattr("rmtrl.reward.shared_prefix.masks.visible", None)
+    for asked in (probe, lambda model: why_sharing_differs(model, PAD)):
+        with pytest.raises(TypeError, match="NoneType"):
+            asked(new_model("llama"))
 
 
 # The trainer

@@ -90,7 +90,7 @@ def test_same_run_as_trl(trainer, tokenizer, pairs, chats, form, args):
     assert ours.train_dataset["chosen_ids"] == theirs.train_dataset["chosen_ids"]
     assert ours.train_dataset["rejected_ids"] == theirs.train_dataset["rejected_ids"]
     ours.train(), theirs.train()
-    np.testing.assert_allclose(logged(ours, "loss"), logged(theirs, "loss"), rtol=1e-6)
+    np.testing.assert_allclose(logged(ours, "loss"), logged(theirs, "loss"), rtol=1e-6, atol=2e-7)
     np.testing.assert_allclose(logged(ours, "eval_loss"), logged(theirs, "eval_loss"), rtol=1e-5)
     assert logged(ours, "num_tokens") == logged(theirs, "num_tokens")
     assert logged(ours, "eval_num_tokens") == logged(theirs, "eval_num_tokens")

@@ -11,7 +11,7 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rmtrl.errors import ModelError
-from rmtrl.reward.heads import base_model
+from rmtrl.reward.heads import Float32Linear, base_model
 from rmtrl.reward.shared_prefix.forward import (
     cell_cost,
     packs_without_mask,
@@ -105,7 +105,7 @@ class PrefixSharing:
             return "several GPUs in one process split every batch by rows; start one process a GPU"
         if self.args.neftune_noise_alpha:
             return "NEFTune scales its noise by the length of a row"
-        if _has_dropout(self.model):
+        if has_dropout(self.model):
             return "dropout is on, and both sides would share its draw"
         config = base_model(self.model).config.get_text_config()
         pad = getattr(collator, "pad_token_id", None)
@@ -125,9 +125,23 @@ class PrefixSharing:
         )
 
 
-def _has_dropout(model: nn.Module) -> bool:
-    functional = getattr(base_model(model).config.get_text_config(), "attention_dropout", 0.0)
-    return bool(functional) or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+def has_dropout(model: nn.Module) -> bool:
+    """Returns whether two training passes of a backbone differ: by dropout of any kind, or by jitter of a router.
+
+    Much dropout has no module of its own: its share is a number that a layer or the configuration keeps.
+    """
+    chances = [value for module in model.modules() for value in _chances(module)]
+    chances.append(getattr(base_model(model).config.get_text_config(), "attention_dropout", 0.0))
+    return any(type(value) in (int, float) and value > 0 for value in chances)
+
+
+def _chances(module: nn.Module) -> list[Any]:
+    """Returns the numbers of a module that say how often it drops or disturbs what passes it."""
+    if isinstance(module, Float32Linear):  # the head's own, of which every side has a draw
+        return []
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return [module.p]
+    return [value for name, value in vars(module).items() if "drop" in name or "jitter" in name]
 
 
 def _has_tf32(device: torch.device) -> bool:

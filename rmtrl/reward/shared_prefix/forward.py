@@ -1,15 +1,24 @@
 """Rewards of packed rows through the model's ordinary forward, and the probe that they are the right ones."""
 
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from rmtrl.reward.heads import RewardHead, base_model
+from rmtrl.reward.checks import n_embeddings, position_limit
+from rmtrl.reward.heads import RewardHead, base_model, reads_last_token
 from rmtrl.reward.shared_prefix.masks import MASK_TYPES, attention_mask, layer_windows
-from rmtrl.reward.shared_prefix.rows import Rows, make_rows
+from rmtrl.reward.shared_prefix.rows import make_rows
+
+Call = Mapping[str, Any]
+"""The inputs of one forward pass; `segments` stand for a mask."""
+Pairs = list[tuple[list[int], list[int]]]
+Way = Callable[[Any, Pairs], torch.Tensor]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 KNOWN_EXACT = frozenset(
@@ -26,7 +35,7 @@ _ROPE_BY_LENGTH = ("longrope", "dynamic")
 def why_not_shared(model: nn.Module) -> str | None:
     """Returns why a model's prompts cannot be shared, as far as its architecture says; `None` where they may be."""
     inner = base_model(model)
-    if not isinstance(getattr(inner, "score", None), nn.Module):
+    if not reads_last_token(inner):
         return f"{type(inner).__name__} has no head named `score` that reads one token"
     if any(isinstance(module, RewardHead) and module.head.pooling == "mean" for module in inner.modules()):
         return "the head averages over the tokens of an answer"
@@ -66,30 +75,35 @@ def cell_cost(model: nn.Module) -> float:
     return 1 / (6 * base_model(model).config.get_text_config().hidden_size)
 
 
-def rewards_at(model: nn.Module, rows: Sequence[Rows], ends: torch.Tensor) -> torch.Tensor:
-    """Returns what the head gives at `ends`, `(2B, n_outputs)`, with gradients, from one pass for each of `rows`.
+def rewards_at(model: nn.Module, calls: Iterable[Call], ends: torch.Tensor) -> torch.Tensor:
+    """Returns what the head gives at `ends`, `(2B, n_outputs)`, with gradients, from one pass for each of `calls`.
 
     Args:
         model ([`~torch.nn.Module`]): The model, as wrapped for training.
-        rows (`Sequence[Rows]`): See [`SharedPrefixCollator`].
+        calls (`Iterable[dict]`): The inputs of each pass; [`Rows`] are some.
         ends (`torch.Tensor`): See [`SharedPrefixCollator`].
     """
-    rewards = torch.cat([reward.flatten(0, 1) for _, reward in _head_calls(model, rows)])
-    return rewards[ends]
+    return torch.cat([reward.flatten(0, 1) for _, reward in _head_calls(model, calls)])[ends]
 
 
-def _head_calls(model: nn.Module, rows: Sequence[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def states_at(model: nn.Module, calls: Iterable[Call], ends: torch.Tensor) -> torch.Tensor:
+    """Returns what enters the head where [`rewards_at`] reads what leaves it, `(2B, d)`."""
+    return torch.cat([state.flatten(0, 1) for state, _ in _head_calls(model, calls)])[ends]
+
+
+def _head_calls(model: nn.Module, calls: Iterable[Call]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields what enters the head and what leaves it in each pass, `(R, L, d)` and `(R, L, n_outputs)`."""
     inner = base_model(getattr(model, "module", model))
     config = inner.config.get_text_config()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     handle = inner.score.register_forward_hook(lambda head, args, output: seen.append((args[0], output)))
     try:
-        for call in rows:
-            inputs: dict[str, Any] = {key: value for key, value in call.items() if key != "segments"}
+        for call in calls:
+            inputs: dict[str, Any] = {"use_cache": False}
+            inputs |= {key: value for key, value in call.items() if key != "segments"}
             if "segments" in call:
                 inputs["attention_mask"] = attention_mask(config, call["segments"], call["position_ids"], inner.dtype)
-            model(**inputs, use_cache=False)
+            model(**inputs)
             yield seen.pop()
     finally:
         handle.remove()
@@ -101,10 +115,7 @@ def _head_calls(model: nn.Module, rows: Sequence[Rows]) -> Iterator[tuple[torch.
 def why_not_exact(
     model: nn.Module, accelerator: Accelerator, *, max_length: int | None, share: bool, low_precision: bool
 ) -> str | None:
-    """Returns why rows do not give the rewards of separate passes, `None` where they do; every process says the same.
-
-    A fixed probe (a long prefix, several pairs in one row, longer than a sliding window that the data can fill) runs
-    once each way in evaluation mode. What enters the score head is compared, so that a head of zeros hides nothing.
+    """Returns why packed rows do not give what separate passes do, `None` where they do; all processes say the same.
 
     Args:
         model ([`~torch.nn.Module`]): The model, as wrapped for training.
@@ -113,48 +124,91 @@ def why_not_exact(
         share (`bool`): See [`SharedPrefixCollator`].
         low_precision (`bool`): Whether the model computes with fewer bits than its weights have.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            reason = _difference(model, max_length=max_length, share=share, low_precision=low_precision)
-    except Exception as error:  # a model of any make may refuse a mask or positions in its own way
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    finally:
-        for module, training in modes:
-            module.training = training
+    inner = base_model(getattr(model, "module", model))
+    reason = why_not_known(inner, low_precision=low_precision) or why_differs(
+        model,
+        {"packed": partial(packed_states, share=share)},
+        alone=separate_states,
+        pairs=probe_pairs(inner, max_length),
+        tolerance=TOLERANCE[torch.bfloat16] if low_precision else None,
+    )
     failed = accelerator.gather(torch.tensor([reason is not None], device=accelerator.device))
     if failed.any() and reason is None:
         return "another process found it inexact"
     return reason
 
 
-def _difference(model: nn.Module, *, max_length: int | None, share: bool, low_precision: bool) -> str | None:
+def why_differs(
+    model: nn.Module, ways: Mapping[str, Way], *, alone: Way, pairs: Pairs, tolerance: float | None = None
+) -> str | None:
+    """Returns why a way of computing rows together does not give what rows alone give; `None` where all do.
+
+    The fixed rows of the probe run once each way in evaluation mode.
+
+    Args:
+        model ([`~torch.nn.Module`]): The model, as it is used.
+        ways (`Mapping[str, Callable]`): By name, functions of model and pairs; the sides' vectors, chosen first.
+        alone (`Callable`): The same, computed row by row.
+        pairs (`list`): See [`probe_pairs`].
+        tolerance (`float`, *optional*): Largest relative difference; by default rounding in the model's precision.
+    """
+    tolerance = tolerance or TOLERANCE.get(base_model(getattr(model, "module", model)).dtype, 5e-2)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    name = "separate"
+    try:
+        with torch.no_grad():
+            wanted = alone(model, pairs).float()
+            scale = wanted.norm(dim=-1).max().clamp_min(1e-2)
+            for name, way in ways.items():
+                apart = float((way(model, pairs).float() - wanted).norm(dim=-1).max() / scale)
+                if not apart <= tolerance:
+                    return (
+                        f"scores of {name} rows differ from those of separate passes, by {apart:.1g} of their size "
+                        f"(at most {tolerance:.0e} is rounding)"
+                    )
+    except Exception as error:  # a model of any make may refuse a mask, positions or a cache in its own way
+        return _said(name, error)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return None
+
+
+def _said(name: str, error: Exception) -> str:
+    """Returns what stopped the probe; a mistake of our own is raised, for it says nothing of the model."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    if isinstance(error, TypeError | AttributeError | NameError) and last.f_globals["__name__"].startswith("rmtrl."):
+        raise error
+    what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
+        return f"memory ran out in the probe, so whether {name} rows are exact is not known ({what})"
+    return f"{name} rows raise {what}"
+
+
+def packed_states(model: nn.Module, pairs: Pairs, *, share: bool = True) -> torch.Tensor:
+    """Returns what enters the head for each side, `(2B, d)`, all in one row."""
     inner = base_model(getattr(model, "module", model))
-    if reason := why_not_known(inner, low_precision=low_precision):
-        return reason
-    pairs = probe_pairs(inner.config.get_text_config(), max_length)
     pad = inner.config.get_text_config().pad_token_id
-    together, ends = make_rows(pairs, pad_token_id=pad, cell_cost=0.0, one_call=True, share=share)
-    apart = [{"input_ids": torch.tensor([ids])} for side in zip(*pairs, strict=True) for ids in side]
-    last = torch.tensor([call["input_ids"].shape[1] for call in apart]).cumsum(0) - 1
-    packed, alone = (
-        torch.cat([state.flatten(0, 1) for state, _ in _head_calls(model, _to(rows, inner.device))])[at].float()
-        for rows, at in ((together, ends), (apart, last))
-    )
-    difference = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)).max())
-    tolerance = TOLERANCE[torch.bfloat16] if low_precision else TOLERANCE.get(inner.dtype, 5e-2)
-    if difference <= tolerance:
-        return None
-    return f"states differ from those of separate passes by {difference:.1g} (at most {tolerance:.0e} is rounding)"
+    rows, ends = make_rows(pairs, pad_token_id=pad, cell_cost=0.0, one_call=True, share=share)
+    return states_at(model, [{key: value.to(inner.device) for key, value in call.items()} for call in rows], ends)
 
 
-def probe_pairs(config: Any, max_length: int | None) -> list[tuple[list[int], list[int]]]:
+def separate_states(model: nn.Module, pairs: Pairs) -> torch.Tensor:
+    """Returns what enters the head for each side, `(2B, d)`, a pass each."""
+    device = base_model(getattr(model, "module", model)).device
+    sides = [ids for side in zip(*pairs, strict=True) for ids in side]
+    calls = [{"input_ids": torch.tensor([ids], device=device)} for ids in sides]
+    return states_at(model, calls, torch.tensor([len(ids) for ids in sides]).cumsum(0) - 1)
+
+
+def probe_pairs(model: Any, max_length: int | None = None) -> Pairs:
     """Returns pairs of token ids without the pad token; the longest fills a sliding window if the data can."""
-    limit = min(max_length or 1024, getattr(config, "max_position_embeddings", None) or 1024)
+    config = model.config.get_text_config()
+    limit = min(max_length or 1024, position_limit(model) or 1024)
     windows = [window for window in layer_windows(config).values() if window is not None and window < limit]
     prefix = min(max([48, *(window + 8 for window in windows)]), max(limit - 16, 1))
-    tokens = [token for token in range(1, min(config.vocab_size, 997)) if token != config.pad_token_id]
+    tokens = [token for token in range(1, min(n_embeddings(model), 997)) if token != config.pad_token_id]
 
     def ids(start: int, n: int) -> list[int]:
         return [tokens[(start + 7 * i) % len(tokens)] for i in range(n)]
@@ -165,7 +219,3 @@ def probe_pairs(config: Any, max_length: int | None) -> list[tuple[list[int], li
         ([*short, *ids(21, 3)], [*short, *ids(22, 8)]),
         ([*short, *ids(31, 4)], short),
     ]
-
-
-def _to(rows: Sequence[Rows], device: torch.device) -> list[Rows]:
-    return [{key: value.to(device) for key, value in call.items()} for call in rows]
