@@ -21,7 +21,9 @@ from transformers import (
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.generation.generator import Completion, Generator
 from rmtrl.generation.sampling import SeededSampling, sampling_key
+from rmtrl.reward.checks import position_limit
 from rmtrl.reward.dpo_scorer import DPOScorer
+from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import encode_prompt
 from rmtrl.types import Conversation
 
@@ -202,7 +204,7 @@ class TransformersGenerator(Generator):
         return Completion(text, own, truncated=end is None)
 
     def _check_room(self, encoded: Sequence[Sequence[int]]) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = position_limit(base_model(self.model))
         for index, ids in enumerate(encoded):
             if not ids:
                 raise DataError(f"prompt {index} has no tokens; there is nothing to continue")

@@ -19,6 +19,7 @@ from trl.trainer.utils import use_adapter
 
 from rmtrl.data.messages import says
 from rmtrl.errors import DataError, FreshHeadError, ModelError, UsageError
+from rmtrl.reward.checks import position_limit
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import encode_all, encode_prompt, try_encode
 from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
@@ -217,8 +218,7 @@ class DPOScorer(Scorer):
 
     @property
     def _most_tokens(self) -> int | None:
-        models = [model for model in (self.policy, self.ref_policy) if model is not None]
-        limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+        limits = [position_limit(base_model(model)) for model in (self.policy, self.ref_policy) if model is not None]
         return min((limit for limit in limits if limit is not None), default=None)
 
 
