@@ -17,6 +17,7 @@ from rmtrl.errors import ModelError, UsageError
 from rmtrl.generation import TransformersGenerator
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import SequenceValue, add_reference_adapter, make_value_model
+from rmtrl.reward.checks import position_limit
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import choose_pad_token
 
@@ -143,20 +144,6 @@ def forget_pad_outside(policy: Any) -> None:
             config.pad_token_id = None
 
 
-def pad_inside(tokenizer: PreTrainedTokenizerBase, reward_model: Any) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer, or one like it that pads with a token that the reward model has an embedding of."""
-    pad = tokenizer.pad_token_id
-    if not isinstance(reward_model, PreTrainedModel | PeftModel) or pad is None or pad < _rows(reward_model):
-        return tokenizer
-    known = [token for token in tokenizer.get_vocab().values() if token < _rows(reward_model)]
-    inside = max((token for token in known if token != tokenizer.eos_token_id), default=None)
-    if inside is None:
-        raise ModelError(f"no token of the tokenizer is among the reward model's {_rows(reward_model)} embeddings")
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(inside)
-    return tokenizer
-
-
 def check_vocabulary(
     models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[list[int]], ends: list[int]
 ) -> None:
@@ -175,6 +162,21 @@ def check_vocabulary(
             raise ModelError(
                 f"{name} has {rows:,} embeddings and token {highest:,} is in use; give models of one vocabulary, or "
                 "call resize_token_embeddings(len(tokenizer)) on each"
+            )
+
+
+def check_positions(models: Mapping[str, Any], n_tokens: int) -> None:
+    """Raises if a model has fewer positions than a prompt with its response takes.
+
+    Raises:
+        UsageError: If one has.
+    """
+    for name, model in models.items():
+        limit = position_limit(base_model(model)) if isinstance(model, PreTrainedModel | PeftModel) else None
+        if limit is not None and limit < n_tokens:
+            raise UsageError(
+                f"{name} has {limit:,} positions and a prompt with its response takes up to {n_tokens:,}; lower "
+                "max_prompt_length or response_length"
             )
 
 
@@ -222,7 +224,7 @@ def longest_prompt(policy: Any, args: PPOConfig) -> int | None:
     Raises:
         UsageError: If the responses leave no room for prompts.
     """
-    positions = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    positions = position_limit(base_model(policy))
     room = None if positions is None else positions - args.response_length
     if room is not None and room < 1:
         raise UsageError(f"response_length {args.response_length} leaves no room in {positions} positions; lower it")

@@ -22,6 +22,7 @@ from rmtrl.ppo._base import PPOBase, init_trainer
 from rmtrl.ppo.assembly import (
     add_policy_adapter,
     check_best_metric,
+    check_positions,
     check_roles,
     check_vocabulary,
     choose_reference,
@@ -31,7 +32,6 @@ from rmtrl.ppo.assembly import (
     load_policy,
     longest_prompt,
     make_generator,
-    pad_inside,
 )
 from rmtrl.ppo.backbone import SharedValue, check_adapter
 from rmtrl.ppo.config import PPOConfig
@@ -156,9 +156,7 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         if args.one_backbone:
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
-        self.reward, reward_network = as_reward(
-            reward_model, pad_inside(processing_class, reward_model), self.train_prompts
-        )
+        self.reward, reward_network = as_reward(reward_model, processing_class, self.train_prompts)
         low, high = args.reward_clip_range or (0.0, 0.0)
         self.reward = training_reward(
             self.reward, clip=(low, high) if low < high else None,
@@ -169,9 +167,11 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         self.ref_model, reference_adapter = choose_reference(policy, reference, peft_config, args)
         shares = args.one_backbone and value_model is None
         value = SharedValue(policy) if shares else choose_value_model(value_model, reward_network, policy, peft_config)
-        models = {"model": policy, "ref_model": reference, "value_model": getattr(value, "model", value)}
+        models = {"model": policy, "ref_model": reference, "reward_model": reward_network}
+        models["value_model"] = getattr(value, "model", value)
         every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
         check_vocabulary(models, processing_class, every, self.generator.end_token_ids)
+        check_positions(models, max(map(len, every)) + args.response_length)
         for module in (policy, value, self.ref_model):
             if module is not None:
                 disable_dropout(module)

@@ -3,8 +3,11 @@
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
 from torch import Tensor, isfinite, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -21,14 +24,17 @@ def position_limit(model: Any) -> int | None:
     never used.
     """
     config = model.config.get_text_config()
-    tables = [module for name, module in model.named_modules() if _TABLE.search(name)]
-    for table in tables:
+    for table in _position_tables(model):
         if getattr(table, "padding_idx", None) is not None and hasattr(table, "weight"):
             return int(len(table.weight) - table.padding_idx - 1)
     rotates = any(value and re.search("rope|rotary", name) for name, value in config.to_dict().items())
-    known = tables or any(_TABLE.search(name) for name, _ in model.named_buffers())
+    known = _position_tables(model) or (rotates and not getattr(config, "alibi", False))
     limit = getattr(config, "max_position_embeddings", None) or 0
-    return limit if limit > 0 and (known or (rotates and not getattr(config, "alibi", False))) else None
+    return limit if limit > 0 and known else None
+
+
+def _position_tables(model: Any) -> list[Any]:
+    return [part for name, part in (*model.named_modules(), *model.named_buffers()) if _TABLE.search(name)]
 
 
 def check_finite(when: str, tensor: Tensor, what: str) -> None:
@@ -80,6 +86,66 @@ def inside(model: Any, pad_token_id: int) -> int:
     if pad_token_id < n_embeddings(model):
         return pad_token_id
     return int(model.config.get_text_config().eos_token_id == 0)  # the first that is not the end
+
+
+class SetTokens(NamedTuple):
+    """What a set of pairs asks of a model: tokens of each pair's longer side, the highest, pairs that start twice."""
+
+    lengths: NDArray[np.int64]
+    highest: int
+    start_twice: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, bos_token_id: int | None) -> "SetTokens":
+        """Returns that of the columns `chosen_ids` and `rejected_ids`."""
+        lengths, highest, twice = [], 0, 0
+        for table in dataset.select_columns(["chosen_ids", "rejected_ids"]).with_format("arrow").iter(10_000):
+            starts, sides = [], []
+            for column in table.itercolumns():
+                ids = column.combine_chunks()
+                tokens = np.append(ids.flatten().to_numpy(), [-1, -1])
+                offsets = ids.offsets.to_numpy() - ids.offsets[0].as_py()
+                highest = max(highest, int(tokens.max()))
+                sides.append(np.diff(offsets))
+                starts.append((tokens[offsets[:-1]] == bos_token_id) & (tokens[offsets[:-1] + 1] == bos_token_id))
+            lengths.append(np.maximum(*sides))
+            twice += int((starts[0] | starts[1]).sum())
+        return cls(np.concatenate(lengths), highest, twice)
+
+
+def check_fits(
+    model: Any, tokens: SetTokens, name: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+) -> str | None:
+    """Returns what to say of pairs that the model was not made for, and whose scores are refused; `None` of others.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model.
+        tokens ([`SetTokens`]): What a set asks of it.
+        name (`str`): The set's, for the message.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): What the tokens are of.
+        max_length (`int`, *optional*): Longer pairs do not reach the model.
+
+    Raises:
+        ModelError: If the model has no embedding of a token or of a position.
+    """
+    if tokens.highest >= n_embeddings(model):
+        raise ModelError(
+            f"the {name} set has token {tokens.highest:,} ({tokenizer.convert_ids_to_tokens(tokens.highest)!r}), the "
+            f"model has {n_embeddings(model):,} embeddings; take the model's own tokenizer, or call its "
+            "resize_token_embeddings(len(tokenizer))"
+        )
+    limit = position_limit(model) or sys.maxsize
+    longer = int(((tokens.lengths > limit) & (tokens.lengths <= (max_length or sys.maxsize))).sum())
+    if not longer:
+        return None
+    said = (
+        f"{longer:,} of {len(tokens.lengths):,} pairs of the {name} set are longer than the model's {limit:,} "
+        f"positions (the longest has {tokens.lengths.max():,} tokens); set max_length={limit}, and they are left out "
+        "and counted"
+    )
+    if _position_tables(model):
+        raise ModelError(said)
+    return said
 
 
 def beyond_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:

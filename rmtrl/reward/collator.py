@@ -45,8 +45,9 @@ def shared_prefix_length(chosen_ids: Sequence[int], rejected_ids: Sequence[int])
 class PreferencePairValidatorCollator:
     """Builds a batch with the wrapped collator and adds a reason code and the response lengths of every pair.
 
-    The reasons are both sides identical; no token shared but the first special one (the sides answer different
-    prompts); an empty response (the example says so in `_empty_response`, or nothing is left of a side after the
+    The reasons are both sides identical; no token shared but the first special one, or no turn (the sides answer
+    different prompts, and the example of chats, which all begin alike, says in `_own_prompts` where the answers
+    start); an empty response (the example says so in `_empty_response`, or nothing is left of a side after the
     shared tokens although there is an end token); an end token on one side only; a side over `max_length`; a margin
     that is not finite. The collator drops nothing and keeps no state, so it counts right in any number of worker
     processes: the trainer counts the codes, and under `"drop"` gives the pair weight 0 with its row kept, so that
@@ -99,7 +100,8 @@ class PreferencePairValidatorCollator:
         for example in examples:
             chosen, rejected = example["chosen_ids"], example["rejected_ids"]
             shared = shared_prefix_length(chosen, rejected)
-            lengths.append((len(chosen) - shared, len(rejected) - shared))
+            starts = example["_own_prompts"] if _has_own_prompts(example) else (shared, shared)
+            lengths.append((len(chosen) - starts[0], len(rejected) - starts[1]))
             reason = self._reason(example, shared)
             reasons.append(1 + REASONS.index(reason) if reason else 0)
             if self.policy == "raise" and reason:
@@ -118,7 +120,7 @@ class PreferencePairValidatorCollator:
         chosen, rejected = example["chosen_ids"], example["rejected_ids"]
         if chosen == rejected:
             return "identical_candidates"
-        if shared == 0 or chosen[:shared] == [self.bos_token_id]:
+        if shared == 0 or chosen[:shared] == [self.bos_token_id] or _has_own_prompts(example):
             return "no_shared_prompt"
         # without an end token one sound answer may be the start of the other
         ends_inside = self.eos_token_id is not None and shared in (len(chosen), len(rejected))
@@ -131,6 +133,10 @@ class PreferencePairValidatorCollator:
         if not math.isfinite(example.get("margin", 0.0)):
             return "non_finite_margin"
         return None
+
+
+def _has_own_prompts(example: dict[str, Any]) -> bool:
+    return min(example.get("_own_prompts") or (-1,)) >= 0
 
 
 def _excerpt(ids: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from accelerate import PartialState
@@ -11,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.messages import is_blank
 from rmtrl.errors import DataError, RenderingError
+from rmtrl.reward.collator import shared_prefix_length
 from rmtrl.reward.rendering import completion_starts, is_filled, try_encode, values_of, without_fillings
-from rmtrl.types import chats
+from rmtrl.types import Conversation, chats
 
 logger = get_logger(__name__)
 
@@ -27,8 +29,9 @@ def prepare_text(
 ) -> Dataset | IterableDataset:
     """Returns pairs with `chosen_ids` and `rejected_ids`, rendered as whoever scores will render them.
 
-    Where any response is blank, `_empty_response` marks it; a string column `domain` becomes the class label
-    `domain_id`. Streamed sets get neither.
+    `_empty_response` marks pairs with a blank response, and `_own_prompts` those whose sides are chats that share no
+    turn: it holds the first token of each answer, −1 where a prompt is shared. A string column `domain` becomes the
+    class label `domain_id`, but for streamed sets.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Pairs of text or messages.
@@ -78,6 +81,7 @@ def _tokenized(
     columns = {name: without_fillings(own) if name in filled else own for name, own in batch.items()}
     columns |= {name: [value] * len(indices) for name, value in constants.items() if name not in columns}
     made: dict[str, list[Any]] = {"_empty_response": [False] * len(indices)}
+    sides: list[list[Conversation]] = []
     for side in ("chosen", "rejected"):
         answers = columns[side]
         prompts = columns.get("prompt") or [type(answer)() for answer in answers]
@@ -87,12 +91,34 @@ def _tokenized(
             if isinstance(ids, RenderingError):
                 raise RenderingError(f"{side} of pair {index}: {ids}", index=index)
         made[f"{side}_ids"] = encoded
+        sides.append(whole)
         if starts:
             made[f"{side}_start"] = completion_starts(tokenizer, whole, encoded)
         made["_empty_response"] = [
             blank or _is_blank(a) for blank, a in zip(made["_empty_response"], answers, strict=True)
         ]
+    pairs = zip(*sides, made["chosen_ids"], made["rejected_ids"], strict=True)
+    made["_own_prompts"] = [
+        [-1, -1] if _shares_prompt(c, r) else _answer_starts(tokenizer, [c, r], ids) for c, r, *ids in pairs
+    ]
     return made
+
+
+def _shares_prompt(chosen: Conversation, rejected: Conversation) -> bool:
+    """Whether two chats have a turn in common before their answers, beside a system message; of text, tokens tell."""
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        return True
+    shared = takewhile(lambda turns: turns[0] == turns[1], zip(chosen[:-1], rejected[:-1], strict=False))
+    return any(turn.get("role") not in ("system", "developer") for turn, _ in shared)
+
+
+def _answer_starts(tokenizer: PreTrainedTokenizerBase, sides: list[Any], ids: list[list[int]]) -> list[int]:
+    """Returns where each side's answer starts: where the other's, in its place, would be told from it."""
+    exchanged = [own[:-1] + other[-1:] for own, other in zip(sides, reversed(sides), strict=True)]
+    encoded = try_encode(tokenizer, exchanged, start_twice=True)
+    if sides[0][-1] == sides[1][-1] or any(isinstance(own, RenderingError) for own in encoded):
+        return completion_starts(tokenizer, sides, ids)
+    return [shared_prefix_length(own, other) for own, other in zip(ids, encoded, strict=True)]  # type: ignore[arg-type]
 
 
 def longest_sides(dataset: Dataset) -> list[int]:

@@ -5,6 +5,7 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -32,7 +33,12 @@ _PAD_NAMES = (
 
 # a template is somebody else's program
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-_GIVEN = ("max_length", "tools", "chat_template_kwargs")  # what of a rendering does not follow from its tokenizer
+_GIVEN = (
+    "max_length",
+    "tools",
+    "chat_template_kwargs",
+    "start_twice",
+)  # what of a rendering does not follow from its tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Rendering:
         max_length (`int`, *optional*): Longest sequence seen in training, in tokens.
         tools (`list`, *optional*): Tools that every conversation of the training set had.
         chat_template_kwargs (`dict`, *optional*): Variables of the template that every one had, likewise.
+        start_twice (`bool`): Whether sequences of the training set started with the start token twice.
     """
 
     chat_template_sha256: str | None
@@ -54,6 +61,7 @@ class Rendering:
     max_length: int | None
     tools: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    start_twice: bool = False
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, **variables: Any) -> "Rendering":
@@ -99,7 +107,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
     return encode_all(tokenizer, [conversation])[0]
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, start_twice: bool = False
+) -> list[list[int]]:
     """Returns the token ids of each conversation exactly as TRL's reward trainer makes them.
 
     Message lists go through the chat template, with the tools and template variables of a [`~rmtrl.types.Chat`]. A
@@ -111,7 +121,7 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
             and nothing in its place, or a sequence starts with the start token twice (a rendered string that already
             holds it). Its `index` says which conversation.
     """
-    encoded = try_encode(tokenizer, conversations)
+    encoded = try_encode(tokenizer, conversations, start_twice=start_twice)
     for ids in encoded:
         if isinstance(ids, RenderingError):
             raise ids
@@ -230,10 +240,14 @@ def _apply(tokenizer: PreTrainedTokenizerBase, chat: list[Message], **settings: 
 def _one_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], index: int) -> list[int] | RenderingError:
     if not _starts_twice(tokenizer, ids):
         return ids
-    return RenderingError(
-        f"conversation {index} starts with {tokenizer.bos_token!r} twice: it was rendered with the start token and "
-        "the tokenizer adds another; give message lists, or strings without the start token",
-        index=index,
+    return RenderingError(starts_twice(tokenizer, f"conversation {index} starts"), index=index)
+
+
+def starts_twice(tokenizer: PreTrainedTokenizerBase, what: str) -> str:
+    """Returns what to say of texts with two start tokens; `what` is which and the verb, such as `"3 pairs start"`."""
+    return (
+        f"{what} with {tokenizer.bos_token!r} twice: the text holds the start token and the tokenizer adds another; "
+        "give message lists, or strings without the start token"
     )
 
 
@@ -291,15 +305,15 @@ def completion_starts(
     return starts
 
 
-def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a token to pad with that is not the end token, adding `<|pad|>` to the tokenizer if it has none.
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, *, below: int = sys.maxsize) -> str:
+    """Returns a token below an id to pad with that is not the end token, adding `<|pad|>` if the tokenizer has none.
 
     Preferred are tokens made for it, then the unknown and the start token: none of them ends a sequence, and padded
     positions are masked. Other special tokens may end a turn.
     """
     vocabulary = tokenizer.get_vocab()
     for token in (*_PAD_NAMES, tokenizer.unk_token, tokenizer.bos_token):
-        if token in vocabulary and token != tokenizer.eos_token:
+        if vocabulary.get(token, below) < below and token != tokenizer.eos_token:
             return str(token)
     tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     return "<|pad|>"

@@ -152,7 +152,7 @@ class RewardScorer(Scorer):
         """
         _check_conversations(conversations)
         conversations = self._completed(conversations)
-        sequences = encode_all(self.tokenizer, conversations)
+        sequences = encode_all(self.tokenizer, conversations, start_twice=self._starts_twice)
         averages = self.head.pooling == "mean"
         return self._run(sequences, completion_starts(self.tokenizer, conversations, sequences) if averages else None)
 
@@ -184,12 +184,16 @@ class RewardScorer(Scorer):
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
         """Returns which conversations can be rendered and are within the model's positions, `(N,)`."""
         limit = self.most_tokens or sys.maxsize
-        rendered = try_encode(self.tokenizer, self._completed(conversations))
+        rendered = try_encode(self.tokenizer, self._completed(conversations), start_twice=self._starts_twice)
         return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
-        return encode_all(self.tokenizer, self._completed([conversation]))[0]
+        return encode_all(self.tokenizer, self._completed([conversation]), start_twice=self._starts_twice)[0]
+
+    @property
+    def _starts_twice(self) -> bool:
+        return self.rendering is not None and self.rendering.start_twice
 
     def _completed(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
         """Returns the conversations with what the training set's always had besides their messages."""

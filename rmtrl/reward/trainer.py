@@ -29,19 +29,26 @@ from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
 from rmtrl.data.provenance import write_json
-from rmtrl.errors import DataError, ModelError
+from rmtrl.errors import DataError, ModelError, RenderingError
 from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.checkpoint import stored_record
-from rmtrl.reward.checks import check_finite, check_weights
+from rmtrl.reward.checks import SetTokens, check_finite, check_fits, check_weights, n_embeddings
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.columns import COLUMNS, check_columns, check_values, mean_weight, without_ties
 from rmtrl.reward.config import RewardConfig
-from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, head_modules, pool_over, takes_gradients
+from rmtrl.reward.heads import (
+    base_model,
+    compute_head_in_float32,
+    has_trained_head,
+    head_modules,
+    pool_over,
+    takes_gradients,
+)
 from rmtrl.reward.labels import BATCH_COLUMNS, LabelCollator
 from rmtrl.reward.objective import Objective
 from rmtrl.reward.preparation import constants_of, count_too_long, longest_sides, prepare_text
-from rmtrl.reward.rendering import Rendering, choose_pad_token
+from rmtrl.reward.rendering import Rendering, choose_pad_token, starts_twice
 from rmtrl.reward.shared_prefix import PrefixSharing
 from rmtrl.reward.starting import check_head, start_head, with_custom_head
 from rmtrl.types import PairRewards
@@ -64,7 +71,10 @@ class RewardTrainer(TRLRewardTrainer):
     - Pairs over `max_length` are counted in `dropped_pairs` and reported; when none is left, it raises.
     - The head and the loss compute in float32 under bf16.
     - An adapter's head is trained and saved whatever `task_type` says.
-    - A pad token that equals the end token, and would hide it from the model, is replaced.
+    - A pad token that equals the end token, and would hide it from the model, or that the model has no embedding of,
+      is replaced.
+    - A step that is not finite stops the training, and weights that are not finite are not saved.
+    - Encoder-decoders train on rows with any number of end tokens.
     - Standard data trains with a tokenizer that has no end token.
     - A prompt that both sides share is computed once, with hardly any padding; see [`RewardConfig.shared_prefix`].
     - Every batch is checked by [`PreferencePairValidatorCollator`]; see [`RewardConfig.pair_validation`].
@@ -80,8 +90,8 @@ class RewardTrainer(TRLRewardTrainer):
 
     Raises:
         DataError: If no pair is left after dropping those over `max_length`.
-        ModelError: If the head of an adapter model is neither trained nor saved, or `shared_prefix=True` and prompts
-            cannot be shared exactly.
+        ModelError: If the head of an adapter model is neither trained nor saved, the model lacks the embedding of a
+            token or position that a set needs, or `shared_prefix=True` and prompts cannot be shared exactly.
 
     Example:
 
@@ -119,6 +129,7 @@ class RewardTrainer(TRLRewardTrainer):
         self.dropped_ties: dict[str, int] = {}
         self._objective = Objective(args if isinstance(args, RewardConfig) else _with_our_defaults(args))
         self._template_constants: dict[str, Any] = {}
+        self._starts_twice = False
         self._checked: set[str] = set()
         self._differences: list[str] = []
         self._warned: set[str] = set()
@@ -154,6 +165,9 @@ class RewardTrainer(TRLRewardTrainer):
         self._differences += start_head(self.model, self._objective.settings, self._objective.head)
         self._forget_lm_head()
         self._replace_pad_token()
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **sets}.items():
+            self._check_set(dataset, name)
         self._sharing = PrefixSharing(
             self.args.shared_prefix if isinstance(self.args, RewardConfig) else "auto",
             model=self.model,
@@ -191,20 +205,35 @@ class RewardTrainer(TRLRewardTrainer):
             config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"] or None
 
     def _replace_pad_token(self) -> None:
-        tokenizer = self.processing_class
-        if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        tokenizer, n = self.processing_class, n_embeddings(self.model)
+        why = f"the model has no embedding of {tokenizer.pad_token!r}"
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            why = f"it was the end token {tokenizer.eos_token!r}, which the model then could not see"
+        elif int(tokenizer.pad_token_id) < n:
             return
-        tokenizer.pad_token = choose_pad_token(tokenizer)
-        embeddings: Any = self.model.get_input_embeddings()
-        if len(tokenizer) > embeddings.num_embeddings:
+        tokenizer.pad_token = choose_pad_token(tokenizer, below=n)
+        if len(tokenizer) > n and int(tokenizer.pad_token_id) >= n:
             self.model.resize_token_embeddings(len(tokenizer))
         self.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         if hasattr(self.data_collator, "pad_token_id"):
             self.data_collator.pad_token_id = tokenizer.pad_token_id
-        self._differences.append(
-            f"pad token is {tokenizer.pad_token!r}: it was the end token {tokenizer.eos_token!r}, "
-            "which the model then could not see"
-        )
+        self._differences.append(f"pad token is {tokenizer.pad_token!r}: {why}")
+
+    def _check_set(self, dataset: Any, name: str) -> None:
+        """Says of a prepared set, before a step, what the model cannot take or a scorer of it will not."""
+        if not isinstance(dataset, Dataset):
+            return
+        tokenizer = self.processing_class
+        tokens = SetTokens.of(dataset, tokenizer.bos_token_id)
+        said = check_fits(base_model(self.model), tokens, name, tokenizer, max_length=self.args.max_length)
+        if said:
+            logger.warning(said)
+        if tokens.start_twice:
+            self._starts_twice |= name == "train"
+            said = starts_twice(tokenizer, f"{tokens.start_twice:,} pairs of the {name} set start")
+            if self._pair_validation == "raise":
+                raise RenderingError(said)
+            logger.warning(said)
 
     def _validate_batches(self) -> None:
         if not isinstance(self.data_collator, PreferencePairValidatorCollator):
@@ -272,6 +301,8 @@ class RewardTrainer(TRLRewardTrainer):
                 starts=self._objective.head.pooling == "mean", num_proc=args.dataset_num_proc,
             )  # fmt: skip
         kept = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if is_text and hasattr(self, "_sharing"):  # else the model is not there yet, or the set was checked
+            self._check_set(kept, dataset_name)
         if isinstance(kept, Dataset):
             dropped = count_too_long(dataset, kept, dataset_name, args.max_length)
             if is_text or dropped:  # a prepared set comes by again at every evaluation
@@ -292,7 +323,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        extra = [*COLUMNS, "domain_id", "_empty_response", self.args.length_column_name]
+        extra = [*COLUMNS, "domain_id", "_empty_response", "_own_prompts", self.args.length_column_name]
         columns: Any = self._signature_columns
         self._signature_columns = list(dict.fromkeys([*columns, *extra]))  # type: ignore[assignment]
 
@@ -342,10 +373,20 @@ class RewardTrainer(TRLRewardTrainer):
         rewards = self._sharing.rewards(model, inputs)
         if rewards is not None:
             return SequenceClassifierOutput(logits=rewards)
+        if base_model(self.model).config.is_encoder_decoder:
+            return self._forward_by_ends(model, inputs)
         if "starts" in inputs:
             positions = torch.arange(inputs["input_ids"].shape[1], device=inputs["starts"].device)
             pool_over(model, inputs["attention_mask"].bool() & (positions >= inputs["starts"][:, None]))
         return model(**{key: value for key, value in inputs.items() if key not in _OUR_COLUMNS}, use_cache=False)
+
+    def _forward_by_ends(self, model: nn.Module, inputs: dict[str, Any]) -> SequenceClassifierOutput:
+        """An encoder-decoder's pooling wants as many end tokens in every row of a pass."""
+        counts = (inputs["input_ids"] == base_model(self.model).config.eos_token_id).sum(dim=1)
+        groups = [torch.nonzero(counts == n).flatten() for n in counts.unique()]
+        passes = [{key: inputs[key][rows] for key in ("input_ids", "attention_mask")} for rows in groups]
+        logits = torch.cat([model(**own, use_cache=False).logits for own in passes])
+        return SequenceClassifierOutput(logits=logits[torch.cat(groups).argsort()])
 
     def _record(
         self, inputs: dict[str, Any], chosen: torch.Tensor, rejected: torch.Tensor, losses: torch.Tensor
@@ -494,7 +535,12 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        rendering = Rendering.of(self.processing_class, max_length=self.args.max_length, **self._template_constants)
+        rendering = Rendering.of(
+            self.processing_class,
+            max_length=self.args.max_length,
+            start_twice=self._starts_twice,
+            **self._template_constants,
+        )
         folder = Path(output_dir or str(self.args.output_dir))
         record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()}
         record |= {"head": self._objective.head.as_dict(), "tie_parameter": self.tie_parameter_}

@@ -93,6 +93,9 @@ def worker(connection, kind: str, micro_batch: int, arguments) -> None:
                  "needed": needed_tokens(trainer), "computed": computed_tokens(trainer),
                  "parameters": trainer.model.num_parameters()}
             )  # fmt: skip
+            del trainer, model
+            if gpu:
+                torch.cuda.empty_cache()  # the other processes are on the same card
 
 
 def peak_mib() -> float:

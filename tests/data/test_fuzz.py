@@ -12,6 +12,7 @@ from rmtrl import cli
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import REASONS, validate
 from rmtrl.errors import DataError
+from rmtrl.io import write_rows
 
 FUZZ = settings(
     derandomize=True,
@@ -160,3 +161,38 @@ def test_the_command_ends_with_counts_or_with_one_line(tmp_path, capsys, lines):
     counts = json.loads(shown.out)
     written = [len(file.read_text().splitlines()) for file in (out, rejects)]
     assert [counts["kept"], counts["rejected"]] == written and counts["n"] == sum(written)
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+FREE = st.sampled_from(["a", "b ", "é", "", "a.b", "x/y", "cluster_id", "label", "answers", "reason", "tools"])
+CALL = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": TEXT, "arguments": JSON})})
+FIELDS = st.dictionaries(TEXT.filter(lambda name: name not in ("role", "content", "from")), JSON, max_size=3)
+ANSWER = st.fixed_dictionaries({"role": st.just("assistant"), "tool_calls": st.lists(CALL, min_size=1, max_size=2)})
+CHAT = st.fixed_dictionaries({"fields": FIELDS, "answer": ANSWER, "template": st.dictionaries(TEXT, JSON, max_size=2)})
+
+
+@settings(FUZZ, max_examples=50)
+@given(own=st.lists(st.dictionaries(FREE, JSON, max_size=5), min_size=1, max_size=4), chat=st.none() | CHAT)
+def test_what_nobody_reads_survives_to_the_letter(tmp_path, own, chat):
+    rows = [{name: value for name, value in row.items() if name != "tools"} | good(k) for k, row in enumerate(own)]
+    if chat:
+        for row in rows:
+            row["prompt"] = [{"role": "user", "content": row["prompt"]} | chat["fields"]]
+            row["chosen"] = [chat["answer"], *said("tool", ""), *said("assistant", row["chosen"])]
+            row["rejected"] = [{**said("assistant", row["rejected"])[0], "thinking": chat["fields"]}]
+            row |= {"chat_template_kwargs": chat["template"], "tools": [chat["fields"]]}
+    read = rows
+    for name in ("first.jsonl", "second.jsonl"):
+        write_rows(tmp_path / name, read)
+        result = validate(read_preferences(tmp_path / name, faulty="keep"))
+        assert len(result.kept) == len(rows), result.rejects[:]
+        write_rows(tmp_path / "kept.jsonl", result.kept)
+        read = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().split("\n")[:-1]]
+        for before, after in zip(rows, read, strict=True):
+            assert dumped({key: after[key] for key in before}) == dumped(before)
+            assert all(after[key] is None for row in rows for key in row if key not in before)

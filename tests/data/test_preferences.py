@@ -307,6 +307,7 @@ TALK = json.dumps({"prompt": said("user", "q"), "chosen": said("assistant", "a")
         (GOOD[:-1] + ', "preference": NaN}', "unreadable: row 2: preference is nan"),
         (GOOD[:-1] + ', "margin": "wide"}', "unreadable: row 2: margin is of type str"),
         (GOOD[:-1] + ', "margin": true}', "unreadable: row 2: margin is of type bool"),
+        (GOOD[:-1] + ', "a\\u0000": 1}', "unreadable: row 2: the name of column 'a\\x00' holds a null character"),
         (TALK, "unreadable: row 2: text and message lists are mixed"),
         (GOOD.replace('"Blue."', "null"), "missing_field: row 2: column chosen is null or absent"),
         ('{"prompt": "p", "rejected": "r"}', "missing_field: row 2: column chosen is null or absent"),

@@ -16,7 +16,7 @@ from transformers import (
 from trl import ModelConfig
 
 from rmtrl.errors import ModelError, UsageError
-from rmtrl.ppo.assembly import check_vocabulary, load_policy, pad_inside
+from rmtrl.ppo.assembly import check_vocabulary, load_policy
 from rmtrl.recipe.policy import load_policy as load_recipe_policy
 
 LORA = dict(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -110,21 +110,28 @@ def test_a_pad_token_without_embedding_is_no_hindrance(tokenizer, new_policy, ne
     AutoModelForCausalLM.from_pretrained(trainer.args.output_dir)
 
 
-def test_a_reward_model_is_padded_with_a_token_it_has(tokenizer, new_reward_model):
-    model, larger, rows = new_reward_model(), new_reward_model(vocab_size=len(tokenizer) + 1), len(tokenizer)
+def test_a_reward_model_without_the_pad_token_scores_what_it_would_with_it(tokenizer, new_trainer, new_reward_model):
+    rows, model = [[5, 6, 3], [7, 8, 9, 10, 11, 3], [12]], new_reward_model()
+    with torch.no_grad():
+        wanted = [model(input_ids=torch.tensor([ids])).logits.item() for ids in rows]
     tokenizer.add_special_tokens({"pad_token": "<|later|>"})
-    inside = pad_inside(tokenizer, model)
-    assert inside.pad_token_id < rows and inside.pad_token_id != inside.eos_token_id
-    assert pad_inside(tokenizer, larger) is tokenizer
-    with pytest.raises(ModelError, match="no token of the tokenizer is among the reward model's 0"):
-        model.get_input_embeddings().num_embeddings = 0
-        pad_inside(tokenizer, model)
+    trainer = new_trainer(reward_model=model)
+    assert trainer.reward.scorer.score_ids(rows).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
-@pytest.mark.parametrize("which", ["model", "ref_model", "value_model"])
+@pytest.mark.parametrize("which", ["ref_model", "value_model", "reward_model"])
+def test_models_with_fewer_positions_than_a_response_needs_are_refused(
+    new_trainer, new_policy, new_reward_model, which
+):
+    short = (new_policy if which == "ref_model" else new_reward_model)(max_position_embeddings=8)
+    with pytest.raises(UsageError, match=rf"{which} has 8 positions and a prompt with its response takes up to \d+;"):
+        new_trainer(**{which: short})
+
+
+@pytest.mark.parametrize("which", ["model", "ref_model", "value_model", "reward_model"])
 def test_models_of_another_vocabulary_are_refused_at_construction(new_trainer, new_policy, new_reward_model, which):
-    make = new_reward_model if which == "value_model" else new_policy
-    small = make(vocab_size=40, **({} if which == "value_model" else {"eos_token_id": None}))
+    make = new_policy if which in ("model", "ref_model") else new_reward_model
+    small = make(vocab_size=40, **({"eos_token_id": None} if make is new_policy else {}))
     with pytest.raises(ModelError, match=rf"{which} has 40 embeddings and token \d+ is in use"):
         new_trainer(**{which: small})
 

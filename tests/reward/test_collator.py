@@ -1,11 +1,14 @@
 import math
 
 import pytest
+from datasets import Dataset
+from templates import NAMES, tokenizer_of
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rmtrl import PreferencePairValidatorCollator
 from rmtrl.errors import InvalidPairError
 from rmtrl.reward.collator import REASONS, shared_prefix_length
+from rmtrl.reward.preparation import prepare_text
 
 BOS, EOS = 1, 9
 SOUND = {"chosen_ids": [BOS, 5, 6, EOS], "rejected_ids": [BOS, 5, 7, 8, EOS]}
@@ -63,3 +66,50 @@ def test_shared_prefix_is_found_at_every_length():
         assert shared_prefix_length([*head, 100, 101], [*head, 102]) == length
         assert shared_prefix_length(head, head) == length
         assert shared_prefix_length(head, [*head, 7]) == length
+
+
+def turns(*contents):
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, contents, strict=False)]
+
+
+def checked(tokenizer, *pairs):
+    """Reasons and lengths of pairs of chats, prepared and collated as the trainer does."""
+    data = Dataset.from_list([{"chosen": chosen, "rejected": rejected} for chosen, rejected in pairs])
+    prepared = prepare_text(data, tokenizer, constants={})
+    collator = PreferencePairValidatorCollator(
+        DataCollatorForPreference(pad_token_id=0),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    batch = collator(list(prepared))
+    return [REASONS[code - 1] if code else None for code in batch["reason"]], batch["length_tokens"].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_that_all_chats_share_is_no_shared_prompt(name):
+    tokenizer = tokenizer_of(name)
+    short, long, go_on = "is the sun red ?", "one two three " * 9 + "is the moon blue ?", "and the sea ?"
+    reasons, lengths = checked(
+        tokenizer,
+        (turns(short, "yes."), turns(short, "no two three")),
+        (turns(short, "yes."), turns(long, "no two three")),
+        (turns(long, "yes."), turns(short, "no two three")),
+        (turns(short, "yes.", go_on, "yes."), turns(short, "yes.", go_on, "no two three")),
+        (turns(short, "yes.", go_on, "yes."), turns(long, "yes.", go_on, "no two three")),
+        (turns(short, "yes."), turns(long, "yes.")),
+    )
+    assert reasons == [None, "no_shared_prompt", "no_shared_prompt", None, "no_shared_prompt", "no_shared_prompt"]
+    assert lengths[:5] == [lengths[0]] * 5
+    assert lengths[5][0] == lengths[5][1] < len(tokenizer(long)["input_ids"])
+
+
+def test_a_system_message_that_both_sides_have_is_no_shared_prompt():
+    system = [{"role": "system", "content": "be good"}]
+    reasons, lengths = checked(
+        tokenizer_of("qwen3"),
+        (system + turns("one", "yes."), system + turns("two", "no two three")),
+        (system + turns("one", "yes."), system + turns("one", "no two three")),
+        (system + turns("one", "yes."), turns("one", "no two three")),
+    )
+    assert reasons == ["no_shared_prompt", None, "no_shared_prompt"]
+    assert lengths == [lengths[1]] * 3

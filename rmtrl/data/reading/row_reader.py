@@ -250,6 +250,8 @@ class RowReader:
         read |= {*TEMPLATE, *(["label"] if verdict(row) is not None else [])}
         for name in unread:
             value = row[name]
+            if "\0" in name:  # Arrow ends the name there
+                raise DataError(f"the name of column {name[:40]!r} holds a null character; rename it")
             if name in TEMPLATE:
                 self.kinds[name] = {"json"}
             if name in read:
