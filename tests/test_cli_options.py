@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForSequenceClassification
 from typer.main import get_command
 
 from rmtrl.cli import app
-from rmtrl.tiny import make_tiny_tokenizer
+from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FREE = {"--notes", "--licence", "--purpose", "--reviewer", "--split", "--from-split"}  # a file is a split by any name
@@ -53,12 +53,11 @@ def write(path, rows):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with something for every command to work on."""
-    from conftest import WORDS, make_model
-
     folder = tmp_path_factory.mktemp("world")
-    tokenizer = make_tiny_tokenizer([" ".join(WORDS)] * 20, vocab_size=320)
-    model = make_model(tokenizer)
-    for name, own in (("rm", model), ("policy", LlamaForCausalLM(model.config))):
+    tokenizer = make_tiny_tokenizer(["red blue sun moon sea good bad one"] * 20, vocab_size=320)
+    policy = make_tiny_llama(tokenizer, hidden_size=32)
+    config = LlamaConfig(**{**policy.config.to_dict(), "num_labels": 1, "pad_token_id": tokenizer.pad_token_id})
+    for name, own in (("rm", LlamaForSequenceClassification(config)), ("policy", policy)):
         own.save_pretrained(folder / name), tokenizer.save_pretrained(folder / name)
     rows = [{"id": str(i), "prompt_id": f"p{i // 2}", "domain": "ab"[i % 2], "prompt": f"red {i // 2} sun moon ?",
              "chosen": f" good {i}", "rejected": f" bad one {i}"} for i in range(40)]  # fmt: skip

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rmtrl.data.reading.normal_form import TEMPLATE
 from rmtrl.errors import DataError
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Chat, Conversation, Estimate
@@ -30,7 +31,6 @@ REVIEWERS = ("human", "model")
 _LARGEST = sys.float_info.max
 _SIGN = {"a": 1, "tie": 0, "b": -1}
 _TEXTS = ("prompt", "a", "b")
-_GIVEN = ("tools", "chat_template_kwargs")  # stand beside a prompt that has them
 _CUT = ("truncated_a", "truncated_b")
 
 
@@ -70,7 +70,7 @@ def generated(
 
 def _given(prompt: Conversation) -> dict[str, Any]:
     """Returns the tools and template variables of a prompt, as columns of its row."""
-    return {name: value for name in _GIVEN if isinstance(prompt, Chat) and (value := getattr(prompt, name))}
+    return {name: value for name in TEMPLATE if isinstance(prompt, Chat) and (value := getattr(prompt, name))}
 
 
 def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, policy: str = "") -> Review:
@@ -105,7 +105,7 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
         if cut is not None and (not isinstance(cut, list) or [type(c) for c in cut] != [bool] * len(completions)):
             raise DataError(f"row {number} has truncated {str(cut)[:40]}; wanted true or false for each completion")
         different = list({_text(c): (i, c) for i, c in reversed(list(enumerate(completions)))}.values())
-        given = {name: row[name] for name in _GIVEN if row.get(name)}
+        given = {name: row[name] for name in TEMPLATE if row.get(name)}
         asked = _text([prompt, given] if given else prompt)
         prompt_id = str(row.get("prompt_id") or hashlib.sha256(asked.encode()).hexdigest()[:16])
         if len(different) < 2 or prompt_id in usable:
@@ -135,7 +135,7 @@ def _text(value: Any) -> str:
 
 
 def _seal(row: Mapping[str, Any]) -> str:
-    shown = [row.get(name) for name in _TEXTS] + [row[name] for name in _GIVEN if row.get(name)]
+    shown = [row.get(name) for name in _TEXTS] + [row[name] for name in TEMPLATE if row.get(name)]
     return hashlib.sha256(_text(shown).encode()).hexdigest()
 
 
@@ -203,8 +203,8 @@ def import_verdicts(
         if verdict:
             found[id] = {
                 "id": id, "prompt_id": known[id]["prompt_id"], **{side: row[side] for side in _TEXTS},
-                **{name: row[name] for name in (*_GIVEN, *_CUT) if name in row}, "verdict": verdict, "reviewer": name,
-                "reviewed_by": reviewed_by, "policy": key.get("policy", ""),
+                **{name: row[name] for name in (*TEMPLATE, *_CUT) if name in row}, "verdict": verdict,
+                "reviewer": name, "reviewed_by": reviewed_by, "policy": key.get("policy", ""),
             }  # fmt: skip
     missing = [id for id in known if id not in found]
     if missing and (not allow_missing or not found):

@@ -146,6 +146,8 @@ def test_conversations_become_text_in_the_form_asked_for():
     (chat,) = as_text([item("a", turns, "as it is")], "plain")
     assert chat.candidates == ("Hi\n\nYes?", "as it is")
     assert as_text([item("a", turns)], "transcript")[0].candidates == ("\n\nHuman: Hi\n\nAssistant: Yes?",)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": None}]
+    assert as_text([item("a", parts)], "plain")[0].candidates == ("Hi\n\n",)
     with pytest.raises(UsageError, match="wanted plain or transcript"):
         as_text([item("a", turns)], "markdown")
     with pytest.raises(UsageError, match="item a has a turn of the role 'tool'"):
