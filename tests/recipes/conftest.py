@@ -25,6 +25,7 @@ FLAGS = {
     "save_steps": 2,
     "disable_tqdm": "true",
     "n_prompts": 60,
+    "bf16": "false",  # which rounds by the batch, where a processor is fast at it and the recipe takes it
 }
 
 

@@ -65,7 +65,6 @@ def test_two_processes_evaluate_like_one(launch, start, tmp_path):
     launcher = (str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file",
                 str(ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"))  # fmt: skip
     same = {"model_name_or_path": start / "rm", "learning_rate": 0.0, "max_steps": 2, "n_prompts": 75}
-    same["bf16"] = "false"  # where a processor is fast at it, and rounds by the batch
     same["train_sampling_strategy"] = "random"  # grouping by length orders the rows by batch size
     one, two = tmp_path / "one", tmp_path / "two"
     single = launch(**same, per_device_train_batch_size=8, output_dir=one)
