@@ -341,10 +341,14 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     values: list[Any] = column.to_pylist()
     kind = getattr(column.type, "extension_name", None)
     if kind == "arrow.json":
-        return [None if value is None else json.loads(value) for value in values]
+        return _parsed("null" if value is None else value for value in values)
     if getattr(getattr(column.type, "value_type", None), "extension_name", None) == "arrow.json":
-        return [None if value is None else [json.loads(item) for item in value] for value in values]
+        return _parsed("null" if value is None else f"[{','.join(value)}]" for value in values)
     return values
+
+
+def _parsed(texts: Iterable[str]) -> list[Any]:
+    return list(json.loads(f"[{','.join(texts)}]"))  # one text is read several times as fast as many
 
 
 def _line(row: Mapping[str, Any]) -> str:

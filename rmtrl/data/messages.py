@@ -37,6 +37,8 @@ def read_messages(name: str, value: Any) -> list[Message]:
     [{'role': 'user', 'content': 'Why?', 'weight': 1}]
     ```
     """
+    if isinstance(value, list) and all(map(_is_plain, value)):
+        return value
     given = [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
     if not isinstance(given, list) or not all(map(_is_message, given)):
         raise DataError(
@@ -44,6 +46,10 @@ def read_messages(name: str, value: Any) -> list[Message]:
             "wanted text or a list of messages with role and content"
         )
     return [_of_sharegpt(message) if "from" in message and "role" not in message else message for message in given]
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) is dict and type(value.get("content")) is type(value.get("role")) is str
 
 
 def _is_message(value: Any) -> bool:
@@ -130,14 +136,41 @@ def canonical(value: Any) -> str:
     """
     if isinstance(value, str):
         return value
-    value = [_filled(item) for item in value] if isinstance(value, list) else _filled(value)
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return _ENCODER.encode([_told(item) for item in value] if isinstance(value, list) else _told(value))
 
 
-def _filled(value: Any) -> Any:
-    return {key: field for key, field in value.items() if field is not None} if isinstance(value, dict) else value
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _told(value: Any) -> Any:
+    if not isinstance(value, dict) or None not in value.values():
+        return value
+    return {key: field for key, field in value.items() if field is not None}
 
 
 def same(first: Any, second: Any) -> bool:
     """Returns whether two conversations, or two messages, are the same in every field."""
-    return first is second or (type(first) is type(second) and canonical(first) == canonical(second))
+    if first is second or type(first) is not type(second) or isinstance(first, str):
+        return bool(first == second)
+    contents = [_contents(value) for value in (first, second)]
+    return contents[0] == contents[1] and canonical(first) == canonical(second)
+
+
+def _contents(value: Any) -> list[Any]:
+    """Returns what most often tells two conversations apart, and costs little to compare."""
+    return [item.get("content") for item in (value if isinstance(value, list) else [value])]
+
+
+def is_filled(feature: Any) -> bool:
+    """Whether a feature holds objects with the same keys in every row, absent ones null; JSON is kept as it is."""
+    if isinstance(feature, dict):
+        return True
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return inner is not None and is_filled(inner)
+
+
+def without_fillings(value: Any) -> Any:
+    """Returns a value without the keys that are null."""
+    if isinstance(value, Mapping):
+        return {key: without_fillings(item) for key, item in value.items() if item is not None}
+    return [without_fillings(item) for item in value] if isinstance(value, list) else value

@@ -12,12 +12,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Features, ReadInstruction, config
 from tqdm.auto import tqdm
 
-from rmtrl.data.reading.layouts import HUMAN, is_pair
+from rmtrl.data.messages import is_filled, without_fillings
+from rmtrl.data.reading.layouts import HUMAN, TALKS, is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
 from rmtrl.data.reading.normal_form import arrow_table
 from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader, write_normal
@@ -106,8 +108,13 @@ def to_normal_form(
     ```
     """
 
+    filled = [name for name, feature in dataset.features.items() if name in TALKS and is_filled(feature)]
+
+    def told(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return batch | {name: without_fillings(batch[name]) for name in filled}
+
     def rows() -> Iterator[RawRow]:
-        batches = dataset.with_format(None).iter(1000)
+        batches = map(told, dataset.with_format(None).iter(1000))
         cells = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
         shown = tqdm(cells, "Reading pairs", len(dataset), disable=len(dataset) < LARGE_ROWS)
         return ((f"row {number}", row) for number, row in enumerate(shown, 1))

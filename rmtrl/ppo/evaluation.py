@@ -117,7 +117,7 @@ class PPOEvaluation:
             "length_tokens": torch.tensor([float(len(ids)) for ids in episodes.completion_ids]),
             "truncated": torch.tensor(episodes.truncated).float(),
         }
-        arrays = {name: column.double().cpu().numpy()[: len(indices)] for name, column in columns.items()}
+        arrays = {name: column.cpu().double().numpy()[: len(indices)] for name, column in columns.items()}
         rows = _rows(self.processing_class, prompts, episodes, arrays)
         means = _by_prompt(rows, n)
         estimates = {name: mean_estimate(values, proportion=False) for name, values in means.items()}

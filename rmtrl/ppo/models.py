@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.ppo.backbone import AdapterSwitch, SharedValue
 from rmtrl.ppo.logprobs import response_logits, token_logprobs
+from rmtrl.reward._hosts import CHECKPOINTING
 from rmtrl.reward.heads import base_model, compute_head_in_float32
 
 REFERENCE = "reference"
@@ -89,25 +90,27 @@ class PolicyAndValue(nn.Module):
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recomputes activations in the backward pass, of policy and value model."""
         if isinstance(self.value_model, SharedValue):
-            given = settings.get("activation_checkpointing_kwargs") or {}
+            given = settings.get(f"{CHECKPOINTING}_kwargs") or {}
             if given.get("use_reentrant"):
                 raise UsageError("`one_backbone` recomputes with use_reentrant=False alone; leave use_reentrant out")
             # policy and value model are recomputed when neither's forward runs any more
             given = {**given, "use_reentrant": False, "context_fn": self._switch.contexts}
-            settings["activation_checkpointing_kwargs"] = given
+            settings[f"{CHECKPOINTING}_kwargs"] = given
         for model in self._parts():
-            base_model(model).activation_checkpointing_enable(**settings)
+            getattr(base_model(model), f"{CHECKPOINTING}_enable")(**settings)
             base_model(model).enable_input_require_grads()  # frozen embeddings would cut an adapter's graph
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # what transformers calls up to 5.22
 
     def activation_checkpointing_disable(self) -> None:
         """Keeps activations again."""
         for model in self._parts():
-            base_model(model).activation_checkpointing_disable()
+            getattr(base_model(model), f"{CHECKPOINTING}_disable")()
 
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether the policy recomputes activations."""
-        return bool(base_model(self.policy).is_activation_checkpointing)
+        return bool(getattr(base_model(self.policy), f"is_{CHECKPOINTING}"))
 
 
 class SequenceValue(nn.Module):

@@ -116,7 +116,7 @@ class PPOUpdate:
 
     def _update_metrics(self: Any, totals: dict[str, torch.Tensor], grad_norms: list[float]) -> dict[str, float]:
         names = list(totals)
-        sums = self.accelerator.reduce(torch.stack([totals[name].double() for name in names]), "sum").tolist()
+        sums = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), "sum").tolist()
         figures = dict(zip(names, sums, strict=True))
         n = figures.pop("n")
         figures = {name: value / n for name, value in figures.items()}

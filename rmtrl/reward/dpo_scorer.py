@@ -266,7 +266,9 @@ def _load(path: str | Path, n_tokens: int, **settings: Any) -> Any:
     if n_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(n_tokens)  # training added a token
     adapted = PeftModel.from_pretrained(model, str(path))
-    if find_adapter_config_file(str(path), subfolder="ref"):  # TRL went on training an adapter, and this is where from
+    # TRL went on training an adapter, and this is where from; transformers before 5.23 reads no subfolder of a folder
+    beside = Path(path, "ref", "adapter_config.json")
+    if beside.is_file() or not Path(path).is_dir() and find_adapter_config_file(str(path), subfolder="ref"):
         adapted.load_adapter(str(path), adapter_name="ref", subfolder="ref")
     return adapted
 

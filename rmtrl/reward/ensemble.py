@@ -200,7 +200,7 @@ class MCDropoutScorer(MemberScorer):
         features = torch.from_numpy(self.scorer.features(conversations)).to(layer.weight.device)
         kept = [_kept((self.seed, sample, 0), features.shape[1], p).to(features) for sample in range(self.n_samples)]
         rewards = [self.scorer.head.reward(layer(features * mask)) for mask in kept]
-        members: Floats = torch.stack(rewards, dim=1).double().cpu().numpy()
+        members: Floats = torch.stack(rewards, dim=1).cpu().double().numpy()
         return members
 
 

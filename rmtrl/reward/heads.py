@@ -223,9 +223,9 @@ def scale_head(model: nn.Module, scale: float, shift: float = 0.0) -> None:
         raise ModelError("the score head has no bias, so it cannot hold a shift; scale alone, and centre elsewhere")
     with torch.no_grad():
         for layer in layers:
-            layer.weight.copy_(layer.weight.double() * scale)
+            layer.weight.copy_(layer.weight.cpu().double() * scale)
             if layer.bias is not None:
-                layer.bias.copy_(layer.bias.double() * scale + shift)
+                layer.bias.copy_(layer.bias.cpu().double() * scale + shift)
 
 
 def head_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

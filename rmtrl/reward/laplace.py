@@ -205,7 +205,7 @@ class LaplaceScorer(UncertainScorer):
     def _head(self) -> tuple[Floats, float]:
         (layer,) = last_layers(self.scorer.model)
         bias = 0.0 if layer.bias is None else float(layer.bias.item())
-        weight: Floats = layer.weight[0].detach().double().cpu().numpy()
+        weight: Floats = layer.weight[0].detach().cpu().double().numpy()
         return weight, bias
 
     def _fitted(self) -> Floats:

@@ -10,10 +10,10 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_blank
+from rmtrl.data.messages import is_blank, is_filled, without_fillings
 from rmtrl.errors import DataError, RenderingError
 from rmtrl.reward.collator import shared_prefix_length
-from rmtrl.reward.rendering import completion_starts, is_filled, try_encode, values_of, without_fillings
+from rmtrl.reward.rendering import completion_starts, try_encode, values_of
 from rmtrl.types import Conversation, chats
 
 logger = get_logger(__name__)

@@ -6,7 +6,7 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import says
+from rmtrl.data.messages import is_filled, says, without_fillings
 from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import RenderingError
 from rmtrl.types import Chat, Conversation, Message
@@ -268,21 +268,6 @@ def values_of(dataset: Dataset, name: str) -> list[Any]:
     """
     values = list(dataset[name])
     return without_fillings(values) if is_filled(dataset.features[name]) else values
-
-
-def is_filled(feature: Any) -> bool:
-    """Whether a feature holds objects with the same keys in every row, absent ones null; JSON is kept as it is."""
-    if isinstance(feature, dict):
-        return True
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return inner is not None and is_filled(inner)
-
-
-def without_fillings(value: Any) -> Any:
-    """Returns a value without the keys that are null."""
-    if isinstance(value, Mapping):
-        return {key: without_fillings(item) for key, item in value.items() if item is not None}
-    return [without_fillings(item) for item in value] if isinstance(value, list) else value
 
 
 def completion_starts(

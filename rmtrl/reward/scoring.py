@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtrl.reward._hosts import CACHE
 from rmtrl.reward.checks import inside
 from rmtrl.reward.collator import shared_prefix_length
 from rmtrl.reward.heads import base_model, pool_over, reads_last_token
@@ -151,7 +152,7 @@ def _cached(
 ) -> Iterator[tuple[list[int], Call, torch.Tensor]]:
     """Yields members of a group, the pass that computes them over the cache of their prefix, and their ends in it."""
     prefix = torch.tensor([list(sequences[group.members[0]][: group.prefix])], device=model.device)
-    cache = base_model(model).base_model(input_ids=prefix, use_cache=True).past_key_values
+    cache = base_model(model).base_model(input_ids=prefix, use_cache=True)[CACHE]
     rests = [list(sequences[i][group.prefix :]) for i in group.members]
     batches = like_lengths([len(rest) for rest in rests], costs, group.prefix)
     for number, batch in enumerate(batches):
@@ -164,7 +165,7 @@ def _cached(
             "input_ids": ids,
             "attention_mask": torch.cat([seen, mask], dim=1),
             "position_ids": torch.arange(group.prefix, group.prefix + ids.shape[1], device=ids.device)[None],
-            "past_key_values": expanded,
+            CACHE: expanded,
             "use_cache": True,
         }
         yield [group.members[i] for i in batch], call, _ends(rows, ids, pad_token_id)

@@ -414,7 +414,7 @@ class RewardTrainer(TRLRewardTrainer):
             self._eval_rows.append(self.accelerator.gather_for_metrics(rows))
 
     def _reward_logs(self, rows: Sequence[torch.Tensor], prefix: str, domains: Sequence[str] = ()) -> dict[str, float]:
-        table = torch.cat(list(rows)).double().cpu().numpy()
+        table = torch.cat(list(rows)).cpu().double().numpy()
         self.pairs_ = pairs = _pair_rewards(table)
         logs = {
             f"{prefix}invalid_pairs/{REASONS[code - 1]}": float((pairs.reason == code).sum())
@@ -448,7 +448,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _num_tokens(self) -> float:
         logged = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
-        return float(next(logged, 0.0) + sum(rows[:, -1].double().sum().item() for rows in self._train_rows))
+        return float(next(logged, 0.0) + sum(rows[:, -1].cpu().double().sum().item() for rows in self._train_rows))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the exact metrics of the pairs trained on since the last log; evaluation brings its own."""

@@ -3,6 +3,8 @@
 import copy
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from jinja2 import TemplateError
@@ -96,11 +98,18 @@ def test_the_last_turn_keeps_its_fields(tmp_path):
 
 
 def test_a_table_that_fills_absent_fields_with_null_says_the_same(tmp_path):
-    given = [{"prompt": [USER], "chosen": [MESSAGES[3]], "rejected": ANSWER}]
-    Dataset.from_list(given).to_parquet(tmp_path / "pairs.parquet")  # absent fields are null there
+    tools = [{"type": "function", "function": {"name": f"f{k}", **({"strict": True} if k else {})}} for k in range(2)]
+    given = [
+        {"prompt": [USER], "chosen": [MESSAGES[3]], "rejected": ANSWER, "tools": tools},
+        {"prompt": [USER], "chosen": [{"role": "assistant", "tool_calls": [call(n=1)]}], "rejected": [MESSAGES[3]]},
+        {"prompt": [USER], "chosen": [{"role": "assistant", "tool_calls": [call(m=2)]}], "rejected": ANSWER},
+    ]
+    table = pa.Table.from_pylist(given)  # absent fields are null there
+    pq.write_table(table, tmp_path / "pairs.parquet")
     write_rows(tmp_path / "pairs.jsonl", given)
     table, lines = (read_preferences(tmp_path / f"pairs.{suffix}") for suffix in ("parquet", "jsonl"))
-    assert sides(table) == sides(lines) == given and table["prompt_id"] == lines["prompt_id"]
+    assert sides(table) == sides(lines) and table["prompt_id"][:] == lines["prompt_id"][:]
+    assert table["tools"][:] == lines["tools"][:] == [tools, None, None]
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, 2), (1, 1.5), (1, True), (1, 1.0), (1, None), ("1", 1)])

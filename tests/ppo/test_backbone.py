@@ -29,6 +29,7 @@ from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import SequenceValue
 from rmtrl.ppo.shared_reward import SharedScorer, why_separate
 from rmtrl.ppo.trainer import PPOTrainer
+from rmtrl.reward._hosts import CHECKPOINTING
 from rmtrl.reward.heads import Head
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -259,7 +260,7 @@ def test_recomputed_activations_are_those_of_the_forward(shared):
 
 def test_recomputing_that_cannot_know_the_adapter_is_refused(shared):
     with pytest.raises(UsageError, match="use_reentrant"):
-        shared().model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+        shared().model.activation_checkpointing_enable(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
 
 
 # training, saving

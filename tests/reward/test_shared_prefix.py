@@ -475,7 +475,7 @@ def without_own_positions(tokenizer):
     """GPT-2 that counts positions itself."""
     model = small_model(
         GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, num_labels=1, initializer_range=0.2,
-                   resid_pdrop=0, embd_pdrop=0, attn_pdrop=0), tokenizer
+                   resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), tokenizer
     )  # fmt: skip
     forward = model.transformer.forward
     model.transformer.forward = lambda *args, **kwargs: forward(*args, **(kwargs | {"position_ids": None}))

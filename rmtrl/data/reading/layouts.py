@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Collection
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 from rmtrl.data.messages import read_messages, same
@@ -132,6 +133,11 @@ def _preferred(pair: Row, preference: float | None) -> Row:
 
 _ASKED = (("prompt_left", "prompt_right"), ("prompt",), ("messages",), ("conversations",), ("conversation",),
           ("question",), ("query",), ("instruction", "input"), ("instruction",), ("input",))  # fmt: skip
+
+
+TALKS = {"chosen", "rejected", "left", "right", "response_left", "response_right", "context", "history", "tools",
+         "prompt_rejected", "chat_template_kwargs", *chain(*_ASKED)}  # fmt: skip
+"""Columns that may hold messages."""
 
 
 @lru_cache(maxsize=1024)

@@ -38,9 +38,12 @@ class ExactJson(Json):
     __hash__ = None  # type: ignore[assignment]
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
+
+
 def as_json(value: Any) -> str:
     """Returns a value as it stands in a JSON column; what JSON has no form for (a date) as text."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return _ENCODER.encode(value)
 
 
 def features(conversational: bool, others: Mapping[str, Any] | None = None) -> Features:
