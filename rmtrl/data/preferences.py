@@ -4,7 +4,8 @@ The normal form has the columns `id`, `prompt_id`, `domain`, `source`, `prompt`,
 three are all strings or all message lists. `preference` (1: chosen wins, ½: tie, or a vote share), `weight` (votes),
 `rating_gap` and `margin` stand beside them where the input has them, so do `chosen_scores` and `rejected_scores` (0–1
 by criterion, as a list of `criterion` and `score`), `prompt_rejected` where the two sides of a pair
-answer different prompts, `fault` where rows that cannot be read are kept.
+answer different prompts, `fault` where rows that cannot be read are kept. Messages keep every field, as JSON; `tools`
+and `chat_template_kwargs` go with their row, and so does every column that no form reads.
 """
 
 import hashlib
@@ -19,10 +20,12 @@ from datasets import Dataset, Features, ReadInstruction, config
 from tqdm.auto import tqdm
 
 from rmtrl.data.messages import is_filled, without_fillings
-from rmtrl.data.reading.layouts import HUMAN, TALKS, is_pair
+from rmtrl.data.reading.layouts import HUMAN, is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
 from rmtrl.data.reading.normal_form import arrow_table
-from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader, write_normal
+from rmtrl.data.reading.prompts import TALKS
+from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader
+from rmtrl.data.reading.writing import write_normal
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import LARGE_ROWS, RawRow, read_rows, table_columns
 from rmtrl.types import Conversation

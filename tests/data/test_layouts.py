@@ -251,3 +251,13 @@ def test_a_label_of_another_kind_is_the_users_own(tmp_path):
     rows = [{"prompt": Q, **TEXTS, "label": label} for label in ("safe", 3, None, "rejected")]
     pairs = read(tmp_path / "pairs.jsonl", *rows)
     assert pairs["chosen"][:] == [C, C, C, R] and pairs["label"][:] == ["safe", 3, None, None]
+
+
+def test_a_label_that_is_missing_is_a_missing_field(tmp_path):
+    result = validate(read(tmp_path / "pairs.jsonl", mission("a"), mission("b", label=None)))
+    assert result.reasons["missing_field"] == 1 and result.kept["id"][:] == ["a"]
+
+
+def test_a_label_beside_another_verdict_rides_along(tmp_path):
+    row = {"prompt": Q, "response_1": C, "response_2": R, "preference_strength": -2, "label": "left"}
+    assert read(tmp_path / "pairs.jsonl", row)["label"][:] == ["left"]
