@@ -111,10 +111,10 @@ def to_normal_form(
     ```
     """
 
-    filled = [name for name, feature in dataset.features.items() if name in TALKS and is_filled(feature)]
+    filled = {name: feature for name, feature in dataset.features.items() if name in TALKS and is_filled(feature)}
 
     def told(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return batch | {name: without_fillings(batch[name]) for name in filled}
+        return batch | {name: without_fillings(batch[name], [own]) for name, own in filled.items()}
 
     def rows() -> Iterator[RawRow]:
         batches = map(told, dataset.with_format(None).iter(1000))
