@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo eval bench test test-slow test-newest-trl lint type clean
+.PHONY: help install sft rm calibrate ppo eval bench test test-slow test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -56,22 +56,34 @@ $(RUN)/eval/results.json: $(RUN)/rm/metrics.json recipes/eval_rm.py recipes/conf
 	@echo "== evaluation: recipes/eval_rm.py -> $(RUN)/eval"
 	@$(BIN)/python recipes/eval_rm.py --config recipes/configs/tiny/eval.yaml
 
+# tiny models are fastest on one thread, and a whole suite in several processes
+PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.installed ## Run the tests (set RMTRL_DATA to a folder of public sets to run those too)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny models are fastest on one thread
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-slow: $(VENV)/.installed ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-test-newest-trl: .venv-newest/.installed ## Run the tests of what stands on TRL on the newest TRL, in an environment of its own
-	@.venv-newest/bin/python -c 'import trl; print("== trl", trl.__version__)'
-	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/reward tests/ppo
+test-newest: .venv-newest/.installed ## Run the tests with the newest release of everything but torch, in an environment of its own
+test-oldest: .venv-oldest/.installed ## Run the tests with the floors of pyproject.toml (PYTHON=python3.10 for that floor too)
+test-newest test-oldest: test-%:
+	@.venv-$*/bin/python -c 'from importlib.metadata import version as v; import sys; print("== python", \
+	    sys.version.split()[0], *(f"{n} {v(n)}" for n in "torch trl transformers peft accelerate datasets numpy".split()))'
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST)
 
-.venv-newest/.installed: pyproject.toml constraints.txt
-	@echo "== making .venv-newest with the newest TRL"
-	@$(PYTHON) -m venv .venv-newest
-	@grep -v '^trl==' constraints.txt > .venv-newest/constraints.txt
-	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt "torch==2.13.0"
-	@.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/constraints.txt --upgrade trl -e ".[dev]"
+.venv-newest/constraints.txt: constraints.txt
+	@mkdir -p $(@D) && grep '^torch==' constraints.txt > $@
+
+.venv-oldest/constraints.txt: constraints.txt pyproject.toml
+	@mkdir -p $(@D) && grep '^torch==' constraints.txt > $@
+	@sed -n 's/^    "\([a-z-]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml >> $@
+
+.venv-%/.installed: .venv-%/constraints.txt pyproject.toml
+	@echo "== making .venv-$* with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/pip install --quiet --disable-pip-version-check -c $< torch
+	@.venv-$*/bin/pip install --quiet --disable-pip-version-check --upgrade -c $< -e ".[dev]"
 	@touch $@
 
 bench: $(VENV)/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 40 min)
@@ -89,4 +101,4 @@ type: $(VENV)/.installed ## Check types
 	@$(BIN)/mypy
 
 clean: ## Remove environments and caches; outputs/ is yours and stays
-	rm -rf $(VENV) .venv-newest .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist
+	rm -rf $(VENV) .venv-newest .venv-oldest .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist
