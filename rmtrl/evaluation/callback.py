@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -84,8 +85,9 @@ class BenchmarkCallback(RewardCallback):
 
         if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return score(self.items)
-        with PartialState().split_between_processes(list(self.items)) as part:
-            return list(gather_object(score(part)))
+        state = PartialState()  # whose own split gives an item to every process, before accelerate 1.14
+        part = np.array_split(np.arange(len(self.items)), state.num_processes)[state.process_index]
+        return list(gather_object(score([self.items[i] for i in part])))
 
     def selects(self, args: TrainingArguments) -> bool:
         """Returns whether the run keeps the checkpoint, or stops, by a figure of this benchmark."""
