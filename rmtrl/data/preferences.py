@@ -20,6 +20,7 @@ from datasets import Dataset, Features, ReadInstruction, config
 from tqdm.auto import tqdm
 
 from rmtrl.data.messages import is_filled, without_fillings
+from rmtrl.data.reading.labels import label_notes
 from rmtrl.data.reading.layouts import HUMAN, is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
 from rmtrl.data.reading.normal_form import arrow_table
@@ -166,7 +167,7 @@ def _normal_form(
 
 def _notes(reader: RowReader) -> list[str]:
     """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
-    notes = []
+    notes = label_notes(reader.source, reader.sides, reader.judged)
     if reader.n_invented and not reader.facts.texts:
         notes.append(f"{reader.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
     if reader.texts:

@@ -43,16 +43,42 @@ def label_word(code: str, codes: Collection[str], row: Row) -> str:
     return "chosen"
 
 
-def verdict(row: Row) -> float | None:
+def has_label(row: Row) -> bool:
+    """Returns whether something stands in the column `label`."""
+    label = row.get("label")
+    return bool(label.strip()) if isinstance(label, str) else label is not None
+
+
+def verdict(row: Row, *, strict: bool = False) -> float | None:
     """Returns what `label` says of a row whose sides are called chosen and rejected: 1 where chosen won.
 
-    Chosen is the left side. Beside `prompt_left` and `prompt_right` a label must be a verdict; else any other value
-    is the user's own.
+    Chosen is the left side. Beside `prompt_left` and `prompt_right`, or where `strict`, a label must be a verdict;
+    else any other value is the user's own.
     """
     if not {"chosen", "chosen_response"} & row.keys():
         return None
     label = row.get("label")
     found = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else None
-    if found is None and label is not None and "prompt_left" in row:
+    if found is None and has_label(row) and (strict or "prompt_left" in row):
         raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(_VERDICTS)}")
     return found
+
+
+def label_notes(source: str, codes: Collection[str], judged: Collection[bool]) -> list[str]:
+    """Returns what a person may not expect of how `label` is read.
+
+    Args:
+        source (`str`): What to call the set.
+        codes (`Collection[str]`): Numbers that were read as a side.
+        judged (`Collection[bool]`): Whether labels beside chosen and rejected were verdicts.
+    """
+    notes = []
+    if len(codes) == 1:
+        (code,) = codes
+        side = ("left", "right")[int(code)]
+        notes.append(
+            f"{source}: every number in label is {code}, read as {side}; write left, right or tie to be clear"
+        )
+    if judged and not any(judged):
+        notes.append(f"{source}: label is not read, for no row has one of {', '.join(_VERDICTS)} there")
+    return notes

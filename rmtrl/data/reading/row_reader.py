@@ -9,7 +9,7 @@ from typing import Any, Literal
 from datasets import Value
 
 from rmtrl.data.messages import read_messages, same
-from rmtrl.data.reading.labels import label_code, label_word, verdict
+from rmtrl.data.reading.labels import has_label, label_code, label_word, verdict
 from rmtrl.data.reading.layouts import EXPLICIT, LAYOUTS, Layout, MissingCellError, layout_of
 from rmtrl.data.reading.normal_form import NAMES, TEMPLATE, ExactJson, missing, normal_row
 from rmtrl.data.reading.prompts import before, prompt_columns
@@ -20,7 +20,7 @@ from rmtrl.types import Message
 Faulty = Literal["raise", "keep"]
 
 _FAULTS = (TypeError, LookupError, ValueError, AttributeError, OverflowError, RecursionError)
-_LABELS = {"language", "licence", "license", "cluster_id", "variant_of"}  # words, but no text to be read
+_LABELS = {"language", "licence", "license", "cluster_id", "variant_of", "label"}  # words, but no text to be read
 # TRL takes these columns for its own
 _LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -35,6 +35,7 @@ class Facts:
         with_prompt (`bool`, *optional*): Whether rows must have a prompt; likewise.
         chat (`bool`): Whether text becomes messages, because a row has a system message or earlier turns beside it.
         codes (`frozenset[str]`): Numbers in `label`, where they are not to be read.
+        judged (`bool`): Whether `label` beside chosen and rejected must be a verdict, because one stands in a row.
         texts (`frozenset[str]`): Unread columns of text, beside which no prompt is made up.
         kinds (`dict[str, frozenset[str]]`): What stands in each column that rides along.
     """
@@ -43,6 +44,7 @@ class Facts:
     with_prompt: bool | None = None
     chat: bool = False
     codes: frozenset[str] = frozenset()
+    judged: bool = False
     texts: frozenset[str] = frozenset()
     kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -96,6 +98,8 @@ class RowReader:
         self.texts: set[str] = set()
         self._riding: Row = {}
         self.kinds: dict[str, set[str]] = {name: set(kinds) for name, kinds in facts.kinds.items()}
+        self.sides: set[str] = set()
+        self.judged: set[bool] = set()
         self._codes: set[str] = set()
         self._codes_fit = True
         self._forms: Counter[bool] = Counter()
@@ -157,6 +161,7 @@ class RowReader:
             with_prompt,
             chat=self.facts.chat,
             codes=self.facts.codes or frozenset(() if self._codes_fit else self._codes),
+            judged=self.facts.judged or True in self.judged,
             texts=self.facts.texts or frozenset(self.texts if self.n_invented else ()),
             kinds={name: frozenset(kinds) for name, kinds in self.kinds.items()},
         )
@@ -217,15 +222,17 @@ class RowReader:
     def _word(self, code: str, row: Row) -> str:
         self._codes.add(code)
         try:
-            return label_word(code, self.facts.codes | self._codes, row)
+            word = label_word(code, self.facts.codes | self._codes, row)
         except DataError:
             self._codes_fit = False
             raise
+        self.sides |= set() if "chosen" in row else {code}
+        return word
 
     def _ride(self, row: Row, unread: tuple[str, ...]) -> None:
         """Notes what stands in the columns that no form reads, and which of them are text."""
         read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
-        read |= {*TEMPLATE, *(["label"] if verdict(row) is not None else [])}
+        read |= {*TEMPLATE, *(["label"] if self._judged(row) else [])}
         for name in unread:
             value = row[name]
             if "\0" in name:  # Arrow ends the name there
@@ -242,6 +249,15 @@ class RowReader:
                 if value is not None:
                     kind = _KINDS.get(type(value), "json")
                     kinds.add("json" if kind == "int64" and not -(2**63) <= value < 2**63 else kind)
+
+    def _judged(self, row: Row) -> bool:
+        """Returns whether `label` says who won; another column may say it in its place."""
+        if row.get("preference") not in (None, ""):
+            return verdict(row) is not None
+        judged = verdict(row, strict=self.facts.judged) is not None
+        if has_label(row) and _form(tuple(row)).explicit:
+            self.judged.add(judged)
+        return judged
 
     def _has_prompt(self, asked: bool) -> bool:
         """Returns whether a row has a prompt, or is of a file that has none."""
