@@ -66,9 +66,10 @@ def _is_message(value: Any) -> bool:
 
 def _of_sharegpt(message: Message) -> Message:
     speaker = message["from"]
+    lowered = str(speaker).lower()
     rest = {key: value for key, value in message.items() if key not in ("from", "value")}
-    read = {"role": _SPEAKERS.get(str(speaker).lower(), speaker), "content": message.get("value")}
-    if speaker == "function_call" and (calls := _calls(message.get("value"))):
+    read = {"role": _SPEAKERS.get(lowered, lowered if lowered in ROLES else speaker), "content": message.get("value")}
+    if lowered == "function_call" and (calls := _calls(message.get("value"))):
         read |= {"content": "", "tool_calls": calls}
     return read | rest
 
