@@ -289,6 +289,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def write_row_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
     """Writes several files as [`write_rows`] does; none takes its place before all are complete."""
+    for path in files:
+        if suffix_of(path) in (".parquet", ".csv"):
+            raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
     return _put_in_place({path: map(_line, _plain_rows(rows)) for path, rows in files.items()})
 
 

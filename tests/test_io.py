@@ -60,3 +60,10 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
     with pytest.raises(DataError, match="exists and is not a file"):
         write_json(tmp_path, {})
     assert read_object(tmp_path / "o.json") == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.csv.gz"])
+def test_rows_are_not_written_under_a_name_that_says_another_form(tmp_path, name):
+    with pytest.raises(DataError, match="one a line; name it .jsonl"):
+        write_rows(tmp_path / name, [{"a": 1}])
+    assert not list(tmp_path.iterdir())

@@ -67,8 +67,9 @@ def _run() -> int:
 def _said(error: Any) -> str:
     """Returns an error of the command line in our form: what was got, what was wanted, where to look."""
     context, param = getattr(error, "ctx", None), getattr(error, "param", None)
-    given = next((f"{flag} {value}" for flag, value in pairwise(sys.argv) if param and flag in param.opts), "")
-    said = f"got {given}; {error.message}" if given else str(error.format_message())
+    options = [name for name in param.opts if name.startswith("-")] if param else []
+    given = next((f"{flag} {value}" for flag, value in pairwise(sys.argv) if flag in options), "")
+    said = f"got {given}; {error.message}" if given and error.message else str(error.format_message())
     return f"{said.rstrip('.')}; see {context.command_path if context else 'rmtrl'} --help"
 
 
