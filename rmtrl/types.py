@@ -26,7 +26,7 @@ class Chat(list[Message]):
 
     Args:
         messages (`Iterable[Message]`): The turns.
-        tools (`list`, *optional*): Functions that may be called, as JSON schemas.
+        tools (`list`, *optional*): Functions that may be called, as JSON schemas; an empty list: none.
         chat_template_kwargs (`dict`, *optional*): More variables of the template.
 
     Example:
@@ -56,10 +56,10 @@ class Chat(list[Message]):
         Text, and messages of a row without these columns, are returned as they are.
         """
         given = [row.get(name) for name in ("tools", "chat_template_kwargs")]
-        tools, kwargs = (json.loads(value) if isinstance(value, str) and value else value or None for value in given)
-        if isinstance(conversation, str) or not (tools or kwargs):
+        tools, kwargs = (json.loads(value) if isinstance(value, str) and value else value for value in given)
+        if isinstance(conversation, str) or (tools in (None, "") and not kwargs):
             return conversation
-        return cls(conversation, tools=tools or None, chat_template_kwargs=kwargs)
+        return cls(conversation, tools=None if tools == "" else tools, chat_template_kwargs=kwargs or None)
 
     def _with(self, messages: Iterable[Message]) -> Chat:
         return Chat(messages, tools=self.tools, chat_template_kwargs=self.chat_template_kwargs)

@@ -34,6 +34,7 @@ _ENDS = {
     "nemotron": ("<|im_end|>", None),
     "phi": ("<|end|>", None),
     "qwen": ("<|im_end|>", None),
+    "smolvlm": ("<end_of_utterance>", None),
 }
 _MARKERS = re.compile(r"<\|[A-Za-z_]+\|?>|<[A-Za-z_]+\|>|<｜[^｜>]+｜>|<(?:start|end)_of_\w+>|\[/?INST\]")
 _TEXT = "the a is of sun moon sea red green blue one two three good bad yes no user assistant system think tool call"

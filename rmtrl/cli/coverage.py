@@ -97,7 +97,8 @@ def sample(
         print_json({"schema": "rmtrl/sample/1", "data": data, "n": len(drawn.pairs), "seed": seed,
                     "domains": drawn.drawn, "out": str(out)})  # fmt: skip
     else:
-        print_table({"pairs": len(drawn.pairs), **{k: v["drawn"] for k, v in drawn.drawn.items()}, "written to": out})
+        shares = {name: f"{part['drawn']:,} prompts, {part['pairs']:,} pairs" for name, part in drawn.drawn.items()}
+        print_table({"pairs": len(drawn.pairs), **shares, "written to": out})
 
 
 def _numbers(option: str, text: str) -> dict[str, float]:

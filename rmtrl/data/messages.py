@@ -66,9 +66,10 @@ def _is_message(value: Any) -> bool:
 
 def _of_sharegpt(message: Message) -> Message:
     speaker = message["from"]
+    lowered = str(speaker).lower()
     rest = {key: value for key, value in message.items() if key not in ("from", "value")}
-    read = {"role": _SPEAKERS.get(str(speaker).lower(), speaker), "content": message.get("value")}
-    if speaker == "function_call" and (calls := _calls(message.get("value"))):
+    read = {"role": _SPEAKERS.get(lowered, lowered if lowered in ROLES else speaker), "content": message.get("value")}
+    if lowered == "function_call" and (calls := _calls(message.get("value"))):
         read |= {"content": "", "tool_calls": calls}
     return read | rest
 
@@ -165,12 +166,24 @@ def is_filled(feature: Any) -> bool:
     """Whether a feature holds objects with the same keys in every row, absent ones null; JSON is kept as it is."""
     if isinstance(feature, dict):
         return True
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return inner is not None and is_filled(inner)
+    return (inner := _inner(feature)) is not None and is_filled(inner)
 
 
-def without_fillings(value: Any) -> Any:
-    """Returns a value without the keys that are null."""
+def without_fillings(value: Any, feature: Any) -> Any:
+    """Returns a value of a filled feature without the keys that are null there and not in every row.
+
+    A key that is null in every row was written as null: nothing else would have made the key.
+    """
     if isinstance(value, Mapping):
-        return {key: without_fillings(item) for key, item in value.items() if item is not None}
-    return [without_fillings(item) for item in value] if isinstance(value, list) else value
+        known = feature if isinstance(feature, dict) else {}
+        kept = {key: item for key, item in value.items() if item is not None or _is_null(known.get(key))}
+        return {key: without_fillings(item, known.get(key)) for key, item in kept.items()}
+    return [without_fillings(item, _inner(feature)) for item in value] if isinstance(value, list) else value
+
+
+def _inner(feature: Any) -> Any:
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+
+
+def _is_null(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) == "null"

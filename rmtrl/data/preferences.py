@@ -4,7 +4,8 @@ The normal form has the columns `id`, `prompt_id`, `domain`, `source`, `prompt`,
 three are all strings or all message lists. `preference` (1: chosen wins, ½: tie, or a vote share), `weight` (votes),
 `rating_gap` and `margin` stand beside them where the input has them, so do `chosen_scores` and `rejected_scores` (0–1
 by criterion, as a list of `criterion` and `score`), `prompt_rejected` where the two sides of a pair
-answer different prompts, `fault` where rows that cannot be read are kept.
+answer different prompts, `fault` where rows that cannot be read are kept. Messages keep every field, as JSON; `tools`
+and `chat_template_kwargs` go with their row, and so does every column that no form reads.
 """
 
 import hashlib
@@ -19,10 +20,13 @@ from datasets import Dataset, Features, ReadInstruction, config
 from tqdm.auto import tqdm
 
 from rmtrl.data.messages import is_filled, without_fillings
-from rmtrl.data.reading.layouts import HUMAN, TALKS, is_pair
+from rmtrl.data.reading.labels import label_notes
+from rmtrl.data.reading.layouts import HUMAN, is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
 from rmtrl.data.reading.normal_form import arrow_table
-from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader, write_normal
+from rmtrl.data.reading.prompts import TALKS
+from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader
+from rmtrl.data.reading.writing import write_normal
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import LARGE_ROWS, RawRow, read_rows, table_columns
 from rmtrl.types import Conversation
@@ -108,10 +112,10 @@ def to_normal_form(
     ```
     """
 
-    filled = [name for name, feature in dataset.features.items() if name in TALKS and is_filled(feature)]
+    filled = {name: feature for name, feature in dataset.features.items() if name in TALKS and is_filled(feature)}
 
     def told(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return batch | {name: without_fillings(batch[name]) for name in filled}
+        return batch | {name: without_fillings(batch[name], [own]) for name, own in filled.items()}
 
     def rows() -> Iterator[RawRow]:
         batches = map(told, dataset.with_format(None).iter(1000))
@@ -163,7 +167,7 @@ def _normal_form(
 
 def _notes(reader: RowReader) -> list[str]:
     """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
-    notes = []
+    notes = label_notes(reader.source, reader.sides, reader.judged)
     if reader.n_invented and not reader.facts.texts:
         notes.append(f"{reader.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
     if reader.texts:

@@ -5,11 +5,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
 
-from rmtrl.data.splits import groups_of
 from rmtrl.errors import DataError, UsageError
 
 
@@ -20,7 +20,8 @@ class Sample:
     Args:
         pairs (`Dataset`): Rows of the drawn prompts, with `sampling_weight`: weighted by it, a figure over the sample
             stands for the stated prevalence again.
-        drawn (`dict[str, dict]`): By domain: `available` and `drawn` prompts, and the `weight` of each.
+        drawn (`dict[str, dict]`): By domain: `available` and `drawn` prompts, the `weight` of each, and the `pairs`
+            that are rows of the sample. A prompt of several domains counts as the first of them by name.
     """
 
     pairs: Dataset
@@ -76,15 +77,15 @@ def sample_by_domain(
 
     Args:
         dataset (`Dataset`): Pairs in the normal form.
-        n (`int`): Prompts (clusters, where the pairs have `cluster_id`) to draw.
+        n (`int`): Prompts to draw.
         prevalence (`Mapping[str, float]`, *optional*): Weight of each domain in the population; the data's own by
             default.
         stress (`Mapping[str, float]`, *optional*): Factor by which to draw more of a high-stakes domain.
         seed (`int`): Another seed draws others.
 
     Raises:
-        UsageError: If n is below 1, or a weight or factor is negative.
-        DataError: If a named domain does not occur, or there are fewer than n prompts.
+        UsageError: If a weight or factor is negative or not finite.
+        DataError: If a named domain does not occur, or n is below 1 or above the number of prompts.
 
     Example:
 
@@ -95,13 +96,12 @@ def sample_by_domain(
     """
     stress = stress or {}
     domain_of: dict[str, str] = {}
-    keys = groups_of(dataset)
-    domains = [domain for batch in dataset.select_columns(["domain"]).iter(1000) for domain in batch["domain"]]
+    keys, domains = (dataset.with_format(None)[name][:] for name in ("prompt_id", "domain"))
     for key, domain in zip(keys, domains, strict=True):
         domain_of[key] = min(domain, domain_of.get(key, domain))
     available = Counter(domain_of.values())
     weights = dict(prevalence) if prevalence else {name: float(count) for name, count in available.items()}
-    _check(n, available, weights, stress)
+    _check(n, available, weights, stress, set(domains))
     wanted = allocate(n, available, weights, stress)
     by_domain: dict[str, list[str]] = defaultdict(list)
     for key in sorted(domain_of, key=lambda key: _hash(seed, key)):
@@ -113,12 +113,18 @@ def sample_by_domain(
     }
     rows = [row for row, key in enumerate(keys) if key in taken]
     sampled = dataset.select(rows).select_columns([n for n in dataset.column_names if n != "sampling_weight"])
+    written = Counter(domains[row] for row in rows)
     return Sample(
         sampled.add_column("sampling_weight", [weight[domain_of[keys[row]]] for row in rows]),
         {
-            name: {"available": available[name], "drawn": wanted[name], "weight": round(weight[name], 6)}
-            for name in sorted(available)
-        },
+            name: {
+                "available": available[name],
+                "drawn": wanted.get(name, 0),
+                "pairs": written[name],
+                "weight": round(weight.get(name, 0.0), 6),
+            }
+            for name in sorted({*available, *written})
+        },  # fmt: skip
     )
 
 
@@ -126,13 +132,18 @@ def _hash(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _check(n: int, available: Mapping[str, int], weights: Mapping[str, float], stress: Mapping[str, float]) -> None:
+def _check(
+    n: int, available: Mapping[str, int], weights: Mapping[str, float], stress: Mapping[str, float], domains: set[str]
+) -> None:
     unknown = sorted((set(weights) | set(stress)) - set(available))
+    if beside := [name for name in unknown if name in domains]:
+        raise DataError(f"no prompt counts as {', '.join(beside)}, which stands beside {', '.join(sorted(available))}")
     if unknown:
         raise DataError(f"no pair has the domain {', '.join(unknown)}; the data has {', '.join(sorted(available))}")
-    negative = [name for values in (weights, stress) for name, value in values.items() if not value >= 0]
-    if negative:
-        raise UsageError(f"the weight of {', '.join(negative)} is negative; wanted 0 or more")
+    for name, value in chain(weights.items(), stress.items()):
+        if not 0 <= value < math.inf:
+            said = "negative" if value < 0 else value
+            raise UsageError(f"the weight of {name} is {said}; wanted a finite number of 0 or more")
     possible = sum(count for name, count in available.items() if weights.get(name, 0) * stress.get(name, 1) > 0)
     if not 1 <= n <= possible:
         raise DataError(f"got {n} prompts to draw; wanted 1 to {possible}, which is what the domains hold")

@@ -26,7 +26,7 @@ logger = get_logger(__name__)
 
 Reward = Callable[..., Any]
 
-_ANSWER, _PROBED = "Yes.", 64  # what a probe answers, and to how many prompts
+_ANSWERS, _PROBED = ("Yes.", " Yes."), 64  # what a probe answers, and to how many prompts
 _ROUTES = {
     "ids": "the reward model scores the policy's tokens as they are sampled: they are what it was trained on",
     "text": "the reward model renders the policy's answers by its own template: their tokens are not what it was "
@@ -58,20 +58,17 @@ class TokenReward:
     def __init__(self, scorer: RewardScorer, prompts: Prompts, *, end_token_ids: Sequence[int] = ()) -> None:
         self.scorer = scorer
         self.__name__ = type(scorer).__name__
-        self.route: Literal["ids", "text"] = "ids"
+        self.tokenised = prompts.tokenised
         ends = dict.fromkeys((*end_token_ids, int(scorer.tokenizer.eos_token_id)))
         probed = range(0, len(prompts), -(-len(prompts) // _PROBED))
-        exact = all(any(self._is_as_trained(prompts, index, end) for end in ends) for index in probed)
-        self.route = "ids" if prompts.tokenised or exact else "text"
+        exact = all(any(self._joins(prompts, i, own, end) for end in ends for own in _ANSWERS) for i in probed)
+        self.route: Literal["ids", "text"] = "ids" if prompts.tokenised or exact else "text"
 
-    def _is_as_trained(self, prompts: Prompts, index: int, end: int) -> bool:
-        """Whether a plain answer to a prompt, as a policy samples it, reads as the reward model renders it."""
-        tokenizer, prompt = self.scorer.tokenizer, prompts.prompts[index]
-        ids = [*prompts.ids[index], *tokenizer(text=_ANSWER, add_special_tokens=False)["input_ids"], end]
-        if isinstance(prompt, str):
-            return self._text(encode_prompt(tokenizer, prompt + _ANSWER + str(tokenizer.eos_token))) == self._text(ids)
-        answer: Any = prompts.answer(index, _ANSWER)
-        return self._text(self.scorer.encode(prompt + answer)) == self._text(ids)
+    def _joins(self, prompts: Prompts, index: int, answer: str, end: int) -> bool:
+        """Whether prompt, answer and end, one after the other, are the tokens that the reward model renders."""
+        answered = self.scorer.tokenizer(text=answer, add_special_tokens=False)["input_ids"]
+        whole = [*prompts.ids[index], *answered, end]
+        return self._rendered(prompts.prompts[index], prompts.answer(index, answer)) == whole
 
     def __call__(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], *,
@@ -85,13 +82,23 @@ class TokenReward:
     def _tokens(
         self, prompt: Any, completion: Any, prompt_ids: Sequence[int], completion_ids: Sequence[int], truncated: bool
     ) -> list[int]:
-        """Returns the tokens by which a sample is scored."""
+        """Returns the tokens by which a sample is scored; on the way of ids one that was cut off has no end token."""
         sampled = [*prompt_ids, *completion_ids]
-        if isinstance(prompt, str) and self.route == "ids":
+        if self.tokenised:
             return sampled if truncated else self._ended(sampled)
-        rendered = self.scorer.encode(prompt + completion)
+        rendered = self._rendered(prompt, completion)
+        if self.route == "text":
+            return rendered
+        joined = rendered[: len(prompt_ids)] == list(prompt_ids)
         reads = sampled + rendered[-1:] if truncated else sampled
-        return sampled if self.route == "ids" and self._text(reads) == self._text(rendered) else rendered
+        if joined and self._text(reads) == self._text(rendered):
+            return sampled
+        return rendered[:-1] if truncated else rendered
+
+    def _rendered(self, prompt: Any, completion: Any) -> list[int]:
+        if isinstance(prompt, str):  # one that opens with a start token of its own has no second one for a policy
+            return encode_prompt(self.scorer.tokenizer, prompt + completion + str(self.scorer.tokenizer.eos_token))
+        return self.scorer.encode(prompt + completion)
 
     def _ended(self, ids: list[int]) -> list[int]:
         """Returns the tokens of a text with the end token that such texts end with, in place of another one."""

@@ -171,6 +171,8 @@ def check_tokens(
     """
     n = n_embeddings(model)
     for index, ids in enumerate(sequences):
+        if len(ids) and min(ids) < 0:
+            raise DataError(f"{what} {index} has token {int(min(ids))}; token ids are 0 or more")
         if len(ids) and (highest := max(ids)) >= n:
             raise DataError(
                 f"{what} {index} has token {int(highest):,} ({tokenizer.convert_ids_to_tokens(int(highest))!r}), the "

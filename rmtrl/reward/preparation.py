@@ -1,7 +1,7 @@
 """A data set of pairs as token ids, rendered as whoever scores renders them, so that no row is lost in silence."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -47,7 +47,7 @@ def prepare_text(
     features = dataset.features or {}
     settings: dict[str, Any] = {"num_proc": num_proc, "desc": "Tokenizing pairs"} if whole else {}
     ours: dict[str, Any] = {"tokenizer": tokenizer, "constants": dict(constants), "starts": starts}
-    ours["filled"] = [name for name, feature in features.items() if is_filled(feature)]
+    ours["filled"] = {name: feature for name, feature in features.items() if is_filled(feature)}
     with PartialState().main_process_first():
         dataset = dataset.map(_tokenized, batched=True, with_indices=True, fn_kwargs=ours, **settings)
     if not isinstance(dataset, Dataset):
@@ -76,9 +76,9 @@ def _tokenized(
     tokenizer: PreTrainedTokenizerBase,
     constants: Mapping[str, Any],
     starts: bool,
-    filled: Sequence[str],
+    filled: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
-    columns = {name: without_fillings(own) if name in filled else own for name, own in batch.items()}
+    columns = {name: without_fillings(own, [filled[name]]) if name in filled else own for name, own in batch.items()}
     columns |= {name: [value] * len(indices) for name, value in constants.items() if name not in columns}
     made: dict[str, list[Any]] = {"_empty_response": [False] * len(indices)}
     sides: list[list[Conversation]] = []

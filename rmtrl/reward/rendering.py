@@ -5,6 +5,7 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_filled, says, without_fillings
+from rmtrl.data.messages import is_filled, message_text, says, without_fillings
 from rmtrl.data.validation import check_chat_template
 from rmtrl.errors import RenderingError
 from rmtrl.types import Chat, Conversation, Message
@@ -79,7 +80,8 @@ class Rendering:
     def completed(self, conversation: Conversation) -> Conversation:
         """Returns a conversation with the tools and template variables of training where it has none of its own."""
         own = conversation if isinstance(conversation, Chat) else Chat()
-        tools, kwargs = own.tools or self.tools, own.chat_template_kwargs or self.chat_template_kwargs
+        tools = self.tools if own.tools is None else own.tools
+        kwargs = own.chat_template_kwargs or self.chat_template_kwargs
         return Chat.of(conversation, {"tools": tools, "chat_template_kwargs": kwargs})
 
     def as_dict(self) -> dict[str, Any]:
@@ -193,8 +195,9 @@ def _render(
 ) -> str:
     """Returns what the chat template makes of messages."""
     check_chat_template(tokenizer)
-    if any(isinstance(m.get("content"), list) for m in messages) or _reads_parts(tokenizer, tokenizer.chat_template):
-        messages = in_parts(messages)
+    reads_text, reads_parts = _reads(tokenizer, tokenizer.chat_template)
+    if any(isinstance(m.get("content"), list) for m in messages) or not reads_text:
+        messages = in_parts(messages) if reads_parts else in_text(messages)
     for place, message in enumerate(messages):
         if not says(message):
             raise RenderingError(f"message {place} of {name} {index} has no content; give it text", index=index)
@@ -215,23 +218,35 @@ def in_parts(messages: list[Message]) -> list[Message]:
     ]
 
 
+def in_text(messages: list[Message]) -> list[Message]:
+    """Returns messages with their text parts as text; other parts stay, for the template to refuse."""
+    return messages[:0] + [m | {"content": message_text(m)} if _is_text(m.get("content")) else m for m in messages]
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(p, str) or p.get("type", "text") == "text" for p in content)
+
+
 @lru_cache(maxsize=64)
-def _reads_parts(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> bool:
-    """Whether a template fails on text, or passes over it, and takes it in parts."""
+def _reads(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> tuple[bool, bool]:
+    """Returns whether a template writes content that is text, and content that is parts."""
 
     def reads(form: Callable[[list[Message]], list[Message]]) -> bool:
-        asked = {"role": "user", "content": "Why?"}
+        said = ("Why so?", "Because.")
+        chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said, strict=True)]
         try:
-            texts = [_apply(tokenizer, form([asked, {"role": "assistant", "content": text}])) for text in "ab"]
+            text = _apply(tokenizer, form(chat))
         except _TEMPLATE_ERRORS:
             return False
-        return texts[0] != texts[1]
+        return all(own in text for own in said) and not re.search("[\"']type[\"']", text)  # printed
 
-    return not reads(list) and reads(in_parts)
+    return reads(list) or not reads(in_parts), reads(in_parts)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, chat: list[Message], **settings: Any) -> str:
-    variables: dict[str, Any] = {"tools": chat.tools, **chat.chat_template_kwargs} if isinstance(chat, Chat) else {}
+    variables: dict[str, Any] = (
+        {"tools": chat.tools or None, **chat.chat_template_kwargs} if isinstance(chat, Chat) else {}
+    )
     # a null is not there: printed, it would be a word
     messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings))
@@ -267,7 +282,8 @@ def values_of(dataset: Dataset, name: str) -> list[Any]:
     ```
     """
     values = list(dataset[name])
-    return without_fillings(values) if is_filled(dataset.features[name]) else values
+    feature = dataset.features[name]
+    return without_fillings(values, [feature]) if is_filled(feature) else values
 
 
 def completion_starts(

@@ -248,6 +248,46 @@ def test_zero_and_one_alone_are_left_and_right(tmp_path):
 
 
 def test_a_label_of_another_kind_is_the_users_own(tmp_path):
-    rows = [{"prompt": Q, **TEXTS, "label": label} for label in ("safe", 3, None, "rejected")]
+    rows = [{"prompt": Q, **TEXTS, "label": label} for label in ("safe", 3, None)]
     pairs = read(tmp_path / "pairs.jsonl", *rows)
-    assert pairs["chosen"][:] == [C, C, C, R] and pairs["label"][:] == ["safe", 3, None, None]
+    assert pairs["chosen"][:] == [C, C, C] and pairs["label"][:] == ["safe", 3, None]
+
+
+def test_a_label_that_is_missing_is_a_missing_field(tmp_path):
+    result = validate(read(tmp_path / "pairs.jsonl", mission("a"), mission("b", label=None)))
+    assert result.reasons["missing_field"] == 1 and result.kept["id"][:] == ["a"]
+
+
+def test_a_label_beside_another_verdict_rides_along(tmp_path):
+    row = {"prompt": Q, "response_1": C, "response_2": R, "preference_strength": -2, "label": "left"}
+    assert read(tmp_path / "pairs.jsonl", row)["label"][:] == ["left"]
+
+
+@pytest.mark.parametrize("other", ["B", "2", 2, True, "better"])
+def test_beside_a_verdict_another_value_of_label_is_unreadable(tmp_path, other):
+    row = {"prompt": Q, **TEXTS}
+    for word in ("left", "right", "Chosen", "rejected", "tie", "abstain"):
+        rows = [row | {"label": label} for label in (other, word, None, " ")]
+        for order in (rows, rows[::-1]):
+            result = validate(read(tmp_path / "pairs.jsonl", *order), ties="keep")
+            assert result.reasons["unreadable"] == 1
+            assert "is none of chosen, left" in "".join(filter(None, result.rejects["fault"]))
+            with pytest.raises(DataError, match="is none of chosen, left"):
+                read_preferences(tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize("labels", [("A", "B"), (1, 2), ("1", "0"), (True, False), ("safe", "not safe")])
+def test_a_label_without_a_verdict_rides_along_and_is_named(tmp_path, labels):
+    pairs = read(tmp_path / "pairs.jsonl", *({"prompt": Q, **TEXTS, "label": label} for label in labels))
+    assert pairs["chosen"][:] == [C, C] and pairs["label"][:] == list(labels)
+    (note,) = notes(tmp_path / "pairs.jsonl")
+    assert note.startswith("pairs.jsonl: label is not read")
+
+
+@pytest.mark.parametrize(("code", "side"), [(0, "left"), (1, "right"), ("1", "right"), (1.0, "right")])
+def test_one_number_alone_is_read_and_said(tmp_path, code, side):
+    read(tmp_path / "pairs.jsonl", side_by_side(code), side_by_side("tie"), side_by_side(code))
+    (note,) = [note for note in notes(tmp_path / "pairs.jsonl") if "label" in note]
+    assert f"every number in label is {float(code):g}, read as {side}" in note and "write left, right or tie" in note
+    read(tmp_path / "pairs.jsonl", side_by_side(0), side_by_side(1))
+    assert not [note for note in notes(tmp_path / "pairs.jsonl") if "label" in note]

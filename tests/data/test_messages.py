@@ -279,3 +279,9 @@ def test_the_command_counts_what_the_template_refuses(rmtrl, tokenizer, tmp_path
     assert code == 0 and json.loads(stdout)["reasons"]["unrenderable"] == 1
     (reject,) = map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())
     assert reject["prompt"][0]["content"] == "s" and "row 2" in reject["fault"] and "System role" in reject["fault"]
+
+
+@pytest.mark.parametrize("name", [*(role.title() for role in sorted(ROLES)), "USER", "System", "GPT", "Human"])
+def test_speakers_are_read_in_capitals_too(name):
+    (role,) = (message["role"] for message in read_messages("prompt", [{"from": name, "value": "Hi"}]))
+    assert role in ROLES

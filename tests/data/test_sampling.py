@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from rmtrl.data.sampling import allocate, sample_by_domain
 from rmtrl.data.synthetic import make_preferences
@@ -52,3 +53,32 @@ def test_what_cannot_be_drawn_is_said():
         sample_by_domain(pairs, 4, stress={"magic": 2.0})
     with pytest.raises(UsageError, match="negative"):
         sample_by_domain(pairs, 4, stress={"geography": -1.0})
+
+
+def mixed(n=300):
+    """Three prompts a cluster, each of another domain."""
+    return Dataset.from_list([{"prompt_id": f"p{k}", "cluster_id": f"c{k // 3}", "domain": "abc"[k % 3]}
+                              for k in range(n) for _ in range(2)])  # fmt: skip
+
+
+def test_prompts_are_drawn_one_by_one_whatever_their_cluster():
+    sample = sample_by_domain(mixed(), 100, stress={"a": 3.0})
+    assert len(set(sample.pairs["prompt_id"])) == 100 and len(sample.pairs) == 200
+    written = Counter(sample.pairs["domain"])
+    assert {name: part["drawn"] for name, part in sample.drawn.items()} == {"a": 60, "b": 20, "c": 20}
+    assert {name: part["pairs"] for name, part in sample.drawn.items()} == written == {"a": 120, "b": 40, "c": 40}
+    assert set(sample_by_domain(mixed(), 50, prevalence={"c": 1.0}).pairs["domain"]) == {"c"}
+
+
+def test_a_prompt_of_several_domains_is_counted_by_its_rows():
+    pairs = Dataset.from_list([{"prompt_id": f"p{k}", "domain": domain} for k in range(9) for domain in "ab"])
+    drawn = sample_by_domain(pairs, 4).drawn
+    assert {name: (part["drawn"], part["pairs"]) for name, part in drawn.items()} == {"a": (4, 4), "b": (0, 4)}
+    with pytest.raises(DataError, match="no prompt counts as b, which stands beside a"):
+        sample_by_domain(pairs, 4, prevalence={"b": 1.0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_are_finite(value):
+    with pytest.raises(UsageError, match=f"weight of a is {value}; wanted a finite number of"):
+        sample_by_domain(mixed(9), 4, prevalence={"a": value})

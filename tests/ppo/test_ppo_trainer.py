@@ -1028,7 +1028,7 @@ def test_a_reward_that_is_no_number_stops_the_training(new_trainer, reward, line
         new_trainer(reward_model=reward).train()
 
 
-def test_a_reward_that_fails_stops_the_training_and_shows_the_sample(new_trainer, prompts):
+def test_a_reward_that_fails_stops_the_training_and_shows_its_batch(new_trainer, prompts):
     def reward(prompts, completions, **columns):
         if data[0] in prompts:
             raise KeyError("label")
@@ -1037,7 +1037,8 @@ def test_a_reward_that_fails_stops_the_training_and_shows_the_sample(new_trainer
     data = prompts["prompt"]
     with pytest.raises(RewardError, match="KeyError") as stop:
         new_trainer(reward_model=reward, total_episodes=12).train()
-    assert data[0] in str(stop.value)
+    assert "failed for one of completions 0 to 3" in str(stop.value)
+    assert any(prompt in str(stop.value) for prompt in data)
     assert "\n" not in str(stop.value)
 
 

@@ -152,4 +152,4 @@ def test_a_template_that_fails_is_told_in_one_line(tokenizer):
         read(tokenizer, prompt=[[{"role": "user", "content": "sun"}]])
     tokenizer.chat_template = "{% for turn in messages %}{{ '<|user|>' + turn['content'] }}{% endfor %}"
     with pytest.raises(RenderingError, match="the chat template fails on prompt 0: can only concatenate str"):
-        read(tokenizer, prompt=[[{"role": "user", "content": [{"type": "text", "text": "sun"}]}]])
+        read(tokenizer, prompt=[[{"role": "user", "content": [{"type": "image"}]}]])

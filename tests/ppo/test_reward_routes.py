@@ -66,8 +66,9 @@ def test_training_scores_what_the_reward_model_was_taught(new_config, name, rout
         sampled = [*episodes.prompt_ids[row], *episodes.completion_ids[row]]
         reads = sampled + rendered[-1:] if episodes.truncated[row] else sampled
         own = route == "ids" and tokenizer.decode(reads) == tokenizer.decode(rendered)
+        seen = rendered[:-1] if route == "ids" and episodes.truncated[row] else rendered
         with torch.no_grad():
-            wanted = float(model(input_ids=torch.tensor([sampled if own else rendered])).logits[0, 0])
+            wanted = float(model(input_ids=torch.tensor([sampled if own else seen])).logits[0, 0])
         assert got[row] == pytest.approx(wanted, abs=1e-5)
 
 
@@ -86,6 +87,11 @@ def test_a_sample_that_the_template_would_change_is_rendered():
     ids = tokenizer("yes. \n")["input_ids"]
     clean = scorer.score([[*read.prompts[0], {"role": "assistant", "content": "yes."}]])[0]
     assert sample(reward, read, tokenizer, "yes. \n", [*ids, tokenizer.eos_token_id]) == pytest.approx(clean, abs=1e-6)
+    finished = scorer.encode([*read.prompts[0], {"role": "assistant", "content": "yes."}])
+    still_open = scorer.score_ids([finished[:-1]])[0]
+    for text in ("yes. \n", " yes."):  # cut off, it stays open
+        got = sample(reward, read, tokenizer, text, tokenizer(text)["input_ids"], True)
+        assert got == pytest.approx(still_open, abs=1e-6)
     # one that is cut off stays open, and one of other tokens for the same text is scored as it was sampled
     open_ids = tokenizer("yes.")["input_ids"]
     pieces = [tokenizer.convert_tokens_to_ids(piece) for piece in "yes."]
@@ -117,3 +123,16 @@ def test_prompts_of_token_ids_are_scored_as_they_are(tokenizer, new_reward_model
     answer = [*tokenizer("sea")["input_ids"], tokenizer.eos_token_id]
     got = reward(read.prompts, ["sea"], prompt_ids=read.ids, completion_ids=[answer], truncated=[False])
     np.testing.assert_allclose(got, scorer.score_ids([[*ids, *answer]]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("sun moon? ", "good sea"), ("sun ?", " good sea")])
+def test_text_is_scored_by_the_tokens_that_it_was_trained_with(tokenizer, new_reward_model, prompt, answer):
+    """A space that ends a prompt goes with the word after it once the two are one text."""
+    scorer = RewardScorer(new_reward_model(), tokenizer, progress=False)
+    read = read_prompts(Dataset.from_dict({"prompt": [prompt]}), tokenizer, max_length=None)
+    reward = TokenReward(scorer, read)
+    answered = tokenizer(answer)["input_ids"]
+    ids = [*answered, tokenizer.eos_token_id]
+    got = reward([prompt], [answer], prompt_ids=read.ids, completion_ids=[ids], truncated=[False])
+    np.testing.assert_allclose(got, scorer.score([prompt + answer]), atol=1e-6)
+    assert (tokenizer(prompt + answer)["input_ids"] == [*read.ids[0], *answered]) != prompt.endswith(" ")

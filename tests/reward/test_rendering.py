@@ -13,7 +13,7 @@ from rmtrl import ComposedReward, RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.errors import RenderingError
 from rmtrl.ppo.prompts import read_prompts
 from rmtrl.reward.checkpoint import stored_rendering
-from rmtrl.reward.rendering import Rendering, encode, encode_all, encode_prompt, values_of
+from rmtrl.reward.rendering import Rendering, encode, encode_all, encode_prompt, in_parts, values_of
 from rmtrl.types import Chat
 
 ASK, YES, NO = [turn("user", "is the sun red ?")], [turn("assistant", "yes.")], [turn("assistant", "no.")]
@@ -67,7 +67,7 @@ def test_tools_and_variables_reach_every_template_that_reads_them(name, tmp_path
             )["input_ids"]
         except Exception:  # a template that takes parts, or no tools
             continue
-        if "llava" not in name and "idefics" not in name:
+        if not name.startswith(("llava", "idefics", "smolvlm")):
             assert encode(tokenizer, conversation) == wanted
     reads_tools = renders(tokenizer, Chat(ASK, tools=TOOLS) + YES) != bare
     assert reads_tools == ("tools" in tokenizer.chat_template)
@@ -173,6 +173,34 @@ def test_keys_that_arrow_filled_in_are_not_there(tmp_path):
     assert read_prompts(data.select_columns("prompt"), tokenizer, max_length=None).ids == [
         encode_prompt(tokenizer, prompt) for prompt in given
     ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_in_parts_is_the_same_text(name):
+    """Some templates print a list of parts as it is, and some pass over it; none may see it that does not read it."""
+    tokenizer = tokenizer_of(name)
+    whole = encode(tokenizer, ASK + YES)
+    for places in ((0,), (1,), (0, 1)):
+        mixed = [in_parts([m])[0] if place in places else m for place, m in enumerate(ASK + YES)]
+        assert encode(tokenizer, mixed) == whole
+    assert "is the sun red ?" in tokenizer.decode(whole) and "yes." in tokenizer.decode(whole)
+
+
+def test_a_null_that_every_row_has_was_written(tmp_path):
+    """Only a key that some rows lack was filled in."""
+    tokenizer = tokenizer_of("qwen3")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": {"type": "string", "default": None}}}}]
+    data = Dataset.from_dict({"prompt": [ASK] * 2, "chosen": [YES] * 2, "rejected": [NO] * 2, "tools": [tools] * 2})
+    assert values_of(data, "tools") == [tools] * 2
+    trainer = trained(tmp_path, "qwen3", data)
+    assert trainer.train_dataset["chosen_ids"][0] == encode(tokenizer, Chat(ASK, tools=tools) + YES)
+
+
+def test_no_tools_can_be_said(tmp_path):
+    rendering = Rendering.of(tokenizer_of("qwen3"), max_length=None, tools=TOOLS)
+    assert rendering.completed(ASK).tools == TOOLS
+    assert not rendering.completed(Chat(ASK, tools=[])).tools
+    assert encode(tokenizer_of("qwen3"), Chat(ASK, tools=[])) == encode(tokenizer_of("qwen3"), ASK)
 
 
 def test_text_and_parts_are_one_text():

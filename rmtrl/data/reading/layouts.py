@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import lru_cache, partial
-from itertools import chain
 from typing import Any
 
-from rmtrl.data.messages import read_messages, same
+from rmtrl.data.messages import same
+from rmtrl.data.reading.labels import verdict
+from rmtrl.data.reading.prompts import asked, side_of
 from rmtrl.errors import DataError
 from rmtrl.io import Row
 from rmtrl.types import Message
@@ -80,7 +81,7 @@ def _split_at(chosen: Any, rejected: Any, chosen_end: int, rejected_end: int) ->
 
 
 def _explicit(row: Row, sides: tuple[str, str] = ("chosen", "rejected")) -> list[Row]:
-    chosen, rejected = (_side(name, row[name]) for name in sides)
+    chosen, rejected = (side_of(name, row[name]) for name in sides)
     prompt, other = asked(row)
     pair: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     if other is not None:
@@ -100,10 +101,6 @@ def _explicit(row: Row, sides: tuple[str, str] = ("chosen", "rejected")) -> list
     if preference is not None and not 0 <= preference <= 1:
         raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
     return [_preferred(pair, verdict(row) if preference is None else preference)]
-
-
-def _side(name: str, value: Any) -> Any:
-    return value if value is None or isinstance(value, str) else read_messages(name, value)
 
 
 def _answers(prompt: Any, chosen: list[Message], rejected: list[Message]) -> Row:
@@ -127,103 +124,6 @@ def _preferred(pair: Row, preference: float | None) -> Row:
     if "prompt_rejected" in pair:
         turned |= {"prompt": "prompt_rejected", "prompt_rejected": "prompt"}
     return {turned.get(name, name): value for name, value in pair.items()} | {"preference": 1 - preference}
-
-
-# ---- what was asked
-
-_ASKED = (("prompt_left", "prompt_right"), ("prompt",), ("messages",), ("conversations",), ("conversation",),
-          ("question",), ("query",), ("instruction", "input"), ("instruction",), ("input",))  # fmt: skip
-
-
-TALKS = {"chosen", "rejected", "left", "right", "response_left", "response_right", "context", "history", "tools",
-         "prompt_rejected", "chat_template_kwargs", *chain(*_ASKED)}  # fmt: skip
-"""Columns that may hold messages."""
-
-
-@lru_cache(maxsize=1024)
-def prompt_columns(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the columns that a prompt is read from, the first of those known; none where there is none."""
-    return next((columns for columns in _ASKED if set(columns) <= set(names)), ())
-
-
-def asked(row: Row) -> tuple[Any, Any]:
-    """Returns the prompt of a row, None where it has none, and the prompt of the right side where that differs."""
-    found = [_side(name, row[name]) for name in prompt_columns(tuple(row))]
-    if len(found) < 2:
-        return (found[0] if found else None), None
-    if "prompt_left" in row:
-        return found[0], None if same(*found) else found[1]
-    return "\n\n".join(text for text in found if text), None
-
-
-def before(row: Row) -> list[Message]:
-    """Returns what stands before the prompt in columns of its own: a system message, and earlier turns.
-
-    `history` holds messages, or pairs of what the user and the assistant said.
-    """
-    system, history = row.get("system"), row.get("history")
-    said = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    if not isinstance(history, list):
-        return said
-    if any(isinstance(turn, dict) for turn in history):
-        return said + read_messages("history", history)
-    if not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise DataError(f"history is {str(history)[:40]!r}; wanted messages, or pairs of what user and assistant said")
-    roles = ("user", "assistant")
-    return said + [{"role": role, "content": text} for turn in history for role, text in zip(roles, turn, strict=True)]
-
-
-# ---- who won
-
-
-def label_code(row: Row) -> str | None:
-    """Returns the number in the column `label` of a form whose codes no set has fixed, None where there is none."""
-    named = {"left", "right"} <= set(row) or {"response_left", "response_right"} <= set(row)
-    label = row.get("label")
-    if isinstance(label, bool) or not (named or "prompt_left" in row):
-        return None
-    if isinstance(label, str) and not re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label):
-        return None
-    return f"{float(label):g}" if isinstance(label, str | int | float) else None
-
-
-def label_word(code: str, codes: Collection[str], row: Row) -> str:
-    """Returns what a number in `label` means where these are all the numbers that stand in the column.
-
-    0 is left and 1 right, in a column of no other number. Beside sides called chosen and rejected a column of zeros
-    alone, or of ones alone, says that chosen won.
-
-    Raises:
-        DataError: If the numbers may mean something else.
-    """
-    shown = ", ".join(sorted(codes))
-    if not CODES.issuperset(codes):
-        raise DataError(f"label holds the numbers {shown}, not 0 (left) and 1 (right) alone; write left, right or tie")
-    if "chosen" not in row:
-        return ("left", "right")[int(code)]
-    if len(codes) > 1:
-        raise DataError(
-            f"label holds {shown} beside chosen and rejected, and either may be the better one; write chosen, "
-            "rejected or tie, or give --map preference=label where 1 means chosen"
-        )
-    return "chosen"
-
-
-CODES = frozenset({"0", "1"})
-_VERDICTS = {"chosen": 1.0, "left": 1.0, "rejected": 0.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
-
-
-def verdict(row: Row) -> float | None:
-    """Returns what `label` says of a row whose sides are called chosen and rejected: 1 where chosen won.
-
-    Chosen is the left side. Beside `prompt_left` and `prompt_right` a label must be a verdict; else any other value
-    is the user's own.
-    """
-    label = row.get("label")
-    found = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else None
-    if found is None and label is not None and "prompt_left" in row:
-        raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(_VERDICTS)}")
-    return found
 
 
 def _ordered(prompt: Any, first: Any, second: Any, first_wins: float, **more: Any) -> list[Row]:

@@ -1,49 +1,26 @@
 """Turns raw rows of any known form into the normal form, and rows that cannot be read into rows that say why."""
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-from datasets import Dataset, DatasetInfo, Value
+from datasets import Value
 
-from rmtrl.data.messages import message_text, read_messages, same
-from rmtrl.data.reading.layouts import (
-    EXPLICIT,
-    LAYOUTS,
-    Layout,
-    MissingCellError,
-    before,
-    label_code,
-    label_word,
-    layout_of,
-    prompt_columns,
-    verdict,
-)
-from rmtrl.data.reading.normal_form import (
-    NAMES,
-    OPTIONAL,
-    TEMPLATE,
-    ExactJson,
-    arrow_table,
-    features,
-    missing,
-    normal_row,
-)
+from rmtrl.data.messages import read_messages, same
+from rmtrl.data.reading.labels import has_label, label_code, label_word, verdict
+from rmtrl.data.reading.layouts import EXPLICIT, LAYOUTS, Layout, MissingCellError, layout_of
+from rmtrl.data.reading.normal_form import NAMES, TEMPLATE, ExactJson, missing, normal_row
+from rmtrl.data.reading.prompts import before, prompt_columns
 from rmtrl.errors import DataError
 from rmtrl.io import RawRow, Row
-from rmtrl.types import Conversation, Message
+from rmtrl.types import Message
 
 Faulty = Literal["raise", "keep"]
 
-_BATCH_ROWS, _BATCH_CHARS = 1000, 2**26  # Arrow text of one batch stays far below its limit of 2³¹ bytes
 _FAULTS = (TypeError, LookupError, ValueError, AttributeError, OverflowError, RecursionError)
-_LABELS = {"language", "licence", "license", "cluster_id", "variant_of"}  # words, but no text to be read
+_LABELS = {"language", "licence", "license", "cluster_id", "variant_of", "label"}  # words, but no text to be read
 # TRL takes these columns for its own
 _LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -58,6 +35,7 @@ class Facts:
         with_prompt (`bool`, *optional*): Whether rows must have a prompt; likewise.
         chat (`bool`): Whether text becomes messages, because a row has a system message or earlier turns beside it.
         codes (`frozenset[str]`): Numbers in `label`, where they are not to be read.
+        judged (`bool`): Whether `label` beside chosen and rejected must be a verdict, because one stands in a row.
         texts (`frozenset[str]`): Unread columns of text, beside which no prompt is made up.
         kinds (`dict[str, frozenset[str]]`): What stands in each column that rides along.
     """
@@ -66,6 +44,7 @@ class Facts:
     with_prompt: bool | None = None
     chat: bool = False
     codes: frozenset[str] = frozenset()
+    judged: bool = False
     texts: frozenset[str] = frozenset()
     kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -88,6 +67,7 @@ def _form(names: tuple[str, ...]) -> _Form:
     read = {*NAMES, *needed, *asked, "prompt_left", "prompt_right"}
     explicit = layout is not None and layout in EXPLICIT
     prompts = [name for name in asked if explicit and (name != "input" or len(asked) == 1)]
+    prompts += [name for name in names if name == "label" and explicit and "prompt_left" in asked]
     unread = tuple(name for name in names if name not in read)
     return _Form(layout, needed if layout is None else [*needed, *prompts], explicit, bool(asked), unread)
 
@@ -118,6 +98,8 @@ class RowReader:
         self.texts: set[str] = set()
         self._riding: Row = {}
         self.kinds: dict[str, set[str]] = {name: set(kinds) for name, kinds in facts.kinds.items()}
+        self.sides: set[str] = set()
+        self.judged: set[bool] = set()
         self._codes: set[str] = set()
         self._codes_fit = True
         self._forms: Counter[bool] = Counter()
@@ -179,6 +161,7 @@ class RowReader:
             with_prompt,
             chat=self.facts.chat,
             codes=self.facts.codes or frozenset(() if self._codes_fit else self._codes),
+            judged=self.facts.judged or True in self.judged,
             texts=self.facts.texts or frozenset(self.texts if self.n_invented else ()),
             kinds={name: frozenset(kinds) for name, kinds in self.kinds.items()},
         )
@@ -239,15 +222,17 @@ class RowReader:
     def _word(self, code: str, row: Row) -> str:
         self._codes.add(code)
         try:
-            return label_word(code, self.facts.codes | self._codes, row)
+            word = label_word(code, self.facts.codes | self._codes, row)
         except DataError:
             self._codes_fit = False
             raise
+        self.sides |= set() if "chosen" in row else {code}
+        return word
 
     def _ride(self, row: Row, unread: tuple[str, ...]) -> None:
         """Notes what stands in the columns that no form reads, and which of them are text."""
         read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
-        read |= {*TEMPLATE, *(["label"] if verdict(row) is not None else [])}
+        read |= {*TEMPLATE, *(["label"] if self._judged(row) else [])}
         for name in unread:
             value = row[name]
             if "\0" in name:  # Arrow ends the name there
@@ -264,6 +249,15 @@ class RowReader:
                 if value is not None:
                     kind = _KINDS.get(type(value), "json")
                     kinds.add("json" if kind == "int64" and not -(2**63) <= value < 2**63 else kind)
+
+    def _judged(self, row: Row) -> bool:
+        """Returns whether `label` says who won; another column may say it in its place."""
+        if row.get("preference") not in (None, ""):
+            return verdict(row) is not None
+        judged = verdict(row, strict=self.facts.judged) is not None
+        if has_label(row) and _form(tuple(row)).explicit:
+            self.judged.add(judged)
+        return judged
 
     def _has_prompt(self, asked: bool) -> bool:
         """Returns whether a row has a prompt, or is of a file that has none."""
@@ -290,66 +284,3 @@ class RowReader:
                 turns = [{"role": "user", "content": given}] if isinstance(given, str) else read_messages(name, given)
                 turned[name] = turns if same(turns[: len(said)], said) else said + turns
         return turned
-
-
-def write_normal(reader: RowReader, rows: Iterable[RawRow], path: Path | None) -> Dataset | None:
-    """Returns the normal form of `rows`, held in the Arrow file `path`, or in memory without one.
-
-    None where a row had another type of value in a column that rides along than the first rows, or another column.
-    Columns that stand in no raw row and hold nothing are left out.
-
-    Raises:
-        DataError: If no row is of a known form, or at the first row that cannot be read where `reader` says so.
-        Reread: As `reader` does.
-    """
-    beside = None if path is None else path.with_name(f"{path.name}.{os.getpid()}.new")
-    filled: set[str] = set()
-    try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.BufferOutputStream() if beside is None else pa.OSFile(str(beside), "wb") as sink:
-            batches = _batches(reader, rows)
-            first = next(batches, [])  # from here on the reader knows whether prompts are text or message lists
-            others = reader.others()
-            columns = features(bool(reader.conversational), others)
-            with pa.ipc.new_stream(sink, columns.arrow_schema) as stream:
-                for batch in chain([first], batches):
-                    if reader.others() == others:  # else the rest is read to know its types
-                        table = arrow_table(batch, columns)
-                        filled.update(name for name in OPTIONAL if table[name].null_count < len(table))
-                        stream.write_table(table)
-        reader.check_forms()
-        if reader.others() != others:
-            return None
-        info = DatasetInfo(features=columns)
-        if path is None:
-            normal = Dataset.from_buffer(sink.getvalue(), info=info)
-        else:
-            os.replace(beside, path)  # type: ignore[arg-type]
-            normal = Dataset.from_file(str(path), info=info)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error}); HF_DATASETS_CACHE names the folder to use") from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-    given = {*reader.seen, *reader.columns} - {"fault"}
-    return normal.remove_columns([name for name in OPTIONAL if name not in filled | given])
-
-
-def _batches(reader: RowReader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    chars = 0
-    for raw in rows:
-        pairs = reader.read(raw)
-        batch += pairs
-        chars += sum(_length(pair.get(side)) for pair in pairs for side in ("prompt", "chosen", "rejected"))
-        # what the columns hold is known from the first good row on
-        if reader.conversational is not None and (len(batch) >= _BATCH_ROWS or chars > _BATCH_CHARS):
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _length(side: Conversation | None) -> int:
-    return len(side or "") if not isinstance(side, list) else sum(map(len, map(message_text, side)))
