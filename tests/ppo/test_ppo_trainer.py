@@ -841,21 +841,30 @@ def test_a_model_of_the_policys_tokens_gives_the_scores_of_its_texts(
     new_reward_model, new_trainer, tokenizer, prompts
 ):
     model = new_reward_model()
+    found, trainer = caught_experience(new_trainer, reward_model=model)
     reward, network = as_reward(model, tokenizer, read_prompts(prompts, tokenizer, max_length=None))
     assert isinstance(reward, TokenReward)
     assert network is model
-    conversations = ["sun moon ? good sea<|end|>", "blue ? one two three<|end|>"]
-    ids = tokenizer(conversations)["input_ids"]
+    conversations = [("sun moon ?", " good sea"), ("blue ?", " one two three")]
+    asked, answers = zip(*conversations, strict=True)
+    ids = {text: tokenizer(text)["input_ids"] for text in (*asked, *answers)}
     got = reward(
-        ["", ""], ["", ""], prompt_ids=[own[:3] for own in ids], completion_ids=[own[3:] for own in ids],
-        truncated=[False, False],
+        asked, answers, prompt_ids=[ids[text] for text in asked],
+        completion_ids=[[*ids[text], tokenizer.eos_token_id] for text in answers], truncated=[False, False],
     )  # fmt: skip
-    assert got == pytest.approx(RewardScorer(model, tokenizer).score(conversations).tolist(), abs=1e-5)
-    found, _ = caught_experience(new_trainer, reward_model=model)
-    for row, own in enumerate(found.rollout.episodes.completion_ids):
+    scorer = RewardScorer(model, tokenizer)
+    assert got == pytest.approx(scorer.score([prompt + answer for prompt, answer in conversations]).tolist(), abs=1e-5)
+    episodes, sampled = found.rollout.episodes, 0
+    for row, own in enumerate(episodes.completion_ids):
+        text = trainer.train_prompts.prompts[episodes.indices[row]] + tokenizer.decode(own, skip_special_tokens=True)
+        whole = tokenizer.decode([*episodes.prompt_ids[row], *own])
+        as_sampled = whole.removesuffix("<|end|>") == text  # no other token of the template's was sampled
+        tokens = [*episodes.prompt_ids[row], *own] if as_sampled else scorer.encode(text)
+        sampled += as_sampled
         with torch.no_grad():
-            wanted = model(torch.tensor([found.rollout.episodes.prompt_ids[row] + own])).logits[0, 0]
+            wanted = model(torch.tensor([tokens])).logits[0, 0]
         assert float(found.scores.scores[row]) == pytest.approx(float(wanted), abs=1e-5)
+    assert sampled
 
 
 @pytest.fixture
@@ -925,7 +934,8 @@ def test_a_minilm_encoder_scores_a_llama(new_trainer, tmp_path):
     assert found.scores.scores.std() > 0
 
 
-def test_a_folder_with_the_policys_vocabulary_takes_tokens(new_reward_model, tokenizer, prompts, tmp_path):
+def test_a_folder_with_the_policys_vocabulary_takes_tokens(new_reward_model, new_config, tokenizer, prompts, tmp_path):
+    assert new_config().device.type == "cpu"  # which knows of processes
     new_reward_model().save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     read = read_prompts(prompts, tokenizer, max_length=None)

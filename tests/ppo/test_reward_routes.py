@@ -78,7 +78,8 @@ def sample(reward, read, tokenizer, answer, ids, truncated=False):
     return reward(read.prompts[:1], [message], **given)[0]
 
 
-def test_a_sample_that_the_template_would_change_is_rendered():
+def test_a_sample_that_the_template_would_change_is_rendered(new_config):
+    assert new_config().device.type == "cpu"  # which knows of processes
     tokenizer = tokenizer_of("llama3")  # which trims white space
     scorer = RewardScorer(make(tokenizer, LlamaForSequenceClassification, num_labels=1), tokenizer, progress=False)
     read = read_prompts(CHATS, tokenizer, max_length=None)
