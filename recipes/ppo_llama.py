@@ -16,8 +16,9 @@ from pathlib import Path
 from trl import ModelConfig, get_peft_config
 
 from rmtrl import PPOConfig, PPOTrainer
-from rmtrl.data.provenance import fingerprint, replace_folder, write_json
+from rmtrl.data.provenance import fingerprint, replace_folder
 from rmtrl.errors import UsageError, exit_on_error
+from rmtrl.io import write_json
 from rmtrl.ppo.overoptimization import OveroptimizationCallback
 from rmtrl.recipe import (
     checkpoint_to_resume,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rmtrl.data.provenance import write_json
+from rmtrl.io import write_json
 from rmtrl.metrics import mean_estimate
 
 

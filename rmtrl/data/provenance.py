@@ -15,7 +15,6 @@ from typing import Any
 from datasets import Dataset
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_json as write_json
 
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 

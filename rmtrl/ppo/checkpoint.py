@@ -17,8 +17,8 @@ from safetensors.torch import save_model as save_module
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rmtrl.data.provenance import write_json
 from rmtrl.errors import ModelError
+from rmtrl.io import write_json
 from rmtrl.ppo.backbone import SharedValue, load_adapter, under
 from rmtrl.ppo.models import SequenceValue
 

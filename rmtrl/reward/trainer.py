@@ -28,8 +28,8 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
-from rmtrl.data.provenance import write_json
 from rmtrl.errors import DataError, ModelError, RenderingError
+from rmtrl.io import write_json
 from rmtrl.metrics import reward_metrics
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.checkpoint import stored_record

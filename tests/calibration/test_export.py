@@ -12,8 +12,8 @@ from rmtrl import RewardScorer
 from rmtrl.calibration.export import export_temperature
 from rmtrl.calibration.fit import calibrate
 from rmtrl.calibration.report import read_calibration
-from rmtrl.data.provenance import write_json
 from rmtrl.errors import DataError, ModelError, UsageError
+from rmtrl.io import write_json
 from rmtrl.reward.heads import Head, draw_head, install_head
 from rmtrl.reward.rendering import Rendering
 

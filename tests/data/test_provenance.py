@@ -7,8 +7,9 @@ import sys
 import pytest
 from datasets import Dataset, load_from_disk
 
-from rmtrl.data.provenance import environment, fingerprint, replace_folder, write_json
+from rmtrl.data.provenance import environment, fingerprint, replace_folder
 from rmtrl.errors import DataError
+from rmtrl.io import write_json
 
 ROWS = [{"id": str(i), "n": i, "chosen": [{"role": "user", "content": f"é{i}"}]} for i in range(2500)]
 
