@@ -20,7 +20,7 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Figure, Figures, Item, average, named, pooled
 from rmtrl.evaluation.benchmarks.pairs import StrictBest
-from rmtrl.recipe import parse_recipe
+from rmtrl.launch import parse_recipe
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
 
