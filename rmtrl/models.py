@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ CACHE = "cache" if Version("5.24.dev0") <= _TRANSFORMERS else "past_key_values"
 CHECKPOINTING = "activation_checkpointing" if Version("5.23.dev0") <= _TRANSFORMERS else "gradient_checkpointing"
 """How a model's recomputation is called: `{CHECKPOINTING}_enable`, `is_{CHECKPOINTING}`, `{CHECKPOINTING}_kwargs`."""
 
+Check = Callable[[Any, Mapping[str, Any]], None]
+
 _TABLE = re.compile(r"(^|\.)(wpe|positions_embed|pos_encoding|embed_positions|\w*position_embeddings?)$")
 
 
@@ -47,21 +49,20 @@ def load_tokenizer(path: str | Path, *, kind: str = "model", **settings: Any) ->
 
 
 def load_model(
-    path: str | Path, read: Callable[..., Any], *, kind: str = "model", n_tokens: int = 0, trains: bool = False,
-    **settings: Any,
-) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """Returns the model at a folder or hub id, whole or its base with the adapter there, and what is said of its keys.
+    path: str | Path, read: Callable[..., Any], check: Check, *, kind: str = "model", n_tokens: int = 0,
+    trains: bool = False, **settings: Any,
+) -> Any:  # fmt: skip
+    """Returns the model at a folder or hub id, whole or its base with the adapter there.
 
     Args:
         path (`str` or `Path`): Folder or hub id.
         read (`Callable`): `from_pretrained` of the class, or `Auto` class, of the whole model or of the base.
+        check (`Callable`): Given model or base, and transformers' loading information, raises where it cannot serve;
+            `missing_keys` are those that an adapter does not hold either.
         kind (`str`): What should be there, for the error.
         n_tokens (`int`): Tokens of the tokenizer: an adapter that holds embeddings may hold more than its base.
         trains (`bool`): Whether an adapter there goes on being trained.
         settings: As in `from_pretrained`.
-
-    Returns:
-        The model, and transformers' loading information; its `missing_keys` are those that an adapter lacks too.
 
     Raises:
         ModelError: If there is none, or its base cannot be loaded.
@@ -71,15 +72,16 @@ def load_model(
         base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path) if adapter else str(path)
     with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), _quietly():
         model, info = read(base, output_loading_info=True, **settings)
+    held = load_peft_weights(str(path), device="cpu") if adapter else {}
+    missing = {key for key in info["missing_keys"] if not any(name.endswith(f".{key}") for name in held)}
+    check(model, {**info, "missing_keys": missing, "adapted": adapter})
     if not adapter:
-        return model, info
+        return model
+    embeds = any("embed" in name or ".wte." in name for name in held)
+    if embeds and n_tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(n_tokens)  # training added a token
     with _said(path, kind):
-        held = load_peft_weights(str(path), device="cpu")
-        missing = {key for key in info["missing_keys"] if not any(name.endswith(f".{key}") for name in held)}
-        embeds = any("embed" in name or ".wte." in name for name in held)
-        if embeds and n_tokens > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(n_tokens)  # training added a token
-        return PeftModel.from_pretrained(model, str(path), is_trainable=trains), {**info, "missing_keys": missing}
+        return PeftModel.from_pretrained(model, str(path), is_trainable=trains)
 
 
 def load_language_model(path: str | Path, **settings: Any) -> Any:
@@ -93,16 +95,18 @@ def load_language_model(path: str | Path, **settings: Any) -> Any:
         ModelError: If there is none.
         FreshHeadError: If it holds no language model head, so that its probabilities would be random.
     """
-    model, info = load_model(path, AutoModelForCausalLM.from_pretrained, kind="language model", **settings)
-    lacks = sorted(info["missing_keys"])
-    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ()):
-        lacks = ["a trained language model head, as every sequence classification model does"]
-    if lacks:
-        raise FreshHeadError(
-            f"{path} lacks {lacks[0]}, so its probabilities would be random; give a language model (for a reward "
-            "model: RewardScorer)"
-        )
-    return model
+
+    def check(model: Any, info: Mapping[str, Any]) -> None:
+        lacks = sorted(info["missing_keys"])
+        if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ()):
+            lacks = ["a trained language model head, as every sequence classification model does"]
+        if lacks:
+            raise FreshHeadError(
+                f"{path} lacks {lacks[0]}, so its probabilities would be random; give a language model (for a reward "
+                "model: RewardScorer)"
+            )
+
+    return load_model(path, AutoModelForCausalLM.from_pretrained, check, kind="language model", **settings)
 
 
 def find_file(path: str | Path, name: str) -> str | None:

@@ -1,12 +1,12 @@
 """Loads reward models and what is stored beside them; a head without trained weights is refused."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rmtrl.errors import FreshHeadError, ModelError
@@ -48,21 +48,22 @@ def load_reward_model(path: str | Path, tokenizer: PreTrainedTokenizerBase, **se
         FreshHeadError: If the checkpoint holds no trained score head.
     """
     head = stored_head(path)
-    model, info = load_model(
-        path, partial(_read, head), kind="reward model", n_tokens=len(tokenizer), ignore_mismatched_sizes=True,
+
+    def check(model: Any, info: Mapping[str, Any]) -> None:
+        for key, *shapes in [] if info["adapted"] else info["mismatched_keys"]:
+            raise ModelError(f"{path} has {shapes[0][0]} labels ({key}); wanted {head.n_outputs}")
+        heads = {f"{name}.weight" for name, _ in head_layers(model)}
+        fresh = sorted(key for key in info["missing_keys"] if key in heads or info["adapted"])
+        if fresh:
+            raise FreshHeadError(
+                f"{path} holds no trained score head ({fresh[0]} is missing), so its scores would be random; give a "
+                "reward model, or train one with rmtrl.RewardTrainer, which saves the head of an adapter too"
+            )
+
+    return load_model(
+        path, partial(_read, head), check, kind="reward model", n_tokens=len(tokenizer), ignore_mismatched_sizes=True,
         **settings,
     )  # fmt: skip
-    adapted = isinstance(model, PeftModel)
-    for key, *shapes in [] if adapted else info["mismatched_keys"]:
-        raise ModelError(f"{path} has {shapes[0][0]} labels ({key}); wanted {head.n_outputs}")
-    heads = [f"{name}.weight" for name, _ in head_layers(model)]
-    fresh = sorted(set(info["missing_keys"]) if adapted else set(heads) & set(info["missing_keys"]))
-    if fresh:
-        raise FreshHeadError(
-            f"{path} holds no trained score head ({fresh[0]} is missing), so its scores would be random; give a "
-            "reward model, or train one with rmtrl.RewardTrainer, which saves the head of an adapter too"
-        )
-    return model
 
 
 def _read(head: Head, path: str, **settings: Any) -> Any:
