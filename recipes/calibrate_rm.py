@@ -28,9 +28,9 @@ from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.evaluation.scoring import SIDES, conversation
 from rmtrl.io import write_json
+from rmtrl.launch import parse_recipe
+from rmtrl.launch.pairs import held_out, read_record
 from rmtrl.metrics import reliability_curve
-from rmtrl.recipe import parse_recipe
-from rmtrl.recipe.pairs import held_out, read_record
 from rmtrl.reporting.plots import reliability_diagram, save_figure
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "calibrate.yaml"

@@ -19,7 +19,7 @@ from rmtrl.cli.evaluation import Task, evaluate_model, finish, make_task, read_t
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
-from rmtrl.recipe import parse_recipe
+from rmtrl.launch import parse_recipe
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
 

@@ -19,8 +19,7 @@ from rmtrl import PPOConfig, PPOTrainer
 from rmtrl.data.provenance import fingerprint, replace_folder
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.io import write_json
-from rmtrl.ppo.overoptimization import OveroptimizationCallback
-from rmtrl.recipe import (
+from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,
     load_tokenizer,
@@ -28,7 +27,7 @@ from rmtrl.recipe import (
     stage_in_partial,
     stage_record,
 )
-from rmtrl.recipe.policy import (
+from rmtrl.launch.policy import (
     PPORecipeArguments,
     judges,
     load_policy,
@@ -37,6 +36,7 @@ from rmtrl.recipe.policy import (
     read_prompt_splits,
     summary,
 )
+from rmtrl.ppo.overoptimization import OveroptimizationCallback
 from rmtrl.reporting.plots import save_figure
 from rmtrl.reporting.ppo_plots import training_curves
 from rmtrl.types import json_ready

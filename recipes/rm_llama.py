@@ -20,7 +20,7 @@ from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, Rewa
 from rmtrl.data.provenance import fingerprint, replace_folder
 from rmtrl.errors import exit_on_error
 from rmtrl.io import write_json
-from rmtrl.recipe import (
+from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,
     evaluate_often,
@@ -31,7 +31,7 @@ from rmtrl.recipe import (
     stage_record,
     unusual_settings,
 )
-from rmtrl.recipe.pairs import SCHEMA, RewardRecipeArguments, checked_splits, read_pairs
+from rmtrl.launch.pairs import SCHEMA, RewardRecipeArguments, checked_splits, read_pairs
 from rmtrl.reward.report import pair_figures, plain, summary
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "rm.yaml"

@@ -126,7 +126,7 @@ def read_object(path: Path) -> Row:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path} cannot be read: {reason}; give an existing text file") from error
+        raise DataError(f"{path} cannot be read: {reason}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(stored, dict):

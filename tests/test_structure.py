@@ -14,7 +14,7 @@ import rmtrl
 ROOT = Path(__file__).parents[1]
 STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
 LAYERS = ["errors", "types", "io", "metrics", *STAGES]
-TOP = ["tiny", "recipe", "cli"]  # may import any stage; no stage imports them
+TOP = ["tiny", "launch", "cli"]  # may import any stage; no stage imports them
 
 
 def test_public_names():

@@ -48,10 +48,8 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Say whether a reward model pays for length, and what edits that improve nothing do to its rewards."""
-    import numpy as np
-
     from rmtrl.evaluation.audit import CONVICTED, audit_length
-    from rmtrl.evaluation.scoring import score_pairs, stored_scores
+    from rmtrl.evaluation.scoring import ScoredPairs
 
     if (model is None) == (scores is None):
         raise UsageError("wanted either --model or --scores, and one of them")
@@ -59,13 +57,13 @@ def audit(
     pairs = read_pairs(data, split, columns)
     scorer, unit = None, "characters"
     if scores is not None:
-        scored, rows = stored_scores(scores, pairs)
+        scored = ScoredPairs.of_file(scores, pairs)
     else:
         from rmtrl.reward.scorer import RewardScorer
 
         scorer, unit = RewardScorer.from_pretrained(str(model), progress=False), "tokens"
-        scored, rows = pairs, np.concatenate(list(score_pairs(scorer, pairs, data)))
-    kept, sides, counts = _kept(scored, rows, len(pairs))
+        scored = ScoredPairs.of_model(scorer, pairs, data)
+    kept, sides, counts = _kept(scored.pairs, scored.scores, len(pairs))
     chosen, rejected = (_lengths(kept[side], scorer) for side in ("chosen", "rejected"))
     found = audit_length(sides[0], sides[1], chosen, rejected, kept["prompt_id"], unit=unit, seed=seed)
     domains, reweighted = _by_domain(kept, sides, seed), _reweighted(kept, sides, mix, seed)

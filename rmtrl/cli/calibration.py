@@ -133,15 +133,10 @@ def _score_all(model: str, sets: "Sequence[tuple[str, Dataset]]") -> list[_Score
 
 def _join(path: Path, pairs: "Dataset | None") -> _Scored:
     """Returns the scores of a file with what the pairs of the same ids say."""
-    import numpy as np
+    from rmtrl.evaluation.scoring import ScoredPairs
 
-    from rmtrl.evaluation.scoring import read_pair_scores, stored_scores
-
-    if pairs is None:
-        found = read_pair_scores(path)
-        return _of(str(path), np.array(list(found.values())), None, list(found))
-    known, scores = stored_scores(path, pairs)
-    return _of(str(path), scores, known)
+    scored = ScoredPairs.of_file(path, pairs)
+    return _of(str(path), scored.scores, scored.pairs if scored.named else None, scored.pairs["id"])
 
 
 def _of(name: str, scores: "NDArray[np.float64]", pairs: "Dataset | None", ids: Sequence[str] = ()) -> _Scored:

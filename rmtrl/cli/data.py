@@ -78,7 +78,7 @@ def _why(result: "ValidationResult") -> str:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.reasons.items() if count)
     faults = result.rejects["fault"] if "fault" in result.rejects.column_names else []
     first = next((f"; the first: {fault}" for fault in faults if fault), "")
-    return f"{reasons}{first}"
+    return "; ".join([f"{reasons}{first}", *result.warnings])
 
 
 app.command()(duplicates.dedup)

@@ -21,7 +21,7 @@ def synthesize(
 ) -> None:
     """Write the embedded world: prompts, responses, annotations, pairs, an evaluation set, gold scores, the truth."""
     from rmtrl.data.provenance import manifest, new_folder
-    from rmtrl.data.synthetic.whole import make_world
+    from rmtrl.data.synthetic.world import make_world
 
     with new_folder(out, marker="truth.json") as folder:
         world = make_world(prompts, annotators=annotators, seed=seed, clean=clean)

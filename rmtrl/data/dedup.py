@@ -63,6 +63,7 @@ class Deduplication:
         prompts (`int`): Distinct `prompt_id`s; `duplicates` counts these, not rows.
         duplicates ([`Duplicates`]): Clusters of the prompts.
         examples (`list[list[str]]`): The first two prompts of some clusters, cut around their first difference.
+        replaced (`int`): Rows that came with another `cluster_id`.
     """
 
     clustered: Dataset
@@ -70,14 +71,18 @@ class Deduplication:
     prompts: int
     duplicates: Duplicates
     examples: list[list[str]]
+    replaced: int = 0
 
     @property
     def warnings(self) -> list[str]:
-        """One line where a cluster holds more than 10 prompts and more than half of all."""
-        largest = self.duplicates.largest
-        if largest <= max(10, self.prompts / 2):
-            return []
-        return [f"one cluster holds {largest:,} of {self.prompts:,} prompts: a template they share? raise --threshold"]
+        """A line where the data had clusters of its own, and where one of more than 10 prompts has most of them."""
+        largest, replaced = self.duplicates.largest, self.replaced
+        said = {
+            f"one cluster holds {largest:,} of {self.prompts:,} prompts: a template they share? raise --threshold":
+            largest > max(10, self.prompts / 2),
+            f"cluster_id of the data is replaced by the clusters found here ({replaced:,} rows had another)": replaced,
+        }  # fmt: skip
+        return [line for line, holds in said.items() if holds]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts, ready for JSON: `n`, `kept` and `dropped` are rows, the others prompts."""
@@ -166,6 +171,8 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, prog
     first: dict[int, str] = {}
     cluster_of = {p: first.setdefault(c, p) for p, c in zip(prompts, found.cluster.tolist(), strict=True)}
     column = [cluster_of[prompt] for prompt in row_prompts]
+    own = dataset["cluster_id"] if "cluster_id" in dataset.column_names else []
+    replaced = sum(old not in (None, "", new) for old, new in zip(own, column, strict=False))
     plain = dataset.remove_columns([name for name in ("cluster_id",) if name in dataset.column_names])
     clustered = plain.add_column("cluster_id", column)
     stands_for: dict[tuple[str, str], str] = {}
@@ -176,7 +183,7 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, prog
     twins = [(cluster, prompt) for prompt, cluster in cluster_of.items() if prompt not in representatives]
     shown = dict(reversed(twins))  # the first twin of each cluster
     examples = [shorten_pair(texts[cluster], texts[shown[cluster]]) for cluster in sorted(shown)[:_EXAMPLES]]
-    return Deduplication(clustered, clustered.select(kept), len(prompts), found, examples)
+    return Deduplication(clustered, clustered.select(kept), len(prompts), found, examples, replaced)
 
 
 def with_clusters(dataset: Dataset, *, threshold: float = 0.8, seed: int = 0, progress: bool = True) -> Dataset:

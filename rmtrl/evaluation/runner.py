@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.messages import message_text
-from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
+from rmtrl.data.reading.prompts import ASSISTANT, HUMAN
 from rmtrl.errors import RmtrlError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.evaluation.scoring import TokenScorer, unrendered

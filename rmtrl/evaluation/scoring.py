@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,36 +117,106 @@ def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -
     return scores
 
 
-def score_pairs(scorer: Any, pairs: "Dataset", source: str) -> Iterator[Floats]:
-    """Yields the scores of chosen and rejected, `(n, 2)`, window by window; both NaN where one side is too long.
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs with the scores of both sides, from a model or a file.
+
+    Args:
+        pairs ([`~datasets.Dataset`]): N pairs in the normal form; of scores without pairs their ids alone, each a
+            prompt of its own.
+        scores (`(N, 2)` array): Of chosen and rejected; both NaN where there are none.
+        named (`bool`): Whether pairs were given, and with them their prompts, domains and labels.
+
+    Example:
+
+    ```python
+    >>> scored = ScoredPairs.of_file(Path("scores.jsonl"), read_preferences("pairs.jsonl"))
+    >>> kept = scored.where(scored.whole)
+    >>> chosen, rejected = kept.scores.T
+    ```
+    """
+
+    pairs: "Dataset"
+    scores: Floats
+    named: bool = True
+
+    @classmethod
+    def of_model(cls, scorer: Any, pairs: "Dataset", source: str) -> "ScoredPairs":
+        """Returns all pairs with what a reward model gives them; see [`score_pairs`] for what it raises."""
+        return cls(pairs, np.concatenate(list(score_pairs(scorer, pairs, source))))
+
+    @classmethod
+    def of_file(cls, path: Path, pairs: "Dataset | None" = None) -> "ScoredPairs":
+        """Returns the pairs that a file of scores has a line for.
+
+        Raises:
+            DataError: As [`read_pair_scores`], if ids of the pairs are not unique, or the file has one that is none.
+        """
+        found = read_pair_scores(path)
+        if pairs is None:
+            from datasets import Dataset
+
+            ids = list(found)
+            return cls(Dataset.from_dict({"id": ids, "prompt_id": ids}), np.array(list(found.values())), named=False)
+        known = pairs["id"]
+        if twice := len(pairs) - len(set(known)):
+            raise DataError(f"{twice:,} ids of the pairs are not unique; scores cannot be told apart")
+        if unknown := found.keys() - set(known):
+            raise DataError(
+                f"{path} has scores of {min(unknown)!r}, which is none of the pairs; name the pairs it scored"
+            )
+        index = [i for i, id in enumerate(known) if id in found]
+        return cls(pairs.select(index), np.array([found[known[i]] for i in index]))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """Which pairs have scores, `(N,)`."""
+        return np.asarray(np.isfinite(self.scores).all(axis=1))
+
+    def where(self, mask: NDArray[np.bool_]) -> "ScoredPairs":
+        """Returns the pairs at which `mask` is true."""
+        return replace(self, pairs=self.pairs.select(np.flatnonzero(mask)), scores=self.scores[mask])
+
+    def column(self, name: str) -> list[Any] | None:
+        """Returns a column of the pairs, None where they have none of this name."""
+        return list(self.pairs[name]) if name in self.pairs.column_names else None
+
+
+def score_pairs(
+    scorer: Any, rows: "Dataset | Sequence[Mapping[str, Any]]", source: str, *, sides: tuple[str, str] = SIDES
+) -> Iterator[Floats]:
+    """Yields the scores of both sides, `(n, 2)`, window by window; both NaN where one side is too long.
 
     Args:
         scorer ([`TokenScorer`]): A reward model.
-        pairs ([`~datasets.Dataset`]): Pairs in the normal form, in the order of their file.
+        rows ([`~datasets.Dataset`] or rows): Pairs with a prompt, in the order of their file.
         source (`str`): Their file, to name a row.
+        sides (`tuple[str, str]`): Columns of the answers.
 
     Raises:
         RenderingError: If a side cannot be rendered; it names file and row.
         DataError: If no pair is held.
         ModelError: If a score is no finite number.
     """
-    done, scored = 0, 0
-    with tqdm(total=len(pairs), desc="Scoring", unit="pair", delay=2) as progress:
-        for window in pairs.iter(_WINDOW_PAIRS):
-            rows = [dict(zip(window, cells, strict=True)) for cells in zip(*window.values(), strict=True)]
-            whole = [conversation(row, side) for row in rows for side in SIDES]
+    done, scored, ahead = 0, 0, iter(rows)
+    with tqdm(total=len(rows), desc="Scoring", unit="pair", delay=2) as progress:
+        while window := list(islice(ahead, _WINDOW_PAIRS)):
+            whole = [conversation(row, side) for row in window for side in sides]
             held = np.asarray(scorer.holds(whole), dtype=bool)
-            places = [f"{source} row {number}" for number in range(done + 1, done + 1 + len(rows)) for _ in SIDES]
+            places = [f"{source} row {number}" for number in range(done + 1, done + 1 + len(window)) for _ in sides]
             check_rendered(scorer, whole, held, places)
-            fits: NDArray[np.bool_] = np.logical_and(*held.reshape(-1, 2).T)
-            given = [own for index, own in enumerate(whole) if fits[index // 2]]
-            scores = np.full((len(rows), 2), np.nan)
+            fits = held.reshape(-1, 2).all(axis=1)
+            given = [own for own, fit in zip(whole, np.repeat(fits, 2), strict=True) if fit]
+            scores = np.full((len(window), 2), np.nan)
             scores[fits] = checked_scores(scorer.score(given) if given else [], len(given)).reshape(-1, 2)
             yield scores
-            done, scored = done + len(rows), scored + int(fits.sum())
-            progress.update(len(rows))
+            done, scored = done + len(window), scored + int(fits.sum())
+            progress.update(len(window))
     if not scored:
-        raise DataError(f"all {len(pairs):,} pairs are longer than the model holds; {source} has none to score")
+        raise DataError(f"all {len(rows):,} pairs are longer than the model holds; {source} has none to score")
 
 
 def read_pair_scores(path: Path) -> dict[str, Floats]:
@@ -171,21 +243,3 @@ def _are_scores(scores: Any) -> bool:
     return isinstance(scores, list) and len(scores) == 2 and all(
         type(score) in (int, float) and -_LARGEST <= score <= _LARGEST for score in scores
     )  # fmt: skip
-
-
-def stored_scores(path: Path, pairs: "Dataset") -> "tuple[Dataset, Floats]":
-    """Returns those of the pairs that a file of scores has a line for, and their scores, `(N, 2)`.
-
-    Raises:
-        DataError: As [`read_pair_scores`], if ids of the pairs are not unique, or the file has one that is none.
-    """
-    known, found = pairs["id"], read_pair_scores(path)
-    if len(set(known)) < len(pairs):
-        raise DataError(
-            f"{len(pairs) - len(set(known)):,} ids of the pairs are not unique; scores cannot be told apart"
-        )
-    unknown = found.keys() - set(known)
-    if unknown:
-        raise DataError(f"{path} has scores of {min(unknown)!r}, which is none of the pairs; name the pairs it scored")
-    index = [i for i, id in enumerate(known) if id in found]
-    return pairs.select(index), np.array([found[known[i]] for i in index])

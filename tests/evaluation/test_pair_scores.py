@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from rmtrl import RewardScorer
 from rmtrl.errors import DataError
-from rmtrl.evaluation.scoring import conversation, joined, read_pair_scores, score_pairs, stored_scores
+from rmtrl.evaluation.scoring import ScoredPairs, conversation, joined, read_pair_scores, score_pairs
 from rmtrl.types import Chat
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -39,6 +39,9 @@ def test_pairs_are_scored_window_by_window_and_whole_or_not_at_all(model, tokeni
     wanted = scorer.score([row["prompt"] + row[side] for row in rows[:12] for side in ("chosen", "rejected")])
     np.testing.assert_allclose(np.concatenate(parts)[:12], wanted.reshape(-1, 2), atol=1e-5)
     assert np.isnan(parts[2][2]).all()
+    verdicts = [{"prompt": "red", "a": " one", "b": " two"}]
+    (found,) = score_pairs(scorer, verdicts, "verdicts.jsonl", sides=("a", "b"))
+    np.testing.assert_allclose(found[0], scorer.score(["red one", "red two"]), atol=1e-5)
     with pytest.raises(DataError, match="all 1 pairs are longer than the model holds; pairs.jsonl"):
         list(score_pairs(scorer, Dataset.from_list(rows[12:]), "pairs.jsonl"))
 
@@ -46,10 +49,15 @@ def test_pairs_are_scored_window_by_window_and_whole_or_not_at_all(model, tokeni
 def test_stored_scores_are_those_of_the_pairs_that_the_file_has(tmp_path):
     pairs = Dataset.from_list([{"id": id} for id in ("a", "1", "c")])
     path = write(tmp_path / "s.jsonl", {"id": "c", "scores": [1, 0.5]}, {"id": 1, "scores": None})
-    known, scores = stored_scores(path, pairs)
-    assert known["id"] == ["1", "c"] and np.array_equal(scores, [[np.nan] * 2, [1, 0.5]], equal_nan=True)
+    found = ScoredPairs.of_file(path, pairs)
+    assert found.named and found.column("id") == ["1", "c"] and found.column("domain") is None
+    assert np.array_equal(found.scores, [[np.nan] * 2, [1, 0.5]], equal_nan=True)
+    kept = found.where(found.whole)
+    assert len(kept) == 1 and kept.pairs["id"] == ["c"] and kept.scores.tolist() == [[1, 0.5]]
+    alone = ScoredPairs.of_file(path)
+    assert not alone.named and alone.column("prompt_id") == alone.column("id") == ["c", "1"]
     assert read_pair_scores(path)["c"].tolist() == [1, 0.5]
     with pytest.raises(DataError, match="'z', which is none of the pairs"):
-        stored_scores(write(tmp_path / "z.jsonl", {"id": "z", "scores": [1, 2]}), pairs)
+        ScoredPairs.of_file(write(tmp_path / "z.jsonl", {"id": "z", "scores": [1, 2]}), pairs)
     with pytest.raises(DataError, match="1 ids of the pairs are not unique"):
-        stored_scores(path, Dataset.from_list([{"id": "a"}] * 2))
+        ScoredPairs.of_file(path, Dataset.from_list([{"id": "a"}] * 2))

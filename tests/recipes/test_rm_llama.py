@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmtrl import RewardConfig, RewardScorer
 from rmtrl.errors import DataError
-from rmtrl.recipe import checkpoint_to_resume
+from rmtrl.launch import checkpoint_to_resume
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration

@@ -26,8 +26,7 @@ from rmtrl.evaluation.benchmarks.base import (
     named_after,
     pooled,
 )
-from rmtrl.evaluation.overoptimization.best_of_n import best_of_n_curve
-from rmtrl.metrics import auroc
+from rmtrl.metrics import auroc, best_of_n_curve
 
 
 class RewardBench2(Benchmark):

@@ -11,11 +11,11 @@ from scipy import sparse
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Floats, Item, Scores
+from rmtrl.metrics import resamples
 from rmtrl.types import Estimate, json_ready
 
 _LEVEL = 0.95
 _NAMED = 20  # missing ids that a result lists; all are counted
-_BLOCK = 2_000_000  # weights held at a time
 _NOTHING = 1e-12  # spread of resamples that is rounding
 
 
@@ -201,12 +201,9 @@ def _estimates(
         sparse.csr_array((values, (prompts, parts))) for values in (credits["value"].to_numpy(), np.ones(len(credits)))
     )
     n = counts.sum(axis=0)
-    rng, masses, sums = np.random.default_rng(seed), [], []
-    for block in np.array_split(np.arange(n_resamples), -(-n_resamples * counts.shape[0] // _BLOCK)):
-        weights = rng.standard_exponential((len(block), counts.shape[0]))
-        masses.append(weights @ counts)
-        sums.append(weights @ totals)
-    mass = np.concatenate(masses)
+    rng = np.random.default_rng(seed)
+    drawn = resamples(counts.shape[0], n_resamples, bayesian=True, seed=rng)
+    mass, total = map(np.concatenate, zip(*((weights @ counts, weights @ totals) for weights in drawn), strict=True))
     # a grid in random order rather than random numbers: its quantiles are those of Exp(1)
     added = -np.log((rng.permutation(n_resamples) + 0.5) / n_resamples)
     lowest = [benchmark.lowest.get(name, 0.0) for name in names]
@@ -215,7 +212,7 @@ def _estimates(
         lowest,
         np.ones(len(n)),
         (counts / n).toarray(),
-        np.concatenate(sums) / mass,
+        total / mass,
         mass / n,
     ]
     table = np.vstack(rows)

@@ -10,8 +10,7 @@ from rmtrl.evaluation.benchmarks.base import Figure
 from rmtrl.evaluation.benchmarks.one_rule import PPEPreference
 from rmtrl.evaluation.benchmarks.own_rules import PPECorrectness
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.overoptimization.best_of_n import best_of_n_curve
-from rmtrl.metrics import auroc
+from rmtrl.metrics import auroc, best_of_n_curve
 
 
 def preference(id, winner):

@@ -16,11 +16,11 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.fingerprints import model_fingerprint
+from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
 from rmtrl.ppo.assembly import read_language_model
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
-from rmtrl.recipe import model_init_kwargs, read_rows
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Estimate, Scorer
 
