@@ -10,8 +10,8 @@ from typing import Any
 from rmtrl.errors import DataError
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
 from rmtrl.evaluation.fingerprints import is_same_model, stored_fingerprint
-from rmtrl.evaluation.proportions import wilson
 from rmtrl.evaluation.scoring import is_number
+from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/evidence/1"
@@ -282,7 +282,7 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     if not is_number(level) or not 0 < level < 1:
         raise DataError(f"the evidence {name} has the level {level!r}; wanted a number between 0 and 1, such as 0.95")
     if name in PROPORTIONS and not {"low", "high"} <= set(item):
-        interval = wilson(round(value * n), n)
+        interval = binomial_estimate(round(value * n), n, kind="wilson")
         return Estimate(value, min(interval.low, value), max(interval.high, value), n, method="Wilson")
     ends = [math.nan if item.get(end) is None else item[end] for end in ("low", "high")]
     if not {"low", "high"} <= set(item) or not all(is_number(end) or end != end for end in ends):
