@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rmtrl.ppo.rewards import ComposedReward
     from rmtrl.ppo.trainer import PPOTrainer
     from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
-    from rmtrl.reward.collator import PreferencePairValidatorCollator
     from rmtrl.reward.config import RewardConfig
     from rmtrl.reward.dpo_scorer import DPOScorer
     from rmtrl.reward.ensemble import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
     from rmtrl.reward.laplace import LaplaceScorer
+    from rmtrl.reward.pairs import PreferencePairValidatorCollator
     from rmtrl.reward.scorer import RewardScorer
     from rmtrl.reward.trainer import RewardTrainer
     from rmtrl.types import Estimate, PairRewards, Scorer
@@ -44,7 +44,7 @@ _HOMES = {
     "PPOConfig": "rmtrl.ppo.config",
     "PPOTrainer": "rmtrl.ppo.trainer",
     "PairRewards": "rmtrl.types",
-    "PreferencePairValidatorCollator": "rmtrl.reward.collator",
+    "PreferencePairValidatorCollator": "rmtrl.reward.pairs",
     "RewardCallback": "rmtrl.reward.callbacks",
     "RewardConfig": "rmtrl.reward.config",
     "RewardScorer": "rmtrl.reward.scorer",

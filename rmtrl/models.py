@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers import logging as transformers_logging
 from transformers.utils import cached_file
 
-from rmtrl.errors import FreshHeadError, ModelError
+from rmtrl.errors import DataError, FreshHeadError, ModelError
 
 _TRANSFORMERS = Version(transformers.__version__)
 
@@ -70,7 +70,7 @@ def load_model(
     with _said(path, kind):
         adapter = find_file(path, "adapter_config.json") is not None
         base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path) if adapter else str(path)
-    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), _quietly():
+    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), quietly():
         model, info = read(base, output_loading_info=True, **settings)
     held = load_peft_weights(str(path), device="cpu") if adapter else {}
     missing = {key for key in info["missing_keys"] if not any(name.endswith(f".{key}") for name in held)}
@@ -134,7 +134,7 @@ def _said(path: str | Path, kind: str, before: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silences transformers: a missing head is an error of ours, not a table of keys."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -185,6 +185,74 @@ def n_embeddings(model: Any) -> int:
         return int(model.get_input_embeddings().num_embeddings)
     except (NotImplementedError, AttributeError):
         return sys.maxsize
+
+
+def beyond_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Returns what to say of a tokenizer with tokens, but for padding, that the model has no embedding of."""
+    n, vocabulary = n_embeddings(model), tokenizer.get_vocab()
+    beyond = [token for token, i in vocabulary.items() if i >= n and i != tokenizer.pad_token_id]
+    if not beyond:
+        return None
+    return (
+        f"the model has {n:,} embeddings and the tokenizer {len(beyond):,} tokens beyond them, {beyond[0]!r} among "
+        "them: no text with one can be used; take the tokenizer that the model was trained with, or call "
+        "resize_token_embeddings(len(tokenizer)) before training"
+    )
+
+
+def check_tokens(
+    model: Any, sequences: Sequence[Sequence[int]], what: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Passes token ids that the model has embeddings of.
+
+    Raises:
+        DataError: Naming the first sequence, which is a `what`, with a token that it has not.
+    """
+    n = n_embeddings(model)
+    for index, ids in enumerate(sequences):
+        if len(ids) and min(ids) < 0:
+            raise DataError(f"{what} {index} has token {int(min(ids))}; token ids are 0 or more")
+        if len(ids) and (highest := max(ids)) >= n:
+            raise DataError(
+                f"{what} {index} has token {int(highest):,} ({tokenizer.convert_ids_to_tokens(int(highest))!r}), the "
+                f"model has {n:,} embeddings; take the tokenizer that it was trained with"
+            )
+
+
+def check_finite(when: str, tensor: torch.Tensor, what: str) -> None:
+    """Passes a tensor all of whose numbers are finite.
+
+    Args:
+        when (`str`): Where the training stands, such as `"step 3"`; it opens the message.
+        tensor ([`~torch.Tensor`]): The numbers.
+        what (`str`): Their name and verb, such as `"the loss is"`.
+
+    Raises:
+        ModelError: If a number is not.
+
+    Example:
+
+    ```python
+    >>> check_finite("step 1", torch.tensor([0.5]), "the loss is")
+    ```
+    """
+    if not torch.isfinite(tensor).all():
+        raise ModelError(
+            f"{when}: {what} not finite; the run has diverged or started from broken weights: lower learning_rate, "
+            "set max_grad_norm, or resume from an earlier checkpoint"
+        )
+
+
+def check_weights(when: str, model: torch.nn.Module) -> None:
+    """Passes a model all of whose weights, on this process, are finite.
+
+    Raises:
+        ModelError: Naming one that is not: such a model is no result.
+    """
+    for name, weight in model.named_parameters():
+        own: torch.Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+        if own.is_floating_point():
+            check_finite(when, own.detach(), f"nothing is saved: the weights {name} are")
 
 
 class AdapterSwitch:

@@ -135,7 +135,7 @@ class PairRewards:
         loss (`(N,)` float64): Loss of the pair, centre term included.
         chosen_length_tokens (`(N,)` int64): Tokens of the chosen response after the prompt the two sides share.
         rejected_length_tokens (`(N,)` int64): The same for the rejected response.
-        reason (`(N,)` int64): 0 for a sound pair, else 1 + the index into `rmtrl.reward.collator.REASONS`.
+        reason (`(N,)` int64): 0 for a sound pair, else 1 + the index into `rmtrl.reward.pairs.REASONS`.
         domain (`(N,)` int64): Index of the pair's domain, −1 where it has none.
         label (`(N,)` float64): Share of votes for chosen; 1 where the data does not say.
     """

@@ -17,7 +17,7 @@ from rmtrl.evaluation.items import ItemScores, score_items
 from rmtrl.io import write_json
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.config import RewardConfig
-from rmtrl.reward.objective import Objective
+from rmtrl.reward.heads import Head
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import PairRewards
 
@@ -67,7 +67,7 @@ class BenchmarkCallback(RewardCallback):
             return {}
         training = self._model.training
         try:
-            head = Objective(args).head if isinstance(args, RewardConfig) else None
+            head = Head.of(args) if isinstance(args, RewardConfig) else None
             scorer = RewardScorer(self._model, self._tokenizer, head=head, progress=False)
             scores = self._scored(scorer, progress=state.is_world_process_zero)
         finally:

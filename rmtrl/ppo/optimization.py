@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from rmtrl.generation import sampling_key
+from rmtrl.models import check_finite
 from rmtrl.ppo.advantages import gae, shaped_rewards, whiten
 from rmtrl.ppo.episodes import Experience, Rollout, Scores
 from rmtrl.ppo.kl import kl_terms
 from rmtrl.ppo.losses import policy_loss, value_loss
-from rmtrl.reward.checks import check_finite
 
 
 class PPOUpdate:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.generation import sampling_key
+from rmtrl.models import check_weights
 from rmtrl.ppo import checkpoint
 from rmtrl.ppo._base import PPOBase, init_trainer
 from rmtrl.ppo.assembly import (
@@ -44,7 +45,6 @@ from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
 from rmtrl.ppo.reward_model import as_reward, as_rewards, training_reward
 from rmtrl.ppo.rollout import PPORollout
 from rmtrl.ppo.shared_reward import share_reward
-from rmtrl.reward.checks import check_weights
 
 logger = get_logger(__name__)
 

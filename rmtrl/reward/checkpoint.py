@@ -1,18 +1,35 @@
-"""Loads reward models and what is stored beside them; a head without trained weights is refused."""
+"""Reward models loaded to score and to train, and what is stored beside them; a head without weights is refused."""
 
+import copy
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from peft import PeftConfig, TaskType
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import set_seed
+from trl import RewardConfig as TRLRewardConfig
+from trl.trainer.utils import create_model_from_path
 
 from rmtrl.errors import FreshHeadError, ModelError
-from rmtrl.models import find_file, load_model
-from rmtrl.reward.heads import Head, empty_model, head_layers, with_head
-from rmtrl.reward.rendering import Rendering
+from rmtrl.models import base_model, find_file, load_model, n_embeddings, quietly
+from rmtrl.reward.config import RewardConfig
+from rmtrl.reward.heads import (
+    Head,
+    RewardHead,
+    draw_head,
+    empty_model,
+    head_layers,
+    head_modules,
+    install_head,
+    set_dropout,
+    train_last_layers,
+    with_head,
+)
+from rmtrl.reward.rendering import Rendering, choose_pad_token
 
 
 def stored_rendering(path: str | Path) -> Rendering | None:
@@ -73,3 +90,134 @@ def _read(head: Head, path: str, **settings: Any) -> Any:
     trusted = settings.get("trust_remote_code", False)
     model_class = with_head(type(empty_model(path, trust_remote_code=trusted)), head)
     return model_class.from_pretrained(path, num_labels=1, **settings)
+
+
+# The model that a training starts from
+
+
+def with_custom_head(
+    model: "str | PreTrainedModel", head: Head, args: TRLRewardConfig, quantization_config: Any
+) -> PreTrainedModel:
+    """Returns the model with a head in place of its own, loaded as TRL's reward trainer loads one.
+
+    The weights of such a head are taken from the checkpoint where it has them, as one of an earlier training does.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): Folder, hub id or model; a model is changed in place.
+        head ([`Head`]): The head to make.
+        args ([`~trl.RewardConfig`]): The trainer's.
+        quantization_config (*optional*): As for TRL's reward trainer.
+
+    Raises:
+        ModelError: If the model's own head cannot be replaced.
+    """
+    set_seed(args.seed)
+    if not isinstance(model, str):
+        known = _head_of(model)
+        if known is None or not _is_same(known, head):
+            install_head(model, head)
+        model.config.num_labels = 1  # what TRL wants of a reward model
+        return model
+    settings: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "num_labels": 1}
+    settings |= dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    if quantization_config is not None:
+        settings["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        settings["device_map"] = None
+    kind = with_head(type(empty_model(model, trust_remote_code=settings["trust_remote_code"])), head)
+    with quietly():  # that the head is new is known
+        return create_model_from_path(model, kind, ignore_mismatched_sizes=True, **settings)  # type: ignore[arg-type]
+
+
+def check_head(model: "str | PreTrainedModel", head: Head) -> None:
+    """Raises where the model was trained with another head than the one to train, whose weights would be lost.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): Folder, hub id or model to start from.
+        head ([`Head`]): The head to train.
+
+    Raises:
+        ModelError: If the model has a head of our own making and it is not this one.
+    """
+    known = stored_head(model) if isinstance(model, str) else _head_of(model)
+    if known is not None and known.is_custom and not _is_same(known, head):
+        raise ModelError(
+            f"the model to start from has another head ({_described(known)}) than the one to train "
+            f"({_described(head)}): set head, pooling, n_heads and attribute_weights (in that order of criteria) as "
+            "it was trained with"
+        )
+
+
+def _is_same(known: Head, head: Head) -> bool:
+    """Whether a head's weights serve another; dropout and weights of criteria may change."""
+    return replace(known, dropout=head.dropout, weights=head.weights) == head
+
+
+def _described(head: Head) -> str:
+    kind = f"mlp of {head.width}" if head.kind == "mlp" else head.kind
+    return ", ".join([kind, head.pooling, f"members {head.members}", *head.criteria])
+
+
+def _head_of(model: Any) -> Head | None:
+    """Returns the head that a model carries, `None` for one that is not of our making."""
+    for module in base_model(model).modules():
+        if isinstance(module, RewardHead):
+            return module.head
+    weights = getattr(model.config, "attribute_weights", None)
+    if not weights:
+        return None
+    criteria = tuple(model.config.id2label[index] for index in range(len(weights)))  # a stored dictionary is sorted
+    return Head(criteria=criteria, weights=tuple(weights[name] for name in criteria))
+
+
+def start_head(model: Any, settings: RewardConfig, head: Head) -> list[str]:
+    """Draws, drops, freezes and describes what the settings ask for, in place; returns what people should know."""
+    if head.dropout:
+        set_dropout(model, head.dropout)
+    if settings.head_init == "normal":
+        draw_head(model)
+    if settings.trainable_layers is not None:
+        train_last_layers(model, settings.trainable_layers)
+    if not head.is_standard:
+        members = f", {head.members} members" if head.members > 1 else ""
+        return [
+            f"the head is not the standard one ({head.kind}, {head.pooling}{members}): the checkpoint loads in "
+            "rmtrl.RewardScorer and in no other tool"
+        ]
+    if head.criteria:
+        config = model.config
+        config.num_labels = head.n_outputs
+        config.id2label = dict(enumerate(head.criteria))
+        config.label2id = {name: index for index, name in enumerate(head.criteria)}
+        config.attribute_weights = dict(zip(head.criteria, head.weights, strict=True))
+    return []
+
+
+def with_trained_head(peft_config: PeftConfig, model: "str | PreTrainedModel", *, trust_remote_code: bool) -> Any:
+    """Returns a copy of an adapter's configuration that trains and saves the whole head, whatever its task type."""
+    adapter: Any = copy.copy(peft_config)
+    adapter.task_type = TaskType.SEQ_CLS  # this is what makes PEFT train and save `score` or `classifier`
+    given = getattr(adapter, "modules_to_save", None) or []
+    more = head_modules(model, trust_remote_code=trust_remote_code) - {"score", "classifier", *given}
+    if more:
+        adapter.modules_to_save = [*given, *sorted(more)]
+    return adapter
+
+
+def replace_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Gives model and tokenizer a pad token that hides nothing and has an embedding; returns why, `None` if it had.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Its embeddings grow where the tokenizer has no such token.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Has a pad token.
+    """
+    n, why = n_embeddings(model), f"the model has no embedding of {tokenizer.pad_token!r}"
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        why = f"it was the end token {tokenizer.eos_token!r}, which the model then could not see"
+    elif int(tokenizer.pad_token_id) < n:
+        return None
+    tokenizer.pad_token = choose_pad_token(tokenizer, below=n)
+    if len(tokenizer) > n and int(tokenizer.pad_token_id) >= n:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return f"pad token is {tokenizer.pad_token!r}: {why}"

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from tqdm.auto import tqdm
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rmtrl.data.messages import says
@@ -26,14 +25,16 @@ from rmtrl.models import (
     load_tokenizer,
     position_limit,
 )
-from rmtrl.reward.rendering import encode_all, encode_prompt, try_encode
-from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
-from rmtrl.types import Conversation, Scorer, chats
+from rmtrl.reward.batching import Costs, like_lengths
+from rmtrl.reward.rendering import encode_all, encode_prompt
+from rmtrl.reward.scorer import ModelScorer
+from rmtrl.reward.scoring import padded
+from rmtrl.types import Conversation, chats, checked_scores
 
 logger = logging.getLogger(__name__)
 
 
-class DPOScorer(Scorer):
+class DPOScorer(ModelScorer):
     """
     Scores an answer y to a prompt x with β (log π(y|x) − log π_ref(y|x)), summed over the tokens of y (Rafailov et al.
     2023, https://huggingface.co/papers/2305.18290, eq. 5 without the term that depends on x alone).
@@ -80,19 +81,16 @@ class DPOScorer(Scorer):
         ref_policy: PreTrainedModel | PeftModel | None = None, *, beta: float = 0.1, batch_tokens: int = 4096,
         batch_size: int | None = None, progress: bool = True,
     ) -> None:  # fmt: skip
+        super().__init__(tokenizer, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress)
         if not (np.isfinite(beta) and beta > 0):
             raise UsageError(f"got beta={beta}; wanted a number above 0")
-        for model in (policy, ref_policy):
-            if model is not None and base_model(model).get_output_embeddings() is None:
-                raise ModelError(f"got {type(base_model(model)).__name__}, which gives no token probabilities; "
-                                 "load a language model with AutoModelForCausalLM")  # fmt: skip
         self.policy: Any = policy.eval()
         self.ref_policy: Any = None if ref_policy is None else ref_policy.eval()
-        self.tokenizer = tokenizer
+        for inner in map(base_model, self._models):
+            if inner.get_output_embeddings() is None:
+                raise ModelError(f"got {type(inner).__name__}, which gives no token probabilities; "
+                                 "load a language model with AutoModelForCausalLM")  # fmt: skip
         self.beta = beta
-        self.batch_tokens = batch_tokens
-        self.batch_size = batch_size
-        self.progress = progress
         self._said_boundary = False
 
     @classmethod
@@ -150,21 +148,14 @@ class DPOScorer(Scorer):
         """Returns the implicit rewards of `completions` as TRL's trainers expect them; strings or messages."""
         return [float(score) for score in self._score(chats(prompts, columns), completions)]
 
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations can be rendered and are within the positions of both models, `(N,)`."""
-        limit = self._most_tokens or sys.maxsize
-        rendered = try_encode(self.tokenizer, conversations)
-        return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
-
     def log_probs(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Returns log π(y|x) and log π_ref(y|x) in nats, `(N,)` each; `None` for a reference that is not there."""
         sequences, starts = self._encode(prompts, completions)
         costs = Costs(cell=0.0, call=0.0, most_tokens=self.batch_tokens, most_rows=self.batch_size)
-        batches = like_lengths([len(ids) for ids in sequences], costs)
         policy, reference = np.empty((2, len(sequences)), dtype=np.float32)
-        for batch in tqdm(batches, desc="Scoring", unit="batch", disable=not self.progress or len(batches) < 20):
+        for batch in self._bar(like_lengths([len(ids) for ids in sequences], costs)):
             rows, first = [sequences[i] for i in batch], [starts[i] for i in batch]
             policy[batch] = _log_probs(self.policy, rows, first)
             if self._has_reference:
@@ -173,26 +164,26 @@ class DPOScorer(Scorer):
         return policy, reference if self._has_reference else None
 
     def _score(self, prompts: Sequence[Conversation], completions: Sequence[Conversation]) -> NDArray[np.float32]:
+        """Returns β times the difference of the two log probabilities, `(N,)`."""
         policy, reference = self.log_probs(prompts, completions)
         scores = np.float32(self.beta) * (policy if reference is None else policy - reference)
-        if not np.isfinite(scores).all():
-            raise ModelError(f"a model returned {scores[~np.isfinite(scores)][0]}; check its weights and dtype")
-        return np.asarray(scores, dtype=np.float32)
+        check = "; check the models' weights and dtype"
+        return checked_scores(scores, len(prompts), name="model", shown=lambda _: check).astype(np.float32)
 
     def _encode(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation]
     ) -> tuple[list[list[int]], list[int]]:
         """Returns the tokens of prompt and completion, and where the completion starts, as TRL's `DPOTrainer` does."""
-        pairs = list(zip(prompts, completions, strict=True))
-        for index, (prompt, completion) in enumerate(pairs):
+        whole: list[Any] = []
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             if isinstance(prompt, str) != isinstance(completion, str) or not isinstance(prompt, str | list):
                 raise DataError(f"prompt and completion {index} are {type(prompt).__name__} and "
                                 f"{type(completion).__name__}; wanted two strings or two message lists")  # fmt: skip
             if isinstance(prompt, list) and not prompt:
                 raise DataError(f"prompt {index} has no messages; a completion answers one")
-        whole: Any = [prompt + completion for prompt, completion in pairs]  # type: ignore[operator]
+            whole.append(prompt + completion)  # type: ignore[operator]
         sequences = encode_all(self.tokenizer, whole)
-        starts, limit = [], self._most_tokens
+        starts = []
         for index, (prompt, ids) in enumerate(zip(prompts, sequences, strict=True)):
             before = encode_prompt(self.tokenizer, prompt, index=index)
             if ids[: len(before)] != before and not self._said_boundary:
@@ -201,34 +192,36 @@ class DPOScorer(Scorer):
                                "in TRL", index, len(before))  # fmt: skip
             if len(before) >= len(ids):
                 raise DataError(f"completion {index} has no tokens; there is nothing to score")
-            if limit is not None and len(ids) > limit:
-                raise DataError(f"conversation {index} has {len(ids):,} tokens, the model holds {limit:,}; shorten it "
-                                "or leave it out (nothing is truncated)")  # fmt: skip
             starts.append(len(before))
+        self._check_lengths(sequences)
         return sequences, starts
+
+    @property
+    def _models(self) -> list[Any]:
+        return [self.policy] if self.ref_policy is None else [self.policy, self.ref_policy]
 
     @property
     def _has_reference(self) -> bool:
         return self.ref_policy is not None or isinstance(self.policy, PeftModel)
 
     def _reference_adapter(self) -> AbstractContextManager[None]:
+        """Switches a policy's adapter to its reference, where no model stands for it."""
         if self.ref_policy is not None:
             return nullcontext()
         return AdapterSwitch(self.policy)("ref" if "ref" in self.policy.peft_config else None)
 
     @property
-    def _most_tokens(self) -> int | None:
-        limits = [position_limit(model) for model in (self.policy, self.ref_policy) if model is not None]
-        return min((limit for limit in limits if limit is not None), default=None)
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest conversation that both models hold, `None` where there is no limit."""
+        limits = [limit for limit in map(position_limit, self._models) if limit is not None]
+        return min(limits, default=None)
 
 
 @torch.inference_mode()
 def _log_probs(model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> NDArray[np.float32]:
     """Returns Σ log p of each row's tokens from its start on, `(B,)`; logits before the first start are not made."""
-    width, first = max(map(len, rows)), max(min(starts) - 1, 0)
-    # behind a row stands its own first token: masked, and never seen by what is before it
-    ids = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    ids, mask = padded(model, rows, 0)  # what is behind a row is never seen by what is before it
+    width, first = ids.shape[1], max(min(starts) - 1, 0)
     kept: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters:
         kept["logits_to_keep"] = width - first
@@ -238,8 +231,7 @@ def _log_probs(model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int])
         begin = max(start, 1)  # nothing predicts the first token
         predicted = row_logits[begin - 1 - first : len(row) - 1 - first].float()
         labels = torch.tensor(row[begin:], device=predicted.device)
-        chosen = predicted.gather(1, labels[:, None]).squeeze(1)
-        sums.append((chosen - predicted.logsumexp(dim=-1)).sum())
+        sums.append(-cross_entropy(predicted, labels, reduction="sum"))
     total: NDArray[np.float32] = torch.stack(sums).cpu().numpy()
     return total
 

@@ -1,7 +1,9 @@
 """Ensembles: several scorers, several adapters on one base, several heads on one backbone, dropout samples."""
 
+import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,8 @@ class EnsembleScorer(MemberScorer):
     ```
     """
 
-    def __init__(
-        self, scorers: Sequence[Scorer], *, aggregation: str = "mean", k: float = 1.0, variance_weight: float = 0.5
-    ) -> None:
-        super().__init__(aggregation=aggregation, k=k, variance_weight=variance_weight)
+    def __init__(self, scorers: Sequence[Scorer], **pessimism: Any) -> None:
+        super().__init__(**pessimism)
         if len(scorers) < 2:
             raise UsageError(f"got {len(scorers)} scorers; an ensemble has at least two")
         self.scorers = list(scorers)
@@ -56,15 +56,14 @@ class EnsembleScorer(MemberScorer):
     @classmethod
     def from_adapters(
         cls, paths: Sequence[str | Path], *, aggregation: str = "mean", k: float = 1.0, variance_weight: float = 0.5,
-        device: str | None = None, dtype: str | torch.dtype = "auto", **settings: Any,
+        **settings: Any,
     ) -> "EnsembleScorer":  # fmt: skip
         """Returns the ensemble of several adapters, each with its own trained head, on one base held once.
 
         Args:
             paths (`Sequence[str or Path]`): Folders that [`RewardTrainer`] saved from one base with a `peft_config`.
             aggregation, k, variance_weight (*optional*): As in [`UncertainScorer`].
-            device, dtype (*optional*): As in [`RewardScorer.from_pretrained`].
-            settings: Passed to [`RewardScorer`].
+            settings: As in [`RewardScorer.from_pretrained`].
 
         Raises:
             UsageError: If there are fewer than two.
@@ -79,17 +78,11 @@ class EnsembleScorer(MemberScorer):
         """
         if len(paths) < 2:
             raise UsageError(f"got {len(paths)} adapters; an ensemble has at least two")
-        scorers = load_adapters(paths, device=device, dtype=dtype, **settings)
-        return cls(scorers, aggregation=aggregation, k=k, variance_weight=variance_weight)
+        return cls(load_adapters(paths, **settings), aggregation=aggregation, k=k, variance_weight=variance_weight)
 
     def members(self, conversations: Sequence[Conversation]) -> Floats:
         """Returns the score of each scorer, `(N, K)`."""
         return np.stack([scorer.score(conversations) for scorer in self.scorers], axis=1).astype(np.float64)
-
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations every member can score whole, `(N,)`."""
-        held: NDArray[np.bool_] = np.all([scorer.holds(conversations) for scorer in self.scorers], axis=0)
-        return held
 
 
 class HeadEnsembleScorer(MemberScorer):
@@ -113,21 +106,15 @@ class HeadEnsembleScorer(MemberScorer):
     ```
     """
 
-    def __init__(
-        self, scorer: RewardScorer, *, aggregation: str = "mean", k: float = 1.0, variance_weight: float = 0.5
-    ) -> None:
-        super().__init__(aggregation=aggregation, k=k, variance_weight=variance_weight)
+    def __init__(self, scorer: RewardScorer, **pessimism: Any) -> None:
+        super().__init__(**pessimism)
         if scorer.head.members < 2:
             raise ModelError("the model has one head, whose spread is unknown; train it with RewardConfig(n_heads=20)")
-        self.scorer = scorer
+        self.scorer, self.scorers = scorer, [scorer]
 
     def members(self, conversations: Sequence[Conversation]) -> Floats:
         """Returns the score of each head, `(N, K)`."""
         return self.scorer.outputs(conversations).astype(np.float64)
-
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations are within the model's positions, `(N,)`."""
-        return self.scorer.holds(conversations)
 
 
 class MCDropoutScorer(MemberScorer):
@@ -165,11 +152,8 @@ class MCDropoutScorer(MemberScorer):
     ```
     """
 
-    def __init__(
-        self, scorer: RewardScorer, n_samples: int = 20, seed: int = 0, *, aggregation: str = "mean", k: float = 1.0,
-        variance_weight: float = 0.5,
-    ) -> None:  # fmt: skip
-        super().__init__(aggregation=aggregation, k=k, variance_weight=variance_weight)
+    def __init__(self, scorer: RewardScorer, n_samples: int = 20, seed: int = 0, **pessimism: Any) -> None:
+        super().__init__(**pessimism)
         if n_samples < 2 or seed < 0:
             raise UsageError(f"got n_samples={n_samples}, seed={seed}; wanted at least 2 samples and a seed from 0")
         if not _dropout_layers(scorer.model):
@@ -177,7 +161,7 @@ class MCDropoutScorer(MemberScorer):
                 "no layer of the model has dropout, so every sample would be the same; train it with "
                 "RewardConfig(head_dropout=0.1), or a LoRA dropout"
             )
-        self.scorer = scorer
+        self.scorer, self.scorers = scorer, [scorer]
         self.n_samples = n_samples
         self.seed = seed
 
@@ -191,10 +175,6 @@ class MCDropoutScorer(MemberScorer):
             with _thinned(layers, (self.seed, sample)):
                 samples.append(self.scorer.score(conversations))
         return np.stack(samples, axis=1).astype(np.float64)
-
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations are within the model's positions, `(N,)`."""
-        return self.scorer.holds(conversations)
 
     @torch.inference_mode()
     def _of_the_last_layer(self, conversations: Sequence[Conversation], layer: Any, p: float) -> Floats:
@@ -229,25 +209,20 @@ def load_adapters(paths: Sequence[str | Path], **settings: Any) -> list[RewardSc
         if _base_and_trained(path) != (base, trained) or stored_head(path) != first.head:
             raise ModelError(f"the adapters at {paths[0]} and {path} have different bases or heads; wanted the same")
         model.load_adapter(str(path), adapter_name=name, torch_device=str(model.device))
-    passed = {key: value for key, value in settings.items() if key not in _OF_LOADING}
+    of_scoring = inspect.signature(RewardScorer.__init__).parameters.keys() - {"tokenizer"}
+    passed = {key: value for key, value in settings.items() if key in of_scoring} | {"head": first.head}
     return [
-        _AdapterScorer(
-            model, first.tokenizer, adapter=name, rendering=stored_rendering(path), head=first.head, **passed
-        )
+        _AdapterScorer(model, first.tokenizer, adapter=name, rendering=stored_rendering(path), **passed)
         for path, name in zip(paths, names, strict=True)
     ]
-
-
-_OF_LOADING = ("tokenizer", "device", "dtype", "trust_remote_code", "quantization_config")
 
 
 class _AdapterScorer(RewardScorer):
     """A reward model that is one of several adapters on a base."""
 
     def __init__(self, model: PeftModel, *args: Any, adapter: str, **settings: Any) -> None:
-        self.adapter = adapter
-        self._switch = AdapterSwitch(model)
-        with self._switch(adapter):  # whose head is made ready
+        self.switched = partial(AdapterSwitch(model), adapter)
+        with self.switched():  # whose head is made ready
             super().__init__(model, *args, **settings)
 
     def features(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
@@ -257,7 +232,7 @@ class _AdapterScorer(RewardScorer):
         )
 
     def _run(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None) -> NDArray[np.float32]:
-        with self._switch(self.adapter):
+        with self.switched():
             return super()._run(sequences, starts)
 
 
@@ -272,14 +247,14 @@ def _base_and_trained(path: str | Path) -> tuple[str | None, set[str]]:
 
 
 def _dropout_layers(model: nn.Module) -> list[tuple[nn.Module, float]]:
-    shares = ((layer, _share(layer)) for name, layer in base_model(model).named_modules() if is_active(model, name))
+    """Returns the layers in use that drop units, and the share that each drops."""
+    layers = [layer for name, layer in base_model(model).named_modules() if is_active(model, name)]
+    shares = [
+        (layer, layer.dropout if isinstance(layer, Float32Linear) else layer.p)
+        for layer in layers
+        if isinstance(layer, Float32Linear | nn.Dropout)
+    ]
     return [(layer, share) for layer, share in shares if share > 0]
-
-
-def _share(layer: nn.Module) -> float:
-    if isinstance(layer, Float32Linear):
-        return layer.dropout
-    return layer.p if isinstance(layer, nn.Dropout) else 0.0
 
 
 def _kept(key: tuple[int, ...], width: int, p: float) -> torch.Tensor:
@@ -297,16 +272,11 @@ def _thinned(layers: Sequence[tuple[nn.Module, float]], key: tuple[int, int]) ->
             return states
         return states * _kept((*key, number), states.shape[-1], p).to(states)
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for number, (layer, p) in enumerate(layers):
-            if isinstance(layer, Float32Linear):
-                # before the product, in its precision
+            if isinstance(layer, Float32Linear):  # before the product, in its precision
                 hook = layer.register_forward_pre_hook(lambda _, args, n=number, p=p: (thin(args[0].float(), n, p),))
             else:
                 hook = layer.register_forward_hook(lambda _, args, output, n=number, p=p: thin(output, n, p))
-            handles.append(hook)
+            hooks.callback(hook.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

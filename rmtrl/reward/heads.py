@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from rmtrl.errors import ModelError
 from rmtrl.models import base_model
+from rmtrl.reward.config import RewardConfig
 
 _OF_ADAPTERS = ("modules_to_save", "lora_dropout", "lora_A", "lora_B")
 
@@ -39,6 +40,15 @@ class Head:
     criteria: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     width: int = 256
+
+    @classmethod
+    def of(cls, settings: RewardConfig) -> "Head":
+        """Returns the head that a configuration asks for."""
+        weights: Any = settings.attribute_weights or {}
+        return cls(
+            settings.head, settings.pooling, settings.head_dropout, settings.n_heads, tuple(weights),
+            tuple(weights.values()),
+        )  # fmt: skip
 
     @property
     def is_standard(self) -> bool:

@@ -4,10 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import linalg, optimize, special
+from sklearn.linear_model import LogisticRegression
 
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.reward.heads import last_layers
@@ -67,9 +69,9 @@ class LaplaceScorer(UncertainScorer):
 
     def __init__(
         self, scorer: RewardScorer, prior_precision: float | str = 1.0, *, refit: bool = False, centered: bool = False,
-        aggregation: str = "mean", k: float = 1.0, variance_weight: float = 0.5,
+        **pessimism: Any,
     ) -> None:  # fmt: skip
-        super().__init__(aggregation=aggregation, k=k, variance_weight=variance_weight)
+        super().__init__(**pessimism)
         if scorer.head.n_outputs > 1:
             raise ModelError(
                 f"the model has {scorer.head.n_outputs} outputs; a Bayesian last layer needs one reward "
@@ -77,7 +79,7 @@ class LaplaceScorer(UncertainScorer):
             )
         if prior_precision != "auto" and (isinstance(prior_precision, str) or not 0 < prior_precision < np.inf):
             raise UsageError(f"got prior_precision={prior_precision!r}; wanted a number above 0, or 'auto'")
-        self.scorer = scorer
+        self.scorer, self.scorers = scorer, [scorer]
         self.prior_precision = prior_precision
         self.refit = refit
         self.centered = centered
@@ -139,10 +141,6 @@ class LaplaceScorer(UncertainScorer):
         first, second = np.split(self._features([*chosen, *rejected]), [len(chosen)])
         return ScoreDistribution((first - second) @ self._fitted(), self._std(first - second), self.k)
 
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations are within the model's positions, `(N,)`."""
-        return self.scorer.holds(conversations)
-
     def save(self, folder: str | Path) -> Path:
         """Returns the file in `folder` that holds the fitted values, and what tells the model they belong to.
 
@@ -163,10 +161,7 @@ class LaplaceScorer(UncertainScorer):
         return path
 
     @classmethod
-    def load(
-        cls, scorer: RewardScorer, folder: str | Path, *, centered: bool = False, aggregation: str = "mean",
-        k: float = 1.0, variance_weight: float = 0.5,
-    ) -> "LaplaceScorer":  # fmt: skip
+    def load(cls, scorer: RewardScorer, folder: str | Path, **settings: Any) -> "LaplaceScorer":
         """Returns the scorer that [`LaplaceScorer.save`] wrote, on the same model.
 
         The features of a fixed text and the head are compared with those stored, within 5 % of their length, which
@@ -175,7 +170,7 @@ class LaplaceScorer(UncertainScorer):
         Args:
             scorer ([`RewardScorer`]): The model it was fitted on.
             folder (`str` or `Path`): Where it was saved.
-            centered, aggregation, k, variance_weight (*optional*): As in [`LaplaceScorer`].
+            settings: `centered`, `aggregation`, `k` and `variance_weight`, as in [`LaplaceScorer`].
 
         Raises:
             DataError: If the folder holds no such file.
@@ -187,10 +182,7 @@ class LaplaceScorer(UncertainScorer):
                 stored = dict(file)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}); fit a LaplaceScorer and save it there") from error
-        loaded = cls(
-            scorer, float(stored["prior_precision"]), refit=bool(stored["refit"]), centered=centered,
-            aggregation=aggregation, k=k, variance_weight=variance_weight,
-        )  # fmt: skip
+        loaded = cls(scorer, float(stored["prior_precision"]), refit=bool(stored["refit"]), **settings)
         for name, now in (("head", loaded._head()[0]), ("probe", loaded._features([_PROBE])[0])):
             then = stored[name]
             if now.shape != then.shape or linalg.norm(now - then) > _SAME_MODEL * linalg.norm(then):
@@ -247,25 +239,13 @@ def map_coefficients(differences: Floats, labels: Floats, prior_precision: float
         labels (`(N,)` array): Share of votes for chosen, q.
         prior_precision (`float`): λ, above 0: the minimum is then one point.
     """
-    n = len(differences)
-
-    def gradient(coef: Floats) -> Floats:
-        residuals = special.expit(differences @ coef) - labels
-        return np.asarray(differences.T @ residuals + prior_precision * coef)
-
-    # means, so that the tolerance does not depend on the number of pairs
-    coef: Floats = optimize.minimize(
-        lambda coef: _negative_log_posterior(differences, labels, coef, prior_precision) / n,
-        np.zeros(differences.shape[1]),
-        jac=lambda coef: gradient(coef) / n,
-        hess=lambda coef: precision_matrix(differences, coef, prior_precision) / n,
-        method="trust-exact",
-        options={"gtol": 1e-6, "maxiter": 200},
-    ).x
-    for _ in range(2):  # each doubles the right digits
-        coef = coef - linalg.solve(
-            precision_matrix(differences, coef, prior_precision), gradient(coef), assume_a="pos"
-        )
+    n, scale = len(differences), np.abs(differences).max() or 1.0
+    mode = LogisticRegression(
+        C=1 / (prior_precision / scale**2), fit_intercept=False, solver="newton-cholesky", tol=1e-12, max_iter=200
+    )
+    # a pair of which a share q of the votes is for chosen is seen as won with weight q and as lost with 1 − q
+    mode.fit(np.tile(differences / scale, (2, 1)), np.repeat([1, 0], n), np.concatenate([labels, 1 - labels]))
+    coef: Floats = mode.coef_[0] / scale
     return coef
 
 

@@ -1,7 +1,6 @@
 """What a configuration makes of a batch: the loss of a pair, the reward of a side."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -18,8 +17,6 @@ from rmtrl.reward.losses import (
     tie_loss,
 )
 
-COLUMNS = ("preference", "weight", "rating_gap", "chosen_scores", "rejected_scores", "chosen_start", "rejected_start")
-"""Columns of a prepared set that some objective reads besides TRL's."""
 _FIRST_RATE = 0.5
 _FIRST_TIE_PARAMETER = {"rao_kupper": 0.5, "davidson": 1.0}
 
@@ -36,19 +33,12 @@ class Objective:
 
     def __init__(self, settings: RewardConfig) -> None:
         self.settings = settings
-        weights: Any = settings.attribute_weights or {}
-        self.head = Head(
-            kind=settings.head,
-            pooling=settings.pooling,
-            dropout=settings.head_dropout,
-            members=settings.n_heads,
-            criteria=tuple(weights),
-            weights=tuple(weights.values()),
-        )
+        self.head = Head.of(settings)
         self.tie_parameter_: float | None = None
         if settings.loss_type in TIE_LOSSES:
             self.tie_parameter_ = settings.tie_parameter or _FIRST_TIE_PARAMETER[settings.loss_type]
         self.mean_weight: float | None = None  # of the training set, once it is known
+        self._drops = settings.pair_validation == "drop"
         self._unfitted: list[torch.Tensor] = []
 
     def losses(
@@ -107,21 +97,23 @@ class Objective:
         """Whether a tie parameter is to be fitted."""
         return self.tie_parameter_ is not None and self.settings.tie_parameter is None
 
-    def fit_ties(self, pairs: torch.Tensor, *, step: int, last: bool) -> None:
+    def fit_ties(self, pairs: Mapping[str, torch.Tensor], *, step: int, last: bool) -> None:
         """Moves the tie parameter by one descent step, at the last micro-batch of an optimizer step.
 
         The size of the step falls with their number, so that the parameter settles.
 
         Args:
-            pairs (`(N, 3)` tensor): Margin, label and weight of the micro-batch, over all processes.
+            pairs (`Mapping`): Those of the micro-batch, over all processes; see [`~rmtrl.reward.pairs.step_columns`].
             step (`int`): Optimizer steps so far.
             last (`bool`): Whether the optimizer steps after this micro-batch.
         """
         assert self.tie_parameter_ is not None
-        self._unfitted.append(pairs)
+        margin = pairs["chosen"] - pairs["rejected"]
+        weight = torch.where(pairs["reason"] == 0, pairs["weight"], 0.0) if self._drops else pairs["weight"]
+        self._unfitted.append(torch.stack([margin, pairs["label"], weight]))
         if not last:
             return
-        margin, label, weight = torch.cat(self._unfitted).T
+        margin, label, weight = torch.cat(self._unfitted, dim=1)
         self._unfitted = []
         self.tie_parameter_ = fit_tie_parameter(
             self.tie_parameter_, margin, label, weight, loss_type=self.settings.loss_type,

@@ -1,18 +1,22 @@
 """A data set of pairs as token ids, rendered as whoever scores renders them, so that no row is lost in silence."""
 
 import json
+import sys
 from collections.abc import Mapping
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.messages import is_blank, is_filled, without_fillings
-from rmtrl.errors import DataError, RenderingError
-from rmtrl.reward.collator import shared_prefix_length
+from rmtrl.errors import DataError, ModelError, RenderingError
+from rmtrl.models import n_embeddings, position_limit, position_tables
+from rmtrl.reward.batching import shared_prefix_length
 from rmtrl.reward.rendering import completion_starts, try_encode, values_of
 from rmtrl.types import Conversation, chats
 
@@ -121,11 +125,6 @@ def _answer_starts(tokenizer: PreTrainedTokenizerBase, sides: list[Any], ids: li
     return [shared_prefix_length(own, other) for own, other in zip(ids, encoded, strict=True)]  # type: ignore[arg-type]
 
 
-def longest_sides(dataset: Dataset) -> list[int]:
-    """Returns the tokens of each pair's longer side."""
-    return [max(map(len, pair)) for pair in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)]
-
-
 def count_too_long(tokenized: Dataset, kept: Dataset, name: str, max_length: int | None) -> int:
     """Returns how many pairs TRL left out for their length, and says so.
 
@@ -136,7 +135,7 @@ def count_too_long(tokenized: Dataset, kept: Dataset, name: str, max_length: int
     if len(kept) == 0:
         raise DataError(
             f"all {len(tokenized):,} pairs of the {name} set are longer than max_length = {max_length} tokens "
-            f"(the shortest needs {min(longest_sides(tokenized))}); raise max_length"
+            f"(the shortest needs {SetTokens.of(tokenized).lengths.min()}); raise max_length"
         )
     if dropped:
         logger.warning(
@@ -150,3 +149,63 @@ def _is_blank(response: Any) -> bool:
     if isinstance(response, str):
         return not response.strip()
     return not response or is_blank(response[-1])
+
+
+class SetTokens(NamedTuple):
+    """What a set of pairs asks of a model: tokens of each pair's longer side, the highest, pairs that start twice."""
+
+    lengths: NDArray[np.int64]
+    highest: int
+    start_twice: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, bos_token_id: int | None = None) -> "SetTokens":
+        """Returns that of the columns `chosen_ids` and `rejected_ids`."""
+        lengths, highest, twice = [], 0, 0
+        for table in dataset.select_columns(["chosen_ids", "rejected_ids"]).with_format("arrow").iter(10_000):
+            starts, sides = [], []
+            for column in table.itercolumns():
+                ids = column.combine_chunks()
+                tokens = np.append(ids.flatten().to_numpy(), [-1, -1])
+                offsets = ids.offsets.to_numpy() - ids.offsets[0].as_py()
+                highest = max(highest, int(tokens.max()))
+                sides.append(np.diff(offsets))
+                starts.append((tokens[offsets[:-1]] == bos_token_id) & (tokens[offsets[:-1] + 1] == bos_token_id))
+            lengths.append(np.maximum(*sides))
+            twice += int((starts[0] | starts[1]).sum())
+        return cls(np.concatenate(lengths), highest, twice)
+
+
+def check_fits(
+    model: Any, tokens: SetTokens, name: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+) -> str | None:
+    """Returns what to say of pairs that the model was not made for, and whose scores are refused; `None` of others.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model.
+        tokens ([`SetTokens`]): What a set asks of it.
+        name (`str`): The set's, for the message.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): What the tokens are of.
+        max_length (`int`, *optional*): Longer pairs do not reach the model.
+
+    Raises:
+        ModelError: If the model has no embedding of a token or of a position.
+    """
+    if tokens.highest >= n_embeddings(model):
+        raise ModelError(
+            f"the {name} set has token {tokens.highest:,} ({tokenizer.convert_ids_to_tokens(tokens.highest)!r}), the "
+            f"model has {n_embeddings(model):,} embeddings; take the model's own tokenizer, or call its "
+            "resize_token_embeddings(len(tokenizer))"
+        )
+    limit = position_limit(model) or sys.maxsize
+    longer = int(((tokens.lengths > limit) & (tokens.lengths <= (max_length or sys.maxsize))).sum())
+    if not longer:
+        return None
+    said = (
+        f"{longer:,} of {len(tokens.lengths):,} pairs of the {name} set are longer than the model's {limit:,} "
+        f"positions (the longest has {tokens.lengths.max():,} tokens); set max_length={limit}, and they are left out "
+        "and counted"
+    )
+    if position_tables(model):
+        raise ModelError(said)
+    return said

@@ -123,7 +123,11 @@ def encode_all(
             and nothing in its place, or a sequence starts with the start token twice (a rendered string that already
             holds it). Its `index` says which conversation.
     """
-    encoded = try_encode(tokenizer, conversations, start_twice=start_twice)
+    return all_encoded(try_encode(tokenizer, conversations, start_twice=start_twice))
+
+
+def all_encoded(encoded: Sequence[list[int] | RenderingError]) -> list[list[int]]:
+    """Returns the token ids of [`try_encode`], or raises the first error there."""
     for ids in encoded:
         if isinstance(ids, RenderingError):
             raise ids

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,82 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rmtrl.errors import DataError, ModelError, RenderingError
-from rmtrl.models import base_model, device_or_best, inside, load_tokenizer, position_limit
+from rmtrl.models import (
+    base_model,
+    beyond_embeddings,
+    check_tokens,
+    device_or_best,
+    inside,
+    load_tokenizer,
+    position_limit,
+)
+from rmtrl.reward.batching import Costs, plan_jobs
 from rmtrl.reward.checkpoint import load_reward_model, stored_head, stored_rendering
-from rmtrl.reward.checks import beyond_embeddings, check_tokens
 from rmtrl.reward.heads import Head, compute_head_in_float32, last_layers, reads_last_token, set_dropout
-from rmtrl.reward.rendering import Rendering, completion_starts, encode_all, try_encode
-from rmtrl.reward.scoring import kinds_of_rows, plan_jobs, run_job, why_padding_differs, why_sharing_differs
-from rmtrl.reward.shared_prefix.batches import Costs
+from rmtrl.reward.rendering import Rendering, all_encoded, completion_starts, try_encode
+from rmtrl.reward.scoring import kinds_of_rows, run_job, why_padding_differs, why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
-from rmtrl.types import Conversation, Scorer
+from rmtrl.types import Conversation, Scorer, checked_scores
 
 logger = logging.getLogger(__name__)
 
 _CALL_TOKENS = {"cpu": 32.0, "accelerator": 2048.0}  # what a pass takes before its first token, in tokens
 
 
-class RewardScorer(Scorer):
+class ModelScorer(Scorer):
+    """What scorers with a model in this process share: its limit, batches up to a token budget, a bar.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's.
+        batch_tokens (`int`): Tokens in one forward pass, padding included.
+        batch_size (`int`, *optional*): Largest number of rows in one forward pass.
+        progress (`bool`): Whether long passes show a bar on stderr.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int, batch_size: int | None, progress: bool
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.batch_size = batch_size
+        self.progress = progress
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest conversation that can be scored, `None` where there is no limit."""
+        raise NotImplementedError
+
+    def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
+        """Returns the token ids of each conversation, or why there are none."""
+        return try_encode(self.tokenizer, conversations)
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
+        return all_encoded(self.try_encode([conversation]))[0]
+
+    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
+        """Returns which conversations can be rendered and are within the model's positions, `(N,)`."""
+        limit, rendered = self.most_tokens or sys.maxsize, self.try_encode(conversations)
+        return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
+
+    def _check_lengths(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raises for a sequence that is empty or longer than the model's positions."""
+        limit = self.most_tokens or sys.maxsize
+        for index, ids in enumerate(sequences):
+            if not len(ids):
+                raise DataError(f"conversation {index} has no tokens; there is nothing to score")
+            if len(ids) > limit:
+                raise DataError(
+                    f"conversation {index} has {len(ids):,} tokens, the model holds {limit:,}; shorten it or leave it "
+                    "out (nothing is truncated)"
+                )
+
+    def _bar(self, jobs: Sized) -> Iterable[Any]:
+        """Returns the jobs, with a bar where they are many."""
+        return tqdm(jobs, desc="Scoring", unit="batch", disable=not self.progress or len(jobs) < 20)
+
+
+class RewardScorer(ModelScorer):
     """
     Scores conversations with a reward model: one float32 number each, in the order given.
 
@@ -72,17 +132,11 @@ class RewardScorer(Scorer):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        rendering: Rendering | None = None,
-        head: Head | None = None,
-        batch_tokens: int = 8192,
-        batch_size: int | None = None,
-        shared_prefix: bool = True,
-        progress: bool = True,
-    ) -> None:
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *,
+        rendering: Rendering | None = None, head: Head | None = None, batch_tokens: int = 8192,
+        batch_size: int | None = None, shared_prefix: bool = True, progress: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(tokenizer, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress)
         if rendering is not None:
             rendering.check(tokenizer)
         compute_head_in_float32(model)
@@ -90,12 +144,8 @@ class RewardScorer(Scorer):
         self.head = head or Head()
         if self.head.dropout:
             set_dropout(model, self.head.dropout)
-        self.tokenizer = tokenizer
         self.rendering = rendering
-        self.batch_tokens = batch_tokens
-        self.batch_size = batch_size
         self.shared_prefix = shared_prefix
-        self.progress = progress
         self._said_longer = False
         self._agree_on_pad_token()
 
@@ -144,10 +194,10 @@ class RewardScorer(Scorer):
             As [`RewardScorer.score`].
         """
         _check_conversations(conversations)
-        conversations = self._completed(conversations)
-        sequences = encode_all(self.tokenizer, conversations, start_twice=self._starts_twice)
-        averages = self.head.pooling == "mean"
-        return self._run(sequences, completion_starts(self.tokenizer, conversations, sequences) if averages else None)
+        sequences = all_encoded(self.try_encode(conversations))
+        if self.head.pooling != "mean":
+            return self._run(sequences, None)
+        return self._run(sequences, completion_starts(self.tokenizer, self._completed(conversations), sequences))
 
     def parts(self, conversations: Sequence[Conversation]) -> dict[str, NDArray[np.float32]]:
         """Returns the scores by criterion, `(N,)` each, of a model trained with `loss_type="attributes"`.
@@ -174,19 +224,10 @@ class RewardScorer(Scorer):
         finally:
             handle.remove()
 
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-        """Returns which conversations can be rendered and are within the model's positions, `(N,)`."""
-        limit = self.most_tokens or sys.maxsize
-        rendered = try_encode(self.tokenizer, self._completed(conversations), start_twice=self._starts_twice)
-        return np.array([isinstance(ids, list) and len(ids) <= limit for ids in rendered], dtype=np.bool_)
-
-    def encode(self, conversation: Conversation) -> list[int]:
-        """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
-        return encode_all(self.tokenizer, self._completed([conversation]), start_twice=self._starts_twice)[0]
-
-    @property
-    def _starts_twice(self) -> bool:
-        return self.rendering is not None and self.rendering.start_twice
+    def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
+        """Returns the token ids of each conversation, or why there are none, rendered as in training."""
+        start_twice = self.rendering is not None and self.rendering.start_twice
+        return try_encode(self.tokenizer, self._completed(conversations), start_twice=start_twice)
 
     def _completed(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
         """Returns the conversations with what the training set's always had besides their messages."""
@@ -220,22 +261,21 @@ class RewardScorer(Scorer):
         return rewards
 
     def _run(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None) -> NDArray[np.float32]:
+        """Returns what the head gives for each sequence, in the fewest passes."""
         self._check_lengths(sequences)
-        outputs = np.empty((len(sequences), self.head.n_outputs), dtype=np.float32)
         pad, costs = int(self.tokenizer.pad_token_id), self._costs
         kinds = kinds_of_rows(self.model, sequences, self._pads)
         jobs = plan_jobs(sequences, pad_token_id=pad, costs=costs, share=self._shares, kinds=kinds)
-        for job in tqdm(jobs, desc="Scoring", unit="batch", disable=not self.progress or len(jobs) < 20):
+        outputs = np.empty((len(sequences), self.head.n_outputs), dtype=np.float32)
+        for job in self._bar(jobs):
             for members, values in run_job(
                 self.model, job, sequences, pad_token_id=pad, costs=costs, starts=starts
             ):  # fmt: skip
-                if values.shape[1] != outputs.shape[1]:
+                if values.shape[1] != outputs.shape[1]:  # features, by their hook
                     outputs = np.empty((len(sequences), values.shape[1]), dtype=np.float32)
                 outputs[members] = values
-        if not np.isfinite(outputs).all():
-            raise ModelError(
-                f"the reward model returned {outputs[~np.isfinite(outputs)][0]}; check its weights and dtype"
-            )
+        sums = outputs.sum(axis=1, dtype=np.float64)
+        checked_scores(sums, len(sums), name="reward model", shown=lambda _: "; check the model's weights and dtype")
         return outputs
 
     @property
@@ -262,16 +302,9 @@ class RewardScorer(Scorer):
         return reason is None
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]]) -> None:
-        limit = self.most_tokens
+        """Raises for what the model cannot take, and says once what it was not trained on."""
         check_tokens(self.model, sequences, "conversation", self.tokenizer)
-        for index, ids in enumerate(sequences):
-            if limit is not None and len(ids) > limit:
-                raise DataError(
-                    f"conversation {index} has {len(ids):,} tokens, the model holds {limit:,}; shorten it or leave it "
-                    "out (nothing is truncated)"
-                )
-            if not ids:
-                raise DataError(f"conversation {index} has no tokens; there is nothing to score")
+        super()._check_lengths(sequences)
         trained = self.rendering.max_length if self.rendering else None
         longer = sum(len(ids) > trained for ids in sequences) if trained else 0
         if longer and not self._said_longer:
@@ -280,23 +313,24 @@ class RewardScorer(Scorer):
 
     def _agree_on_pad_token(self) -> None:
         """Where the tokenizer pads, the model must look for the last token that is no padding."""
-        config = base_model(self.model).config.get_text_config()
-        if self.tokenizer.pad_token_id is None:
-            pad_id = self.tokenizer.eos_token_id if config.pad_token_id is None else config.pad_token_id
+        config, tokenizer = base_model(self.model).config.get_text_config(), self.tokenizer
+        if tokenizer.pad_token_id is None:
+            pad_id = tokenizer.eos_token_id if config.pad_token_id is None else config.pad_token_id
             if pad_id is None:
                 raise RenderingError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
-            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(pad_id)
-        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id and reads_last_token(self.model):
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+        if tokenizer.pad_token_id == tokenizer.eos_token_id and reads_last_token(self.model):
             logger.warning(
                 "pad token and end token are both %r: this model reads the token before the end, as it was probably "
-                "trained to", self.tokenizer.eos_token,
+                "trained to", tokenizer.eos_token,
             )  # fmt: skip
-        config.pad_token_id = inside(self.model, int(self.tokenizer.pad_token_id))
-        if said := beyond_embeddings(self.model, self.tokenizer):
+        config.pad_token_id = inside(self.model, int(tokenizer.pad_token_id))
+        if said := beyond_embeddings(self.model, tokenizer):
             logger.warning(said)
 
 
 def _check_conversations(conversations: Any) -> None:
+    """Raises for what is no list of conversations."""
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")
     for index, conversation in enumerate(conversations):

@@ -1,7 +1,7 @@
-"""Computes rewards of token sequences in the fewest tokens: shared prefixes once, rows of like length together."""
+"""The forward passes of a plan over token sequences, and what a model allows of them, found out on a fixed probe."""
 
 import copy
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rmtrl.models import CACHE, base_model, inside
-from rmtrl.reward.collator import shared_prefix_length
+from rmtrl.reward.batching import Costs, Group, Job, last_token, like_lengths, shared_prefix_length
 from rmtrl.reward.heads import pool_over, reads_last_token
-from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
-from rmtrl.reward.shared_prefix.candidates import Group, plan_groups
+from rmtrl.reward.pairs import BATCH
 from rmtrl.reward.shared_prefix.forward import (
     Call,
     Pairs,
@@ -27,99 +28,41 @@ from rmtrl.reward.shared_prefix.forward import (
     why_differs,
     why_not_known,
 )
-from rmtrl.reward.shared_prefix.plan import Unit, last_token, shared_unit
-from rmtrl.reward.shared_prefix.rows import find_ends, unit_tensors
-
-Job = tuple[str, list[Group]]
-"""One step of work: a method of [`Group`] and the groups that go through it together."""
-
-
-def plan_jobs(
-    sequences: Sequence[Sequence[int]],
-    *,
-    pad_token_id: int,
-    costs: Costs,
-    share: bool,
-    kinds: Sequence[Hashable] | None = None,
-) -> list[Job]:
-    """Returns the steps that score every sequence once.
-
-    Args:
-        sequences (`Sequence[Sequence[int]]`): Token ids.
-        pad_token_id (`int`): Token that a model never reads a reward at.
-        costs ([`Costs`]): What a pass takes on this device and model.
-        share (`bool`): Whether the model can compute a shared prefix once.
-        kinds (`Sequence[Hashable]`, *optional*): See [`kinds_of_rows`]; plain rows of one kind stand together.
-    """
-    if share:
-        groups = plan_groups(sequences, pad_token_id=pad_token_id, costs=costs)
-    else:
-        groups = [Group([index], 0, "plain") for index in range(len(sequences))]
-    jobs: list[Job] = [("cached", [group]) for group in groups if group.method == "cached"]
-    alike: dict[tuple[str, Hashable], list[Group]] = {}
-    for method in ("packed", "plain"):
-        for group in (group for group in groups if group.method == method):
-            kind = kinds[group.members[0]] if kinds is not None and method == "plain" else None
-            alike.setdefault((method, kind), []).append(group)
-    for (method, _), chosen in alike.items():
-        lengths = [_row_length(group, sequences) for group in chosen]
-        jobs += [(method, [chosen[i] for i in batch]) for batch in like_lengths(lengths, costs)]
-    return jobs
-
-
-def _row_length(group: Group, sequences: Sequence[Sequence[int]]) -> int:
-    return sum(len(sequences[i]) for i in group.members) - group.prefix * (len(group.members) - 1)
-
-
-def n_tokens(jobs: Sequence[Job], sequences: Sequence[Sequence[int]], costs: Costs) -> int:
-    """Returns the tokens that the steps compute, padding included."""
-    total = 0
-    for method, groups in jobs:
-        if method == "cached":
-            (group,) = groups
-            rests = [len(sequences[i]) - group.prefix for i in group.members]
-            total += group.prefix
-            total += sum(len(b) * max(rests[i] for i in b) for b in like_lengths(rests, costs, group.prefix))
-        else:
-            total += len(groups) * max(_row_length(group, sequences) for group in groups)
-    return total
+from rmtrl.reward.shared_prefix.plan import shared_unit, unit_tensors
 
 
 @torch.inference_mode()
 def run_job(
-    model: nn.Module,
-    job: Job,
-    sequences: Sequence[Sequence[int]],
-    *,
-    pad_token_id: int,
-    costs: Costs,
+    model: nn.Module, job: Job, sequences: Sequence[Sequence[int]], *, pad_token_id: int, costs: Costs,
     starts: Sequence[int] | None = None,
-) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:  # fmt: skip
     """Yields the indices of sequences and the outputs of their heads, `(n, n_outputs)` float32, pass by pass.
 
     `starts`, the first token that a mean is taken over, belongs to heads that average.
     """
     method, groups = job
     members = [index for group in groups for index in group.members]
+    rows = [sequences[i] for i in members]
     if method == "plain":
         if starts is not None:
-            _pool(model, [starts[i] for i in members], [len(sequences[i]) for i in members])
-        yield members, _values(_logits(model, [sequences[i] for i in members], pad_token_id))
+            _pool(model, [starts[i] for i in members], [len(row) for row in rows])
+        yield members, _values(_logits(model, rows, pad_token_id))
     elif method == "packed":
-        yield members, _packed(model, [[sequences[i] for i in group.members] for group in groups], pad_token_id)
+        yield members, _values(_packed(model, rows, pad_token_id))
     else:
         for indices, call, ends in _cached(model, groups[0], sequences, pad_token_id, costs):
             yield indices, _values(rewards_at(model, [call], ends))
 
 
 def _pool(model: nn.Module, starts: Sequence[int], lengths: Sequence[int]) -> None:
+    """Tells a head that averages which tokens of padded rows to take."""
     position = torch.arange(max(lengths))
     pool_over(model, (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor(lengths)[:, None]))
 
 
 def _logits(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> torch.Tensor:
     """Returns the outputs of the head for rows of any lengths, each in a row of its own, `(B, n_outputs)`."""
-    ids, mask = _padded(rows, pad_token_id, model)
+    ids, mask = padded(model, rows, pad_token_id)
     if not reads_last_token(model):
         logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
         return logits
@@ -127,23 +70,29 @@ def _logits(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> tor
     return rewards_at(model, [{"input_ids": ids}], _ends(rows, ids, pad_token_id))
 
 
+def padded(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns rows filled up behind to one length, on the model's device, and the mask of their tokens."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tensors = [torch.tensor(row) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=inside(base_model(model), pad_token_id))
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return ids.to(model.device), mask.to(model.device)
+
+
 def _ends(rows: Sequence[Sequence[int]], ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     """Returns where the rewards of padded rows stand among their tokens."""
     return torch.tensor([i * ids.shape[1] + last_token(row, pad_token_id) for i, row in enumerate(rows)])
 
 
-def _packed(model: Any, pairs: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> NDArray[np.float32]:
-    units: list[list[Unit]] = [
-        [shared_unit(first, second, sides=(2 * i, 2 * i + 1), pad_token_id=pad_token_id)]
-        for i, (first, second) in enumerate(pairs)
+def _packed(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> torch.Tensor:
+    """Returns the rewards of sequences of which each two stand in one row, their prefix once."""
+    units = [
+        [shared_unit(rows[i], rows[i + 1], sides=(i, i + 1), pad_token_id=pad_token_id)]
+        for i in range(0, len(rows), 2)
     ]
-    width = max(len(unit.ids) for (unit,) in units)
-    ends = torch.zeros(2 * len(pairs), dtype=torch.long)
-    for number, row in enumerate(units):
-        find_ends(ends, row, number * width)
-    fill = inside(model, pad_token_id)
-    rows = {name: t.to(model.device) for name, t in unit_tensors(units, width, fill, masked=True).items()}
-    return _values(rewards_at(model, [rows], ends.to(model.device)))
+    ends = torch.zeros(len(rows), dtype=torch.long)
+    call = unit_tensors(units, ends, 0, inside(base_model(model), pad_token_id))
+    return rewards_at(model, [{name: tensor.to(model.device) for name, tensor in call.items()}], ends)
 
 
 def _cached(
@@ -156,13 +105,12 @@ def _cached(
     batches = like_lengths([len(rest) for rest in rests], costs, group.prefix)
     for number, batch in enumerate(batches):
         rows = [rests[i] for i in batch]
-        ids, mask = _padded(rows, pad_token_id, model)
+        ids, mask = padded(model, rows, pad_token_id)
         expanded = cache if number == len(batches) - 1 else copy.deepcopy(cache)  # a pass adds to its cache
         expanded.batch_repeat_interleave(len(batch))
-        seen = torch.ones(len(batch), group.prefix, dtype=mask.dtype, device=mask.device)
         call = {
             "input_ids": ids,
-            "attention_mask": torch.cat([seen, mask], dim=1),
+            "attention_mask": torch.cat([mask.new_ones(len(batch), group.prefix), mask], dim=1),
             "position_ids": torch.arange(group.prefix, group.prefix + ids.shape[1], device=ids.device)[None],
             CACHE: expanded,
             "use_cache": True,
@@ -170,7 +118,30 @@ def _cached(
         yield [group.members[i] for i in batch], call, _ends(rows, ids, pad_token_id)
 
 
-# What a model allows, found out on a fixed probe
+def _values(rewards: torch.Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = rewards.float().cpu().numpy()
+    return values
+
+
+def batch_outputs(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """Returns what a model as it is wrapped for training gives for a padded batch of a trainer.
+
+    An encoder-decoder's pooling wants as many end tokens in every row of a pass, so it takes several.
+    """
+    inner = base_model(getattr(model, "module", model))
+    if inner.config.is_encoder_decoder:
+        counts = (inputs["input_ids"] == inner.config.eos_token_id).sum(dim=1)
+        groups = [torch.nonzero(counts == n).flatten() for n in counts.unique()]
+        passes = [{key: inputs[key][rows] for key in ("input_ids", "attention_mask")} for rows in groups]
+        logits = torch.cat([model(**own, use_cache=False).logits for own in passes])
+        return SequenceClassifierOutput(logits=logits[torch.cat(groups).argsort()])
+    if "starts" in inputs:
+        positions = torch.arange(inputs["input_ids"].shape[1], device=inputs["starts"].device)
+        pool_over(inner, inputs["attention_mask"].bool() & (positions >= inputs["starts"][:, None]))
+    return model(**{key: value for key, value in inputs.items() if key not in BATCH}, use_cache=False)
+
+
+# What a model allows
 
 
 def why_sharing_differs(model: Any, pad_token_id: int) -> str | None:
@@ -183,13 +154,13 @@ def why_sharing_differs(model: Any, pad_token_id: int) -> str | None:
 def _cached_states(model: Any, pairs: Pairs, *, pad_token_id: int) -> torch.Tensor:
     """Returns what enters the head for each side, `(2B, d)`, each pair over the cache of its prefix."""
     costs = Costs(cell=0.0, call=0.0, most_tokens=1 << 20)
-    found: list[torch.Tensor] = [torch.empty(0)] * (2 * len(pairs))
+    found: dict[int, torch.Tensor] = {}
     for i, pair in enumerate(pairs):
         prefix = min(shared_prefix_length(*pair), *(len(side) - 1 for side in pair))
         for members, call, ends in _cached(model, Group([0, 1], prefix, "cached"), pair, pad_token_id, costs):
             for member, state in zip(members, states_at(model, [call], ends), strict=True):
                 found[i + member * len(pairs)] = state
-    return torch.stack(found)
+    return torch.stack([found[side] for side in sorted(found)])
 
 
 def kinds_of_rows(model: Any, sequences: Sequence[Sequence[int]], pads: bool) -> list[Hashable]:
@@ -213,28 +184,16 @@ def why_padding_differs(model: Any, pad_token_id: int) -> str | None:
     config: Any = base_model(model).config.get_text_config()
     ends = [config.eos_token_id] if config.is_encoder_decoder else []
     (longer, shorter), *_ = probe_pairs(base_model(model))
-    pairs = [([*longer, *ends], [*shorter[: len(shorter) // 3], *ends])]
+    pair = ([*longer, *ends], [*shorter[: len(shorter) // 3], *ends])
 
     def rewards(*rows: list[int]) -> torch.Tensor:
         _pool(model, [0] * len(rows), [len(ids) for ids in rows])
         return _logits(model, rows, pad_token_id)
 
-    def padded(model: Any, pairs: Pairs) -> torch.Tensor:
+    def together(model: Any, pairs: Pairs) -> torch.Tensor:
         return rewards(*pairs[0])
 
     def alone(model: Any, pairs: Pairs) -> torch.Tensor:
         return torch.cat([rewards(ids) for ids in pairs[0]])
 
-    return why_differs(model, {"padded": padded}, alone=alone, pairs=pairs)
-
-
-def _padded(rows: Sequence[Sequence[int]], pad_token_id: int, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    width, fill = max(map(len, rows)), inside(model, pad_token_id)
-    ids = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    return ids, mask
-
-
-def _values(rewards: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = rewards.float().cpu().numpy()
-    return values
+    return why_differs(model, {"padded": together}, alone=alone, pairs=[pair])

@@ -68,6 +68,8 @@ class UncertainScorer(Scorer):
     """
 
     _has_members = False
+    scorers: Sequence[Scorer] = ()
+    """What it scores with."""
 
     def __init__(self, *, aggregation: str = "mean", k: float = 1.0, variance_weight: float = 0.5) -> None:
         if aggregation not in AGGREGATIONS:
@@ -98,14 +100,15 @@ class UncertainScorer(Scorer):
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the aggregated score of each conversation, `(N,)` float32."""
-        return self._aggregate(self.distribution(conversations)).astype(np.float32)
-
-    def _aggregate(self, distribution: ScoreDistribution) -> Floats:
-        if self.aggregation == "lower":
-            return distribution.lower
+        distribution = self.distribution(conversations)
         if self.aggregation == "variance":
-            return distribution.mean - self.variance_weight * distribution.std**2
-        return distribution.mean
+            return (distribution.mean - self.variance_weight * distribution.std**2).astype(np.float32)
+        return (distribution.lower if self.aggregation == "lower" else distribution.mean).astype(np.float32)
+
+    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
+        """Returns which conversations everything that it scores with can score whole, `(N,)`."""
+        held: NDArray[np.bool_] = np.all([scorer.holds(conversations) for scorer in self.scorers], axis=0)
+        return held
 
 
 class MemberScorer(UncertainScorer):
@@ -152,9 +155,9 @@ class MemberScorer(UncertainScorer):
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the aggregated score of each conversation, `(N,)` float32."""
-        members = self._centred(conversations)
-        lowest = self.aggregation == "min"
-        return (members.min(axis=1) if lowest else self._aggregate(self._spread(members))).astype(np.float32)
+        if self.aggregation != "min":
+            return super().score(conversations)
+        return self._centred(conversations).min(axis=1).astype(np.float32)
 
     def _centred(self, conversations: Sequence[Conversation]) -> Floats:
         members = self.members(conversations)

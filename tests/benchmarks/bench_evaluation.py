@@ -24,8 +24,8 @@ from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.evaluation.items import as_text, score_items, windows
+from rmtrl.reward.batching import n_tokens, plan_jobs
 from rmtrl.reward.rendering import encode_all
-from rmtrl.reward.scoring import n_tokens, plan_jobs
 
 FILES = {"llmbar": "llmbar", "judgebench": "judgebench/gpt.jsonl.gz", "rm-bench": "rm-bench/safety-response.json.gz"}
 BATCH = 8

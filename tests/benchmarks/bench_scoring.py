@@ -24,8 +24,7 @@ from rmtrl import RewardScorer
 from rmtrl.cli.scoring import scored
 from rmtrl.data.preferences import read_preferences
 from rmtrl.io import write_rows
-from rmtrl.reward.scoring import n_tokens, plan_jobs
-from rmtrl.reward.shared_prefix.batches import Costs
+from rmtrl.reward.batching import Costs, n_tokens, plan_jobs
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 40)
 

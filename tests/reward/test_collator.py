@@ -7,7 +7,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rmtrl import PreferencePairValidatorCollator
 from rmtrl.errors import InvalidPairError
-from rmtrl.reward.collator import REASONS, shared_prefix_length
+from rmtrl.reward.batching import shared_prefix_length
+from rmtrl.reward.pairs import REASONS
 from rmtrl.reward.preparation import prepare_text
 
 BOS, EOS = 1, 9

@@ -32,9 +32,8 @@ from transformers import (
 )
 
 from rmtrl import RewardScorer
-from rmtrl.reward.scoring import n_tokens, plan_jobs, run_job, why_sharing_differs
-from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
-from rmtrl.reward.shared_prefix.candidates import Group, plan_groups
+from rmtrl.reward.batching import Costs, Group, like_lengths, n_tokens, plan_groups, plan_jobs
+from rmtrl.reward.scoring import run_job, why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import why_not_shared
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 20)

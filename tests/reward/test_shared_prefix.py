@@ -37,10 +37,10 @@ from rmtrl import RewardConfig, RewardTrainer
 from rmtrl.errors import ModelError
 from rmtrl.reward.heads import compute_head_in_float32
 from rmtrl.reward.scoring import why_sharing_differs
+from rmtrl.reward.shared_prefix import SharedPrefixCollator
 from rmtrl.reward.shared_prefix.forward import rewards_at, why_not_exact
-from rmtrl.reward.shared_prefix.masks import PADDING, attention_mask, layer_windows, visible
-from rmtrl.reward.shared_prefix.plan import pair_units, plan_calls, row_tokens, shared_unit
-from rmtrl.reward.shared_prefix.rows import SharedPrefixCollator, make_rows
+from rmtrl.reward.shared_prefix.masks import attention_mask, layer_windows, visible
+from rmtrl.reward.shared_prefix.plan import PADDING, make_rows, pair_units, plan_calls, row_tokens, shared_unit
 
 PAD, EOS = 0, 3
 

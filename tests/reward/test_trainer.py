@@ -321,6 +321,14 @@ def test_a_margin_that_is_no_number_does_not_reach_the_weights(trainer, pairs):
     assert sum(logged(ours, "invalid_pairs/non_finite_margin")) == 1
 
 
+def test_a_set_of_which_nothing_is_left_is_one_line(trainer, pairs):
+    bad = Dataset.from_list([row | {"rejected": row["chosen"] if i % 3 else " "} for i, row in enumerate(pairs)])
+    with pytest.raises(DataError, match="all 12 pairs of the train set are invalid .4 empty_response, 8 identical"):
+        trainer(args={"pair_validation": "drop"}, train_dataset=bad)
+    trainer(args={"pair_validation": "drop"}, train_dataset=Dataset.from_list([*bad, pairs[0]]))
+    trainer(train_dataset=bad, args={"max_steps": 1}).train()
+
+
 def test_raise_stops_at_the_first_bad_pair(trainer, with_bad_pairs):
     with pytest.raises(InvalidPairError, match="identical_candidates|empty_response"):
         trainer(args={"pair_validation": "raise"}, train_dataset=with_bad_pairs).train()

@@ -1,4 +1,4 @@
-"""Each shared prompt computed once and almost no padding: plan, rows, masks, forward, and the trainer's switch."""
+"""Each shared prompt computed once and almost no padding: plan, masks, forward, and the trainer's switch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +20,53 @@ from rmtrl.reward.shared_prefix.forward import (
     why_not_exact,
     why_not_shared,
 )
-from rmtrl.reward.shared_prefix.rows import SharedPrefixCollator
+from rmtrl.reward.shared_prefix.plan import make_rows
 
 logger = get_logger(__name__)
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+class SharedPrefixCollator:
+    """Adds to the wrapped collator's batch the rows that hold each shared prefix once, next to almost no padding.
+
+    The batch keeps TRL's `input_ids` and `attention_mask`, which the host counts tokens by and which a model that
+    cannot take rows is given. `rows` is a list of [`Rows`], one a forward pass, with two-dimensional tensors only,
+    which pass through workers and processes as they are; `ends` `(2B,)` says where the rewards of the chosen and then
+    of the rejected sides stand among the tokens of all passes, one row after another.
+
+    Args:
+        collator (`Callable`): TRL's `DataCollatorForPreference`.
+        pad_token_id (`int`): Fills rows; a model never reads a reward at it.
+        cell_cost (`float`): See [`pair_units`].
+        one_call (`bool`): See [`plan_calls`].
+        share (`bool`): `False` for kernels that take no mask: sides stand one after another in a single row.
+
+    Example:
+
+    ```python
+    >>> from trl.trainer.reward_trainer import DataCollatorForPreference
+    >>> collator = SharedPrefixCollator(DataCollatorForPreference(pad_token_id=0), pad_token_id=0)
+    >>> batch = collator([{"chosen_ids": [7, 8, 1], "rejected_ids": [7, 8, 2, 3]}])
+    >>> batch["rows"][0]["input_ids"].tolist(), batch["ends"].tolist()
+    ([[7, 8, 1, 2, 3]], [2, 4])
+    ```
+    """
+
+    def __init__(
+        self, collator: Collator, *, pad_token_id: int, cell_cost: float = 0.0, one_call: bool = True,
+        share: bool = True,
+    ) -> None:  # fmt: skip
+        self.collator = collator
+        self.pad_token_id = pad_token_id
+        self.settings: dict[str, Any] = {"cell_cost": cell_cost, "one_call": one_call, "share": share}
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the wrapped batch plus `rows` and `ends`."""
+        batch = self.collator(examples)
+        pairs = [(example["chosen_ids"], example["rejected_ids"]) for example in examples]
+        batch["rows"], batch["ends"] = make_rows(pairs, pad_token_id=self.pad_token_id, **self.settings)
+        return batch
 
 
 class PrefixSharing:
@@ -66,12 +108,9 @@ class PrefixSharing:
             return collator
         self.accelerator.dataloader_config.dispatch_batches = False  # dispatching cuts every tensor at the batch size
         return SharedPrefixCollator(
-            collator,
-            pad_token_id=collator.pad_token_id,  # type: ignore[attr-defined]
-            cell_cost=cell_cost(self.model),
+            collator, pad_token_id=collator.pad_token_id, cell_cost=cell_cost(self.model), share=self.share,  # type: ignore[attr-defined]
             one_call=self.accelerator.device.type != "cpu" or self.accelerator.num_processes > 1,
-            share=self.share,
-        )
+        )  # fmt: skip
 
     def rewards(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
         """Returns the head's outputs, `(2B, n_outputs)`, chosen first; `None` where TRL's way is to be taken."""
@@ -82,43 +121,34 @@ class PrefixSharing:
         return rewards_at(model, inputs["rows"], inputs["ends"]) if self.exact else None
 
     def _probe(self, model: nn.Module) -> None:
-        low_precision = (
-            self.args.bf16
-            or self.args.fp16
-            or _has_tf32(self.accelerator.device)
-            or bool(getattr(self.model, "is_quantized", False))
-        )
+        """Compares packed rows with separate passes, once."""
+        tf32 = self.accelerator.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+        low = self.args.bf16 or self.args.fp16 or tf32 or bool(getattr(self.model, "is_quantized", False))
         reason = why_not_exact(
-            model,
-            self.accelerator,
-            max_length=self.args.max_length,
-            share=self.share,
-            low_precision=low_precision,
+            model, self.accelerator, max_length=self.args.max_length, share=self.share, low_precision=low
         )
         self.exact = reason is None
         if reason:
             self._give_up(reason)
 
     def _why_not_packed(self, collator: Collator) -> str | None:
+        """Returns what of the set-up rules packed rows out."""
         if type(collator) is not DataCollatorForPreference:
             return f"batches are built by {type(collator).__name__}, not by TRL's collator"
-        if self.args.n_gpu > 1:
-            return "several GPUs in one process split every batch by rows; start one process a GPU"
-        if self.args.neftune_noise_alpha:
-            return "NEFTune scales its noise by the length of a row"
-        if has_dropout(self.model):
-            return "dropout is on, and both sides would share its draw"
-        config = base_model(self.model).config.get_text_config()
-        pad = getattr(collator, "pad_token_id", None)
-        if pad != config.pad_token_id:
-            return f"the collator pads with token {pad}, the model's pad token is {config.pad_token_id}"
-        if self.args.torch_compile:
-            return "a compiled model does not hand over what enters its head"
-        if self.accelerator.dispatch_batches:
-            return "dispatch_batches=True cuts batches by rows"
-        return None
+        pad = base_model(self.model).config.get_text_config().pad_token_id
+        ruled_out = {
+            "several GPUs in one process split every batch by rows; start one process a GPU": self.args.n_gpu > 1,
+            "NEFTune scales its noise by the length of a row": self.args.neftune_noise_alpha,
+            "dropout is on, and both sides would share its draw": has_dropout(self.model),
+            f"the collator pads with token {collator.pad_token_id}, the model's pad token is {pad}":
+                pad != collator.pad_token_id,
+            "a compiled model does not hand over what enters its head": self.args.torch_compile,
+            "dispatch_batches=True cuts batches by rows": self.accelerator.dispatch_batches,
+        }  # fmt: skip
+        return next((reason for reason, holds in ruled_out.items() if holds), None)
 
     def _give_up(self, reason: str) -> None:
+        """Raises or warns, by the setting."""
         if self.setting is True:
             raise ModelError(f"shared_prefix=True cannot be had: {reason}; set shared_prefix to 'auto' or False")
         logger.warning(
@@ -131,19 +161,10 @@ def has_dropout(model: nn.Module) -> bool:
 
     Much dropout has no module of its own: its share is a number that a layer or the configuration keeps.
     """
-    chances = [value for module in model.modules() for value in _chances(module)]
-    chances.append(getattr(base_model(model).config.get_text_config(), "attention_dropout", 0.0))
+    chances = [getattr(base_model(model).config.get_text_config(), "attention_dropout", 0.0)]
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            chances.append(module.p)
+        elif not isinstance(module, Float32Linear):  # the head's own, of which every side has a draw
+            chances += [value for name, value in vars(module).items() if "drop" in name or "jitter" in name]
     return any(type(value) in (int, float) and value > 0 for value in chances)
-
-
-def _chances(module: nn.Module) -> list[Any]:
-    """Returns the numbers of a module that say how often it drops or disturbs what passes it."""
-    if isinstance(module, Float32Linear):  # the head's own, of which every side has a draw
-        return []
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return [module.p]
-    return [value for name, value in vars(module).items() if "drop" in name or "jitter" in name]
-
-
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"

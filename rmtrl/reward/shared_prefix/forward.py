@@ -13,7 +13,7 @@ from torch import nn
 from rmtrl.models import base_model, n_embeddings, position_limit
 from rmtrl.reward.heads import RewardHead, reads_last_token
 from rmtrl.reward.shared_prefix.masks import MASK_TYPES, attention_mask, layer_windows
-from rmtrl.reward.shared_prefix.rows import make_rows
+from rmtrl.reward.shared_prefix.plan import make_rows
 
 Call = Mapping[str, Any]
 """The inputs of one forward pass; `segments` stand for a mask."""
@@ -46,7 +46,7 @@ def why_not_shared(model: nn.Module) -> str | None:
     if other:
         return f"{type(inner).__name__} has layers of {', '.join(other)}, which know no branches"
     settings = config.to_dict()
-    local = [name for name, value in settings.items() if name in _LOCAL and value and "sliding" not in name]
+    local = [name for name, value in settings.items() if name in _LOCAL and value]
     if local:
         return f"{type(inner).__name__} cuts its attention by {local[0]}, counted in rows and not in positions"
     if any(kind in str(settings.get("rope_parameters") or settings.get("rope_scaling")) for kind in _ROPE_BY_LENGTH):

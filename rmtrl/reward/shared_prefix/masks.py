@@ -10,8 +10,6 @@ from rmtrl.reward.shared_prefix.plan import BRANCHES, SHARED
 MASK_TYPES = ("sdpa", "eager", "flex_attention")
 """The attention implementations of transformers that take a mask of any form."""
 
-PADDING = -BRANCHES  # a unit of its own, which sees itself: a row of a softmax without any entry is no number
-
 
 def visible(segments: torch.Tensor, positions: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Returns which token sees which, `(R, 1, L, L)` boolean: its unit's shared tokens and its own branch, up to it.
