@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 
-from rmtrl.metrics import bootstrap_estimates, correlation_estimate, mean_estimate, pair_wins, spearman
+from rmtrl.metrics import (
+    bootstrap_estimate,
+    bootstrap_estimates,
+    correlation_estimate,
+    mean_estimate,
+    pair_wins,
+    spearman,
+)
 from rmtrl.types import Estimate
 
 MATCHED = 0.1
@@ -81,13 +87,10 @@ def _between(
         return {}
     first, second = known["accuracy_chosen_longer"], known["accuracy_chosen_shorter"]
 
-    def weighted(weights: Floats, factors: tuple[float, float]) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without pairs of a kind is left out
-            means = [weights[:, rows] @ wins[rows] / weights[:, rows].sum(1) for rows in (longer > 0, longer < 0)]
-        return factors[0] * means[0] + factors[1] * means[1]
+    def statistics(weights: Floats) -> dict[str, Floats]:  # NaN where a resample has no pairs of a kind
+        means = [weights[:, rows] @ wins[rows] / weights[:, rows].sum(1) for rows in (longer > 0, longer < 0)]
+        return {"length_gap": means[0] - means[1], "balanced_accuracy": (means[0] + means[1]) / 2}
 
-    factors = {"length_gap": (1.0, -1.0), "balanced_accuracy": (0.5, 0.5)}
-    statistics = {name: partial(weighted, factors=pair) for name, pair in factors.items()}
     found = bootstrap_estimates(statistics, len(wins), group, bounds=(-1.0, 1.0), **settings)
     n = first.n + second.n
     if all("bootstrap" in side.method for side in (first, second)):
@@ -219,7 +222,7 @@ def partial_estimate(
         return np.array([partial_spearman(reward[i], length[i], quality[i]) for i in drawn])
 
     options: dict[str, Any] = {"n_resamples": min(n_resamples, _RANK_RESAMPLES), "seed": seed, "bounds": (-1.0, 1.0)}
-    return bootstrap_estimates({"": statistic}, len(rows), twice(group), **options)[""]
+    return bootstrap_estimate(statistic, len(rows), twice(group), **options)
 
 
 def length_curve(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.overoptimization.samples import Samples
+from rmtrl.evaluation.overoptimization import Samples
 from rmtrl.evaluation.scoring import joined, score_conversations
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Conversation, Estimate, Scorer

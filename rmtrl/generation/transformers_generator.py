@@ -21,9 +21,7 @@ from transformers import (
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.generation.generator import Completion, Generator
 from rmtrl.generation.sampling import SeededSampling, sampling_key
-from rmtrl.reward.checks import position_limit
-from rmtrl.reward.dpo_scorer import DPOScorer
-from rmtrl.reward.heads import base_model
+from rmtrl.models import device_or_best, load_language_model, load_tokenizer, position_limit
 from rmtrl.reward.rendering import encode_prompt
 from rmtrl.types import Conversation
 
@@ -113,9 +111,10 @@ class TransformersGenerator(Generator):
             ModelError: If there is no language model at `path`.
             FreshHeadError: If the checkpoint holds no language model head, as a reward model's.
         """
-        # the policy of a DPO scorer is any language model, loaded with the checks that one needs
-        loaded = DPOScorer.from_pretrained(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(loaded.policy, loaded.tokenizer, **settings)
+        tokenizer = load_tokenizer(path, kind="language model", trust_remote_code=trust_remote_code)
+        loading: Any = {"n_tokens": len(tokenizer), "dtype": dtype, "trust_remote_code": trust_remote_code}
+        model = load_language_model(path, **loading)
+        return cls(model.to(device_or_best(device)).eval(), tokenizer, **settings)
 
     def generate(self, prompts: Sequence[Conversation], n: int = 1, *, seed: int = 0) -> list[list[Completion]]:
         """Returns n completions of each prompt, in the order given.
@@ -204,7 +203,7 @@ class TransformersGenerator(Generator):
         return Completion(text, own, truncated=end is None)
 
     def _check_room(self, encoded: Sequence[Sequence[int]]) -> None:
-        limit = position_limit(base_model(self.model))
+        limit = position_limit(self.model)
         for index, ids in enumerate(encoded):
             if not ids:
                 raise DataError(f"prompt {index} has no tokens; there is nothing to continue")

@@ -1,6 +1,7 @@
 """Statistics of scored pairs: who wins, by domain and at worst, and how far length decides."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,13 +42,7 @@ def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
 
 
 def domain_accuracy(
-    wins: ArrayLike,
-    domains: ArrayLike,
-    groups: ArrayLike | None = None,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None, **options: Any
 ) -> dict[str, Estimate]:
     """Returns the accuracy of each domain, in alphabetical order.
 
@@ -55,7 +50,7 @@ def domain_accuracy(
         wins (`(N,)` array): From [`pair_wins`].
         domains (`(N,)` array of `str`): Domain of each pair.
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
-        level, n_resamples, seed: As in [`mean_estimate`].
+        options: `level`, `n_resamples` and `seed` of [`mean_estimate`].
 
     Example:
 
@@ -66,11 +61,8 @@ def domain_accuracy(
     """
     wins, domains = np.asarray(wins, float), np.asarray(domains, str)
     groups = np.arange(len(wins)) if groups is None else np.asarray(groups)
-    settings = {"level": level, "n_resamples": n_resamples, "seed": seed}
-    return {
-        str(name): mean_estimate(wins[domains == name], groups[domains == name], **settings)  # type: ignore[arg-type]
-        for name in np.unique(domains)
-    }
+    members = {str(name): domains == name for name in np.unique(domains)}
+    return {name: mean_estimate(wins[own], groups[own], **options) for name, own in members.items()}
 
 
 def worst_group_accuracy(

@@ -1,19 +1,95 @@
 """Overoptimization measured from samples: over all prompts, by domain, on held-out domains and over training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.overoptimization.best_of_n import n_grid
-from rmtrl.evaluation.overoptimization.curves import CONVENTION, Part, PromptCurves, measure_part
-from rmtrl.evaluation.overoptimization.samples import Samples
-from rmtrl.evaluation.overoptimization.scaling import ScalingFit, fit_scaling
+from rmtrl.evaluation.overoptimization.curves import (
+    CONVENTION,
+    Part,
+    PromptCurves,
+    ScalingFit,
+    fit_scaling,
+    measure_part,
+    n_grid,
+)
+from rmtrl.metrics import Floats
+from rmtrl.types import json_ready
 
 SCHEMA = "rmtrl/overoptimization/1"
+_LARGEST, _SMALLEST = 1e100, 1e-100  # squares of what lies beyond are infinite, or 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Scored samples, M of them, several a prompt.
+
+    Args:
+        prompt_id (`(M,)` array): Prompt of each sample.
+        proxy (`(M,)` float64): Score that chooses.
+        gold (`(M,)` float64): Score that counts.
+        domain (`(M,)` array, *optional*): Domain; one a prompt.
+        step (`(M,)` array, *optional*): Training step of the policy that the sample is from.
+        kl (`(M,)` float64, *optional*): KL of that policy from the first one, in nats.
+        truncated (`(M,)` bool, *optional*): Whether the completion was cut off before its end token.
+
+    Raises:
+        DataError: If the columns differ in length, a score is no finite number or beyond 1e100, all scores of one
+            kind are equal or within 1e-100, there are fewer than two prompts, or a prompt stands in two domains.
+
+    Example:
+
+    ```python
+    >>> samples = Samples(np.repeat(["a", "b"], 4), np.arange(8.0), np.arange(8.0) % 3)
+    ```
+    """
+
+    prompt_id: NDArray[Any]
+    proxy: Floats
+    gold: Floats
+    domain: NDArray[Any] | None = None
+    step: NDArray[Any] | None = None
+    kl: Floats | None = None
+    truncated: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        lengths = {name: len(column) for name, column in given.items() if column is not None}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the columns differ in length: {lengths}; wanted one value a sample in each")
+        for name in ("proxy", "gold", "kl"):
+            if given[name] is not None:
+                _check_scores(name, given[name])
+        prompts, prompt = np.unique(self.prompt_id, return_inverse=True)
+        if len(prompts) < 2:
+            raise DataError(f"got samples of {len(prompts)} prompt; wanted 2 or more: intervals resample prompts")
+        if self.domain is not None:
+            domains, domain = np.unique(self.domain, return_inverse=True)
+            if len(np.unique(prompt * len(domains) + domain)) > len(prompts):
+                raise DataError("a prompt stands in two domains; wanted one domain a prompt")
+
+    def __len__(self) -> int:
+        return len(self.proxy)
+
+
+def _check_scores(name: str, scores: Floats) -> None:
+    faulty = np.flatnonzero(~np.isfinite(scores))
+    if len(faulty):
+        raise DataError(
+            f"{len(faulty):,} of {len(scores):,} samples have no finite {name} (the first is sample {faulty[0]}, from "
+            f"0: {scores[faulty[0]]}); score them or leave them out"
+        )
+    if name != "kl" and len(scores) and np.ptp(scores) == 0:
+        raise DataError(f"all {len(scores):,} {name} scores are {scores[0]}; equal scores choose nothing")
+    if len(scores) and (np.abs(scores).max() > _LARGEST or name != "kl" and np.ptp(scores) < _SMALLEST):
+        raise DataError(
+            f"the {name} scores go from {scores.min():.3g} to {scores.max():.3g}; wanted values of {_LARGEST:g} at "
+            f"most that differ by {_SMALLEST:g} or more: rescale them"
+        )
 
 
 @dataclass(frozen=True)
@@ -42,18 +118,12 @@ class Overoptimization:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as a plain dictionary for JSON."""
-        return {
-            "schema": SCHEMA,
-            "convention": CONVENTION,
-            "n_samples": self.n_samples,
-            "samples_per_prompt": list(self.samples_per_prompt),
-            "notes": list(self.notes),
-            **{"whole": self.whole.as_dict(), "rl": None if self.rl is None else self.rl.as_dict()},
-            **{
-                name: {key: part.as_dict() for key, part in getattr(self, name).items()}
-                for name in ("domains", "held_out", "steps")
-            },
+        parts = {
+            name: {key: part.as_dict() for key, part in getattr(self, name).items()}
+            for name in ("domains", "held_out", "steps")
         }
+        own = {"schema": SCHEMA, "convention": CONVENTION, **vars(self), **parts, "whole": self.whole.as_dict()}
+        return json_ready({**own, "rl": self.rl and self.rl.as_dict()})
 
 
 def measure_overoptimization(
