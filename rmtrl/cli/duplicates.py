@@ -26,7 +26,7 @@ def dedup(
     as_json: Json = False,
 ) -> None:
     """Find prompts that are equal or nearly so, and keep one of each cluster."""
-    from rmtrl.data.dedup import deduplicate
+    from rmtrl.data.clusters import deduplicate
 
     if keep not in ("representatives", "all"):
         raise UsageError(f"got --keep {keep}; wanted representatives or all")

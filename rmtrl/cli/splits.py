@@ -42,7 +42,7 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Split pairs by prompt, near-duplicates together, and publish the splits with what rebuilds them."""
-    from rmtrl.data.dedup import with_clusters
+    from rmtrl.data.clusters import with_clusters
     from rmtrl.data.provenance import fingerprint, manifest, new_folder
     from rmtrl.data.splits import check_overlap, group_column, make_splits
 
