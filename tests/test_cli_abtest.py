@@ -181,7 +181,7 @@ def test_input_that_cannot_be_used_is_one_line(rmtrl, plan, assignments, tmp_pat
     for arguments, message in [
         (("assign", plan, empty, "--out", tmp_path / "x"), "is empty"),
         (("assign", plan, no_unit, "--out", tmp_path / "x"), "row 1 has no unit"),
-        (("assign", plan, no_unit, "--out", no_unit), "also an input"),
+        (("assign", plan, no_unit, "--out", no_unit), "is read as input"),
         (("assign", tmp_path / "none", no_unit, "--out", tmp_path / "x"), "cannot be read"),
         (("assign", good, no_unit, "--out", tmp_path / "x"), "not JSON"),
         (("assign", plan, mixed, "--out", tmp_path / "x"), "among ids"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import UsageError
 from rmtrl.io import read_sound_rows
 
 if TYPE_CHECKING:
@@ -46,15 +46,6 @@ def source_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the JSON objects of a file, one a line."""
     return [row for _, row in read_sound_rows(path)]
-
-
-def read_text(path: Path) -> str:
-    """Returns the text of a file; one that cannot be read is an input error."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path} cannot be read: {reason}; give an existing text file") from error
 
 
 def named_numbers(flag: str, text: str | None) -> dict[str, float] | None:

@@ -18,7 +18,7 @@ from rmtrl.cli.console import (
     read_pairs,
 )
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_row_files
+from rmtrl.io import check_output, write_row_files
 
 if TYPE_CHECKING:
     from rmtrl.data.validation import ValidationResult
@@ -44,8 +44,7 @@ def validate(
 
     if ties not in ("drop", "keep"):
         raise UsageError(f"got --ties {ties}; wanted drop or keep")
-    if rejects is not None and Path(data).expanduser().resolve() == rejects.resolve():
-        raise UsageError(f"--rejects {rejects} is the file that is read; name another")
+    check_output(rejects, [data], flag="--rejects")
     if max_length is not None and tokenizer is None:
         raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
     if out is not None and rejects is not None and out.resolve() == rejects.resolve():

@@ -1,7 +1,6 @@
 """`rmtrl data dedup` and `rmtrl data contamination`: prompts that stand in the data more than once."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import UsageError
-from rmtrl.io import write_rows
+from rmtrl.io import check_output, write_rows
 
 Threshold = Annotated[float, typer.Option(help="Jaccard index from which two prompts are near-duplicates.")]
 
@@ -30,7 +29,7 @@ def dedup(
 
     if keep not in ("representatives", "all"):
         raise UsageError(f"got --keep {keep}; wanted representatives or all")
-    _check_out(out, [data])
+    check_output(out, [data])
     result = deduplicate(read_pairs(data, split, columns), threshold=threshold)
     if out is not None:
         write_rows(out, result.clustered if keep == "all" else result.kept)
@@ -64,7 +63,7 @@ def contamination(
 
     if len(set(evaluations)) < len(evaluations):
         raise UsageError(f"got {max(evaluations, key=evaluations.count)} twice; give every evaluation set once")
-    _check_out(out, [train, *evaluations])
+    check_output(out, [train, *evaluations])
     sets = {name: read_pairs(name, split, columns) for name in evaluations}
     report = find_contamination(read_pairs(train, split, columns), sets, threshold=threshold, ngram=ngram)
     if out is not None:
@@ -86,13 +85,3 @@ def contamination(
                 print(f"\n  evaluation: {example['evaluation']}\n  train:      {example['train']}")
     if strict and report.found:
         raise typer.Exit(1)
-
-
-def _check_out(out: Path | None, inputs: Sequence[str]) -> None:
-    """Raises if writing `out` would replace an input file or one in an input folder."""
-    if out is None or not out.exists():
-        return
-    for name in inputs:
-        path = Path(name).resolve()
-        if path == out.resolve() or path in out.resolve().parents:
-            raise UsageError(f"got --out {out}, which is read as input {name}; wanted another file")

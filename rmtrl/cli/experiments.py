@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.cli.console import Json, print_json, print_table, read_rows, read_text
+from rmtrl.cli.console import Json, print_json, print_table, read_rows
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import read_object, write_json, write_rows
+from rmtrl.io import check_output, read_object, read_text, write_json, write_rows
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.abtest import Analysis, Outcome, Plan
@@ -70,8 +70,7 @@ def assign(
     from rmtrl.evaluation.abtest import assign as assign_units
 
     made = _read_plan(plan)
-    if out.resolve() in (plan.resolve(), units.resolve()):
-        raise UsageError(f"{out} is also an input; name another file for the assignments")
+    check_output(out, [plan, units])
     before = _read_assignments(out, made) if out.exists() else {}
     given = _read_units(units)
     found = assign_units(given, made, before)

@@ -1,7 +1,6 @@
 """`rmtrl data split` and `rmtrl data unseal`: leak-free splits published with what rebuilds them."""
 
 import gzip
-import os
 import shutil
 import zlib
 from datetime import datetime, timezone
@@ -12,7 +11,7 @@ import typer
 
 from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import read_object, write_json, write_rows
+from rmtrl.io import read_object, replacing, write_json, write_rows
 
 SCHEMA = "rmtrl/splits/1"
 _OPENINGS = "sealed_openings.json"
@@ -119,21 +118,14 @@ def unseal(
         raise UsageError("got an empty --purpose; say what figure the sealed split is opened for")
     openings = read_object(openings_file)["openings"] if openings_file.exists() else []
     openings.append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "purpose": purpose})
-    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        if out.exists() and not out.is_file():
-            raise DataError(f"cannot write {out}: it exists and is not a file")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(sealed, "rb") as source, beside.open("wb") as target:
-            shutil.copyfileobj(source, target)
+    with replacing(out) as beside:
+        try:
+            with gzip.open(sealed, "rb") as source, beside.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"cannot open {sealed} into {out}: {error}") from error
         # counted before anybody can read it
         write_json(openings_file, {"schema": "rmtrl/sealed-openings/1", "openings": openings})
-        beside.replace(out)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot open {sealed} into {out}: {error}") from error
-    finally:
-        if beside.exists():
-            beside.unlink()
     if as_json:
         print_json({"schema": "rmtrl/sealed-openings/1", "openings": openings, "out": str(out)})
     else:
