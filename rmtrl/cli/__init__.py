@@ -24,8 +24,6 @@ from rmtrl.cli import (
     generation,
     overoptimization,
     scoring,
-    splits,
-    synthesis,
 )
 from rmtrl.errors import UsageError, exit_on_error
 
@@ -35,8 +33,7 @@ app.add_typer(annotations.app, name="annotations")
 app.add_typer(gate.fresh, name="fresh")
 app.add_typer(experiments.app, name="abtest")
 app.command()(gate.gate)
-for command in (splits.split, splits.unseal, coverage.coverage, coverage.sample, synthesis.synthesize):
-    data.app.command()(command)
+data.app.command()(coverage.coverage)
 app.command()(scoring.inspect)
 app.command()(scoring.score)
 app.command()(calibration.calibrate)
