@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rmtrl.evaluation.experiments import Plan
+from rmtrl.evaluation.abtest import Plan
 
 
 def write(path, rows):

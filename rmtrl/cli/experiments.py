@@ -11,8 +11,7 @@ from rmtrl.errors import DataError, UsageError
 from rmtrl.io import read_object, write_json, write_rows
 
 if TYPE_CHECKING:
-    from rmtrl.evaluation.experiments import Plan
-    from rmtrl.evaluation.outcomes import Analysis, Outcome
+    from rmtrl.evaluation.abtest import Analysis, Outcome, Plan
 
 app = typer.Typer(help="Compare two policies by a planned experiment.", no_args_is_help=True)
 
@@ -40,7 +39,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Fix sample size, looks, and what counts as success and as unsafe, before there are data."""
-    from rmtrl.evaluation.experiments import make_plan
+    from rmtrl.evaluation.abtest import make_plan
 
     made = make_plan(
         baseline, effect, paired=paired, discordant=discordant, alpha=alpha, power=power, looks=looks,
@@ -67,8 +66,8 @@ def assign(
     as_json: Json = False,
 ) -> None:
     """Assign units to arms at random, in balanced blocks; the same unit always gets the same arm."""
-    from rmtrl.evaluation.experiments import ARMS, assignment_seals
-    from rmtrl.evaluation.experiments import assign as assign_units
+    from rmtrl.evaluation.abtest import ARMS, assignment_seals
+    from rmtrl.evaluation.abtest import assign as assign_units
 
     made = _read_plan(plan)
     if out.resolve() in (plan.resolve(), units.resolve()):
@@ -97,7 +96,7 @@ def analyse(
     as_json: Json = False,
 ) -> None:
     """Judge the outcomes by the plan; exit code 1 when safety stops the test."""
-    from rmtrl.evaluation.outcomes import analyse as judge
+    from rmtrl.evaluation.abtest import analyse as judge
 
     made = _read_plan(plan)
     assigned = _read_assignments(assignments, made)
@@ -127,14 +126,14 @@ def _print(found: "Analysis") -> None:
 
 
 def _read_plan(path: Path) -> "Plan":
-    from rmtrl.evaluation.experiments import Plan
+    from rmtrl.evaluation.abtest import Plan
 
     return Plan.from_dict(read_object(path))
 
 
 def _read_assignments(path: Path, plan: "Plan") -> dict[str, str]:
     """Returns the arm of each unit of a file, checked to be as it was assigned under the plan."""
-    from rmtrl.evaluation.experiments import ARMS, check_assignments
+    from rmtrl.evaluation.abtest import ARMS, check_assignments
 
     found: dict[str, str] = {}
     rows = read_rows(path)
@@ -175,7 +174,7 @@ def _read_units(path: Path) -> list[str]:
 
 
 def _outcome(path: Path, row: dict[str, Any]) -> "Outcome":
-    from rmtrl.evaluation.outcomes import Outcome
+    from rmtrl.evaluation.abtest import Outcome
 
     unit, arm, success, violation = (row.get(name) for name in ("unit", "arm", "success", "violation"))
     if type(unit) not in (str, int) or success not in (0, 1) or violation not in (None, 0, 1):

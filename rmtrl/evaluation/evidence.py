@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from rmtrl.errors import DataError
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
 from rmtrl.evaluation.fingerprints import is_same_model, stored_fingerprint
-from rmtrl.evaluation.proportions import wilson
+from rmtrl.evaluation.scoring import is_number
+from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/evidence/1"
@@ -24,7 +24,6 @@ RANGES = dict.fromkeys(PROPORTIONS, (0.0, 1.0)) | {
 }
 OTHER_MODEL = "another"
 WORSENED = "made these pairs surely worse"
-_LARGEST = sys.float_info.max
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -273,7 +272,7 @@ def _figure(name: str, item: Any) -> Figure:
 
 def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     value, n, level = item.get("value"), item.get("n"), item.get("level", 0.95)
-    if not is_number(value) or type(n) is not int or not 1 <= n <= _LARGEST:
+    if not is_number(value) or type(n) is not int or not is_number(n) or n < 1:
         raise DataError(f"the evidence {name} has value {value!r} and n {n!r}; wanted a number and a count above 0")
     value = float(value)  # type: ignore[arg-type]
     least, most = RANGES.get(name, (-math.inf, math.inf))
@@ -283,7 +282,7 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     if not is_number(level) or not 0 < level < 1:
         raise DataError(f"the evidence {name} has the level {level!r}; wanted a number between 0 and 1, such as 0.95")
     if name in PROPORTIONS and not {"low", "high"} <= set(item):
-        interval = wilson(round(value * n), n)
+        interval = binomial_estimate(round(value * n), n, kind="wilson")
         return Estimate(value, min(interval.low, value), max(interval.high, value), n, method="Wilson")
     ends = [math.nan if item.get(end) is None else item[end] for end in ("low", "high")]
     if not {"low", "high"} <= set(item) or not all(is_number(end) or end != end for end in ends):
@@ -294,12 +293,6 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     if low < least or high > most:
         raise DataError(f"the evidence {name} has the interval {low:g} to {high:g}; wanted {least:g} to {most:g}")
     return Estimate(value, low, high, n, float(level), str(item.get("method", "")))
-
-
-def is_number(value: Any) -> bool:
-    """Returns whether a value is a finite number; true and false are none."""
-    # compared, not converted: an integer may be too large for a float
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def _finding(name: str, item: Any) -> Finding:

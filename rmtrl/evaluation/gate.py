@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import yaml
 
 from rmtrl.errors import UsageError
-from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding, is_number
+from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding
+from rmtrl.evaluation.scoring import is_number
 
 SCHEMA = "rmtrl/thresholds/1"
 Compare = Literal["value", "interval"]

@@ -7,15 +7,14 @@ import pytest
 
 from rmtrl import Estimate
 from rmtrl.evaluation.benchmarks import NAMES
-from rmtrl.evaluation.benchmarks.base import Figures, Item, average, pooled
-from rmtrl.evaluation.benchmarks.pairs import StrictBest
+from rmtrl.evaluation.benchmarks.base import Benchmark, Figures, Item, average, pooled
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.evaluation.published import PUBLISHED, published
 from rmtrl.evaluation.report import average as mean_of
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
 
 
-class Made(StrictBest):
+class Made(Benchmark):
     rule = "the first must score above the second"
 
     def __init__(self, name, kind="made up", expected=(), source=None):
