@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import UsageError
 from rmtrl.io import read_sound_rows
 from rmtrl.types import json_ready
 
@@ -79,14 +79,14 @@ def check_model_or_scores(model: Any, scores: Any) -> None:
 
 def check_outputs(inputs: Iterable[str | Path], outputs: Mapping[str, Path | None]) -> None:
     """Raises where an output, by its flag, would replace an input, a file of an input folder or another output."""
-    read = {Path(name).expanduser().resolve() for name in inputs}
+    read = {Path(name).expanduser().resolve(): name for name in inputs}
     taken: dict[Path, str] = {}
     for flag, given in outputs.items():
         if given is None:
             continue
         path = given.resolve()
-        if given.exists() and (path in read or read & set(path.parents)):
-            raise UsageError(f"got {flag} {given}, which is read; give another file")
+        if given.exists() and (source := next((read[own] for own in (path, *path.parents) if own in read), None)):
+            raise UsageError(f"got {flag} {given}, which is read as input {source}; give another file")
         if (other := taken.setdefault(path, flag)) != flag:
             raise UsageError(f"got {given} for both {other} and {flag}; give two files")
 
@@ -96,8 +96,8 @@ def check_outputs(inputs: Iterable[str | Path], outputs: Mapping[str, Path | Non
 
 _MOST_ROWS = 20
 _WIDEST = 120
+_LABELS = {"out": "written to", "exact": "exact duplicates", "near": "near-duplicates"}
 _FOR_PROGRAMS = {"schema", "fingerprint", "model_fingerprint", "hash", "environment"}
-_NAMES = {"reasons": "rejected", "out": "written to"}
 
 
 def show(
@@ -128,7 +128,8 @@ def _table(values: Mapping[str, Any]) -> Iterator[str]:
     cells = {name: _cell(value) for name, value in values.items() if name not in _FOR_PROGRAMS}
     yield from _aligned([(_label(name), cell) for name, cell in cells.items() if cell])
     for name in (name for name, cell in cells.items() if cell is None):
-        yield from ("", _label(name), *_part(values[name]))
+        part = list(_part(values[name]))
+        yield from ("", _label(name), *part) if part else ()
 
 
 def _part(value: Any) -> Iterator[str]:
@@ -188,19 +189,10 @@ def _is_nested(value: Any) -> bool:
 
 
 def _label(name: str) -> str:
-    return _NAMES.get(name, str(name).replace("_", " "))
+    return _LABELS.get(name, str(name).replace("_", " "))
 
 
 # ---- until every command shows its result
-
-
-def read_text(path: Path) -> str:
-    """Returns the text of a file; one that cannot be read is an input error."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path} cannot be read: {reason}; give an existing text file") from error
 
 
 def named_numbers(flag: str, text: str | None) -> dict[str, float] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError
 
 if TYPE_CHECKING:
     from rmtrl.data.bias import AnnotatorBias

@@ -17,9 +17,9 @@ from rmtrl.cli.console import (
     Split,
     Strict,
     check_outputs,
+    numbers,
     read_pairs,
     show,
-    numbers,
 )
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files, write_rows
