@@ -86,7 +86,7 @@ def dedup(
     as_json: Json = False,
 ) -> None:
     """Find prompts that are equal or nearly so, and keep one of each cluster."""
-    from rmtrl.data.dedup import deduplicate
+    from rmtrl.data.clusters import deduplicate
 
     check_outputs([data], {"--out": out})
     result = deduplicate(read_pairs(data, split, columns), threshold=threshold)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from rmtrl.data.dedup import with_clusters
+from rmtrl.data.clusters import with_clusters
 from rmtrl.data.provenance import fingerprint, manifest, new_folder
 from rmtrl.data.splits import check_overlap, group_column, make_splits
 from rmtrl.data.synthetic.world import make_world

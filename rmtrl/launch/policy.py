@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import ModelConfig, ScriptArguments, get_quantization_config
 
-from rmtrl.calibration.report import FILE, read_calibration
+from rmtrl.calibration.calibration import FILE, read_calibration
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError, UsageError

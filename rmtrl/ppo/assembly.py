@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.generation import TransformersGenerator
+from rmtrl.models import base_model, find_file, load_language_model, position_limit
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import SequenceValue, add_reference_adapter, make_value_model
-from rmtrl.reward.checks import position_limit
-from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import choose_pad_token
 
 logger = logging.getLogger(__name__)
@@ -59,18 +57,9 @@ def read_language_model(path: str, *, n_tokens: int = 0, adapted: bool = False, 
     Raises:
         ModelError: If there is none.
     """
-    try:
-        adapter = find_adapter_config_file(path) is not None
-        if settings.get("dtype") in (None, "auto"):
-            settings["dtype"] = "auto" if adapter or adapted else "float32"
-        base = str(PeftConfig.from_pretrained(path).base_model_name_or_path) if adapter else path
-        model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
-        if adapter and n_tokens > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(n_tokens)  # its training added a token
-        return PeftModel.from_pretrained(model, path, is_trainable=True) if adapter else model
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise ModelError(f"no language model at {path}: {said}; give a folder or hub id") from error
+    if settings.get("dtype") in (None, "auto"):
+        settings["dtype"] = "auto" if adapted or find_file(path, "adapter_config.json") else "float32"
+    return load_language_model(path, n_tokens=n_tokens, trains=True, **settings)
 
 
 def check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any) -> None:
@@ -172,7 +161,7 @@ def check_positions(models: Mapping[str, Any], n_tokens: int) -> None:
         UsageError: If one has.
     """
     for name, model in models.items():
-        limit = position_limit(base_model(model)) if isinstance(model, PreTrainedModel | PeftModel) else None
+        limit = position_limit(model) if isinstance(model, PreTrainedModel | PeftModel) else None
         if limit is not None and limit < n_tokens:
             raise UsageError(
                 f"{name} has {limit:,} positions and a prompt with its response takes up to {n_tokens:,}; lower "
@@ -224,7 +213,7 @@ def longest_prompt(policy: Any, args: PPOConfig) -> int | None:
     Raises:
         UsageError: If the responses leave no room for prompts.
     """
-    positions = position_limit(base_model(policy))
+    positions = position_limit(policy)
     room = None if positions is None else positions - args.response_length
     if room is not None and room < 1:
         raise UsageError(f"response_length {args.response_length} leaves no room in {positions} positions; lower it")

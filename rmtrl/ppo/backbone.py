@@ -1,82 +1,22 @@
 """One base model for policy, reference and value model: its adapters, one of them active at a time."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper, load_peft_weights
+from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import nn
 
 from rmtrl.errors import UsageError
-from rmtrl.reward.heads import Float32Linear, base_model
+from rmtrl.models import AdapterSwitch, base_model
+from rmtrl.reward.heads import Float32Linear
 
 VALUE = "value"
 _HEAD = "base_model.model.score."  # where an adapter's checkpoint holds its score head
-
-
-class AdapterSwitch:
-    """Makes another adapter of a model the active one for a while; what takes gradients is not touched.
-
-    PEFT's own `set_adapter` makes the adapter trainable, freezes all others, and walks over every module.
-
-    Args:
-        model ([`~peft.PeftModel`]): The model. It is no submodule of what holds the switch.
-
-    Example:
-
-    ```python
-    >>> with AdapterSwitch(policy)(None):
-    ...     logits = policy(input_ids).logits  # the base model's
-    ```
-    """
-
-    def __init__(self, model: PeftModel) -> None:
-        self.model = model
-
-    @cached_property
-    def _layers(self) -> list[Any]:
-        # layers that a later adapter adds hold no adapter but that one: they need no switching to any known now
-        return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-
-    @property
-    def active(self) -> str | None:
-        """The adapter that is active, `None` if all are switched off."""
-        return None if self._layers[0]._disable_adapters else str(self.model.active_adapter)
-
-    @contextmanager
-    def __call__(self, adapter: str | None) -> Iterator[None]:
-        """Makes an adapter the active one, or none, in a `with` block."""
-        if adapter == self.active:
-            yield
-            return
-        name, before = self.model.active_adapter, [(m._active_adapter, m._disable_adapters) for m in self._layers]
-        try:
-            if adapter is not None:
-                self.model.active_adapter = adapter
-            for layer in self._layers:
-                layer._disable_adapters = adapter is None
-                if adapter is not None:
-                    layer._active_adapter = [adapter] if adapter in _adapters_of(layer) else []
-            yield
-        finally:
-            self.model.active_adapter = name
-            for layer, (active, disabled) in zip(self._layers, before, strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
-
-    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Returns what [`torch.utils.checkpoint`] takes as `context_fn`: recomputing uses the forward's adapter."""
-        return nullcontext(), self(self.active)
-
-
-def _adapters_of(layer: Any) -> Any:
-    return layer._adapters if isinstance(layer, AuxiliaryTrainingWrapper) else layer._get_available_adapters()
 
 
 def add_adapter(policy: PeftModel, name: str, config: PeftConfig, *, trains: bool) -> None:

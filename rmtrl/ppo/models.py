@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rmtrl.errors import ModelError, UsageError
-from rmtrl.ppo.backbone import AdapterSwitch, SharedValue
+from rmtrl.models import CHECKPOINTING, AdapterSwitch, base_model
+from rmtrl.ppo.backbone import SharedValue
 from rmtrl.ppo.logprobs import response_logits, token_logprobs
-from rmtrl.reward._hosts import CHECKPOINTING
-from rmtrl.reward.heads import base_model, compute_head_in_float32
+from rmtrl.reward.heads import compute_head_in_float32
 
 REFERENCE = "reference"
 

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rmtrl.errors import ModelError, RewardError, UsageError
+from rmtrl.models import base_model
 from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.reward_calls import call_reward, shown
 from rmtrl.ppo.rewards import ComposedReward
-from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import encode_prompt
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Conversation, Scorer

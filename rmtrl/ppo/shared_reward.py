@@ -14,11 +14,12 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from rmtrl.ppo.backbone import AdapterSwitch, adapter_and_head, add_adapter, load_adapter
+from rmtrl.models import AdapterSwitch, base_model, find_file
+from rmtrl.ppo.backbone import adapter_and_head, add_adapter, load_adapter
 from rmtrl.ppo.models import with_score_head
 from rmtrl.ppo.rewards import ComposedReward
-from rmtrl.reward.checkpoint import file_of, stored_head, stored_rendering
-from rmtrl.reward.heads import Float32Linear, base_model
+from rmtrl.reward.checkpoint import stored_head, stored_rendering
+from rmtrl.reward.heads import Float32Linear
 from rmtrl.reward.scorer import RewardScorer
 
 logger = get_logger(__name__)
@@ -86,7 +87,7 @@ def why_separate(policy: PeftModel, reward_model: Any) -> str | None:
     """Returns why a reward model cannot be an adapter of the policy's base model, `None` if it can."""
     if not isinstance(reward_model, str | Path):
         return f"it is a {type(reward_model).__name__}, not the folder or hub id of an adapter"
-    if file_of(reward_model, "adapter_config.json") is None:
+    if find_file(reward_model, "adapter_config.json") is None:
         return f"{reward_model} holds no adapter"
     config: Any = PeftConfig.from_pretrained(str(reward_model))
     if not isinstance(config, LoraConfig) or config.init_lora_weights not in (True, False, "gaussian"):
@@ -104,11 +105,11 @@ def _difference(inner: Any, path: str) -> str | None:
 
     One weight at a time is read, so that a second base model is never held.
     """
-    index = file_of(path, "model.safetensors.index.json")
+    index = find_file(path, "model.safetensors.index.json")
     shards = set(json.loads(Path(index).read_text())["weight_map"].values()) if index else {"model.safetensors"}
     places: dict[str, str] = {}
     for shard in shards:
-        if (file := file_of(path, shard)) is None:
+        if (file := find_file(path, shard)) is None:
             return f"its base model {path} has no {shard} to compare with"
         with safe_open(file, "pt") as stored:
             places |= {name: file for name in stored.keys()}  # noqa: SIM118

@@ -24,12 +24,11 @@ from transformers import (
 
 from rmtrl import RewardScorer
 from rmtrl.errors import FreshHeadError, ModelError, UsageError
-from rmtrl.ppo.backbone import AdapterSwitch
+from rmtrl.models import CHECKPOINTING, AdapterSwitch
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import SequenceValue
 from rmtrl.ppo.shared_reward import SharedScorer, why_separate
 from rmtrl.ppo.trainer import PPOTrainer
-from rmtrl.reward._hosts import CHECKPOINTING
 from rmtrl.reward.heads import Head
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
