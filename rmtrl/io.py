@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError
 from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
@@ -109,6 +109,19 @@ def suffix_of(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+def read_text(path: Path) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"{path} cannot be read: {reason}") from error
+
+
 def read_object(path: Path) -> Row:
     """Returns the JSON object of a file.
 
@@ -130,19 +143,6 @@ def read_object(path: Path) -> Row:
     if not isinstance(stored, dict):
         raise DataError(f"{path} holds no JSON object")
     return stored
-
-
-def read_text(path: Path) -> str:
-    """Returns the text of a file.
-
-    Raises:
-        DataError: If it cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path} cannot be read: {reason}") from error
 
 
 # ---- JSON: one object a line, or one document
@@ -300,13 +300,14 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return write_row_files({Path(path): rows})[0]
 
 
-def write_row_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
-    """Writes several files as [`write_rows`] does; none takes its place before all are complete."""
+def write_row_files(files: dict[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
+    """Writes several files as [`write_rows`] does; all are complete before the first takes its place."""
     for path in files:
         if suffix_of(path) in (".parquet", ".csv"):
             raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
-    with ExitStack() as complete:
-        return [_write_lines(complete.enter_context(replacing(path)), path, rows) for path, rows in files.items()]
+    with ExitStack() as complete:  # left in reverse, so that the first file takes its place first
+        beside = {path: complete.enter_context(replacing(path)) for path in reversed(files)}
+        return [_write_lines(beside[path], path, rows) for path, rows in files.items()]
 
 
 @contextmanager
@@ -340,20 +341,6 @@ def replacing(path: str | Path, *, ending: str = "new") -> Iterator[Path]:
     finally:
         with suppress(OSError):
             beside.unlink()
-
-
-def check_output(out: Path | None, inputs: Iterable[str | Path], *, flag: str = "--out") -> None:
-    """Raises if writing `out` would replace an input file, or one in an input folder.
-
-    Raises:
-        UsageError: If it would; the message names both.
-    """
-    if out is None or not out.exists():
-        return
-    for name in inputs:
-        path = Path(name).expanduser().resolve()
-        if path == out.resolve() or path in out.resolve().parents:
-            raise UsageError(f"got {flag} {out}, which is read as input {name}; name another file")
 
 
 def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
