@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rmtrl.data.annotations.aggregation import ItemScores
     from rmtrl.data.annotations.agreement import Agreement
     from rmtrl.data.annotations.pairs import PairSet
-    from rmtrl.data.annotations.tables import Annotations
+    from rmtrl.data.annotations.reading import Annotations
 
 app = typer.Typer(help="Check and combine human judgments.", no_args_is_help=True)
 
@@ -140,7 +140,7 @@ def pairs(
     """Make preference pairs from votes or ratings; set disputed ones apart."""
     from rmtrl.data.annotations.aggregation import aggregate as score_items
     from rmtrl.data.annotations.pairs import pairs_from_ratings, pairs_from_votes
-    from rmtrl.data.annotations.texts import with_texts
+    from rmtrl.data.annotations.reading import with_texts
     from rmtrl.data.reading.loading import load_rows
 
     if source not in (None, "votes", "ratings"):
@@ -224,7 +224,7 @@ def _write(files: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> None:
 
 
 def _read(files: Sequence[Path], likert: str, criteria: str | None) -> "Annotations":
-    from rmtrl.data.annotations.forms import read_annotations
+    from rmtrl.data.annotations.reading import read_annotations
 
     try:
         low, high = (float(end) for end in likert.split(","))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_sound_rows, read_text
 from rmtrl.metrics import binomial_estimate, combined_estimate
 from rmtrl.metrics.trials import (
     Bounds,
@@ -75,6 +77,11 @@ class Plan:
     def hash(self) -> str:
         """The sha256 of everything that the plan says."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def column(self) -> str:
+        """Name of the arm in an assignment: in a paired experiment it is the one to show first."""
+        return "first" if self.paired else "arm"
 
     @property
     def look_sizes(self) -> tuple[int, ...]:
@@ -205,6 +212,61 @@ def assignment_seals(assigned: Mapping[str, str], plan: Plan) -> list[str]:
     return seals
 
 
+def assignment_rows(assigned: Mapping[str, str], plan: Plan) -> Iterator[dict[str, str]]:
+    """Yields the line of each assignment, as [`read_assignments`] takes it."""
+    for (unit, arm), seal in zip(assigned.items(), assignment_seals(assigned, plan), strict=True):
+        yield {"unit": unit, plan.column: arm, "plan": plan.hash, "seal": seal}
+
+
+def read_assignments(rows: Sequence[Mapping[str, Any]], plan: Plan, *, source: str) -> dict[str, str]:
+    """Returns the arm of each unit, checked to be as it was assigned under the plan.
+
+    Args:
+        rows (`Sequence[Mapping]`): Lines of [`assignment_rows`].
+        plan ([`Plan`]): The plan.
+        source (`str`): Their file, for errors.
+
+    Raises:
+        DataError: If a line is no assignment, of another plan or of a unit named before, or as [`check_assignments`].
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        unit, arm, made_under = row.get("unit"), row.get(plan.column), row.get("plan")
+        if isinstance(unit, str) and isinstance(made_under, str) and made_under != plan.hash:
+            raise DataError(
+                f"{source} was assigned under the plan {made_under[:12]}, not {plan.hash[:12]}: criteria may not "
+                "change after data exist; take the plan of the assignments, or a new file"
+            )
+        if not isinstance(unit, str) or made_under != plan.hash or arm not in ARMS:
+            raise DataError(f"{source}: got {str(row)[:60]}; wanted assignments, as rmtrl abtest assign writes them")
+        if unit in found:
+            raise DataError(f"{source} assigns {unit!r} twice; wanted one line a unit")
+        found[unit] = arm
+    check_assignments(found, plan, [row.get("seal") for row in rows])
+    return found
+
+
+def read_units(path: Path) -> list[str]:
+    """Returns the ids of a file: `unit` of a JSON line, or the line itself.
+
+    Raises:
+        DataError: If it cannot be read, is empty, mixes the two, or a line has no unit.
+    """
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    wanted = 'wanted {"unit": id} in every line, or an id a line'
+    if not lines:
+        raise DataError(f"{path} is empty; wanted an id a line")
+    if not all(line.startswith("{") for line in lines):
+        if mixed := [line for line in lines if line.startswith(("{", "[", '"'))]:
+            raise DataError(f"{path} has the line {mixed[0][:40]!r} among ids; {wanted}")
+        return lines
+    ids = [row.get("unit") for _, row in read_sound_rows(path)]
+    for number, id in enumerate(ids, 1):
+        if type(id) not in (str, int) or not str(id).strip():
+            raise DataError(f"{path}: row {number} has no unit; {wanted}")
+    return [str(id) for id in ids]
+
+
 def check_assignments(assigned: Mapping[str, str], plan: Plan, seals: Sequence[Any]) -> None:
     """Raises where assignments are not those that [`assign`] made under the plan.
 
@@ -254,6 +316,17 @@ class Outcome:
     success: bool
     violation: bool | None = None
     arm: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, source: str) -> "Outcome":
+        """Returns the outcome in a line of a file; `source` names it in the error that another form raises."""
+        unit, arm, success, violation = (row.get(name) for name in ("unit", "arm", "success", "violation"))
+        if type(unit) not in (str, int) or success not in (0, 1) or violation not in (None, 0, 1):
+            form = "unit, success (0 or 1) and, if known, violation (0 or 1)"
+            raise DataError(f"{source}: got {str(row)[:80]}; wanted {form}")
+        if not isinstance(arm, str | None):
+            raise DataError(f"{source}: the outcome of {unit!r} has the arm {arm!r}; wanted its name, or none")
+        return cls(str(unit), bool(success), None if violation is None else bool(violation), arm)
 
 
 @dataclass(frozen=True)
