@@ -291,10 +291,10 @@ def length_shares(
     """Returns accuracies by length and how often the longer side wins and is preferred; see [`audit_length`]."""
     wins, prefers = (pair_wins(values, np.zeros(len(values))) for values in (margin, longer))
     under = np.where(longer > 0, wins, 1 - wins)
-    longest = length.reshape(2, -1).max(axis=0)
+    every, longest = np.ones(len(margin), dtype=np.bool_), length.reshape(2, -1).max(axis=0)
     shares = {
-        "accuracy": (wins, longer == longer),
-        "length_only_accuracy": (prefers, longer == longer),
+        "accuracy": (wins, every),
+        "length_only_accuracy": (prefers, every),
         "accuracy_chosen_longer": (wins, longer > 0),
         "accuracy_chosen_shorter": (wins, longer < 0),
         "accuracy_matched": (wins, np.abs(longer) <= MATCHED * longest),
