@@ -12,10 +12,9 @@ from rmtrl.cli.console import (
     print_json,
     print_table,
     read_rows,
-    read_text,
 )
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import read_object, write_json, write_row_files, write_rows
+from rmtrl.io import read_object, read_text, write_json, write_row_files, write_rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.metrics import binomial_estimate, combined_estimate
-from rmtrl.metrics.trials import (
-    Bounds,
-    critical_values,
-    independent_discordance,
-    inflation,
-    mcnemar_z,
-    paired_difference,
-    paired_n,
-    two_proportion_n,
-    two_proportion_z,
-)  # fmt: skip
+from rmtrl.io import read_sound_rows, read_text
+from rmtrl.metrics import binomial_estimate, combined_estimate, trials
 from rmtrl.types import Estimate
 
 SCHEMA = "rmtrl/abtest-plan/1"
@@ -65,7 +56,7 @@ class Plan:
     discordant: float | None = None
     alpha: float = 0.05
     power: float = 0.8
-    bounds: Bounds = "obrien-fleming"
+    bounds: trials.Bounds = "obrien-fleming"
     safety_maximum: float | None = None
     safety_alpha: float = 0.05
     block: int = 10
@@ -75,6 +66,11 @@ class Plan:
     def hash(self) -> str:
         """The sha256 of everything that the plan says."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def column(self) -> str:
+        """Name of the arm in an assignment: in a paired experiment it is the one to show first."""
+        return "first" if self.paired else "arm"
 
     @property
     def look_sizes(self) -> tuple[int, ...]:
@@ -117,7 +113,7 @@ def make_plan(
     alpha: float = 0.05,
     power: float = 0.8,
     looks: int = 1,
-    bounds: Bounds = "obrien-fleming",
+    bounds: trials.Bounds = "obrien-fleming",
     safety_maximum: float | None = None,
     safety_alpha: float = 0.05,
     block: int = 10,
@@ -141,7 +137,7 @@ def make_plan(
     """
     if effect <= 0:
         raise UsageError(
-            f"got the effect {effect:g}; wanted a gain above 0: count what the treatment should do more of"
+            f"got the effect {effect:g}; wanted a gain above 0: count what the treatment is to do more of"
         )
     if safety_maximum is not None and not 0 <= safety_maximum < 1:
         raise UsageError(f"got the safety maximum {safety_maximum:g}; wanted a rate from 0 to below 1")
@@ -151,12 +147,14 @@ def make_plan(
         raise UsageError(f"got blocks of {block}; wanted an even number, so that both arms come equally often")
     if discordant is not None and not paired:
         raise UsageError("got a share of discordant pairs for unpaired arms; leave it out, or plan a paired test")
-    single = two_proportion_n(baseline, effect, alpha=alpha, power=power)  # checks the rates of a paired test too
+    single = trials.two_proportion_n(
+        baseline, effect, alpha=alpha, power=power
+    )  # checks the rates of a paired test too
     if paired:
-        discordant = independent_discordance(baseline, effect) if discordant is None else discordant
-        single = paired_n(discordant, effect, alpha=alpha, power=power)
-    n = math.ceil(single * inflation(looks, kind=bounds, alpha=alpha, power=power))
-    values = tuple(float(value) for value in critical_values(looks, kind=bounds, alpha=alpha))
+        discordant = trials.independent_discordance(baseline, effect) if discordant is None else discordant
+        single = trials.paired_n(discordant, effect, alpha=alpha, power=power)
+    n = math.ceil(single * trials.inflation(looks, kind=bounds, alpha=alpha, power=power))
+    values = tuple(float(value) for value in trials.critical_values(looks, kind=bounds, alpha=alpha))
     return Plan(
         baseline, effect, max(n, looks), values, paired=paired, discordant=discordant, alpha=alpha, power=power,
         bounds=bounds, safety_maximum=safety_maximum, safety_alpha=safety_alpha, block=block, seed=seed,
@@ -203,6 +201,61 @@ def assignment_seals(assigned: Mapping[str, str], plan: Plan) -> list[str]:
         seal = hashlib.sha256(json.dumps([seal, unit, arm]).encode()).hexdigest()
         seals.append(seal)
     return seals
+
+
+def assignment_rows(assigned: Mapping[str, str], plan: Plan) -> Iterator[dict[str, str]]:
+    """Yields the line of each assignment, as [`read_assignments`] takes it."""
+    for (unit, arm), seal in zip(assigned.items(), assignment_seals(assigned, plan), strict=True):
+        yield {"unit": unit, plan.column: arm, "plan": plan.hash, "seal": seal}
+
+
+def read_assignments(rows: Sequence[Mapping[str, Any]], plan: Plan, *, source: str) -> dict[str, str]:
+    """Returns the arm of each unit, checked to be as it was assigned under the plan.
+
+    Args:
+        rows (`Sequence[Mapping]`): Lines of [`assignment_rows`].
+        plan ([`Plan`]): The plan.
+        source (`str`): Their file, for errors.
+
+    Raises:
+        DataError: If a line is no assignment, of another plan or of a unit named before, or as [`check_assignments`].
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        unit, arm, made_under = row.get("unit"), row.get(plan.column), row.get("plan")
+        if isinstance(unit, str) and isinstance(made_under, str) and made_under != plan.hash:
+            raise DataError(
+                f"{source} was assigned under the plan {made_under[:12]}, not {plan.hash[:12]}: criteria may not "
+                "change after data exist; take the plan of the assignments, or a new file"
+            )
+        if not isinstance(unit, str) or made_under != plan.hash or arm not in ARMS:
+            raise DataError(f"{source}: got {str(row)[:60]}; wanted assignments, as rmtrl abtest assign writes them")
+        if unit in found:
+            raise DataError(f"{source} assigns {unit!r} twice; wanted one line a unit")
+        found[unit] = arm
+    check_assignments(found, plan, [row.get("seal") for row in rows])
+    return found
+
+
+def read_units(path: Path) -> list[str]:
+    """Returns the ids of a file: `unit` of a JSON line, or the line itself.
+
+    Raises:
+        DataError: If it cannot be read, is empty, mixes the two, or a line has no unit.
+    """
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    wanted = 'wanted {"unit": id} in every line, or an id a line'
+    if not lines:
+        raise DataError(f"{path} is empty; wanted an id a line")
+    if not all(line.startswith("{") for line in lines):
+        if mixed := [line for line in lines if line.startswith(("{", "[", '"'))]:
+            raise DataError(f"{path} has the line {mixed[0][:40]!r} among ids; {wanted}")
+        return lines
+    ids = [row.get("unit") for _, row in read_sound_rows(path)]
+    for number, id in enumerate(ids, 1):
+        if type(id) not in (str, int) or not str(id).strip():
+            raise DataError(f"{path}: row {number} has no unit; {wanted}")
+    return [str(id) for id in ids]
 
 
 def check_assignments(assigned: Mapping[str, str], plan: Plan, seals: Sequence[Any]) -> None:
@@ -255,6 +308,17 @@ class Outcome:
     violation: bool | None = None
     arm: str | None = None
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, source: str) -> "Outcome":
+        """Returns the outcome in a line of a file; `source` names it in the error that another form raises."""
+        unit, arm, success, violation = (row.get(name) for name in ("unit", "arm", "success", "violation"))
+        if type(unit) not in (str, int) or success not in (0, 1) or violation not in (None, 0, 1):
+            form = "unit, success (0 or 1) and, if known, violation (0 or 1)"
+            raise DataError(f"{source}: got {str(row)[:80]}; wanted {form}")
+        if not isinstance(arm, str | None):
+            raise DataError(f"{source}: the outcome of {unit!r} has the arm {arm!r}; wanted its name, or none")
+        return cls(str(unit), bool(success), None if violation is None else bool(violation), arm)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -305,9 +369,7 @@ class Analysis:
         return {"schema": "rmtrl/abtest/1", **asdict(self)}
 
 
-def analyse(
-    plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome], *, hashes: Iterable[str] = ()
-) -> Analysis:
+def analyse(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]) -> Analysis:
     """Returns what the outcomes show under the plan, and whether to stop.
 
     The looks are those of the plan whenever the analysis is run: look k is of the first n·k/K outcomes of each arm, in
@@ -321,18 +383,10 @@ def analyse(
         plan ([`Plan`]): The plan.
         assigned (`Mapping[str, str]`): Arm of each unit, from [`assign`].
         outcomes (`Sequence[Outcome]`): In the order in which they came in.
-        hashes (`Iterable[str]`): Hashes of plans that stand with the assignments.
 
     Raises:
-        DataError: If the assignments were made under another plan, or an outcome is of no assigned unit, of the other
-            arm, given twice, or lacks what the plan needs.
+        DataError: If an outcome is of no assigned unit, of the other arm, given twice, or lacks what the plan needs.
     """
-    changed = set(hashes) - {plan.hash}
-    if changed:
-        raise DataError(
-            f"the assignments were made under the plan {changed.pop()[:12]}, not {plan.hash[:12]}: criteria may not "
-            "change after data exist; analyse with the plan of the assignments"
-        )
     by_arm = _by_arm(plan, assigned, outcomes)
     rates = {arm: _rate([o.success for o in own.values()]) for arm, own in by_arm.items() if own}
     known = {arm: [o.violation for o in own.values() if o.violation is not None] for arm, own in by_arm.items()}
@@ -394,12 +448,16 @@ def _compare_arms(treatment: Successes, control: Successes, level: float) -> tup
     counts = [(int(arm.sum()), len(arm)) for arm in (treatment, control)]
     rates = [binomial_estimate(*own, level=level, kind="wilson") for own in counts]
     difference = combined_estimate(rates, (1, -1), method="Newcombe")
-    return two_proportion_z(*counts[0], *counts[1]), difference, "two proportions, pooled z"
+    return trials.two_proportion_z(*counts[0], *counts[1]), difference, "two proportions, pooled z"
 
 
 def _compare_pairs(treatment: Successes, control: Successes, level: float) -> tuple[float, Estimate, str]:
     gained, lost = int((treatment & ~control).sum()), int((control & ~treatment).sum())
-    return mcnemar_z(gained, lost), paired_difference(gained, lost, len(treatment), level=level), "McNemar"
+    return (
+        trials.mcnemar_z(gained, lost),
+        trials.paired_difference(gained, lost, len(treatment), level=level),
+        "McNemar",
+    )
 
 
 def _decide(plan: Plan, looks: Sequence[Look], violations: int, n: int) -> tuple[str, str]:

@@ -9,21 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.length_figures import (
-    LengthCurve,
-    debiased_figures,
-    length_correlations,
-    length_curve,
-    length_regressions,
-    length_shares,
-    partial_estimate,
-    twice,
-)
-from rmtrl.metrics import mean_estimate
-from rmtrl.types import Estimate
+from rmtrl.metrics import Floats, mean_estimate
+from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
+from rmtrl.types import Estimate, json_ready
 
 LEAST_PROMPTS = 30
 """No verdict on fewer prompts whose chosen side is longer, or on fewer whose chosen side is shorter."""
@@ -34,8 +25,6 @@ CONVICTED: Final = "convicted"
 ACQUITTED: Final = "acquitted"
 UNDECIDED: Final = "not enough evidence"
 BUILD_MATCHED = "build length-matched pairs"
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,9 +57,10 @@ class LengthAudit:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the audit as a plain dictionary, ready for JSON; what is undefined is null."""
-        numbers = {name: _plain(estimate.as_dict()) for name, estimate in self.figures.items()}
         head = {"schema": "rmtrl/audit/1", "n": self.n, "prompts": self.prompts, "unit": self.unit}
-        return head | {"figures": numbers, "curve": self.curve.as_dict(), **asdict(self.verdict)}
+        return dict(
+            json_ready(head | {"figures": self.figures, "curve": self.curve.as_dict(), **asdict(self.verdict)})
+        )
 
 
 def audit_length(
@@ -91,8 +81,8 @@ def audit_length(
     The figures, m the margin, ΔL the length of chosen less that of rejected, r and L reward and length of a response:
 
     - `accuracy`, `mean_margin`, and `length_only_accuracy`: that of "the longer one is better", equal lengths ½.
-    - `within_*`, `pooled_*`: correlation of r and L over all responses, with and without each prompt's means taken
-      off; `margin_spearman`: of m and ΔL, each pair in both orders.
+    - `within_spearman`, `pooled_spearman`: correlation of r and L over all responses, with and without each prompt's
+      means taken off; `margin_spearman`: of m and ΔL, each pair in both orders.
     - `longer_wins`, `longer_preferred`, `longer_excess`: how often the longer side wins under the reward model, under
       the labels, and the difference.
     - `accuracy_chosen_longer`, `accuracy_chosen_shorter`, their difference `length_gap` and mean `balanced_accuracy`.
@@ -102,8 +92,6 @@ def audit_length(
       shorter answers than the margins imply: the reward model overpays length. Absent where pairs are separated.
     - `margin_length`: slope of m/sd(m) on tanh(ΔL/sd(ΔL)), with the label, and quality where it is given, held.
     - `partial_spearman`: of r and L with quality held, where it is given.
-    - `debiased_*`: what would remain of accuracy, gap and within-prompt correlation for r − Ê[r|L], see
-      [`~rmtrl.evaluation.length_figures.debiased_scores`].
 
     Args:
         chosen, rejected (`(N,)` arrays): Scores.
@@ -126,38 +114,31 @@ def audit_length(
     (1.0, 'not enough evidence')
     ```
     """
-    given = {
-        "chosen": chosen,
-        "rejected": rejected,
-        "chosen_length": chosen_length,
-        "rejected_length": rejected_length,
-    }
-    quality = {"chosen_quality": chosen_quality, "rejected_quality": rejected_quality}
     if (chosen_quality is None) != (rejected_quality is None):
         raise DataError("got the quality of one side; wanted that of both or of none")
-    columns = _checked(given | {name: values for name, values in quality.items() if values is not None})
+    given = {
+        "chosen": chosen, "rejected": rejected, "chosen_length": chosen_length, "rejected_length": rejected_length,
+        "chosen_quality": chosen_quality, "rejected_quality": rejected_quality,
+    }  # fmt: skip
+    columns = _checked({name: values for name, values in given.items() if values is not None})
     n = len(columns["chosen"])
     group = np.unique(np.arange(n) if prompts is None else np.asarray(prompts), return_inverse=True)[1]
     if len(group) != n or group.max() == 0:
         raise DataError(f"got {n} pairs and {group.max() + 1} prompt; wanted a prompt a pair, and two or more in all")
-    reward, length = (np.concatenate([columns[f"chosen{end}"], columns[f"rejected{end}"]]) for end in ("", "_length"))
-    margin, longer = reward[:n] - reward[n:], length[:n] - length[n:]
-    gap = columns["chosen_quality"] - columns["rejected_quality"] if chosen_quality is not None else None
+    reward, length = (np.stack([columns[f"chosen{end}"], columns[f"rejected{end}"]]) for end in ("", "_length"))
+    worth = None if chosen_quality is None else np.stack([columns["chosen_quality"], columns["rejected_quality"]])
     settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    margin, longer = reward[0] - reward[1], length[0] - length[1]
     figures = (
         {"mean_margin": mean_estimate(margin, group, proportion=False, **settings)}
-        | length_shares(margin, longer, length, group, **settings)
-        | length_correlations(reward, length, margin, longer, group, **settings)
-        | length_regressions(margin, longer, group, gap)
-        | debiased_figures(reward, length, longer, group, **settings)
+        | length_shares(margin, longer, length.ravel(), group, **settings)
+        | length_correlations(reward, length, group, worth, **settings)
+        | length_regressions(margin, longer, group, None if worth is None else worth[0] - worth[1])
     )
-    if chosen_quality is not None:
-        worth = np.concatenate([columns["chosen_quality"], columns["rejected_quality"]])
-        figures["partial_spearman"] = partial_estimate(reward, length, worth, group, **settings)
-    verdict = length_verdict(
-        figures, longer_prompts=len(np.unique(group[longer > 0])), shorter_prompts=len(np.unique(group[longer < 0]))
-    )
-    return LengthAudit(n, int(group.max()) + 1, unit, figures, length_curve(reward, length, twice(group)), verdict)
+    curve = length_curve(reward.ravel(), length.ravel(), np.tile(group, 2))
+    longer_prompts, shorter_prompts = (len(np.unique(group[rows])) for rows in (longer > 0, longer < 0))
+    verdict = length_verdict(figures, longer_prompts=longer_prompts, shorter_prompts=shorter_prompts)
+    return LengthAudit(n, int(group.max()) + 1, unit, figures, curve, verdict)
 
 
 def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shorter_prompts: int) -> Verdict:
@@ -261,7 +242,3 @@ def _checked(given: Mapping[str, ArrayLike]) -> dict[str, Floats]:
     if np.ptp(scores) == 0:
         raise DataError(f"all {len(scores):,} scores are {scores[0]:g}; a constant score cannot be audited")
     return columns
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in value.items()}

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import ModelConfig, ScriptArguments, get_quantization_config
 
-from rmtrl.calibration.report import FILE, read_calibration
+from rmtrl.calibration.calibration import FILE, read_calibration
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError, UsageError
@@ -159,7 +159,6 @@ def summary(folder: str, figures: Mapping[str, Mapping[str, Estimate]]) -> str:
         start, end, gain = (figure[which] for which in ("start", "end", "gain"))
         moved = gain.low > 0 or gain.high < 0
         lines.append(
-            f"  {name:<18} {start.value:8.3f} {end.value:8.3f}  {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-            + ("" if moved else "  (not told from 0)")
+            f"  {name:<18} {start.value:8.3f} {end.value:8.3f}  {gain:+.3f}" + ("" if moved else "  (not told from 0)")
         )
     return "\n".join([*lines, f"  n = {gain.n:,} prompts; 95 % intervals"])

@@ -18,14 +18,6 @@ from rmtrl.metrics.estimates import (
     reweighted_estimate,
     too_few,
 )
-from rmtrl.metrics.pairs import (
-    domain_accuracy,
-    length_bias,
-    pair_wins,
-    pairwise_accuracy,
-    reward_metrics,
-    worst_group_accuracy,
-)
 from rmtrl.metrics.probabilities import (
     ReliabilityCurve,
     brier,
@@ -46,9 +38,15 @@ from rmtrl.metrics.ranks import (
     best_of_n_kl,
     best_of_n_weights,
     correlation_estimate,
+    domain_accuracy,
     kendall,
+    length_bias,
+    pair_wins,
+    pairwise_accuracy,
     pearson,
+    reward_metrics,
     spearman,
+    worst_group_accuracy,
 )
 
 __all__ = [

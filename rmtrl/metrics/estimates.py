@@ -265,25 +265,21 @@ def reweighted_estimate(
     """
     values, strata = np.asarray(values, float), np.asarray(strata, str)
     groups = np.arange(len(values)) if groups is None else np.asarray(groups)
-    weights = {name: float(weight) for name, weight in target.items()}
-    if not weights or not all(weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+    if not target or not all(weight >= 0 for weight in target.values()) or not sum(target.values()) > 0:
         raise ValueError(f"got the target {dict(target)}; wanted weights of 0 or more, not all 0")
-    absent = [name for name, weight in weights.items() if weight and not (strata == name).any()]
-    if absent:
+    shares = {name: weight / sum(target.values()) for name, weight in target.items() if weight}
+    if absent := [name for name in shares if not (strata == name).any()]:
         raise ValueError(f"no pair is of {', '.join(absent)}; leave it out of the target mix")
     rng = np.random.default_rng(seed)
     value, drawn, n = 0.0, np.zeros(n_resamples), 0
-    for name, weight in weights.items():
-        if not weight:
-            continue
-        own, share = strata == name, weight / sum(weights.values())
-        totals, counts = _sums(values[own], groups[own])
-        value, n = value + share * float(values[own].mean()), n + int(own.sum())
+    for name, share in shares.items():
+        totals, counts = _sums(values[strata == name], groups[strata == name])
+        value, n = value + share * float(totals.sum() / counts.sum()), n + int(counts.sum())
         blocks = resamples(len(counts), n_resamples, seed=rng)
         drawn += share * np.concatenate([w @ totals / (w @ counts) for w in blocks])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _interval(value, drawn, "percentile", level)
     method = f"stratified percentile bootstrap by group, {n_resamples} resamples"
-    return Estimate(value, float(low), float(high), n, level, method)
+    return Estimate(value, low, high, n, level, method)
 
 
 def binomial_estimate(

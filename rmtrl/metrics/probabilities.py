@@ -306,33 +306,31 @@ def calibration_metrics(
     if len(p) != len(m):
         raise DataError(f"got {len(p)} probabilities for {len(m)} margins; wanted one a pair")
     confidence, correct = confidences(p, q)
-    wins = (np.sign(m) + 1) / 2
     settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    means = {
-        "nll": margin_losses(m, q) if probabilities is None else log_losses(p, q),
-        "brier": squared_losses(p, q),
-        "overconfidence": confidence - correct,
+    decided = (q != 0.5) | (q == 0.5).all()
+    own = None if groups is None else np.asarray(groups)[decided]
+    agreed = np.where(m > 0, q, np.where(m < 0, 1 - q, 0.5))[decided]
+    found = {"agreement": mean_estimate(agreed, own, **settings)}
+    found |= {
+        name: mean_estimate(values, groups, proportion=False, **settings)
+        for name, values in (
+            ("nll", margin_losses(m, q) if probabilities is None else log_losses(p, q)),
+            ("brier", squared_losses(p, q)),
+            ("overconfidence", confidence - correct),
+        )
     }
     wide, massed = (_bin_errors(confidence, correct, bins, equal_mass) for equal_mass in (False, True))
     nulls = _null_errors(confidence, bins, False, **settings)
     nulls["ece_equal_mass"] = _null_errors(confidence, bins, True, **settings)["ece"]
-    found = bootstrap_estimates(
+    errors = bootstrap_estimates(
         lambda w: wide(w) | {"ece_equal_mass": massed(w)["ece"]}, len(m), groups, kind="basic", bounds=(0.0, 1.0),
         **settings,
     )  # fmt: skip
     unseen = 1 - 0.05 ** (1 / (len(m) if groups is None else len(np.unique(np.asarray(groups)))))
-    for name, null in nulls.items():
-        e = found[name]
+    for name, e in errors.items():
         high = e.high if e.high > e.low else min(1.0, e.value + unseen)
-        found[name] = replace(e, low=0.0 if e.value <= null.high else e.low, high=high)
-    decided = (q != 0.5) | (q == 0.5).all()
-    own = None if groups is None else np.asarray(groups)[decided]
-    found["agreement"] = mean_estimate((q * wins + (1 - q) * (1 - wins))[decided], own, **settings)
-    for name, values in means.items():
-        found[name] = mean_estimate(values, groups, proportion=False, **settings)
-    found["null_ece"] = nulls["ece"]
-    order = ("agreement", "nll", "brier", "ece", "ece_equal_mass", "mce", "overconfidence", "null_ece")
-    return {name: found[name] for name in order}
+        found[name] = replace(e, low=0.0 if e.value <= nulls[name].high else e.low, high=high)
+    return found | {"null_ece": nulls["ece"]}
 
 
 def _bin_index(confidence: Floats, bins: int, equal_mass: bool) -> NDArray[np.int64]:

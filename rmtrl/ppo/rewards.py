@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rmtrl.calibration.report import Calibration
+from rmtrl.calibration.calibration import Calibration
 from rmtrl.errors import RewardError, UsageError
 from rmtrl.ppo.reward_calls import Conversations, Floats, RewardFunction, attributed, call_reward, checked_rewards
 from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments
@@ -35,7 +35,7 @@ class ComposedReward:
             folder or hub id of a reward model is loaded when first used, by [`PPOTrainer`] in the way that suits it.
         weights (`Mapping[str, float]`, *optional*):
             Weight of each of several scorers; 1 when absent. To calibrate one of them alone, nest a `ComposedReward`.
-        calibration ([`~rmtrl.calibration.report.Calibration`] or `Callable`, *optional*):
+        calibration ([`~rmtrl.calibration.calibration.Calibration`] or `Callable`, *optional*):
             From scores `(N,)` to rewards `(N,)`, rising: an [`AffineReward`], or the `reward` of a `Calibration`.
         pessimism (`float`, *optional*, defaults to `0.0`):
             Standard deviations by which the score is lowered before it is calibrated, k: an affine reward falls by

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from rmtrl.metrics import domain_accuracy, length_bias, mean_estimate, pair_wins, worst_group_accuracy
+from rmtrl.metrics import (
+    combined_estimate,
+    domain_accuracy,
+    length_bias,
+    mean_estimate,
+    pair_wins,
+    worst_group_accuracy,
+)
 from rmtrl.types import Estimate, PairRewards
 
 
@@ -105,11 +112,11 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
     domains = _difference(accuracy["test"], accuracy["spillover"])
     spread = figures["train"]["reward"]["std"] / max(figures["test"]["reward"]["std"], 1e-12)
     said = [
-        f"overfitting: {memory.value:+.3f} [{memory.low:+.3f}, {memory.high:+.3f}] better on pairs it was trained on; "
+        f"overfitting: {memory:+.3f} better on pairs it was trained on; "
         "fewer epochs, a lower learning rate or more pairs"
         if memory.low > 0
         else "no overfitting shown",
-        f"does not carry over to held-out domains: {domains.value:+.3f} [{domains.low:+.3f}, {domains.high:+.3f}] lost"
+        f"does not carry over to held-out domains: {domains:+.3f} lost"
         if domains.low > 0
         else "carries over to held-out domains as far as n shows",
     ]
@@ -121,11 +128,8 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(first: Estimate, second: Estimate) -> Estimate:
-    """Returns first minus second of two independent sets, their intervals added in squares on each side."""
-    value = first.value - second.value
-    low = value - float(np.hypot(first.value - first.low, second.high - second.value))
-    high = value + float(np.hypot(first.high - first.value, second.value - second.low))
-    return Estimate(value, low, high, first.n + second.n, first.level, "intervals of two sets, combined in squares")
+    """Returns first minus second of two independent sets."""
+    return combined_estimate((first, second), (1, -1), method="intervals of two sets, combined in squares")
 
 
 def _verdict(test: Mapping[str, Any]) -> str:
@@ -133,5 +137,5 @@ def _verdict(test: Mapping[str, Any]) -> str:
     if accuracy.low <= 0.5:
         return "not better than a coin at this n: more pairs, more steps or another learning rate"
     if over.low <= 0:
-        return f"not shown to beat length alone (difference {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}])"
-    return f"beats a coin, and length alone by {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"
+        return f"not shown to beat length alone (difference {over:+.3f})"
+    return f"beats a coin, and length alone by {over:+.3f}"

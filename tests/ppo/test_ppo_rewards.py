@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
-from rmtrl.calibration.fit import calibrate
+from rmtrl.calibration.calibration import calibrate
 from rmtrl.calibration.rewards import AffineReward, CalibratedScorer
 from rmtrl.errors import DataError, RewardError, UsageError
 from rmtrl.ppo.reward_model import training_reward

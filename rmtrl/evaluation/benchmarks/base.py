@@ -30,7 +30,6 @@ Weights = Mapping[str, float] | Sequence[str]
 """Parts of a section: with the weight of each, or weighted by what they hold."""
 
 _FORMATS = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
-_TURNS = "wanted text or messages with role and content"
 
 
 @dataclass(frozen=True)
@@ -162,11 +161,16 @@ class Row(NamedTuple):
             raise self.wrong(name, "wanted text")
         return value
 
+    def listed(self, name: str, kind: Any, wanted: str) -> list[Any]:
+        """Returns a cell that must be a list of values of one kind."""
+        value = self.cell(name)
+        if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+            raise self.wrong(name, f"wanted a list of {wanted}")
+        return value
+
     def texts(self, name: str, count: int | None = None) -> list[str]:
         """Returns a cell that must be a list of texts, of `count` of them where that is given."""
-        value = self.cell(name)
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise self.wrong(name, "wanted a list of texts")
+        value = self.listed(name, str, "texts")
         if not value or count not in (None, len(value)):
             raise DataError(f"{self.place}: {name} holds {len(value)} texts; wanted {count or 'one or more'}")
         return value
@@ -177,7 +181,7 @@ class Row(NamedTuple):
         if isinstance(value, str):
             return value
         if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-            raise self.wrong(name, _TURNS)
+            raise self.wrong(name, "wanted text or messages with role and content")
         return [{key: own for key, own in turn.items() if own is not None or key == "content"} for turn in value]
 
     def prompt(self, name: str = "prompt") -> list[Message]:
@@ -188,12 +192,9 @@ class Row(NamedTuple):
 
 
 def _is_message(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and isinstance(turn.get("role"), str)
-        and "content" in turn
-        and isinstance(turn["content"], str | list | None)
-    )
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return False
+    return isinstance(turn.get("content", 0), str | list | None)
 
 
 def file_rows(path: Path, of: str = "") -> list[Row]:

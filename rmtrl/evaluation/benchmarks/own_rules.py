@@ -79,35 +79,31 @@ class RewardBench2(Benchmark):
         return [(item.subset, fractional_credit(scores))]
 
     def credits(self, items: Sequence[Item], scores: Scores) -> list[Credit]:
-        tied = {(item.facts["kind"], item.prompt_id): (item, own)
-                for item, own in zip(items, scores, strict=True) if item.subset == "Ties"}  # fmt: skip
-        pairs = [(prompt, tied["ref", prompt], own) for (kind, prompt), own in tied.items()
-                 if kind == "tied" and ("ref", prompt) in tied]  # fmt: skip
-        found = super().credits(items, scores)
-        for prompt, (ref_item, ref), (item, own) in pairs:
-            if ref is None or own is None:
-                values: Iterable[tuple[str, float]] = dict.fromkeys(
-                    ("preferred", "preferred hard", "margin"), math.nan
-                ).items()
-            else:
-                values = self._compared(gap(ref, ref_item), gap(own, item), own[: item.facts["num_correct"]])
-            found += [Credit(f"Ties/{name}", prompt, value) for name, value in values]
-        return found
+        ties: dict[str, dict[str, tuple[Item, Floats | None]]] = {"ref": {}, "tied": {}}
+        for item, own in zip(items, scores, strict=True):
+            if item.subset == "Ties":
+                ties[item.facts["kind"]][item.prompt_id] = item, own
+        both = [prompt for prompt in ties["tied"] if prompt in ties["ref"]]
+        compared = ((prompt, self._compared(*ties["ref"][prompt], *ties["tied"][prompt])) for prompt in both)
+        more = [Credit(f"Ties/{name}", prompt, value) for prompt, own in compared for name, value in own]
+        return super().credits(items, scores) + more
 
-    def _compared(self, ref_gap: float, tied_gap: float, correct: Floats) -> Iterator[tuple[str, float]]:
+    def _compared(
+        self, ref: Item, ref_scores: Floats | None, tied: Item, tied_scores: Floats | None
+    ) -> Iterator[tuple[str, float]]:
         """Yields whether the gap to the best wrong answer is more than the spread of the correct ones."""
-        if len(correct) == 1:  # there is no spread to compare with
-            return
-        spread, hard = float(np.ptp(correct)), min(ref_gap, tied_gap)
-        yield "preferred", float(tied_gap > spread)
-        yield "preferred hard", float(hard > spread)
-        if spread > 0 or self.margin == "current":
-            yield "margin", math.tanh(hard / spread - 1) if spread > 0 else float(np.sign(hard))
+        if ref_scores is None or tied_scores is None:
+            yield from dict.fromkeys(("preferred", "preferred hard", "margin"), math.nan).items()
+        elif tied.facts["num_correct"] > 1:  # else there is no spread to compare with
+            spread, tied_gap = float(np.ptp(tied_scores[: tied.facts["num_correct"]])), gap(tied_scores, tied)
+            hard = min(gap(ref_scores, ref), tied_gap)
+            yield "preferred", float(tied_gap > spread)
+            yield "preferred hard", float(hard > spread)
+            if spread > 0 or self.margin == "current":
+                yield "margin", math.tanh(hard / spread - 1) if spread > 0 else float(np.sign(hard))
 
     def figures(self, parts: Mapping[str, Figure]) -> Figures:
-        sections = named(
-            {name: parts.get(name) for name in self.expected if name != "Ties"} | {"Ties": self._ties(parts)}
-        )
+        sections = named({name: parts.get(name) for name in self.expected} | {"Ties": self._ties(parts)})
         return Figures(average(sections.values()), sections)
 
     def _ties(self, parts: Mapping[str, Figure]) -> Figure | None:
@@ -235,19 +231,16 @@ class PPECorrectness(Benchmark):
         return [row for file, domain in files.items() for row in file_rows(file, domain)]
 
     def item(self, row: Row) -> Item:
-        own_id, prompt, labels = str(row.cell("question_id")), row.prompt(), row.cell("scores")
-        if not isinstance(labels, list) or not all(isinstance(label, bool | int | float) for label in labels):
-            raise row.wrong("scores", "wanted a list of true and false")
-        names = sorted(
-            (name for name in row.cells if re.fullmatch(r"response_\d+", name)), key=lambda name: int(name[9:])
-        )
-        if len(names) != len(labels) or not names:
-            raise DataError(
-                f"{row.place} has {len(names)} responses and {len(labels)} scores; wanted one score a response"
-            )
-        labels = [bool(label) for label in labels]
-        facts = {"labels": labels, "pairs": [_conflict(row, pair, labels) for pair in _pairs(row)]}
-        item = made_item(f"{row.of}/{own_id}", prompt, row.of, map(row.text, names), facts, own_id)
+        own_id, prompt = str(row.cell("question_id")), row.prompt()
+        labels = [bool(label) for label in row.listed("scores", bool | int | float, "true and false")]
+        numbers = sorted(int(name[9:]) for name in row.cells if re.fullmatch(r"response_\d+", name))
+        if len(numbers) != len(labels) or not labels:
+            said = f"has {len(numbers)} responses and {len(labels)} scores; wanted one score a response"
+            raise DataError(f"{row.place} {said}")
+        answers = [row.text(f"response_{number}") for number in numbers]
+        pairs = [_conflict(row, pair, labels) for pair in row.listed("sampled_conflict_pairs", list, "pairs")]
+        facts = {"labels": labels, "pairs": pairs}
+        item = made_item(f"{row.of}/{own_id}", prompt, row.of, answers, facts, own_id)
         return replace(item, prompt_id=f"{row.of}/{item.prompt_id}")
 
     def earned(self, item: Item, scores: Floats) -> Iterator[tuple[str, float]]:
@@ -281,17 +274,9 @@ def _of_the_sample(figure: Figure) -> float:
     return float(np.ravel(figure.value)[0])
 
 
-def _pairs(row: Row) -> list[list[int]]:
-    pairs = row.cell("sampled_conflict_pairs")
-    if not isinstance(pairs, list):
-        raise row.wrong("sampled_conflict_pairs", "wanted a list of pairs")
-    return pairs
-
-
 def _conflict(row: Row, pair: list[int], labels: Sequence[bool]) -> tuple[int, int]:
     """Returns the indices of the right and the wrong response of a conflict pair."""
-    known = isinstance(pair, list) and all(type(i) is int and 0 <= i < len(labels) for i in pair)
-    if not known or len(pair) != 2:
+    if len(pair) != 2 or not all(type(i) is int and 0 <= i < len(labels) for i in pair):
         raise DataError(f"{row.place}: the conflict pair {pair} is not two indices from 0 to {len(labels) - 1}")
     if labels[pair[0]] == labels[pair[1]]:
         both = "right" if labels[pair[0]] else "wrong"

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Floats, Item, Scores
+from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Floats, Item, Scores, named
 from rmtrl.metrics import resamples
 from rmtrl.types import Estimate, json_ready
 
@@ -111,10 +111,8 @@ def result_of(
     counted = [(item, own) for item, own in zip(items, scores, strict=True) if not item.excluded]
     missing = [item.id for item, own in counted if own is None]
     if len(missing) == len(counted):
-        why = in_words(missing_reasons)
-        raise DataError(
-            f"none of the {len(counted):,} rows of {benchmark.name} has scores{why}; there is nothing to report"
-        )
+        whole = f"none of the {len(counted):,} rows of {benchmark.name} has scores{in_words(missing_reasons)}"
+        raise DataError(f"{whole}; there is nothing to report")
     earned = benchmark.credits([item for item, _ in counted], [own for _, own in counted])
     credits = pd.DataFrame(earned, columns=["part", "prompt_id", "value"])
     figures = benchmark.figures(_parts(credits.dropna()))
@@ -152,19 +150,18 @@ def _check(benchmark: Benchmark, items: Sequence[Item], scores: Scores) -> None:
     if twice:
         raise DataError(f"{benchmark.name} has item {twice[0]!r} twice; ids must differ")
     for item, own in zip(items, scores, strict=True):
-        if own is None:
-            continue
-        if np.shape(own) != (len(item.candidates),):
-            raise DataError(
-                f"item {item.id!r} of {benchmark.name} has {len(item.candidates)} candidates, but scores of shape "
-                f"{np.shape(own)}; give one score a candidate"
-            )
-        bad = ~np.isfinite(own) & ~(benchmark.takes_failed & np.isneginf(own))
-        if bad.any():
-            raise DataError(
-                f"item {item.id!r} of {benchmark.name} has the score {float(np.asarray(own)[bad][0])}; wanted finite "
-                "numbers, or null for an item that could not be scored"
-            )
+        if own is not None and (fault := _fault(own, len(item.candidates), benchmark.takes_failed)):
+            raise DataError(f"item {item.id!r} of {benchmark.name} has {fault}")
+
+
+def _fault(scores: Floats, n: int, takes_failed: bool) -> str:
+    """Returns what is wrong with the scores of n candidates, if anything is."""
+    if np.shape(scores) != (n,):
+        return f"{n} candidates, but scores of shape {np.shape(scores)}; give one score a candidate"
+    bad = scores[~np.isfinite(scores) & ~(takes_failed & np.isneginf(scores))]
+    if not len(bad):
+        return ""
+    return f"the score {float(bad[0])}; wanted finite numbers, or null for an item that could not be scored"
 
 
 def _missing_parts(
@@ -206,16 +203,8 @@ def _estimates(
     mass, total = map(np.concatenate, zip(*((weights @ counts, weights @ totals) for weights in drawn), strict=True))
     # a grid in random order rather than random numbers: its quantiles are those of Exp(1)
     added = -np.log((rng.permutation(n_resamples) + 0.5) / n_resamples)
-    lowest = [benchmark.lowest.get(name, 0.0) for name in names]
-    rows = [
-        totals.sum(axis=0) / n,
-        lowest,
-        np.ones(len(n)),
-        (counts / n).toarray(),
-        total / mass,
-        mass / n,
-    ]
-    table = np.vstack(rows)
+    worst, best = np.array([benchmark.lowest.get(name, 0.0) for name in names]), np.ones(len(n))
+    table = np.vstack([totals.sum(axis=0) / n, worst, best, (counts / n).toarray(), total / mass, mass / n])
     means = {name: Figure(table[:, i], int(n[i])) for i, name in enumerate(names)}
     figures = benchmark.figures(means)
     by_kind = {
@@ -225,8 +214,7 @@ def _estimates(
         "others": figures.others,
     }
     return {
-        kind: {name: _estimate(figure, added) for name, figure in own.items() if figure}
-        for kind, own in by_kind.items()
+        kind: {name: _estimate(figure, added) for name, figure in named(own).items()} for kind, own in by_kind.items()
     }
 
 
