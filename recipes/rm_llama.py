@@ -32,7 +32,8 @@ from rmtrl.launch import (
     unusual_settings,
 )
 from rmtrl.launch.pairs import SCHEMA, RewardRecipeArguments, checked_splits, read_pairs
-from rmtrl.reward.report import pair_figures, plain, summary
+from rmtrl.reward.report import pair_figures, summary
+from rmtrl.types import json_ready
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "rm.yaml"
 
@@ -84,7 +85,7 @@ def main() -> None:
         return
 
     folder = Path(args.output_dir)
-    write_json(folder / "metrics.json", {"schema": "rmtrl/reward-metrics/1", **plain(figures)})
+    write_json(folder / "metrics.json", {"schema": "rmtrl/reward-metrics/1", **json_ready(figures)})
     record = stage_record(trainer, recipe, model_args, final=final, started=started, training=result.metrics)
     record["seeds"]["split"] = recipe.split_seed
     record["data"] = {"name": recipe.dataset_name, "fingerprint": fingerprint(pairs), **valid.as_dict()}

@@ -26,57 +26,32 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "BenchmarkCallback": "rmtrl.evaluation.callback",
-    "CalibrationCallback": "rmtrl.calibration.callback",
-    "CenterRewardCallback": "rmtrl.reward.callbacks",
-    "ComposedReward": "rmtrl.ppo.rewards",
-    "DPOScorer": "rmtrl.reward.dpo_scorer",
-    "EnsembleScorer": "rmtrl.reward.ensemble",
-    "Estimate": "rmtrl.types",
-    "HeadEnsembleScorer": "rmtrl.reward.ensemble",
-    "LaplaceScorer": "rmtrl.reward.laplace",
-    "LengthBiasCallback": "rmtrl.reward.callbacks",
-    "MCDropoutScorer": "rmtrl.reward.ensemble",
-    "MarginCallback": "rmtrl.reward.callbacks",
-    "OveroptimizationCallback": "rmtrl.ppo.overoptimization",
-    "PPOCallback": "rmtrl.ppo.callbacks",
-    "PPOConfig": "rmtrl.ppo.config",
-    "PPOTrainer": "rmtrl.ppo.trainer",
-    "PairRewards": "rmtrl.types",
-    "PreferencePairValidatorCollator": "rmtrl.reward.pairs",
-    "RewardCallback": "rmtrl.reward.callbacks",
-    "RewardConfig": "rmtrl.reward.config",
-    "RewardScorer": "rmtrl.reward.scorer",
-    "RewardTrainer": "rmtrl.reward.trainer",
-    "Scorer": "rmtrl.types",
-}
+_EXPORTS = {
+    "rmtrl.calibration.callback": ("CalibrationCallback",),
+    "rmtrl.evaluation.callback": ("BenchmarkCallback",),
+    "rmtrl.ppo.callbacks": ("PPOCallback",),
+    "rmtrl.ppo.config": ("PPOConfig",),
+    "rmtrl.ppo.overoptimization": ("OveroptimizationCallback",),
+    "rmtrl.ppo.rewards": ("ComposedReward",),
+    "rmtrl.ppo.trainer": ("PPOTrainer",),
+    "rmtrl.reward.callbacks": ("CenterRewardCallback", "LengthBiasCallback", "MarginCallback", "RewardCallback"),
+    "rmtrl.reward.config": ("RewardConfig",),
+    "rmtrl.reward.dpo_scorer": ("DPOScorer",),
+    "rmtrl.reward.ensemble": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
+    "rmtrl.reward.laplace": ("LaplaceScorer",),
+    "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
+    "rmtrl.reward.scorer": ("RewardScorer",),
+    "rmtrl.reward.trainer": ("RewardTrainer",),
+    "rmtrl.types": ("Estimate", "PairRewards", "Scorer"),
+}  # fmt: skip
+_HOMES = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
-    "BenchmarkCallback",
-    "CalibrationCallback",
-    "CenterRewardCallback",
-    "ComposedReward",
-    "DPOScorer",
-    "EnsembleScorer",
-    "Estimate",
-    "HeadEnsembleScorer",
-    "LaplaceScorer",
-    "LengthBiasCallback",
-    "MCDropoutScorer",
-    "MarginCallback",
-    "OveroptimizationCallback",
-    "PPOCallback",
-    "PPOConfig",
-    "PPOTrainer",
-    "PairRewards",
-    "PreferencePairValidatorCollator",
-    "RewardCallback",
-    "RewardConfig",
-    "RewardScorer",
-    "RewardTrainer",
-    "Scorer",
-]
+    "BenchmarkCallback", "CalibrationCallback", "CenterRewardCallback", "ComposedReward", "DPOScorer",
+    "EnsembleScorer", "Estimate", "HeadEnsembleScorer", "LaplaceScorer", "LengthBiasCallback", "MCDropoutScorer",
+    "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer", "PairRewards",
+    "PreferencePairValidatorCollator", "RewardCallback", "RewardConfig", "RewardScorer", "RewardTrainer", "Scorer",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

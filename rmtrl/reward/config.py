@@ -3,23 +3,14 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig as TRLRewardConfig
 
-from rmtrl.reward.losses import LOSS_TYPES, TIE_LOSSES
+from rmtrl.reward.losses import TIE_LOSSES, LossType
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "pair_validation": ("warn", "drop", "raise"),
-    "ties": ("drop", "raise"),
-    "loss_type": LOSS_TYPES,
-    "head": ("linear", "mlp"),
-    "pooling": ("last", "mean"),
-    "head_init": ("model", "normal"),
-    "shared_prefix": ("auto", True, False),
-}
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing": (lambda value: 0 <= value < 0.5, "from 0 to below ½"),
     "head_dropout": (lambda value: 0 <= value < 1, "from 0 to below 1"),
@@ -102,24 +93,15 @@ class RewardConfig(TRLRewardConfig):
     ```
     """
 
-    pair_validation: str = field(
+    pair_validation: Literal["warn", "drop", "raise"] = field(
         default="warn",
-        metadata={
-            "help": "What to do with pairs that cannot teach a preference: `warn` (count, train on them as TRL does), "
-            "`drop` (weight 0) or `raise`.",
-            "choices": ["warn", "drop", "raise"],
-        },
+        metadata={"help": "What to do with pairs that cannot teach a preference: `warn` (count, train on them as TRL "
+                          "does), `drop` (weight 0) or `raise`."},
+    )  # fmt: skip
+    ties: Literal["drop", "raise"] = field(
+        default="drop", metadata={"help": "What to do with ties (`preference` ½) that the loss has no place for."}
     )
-    ties: str = field(
-        default="drop",
-        metadata={
-            "help": "What to do with ties (`preference` ½) where the loss has no place for them: `drop` or `raise`.",
-            "choices": ["drop", "raise"],
-        },
-    )
-    loss_type: str = field(
-        default="bradley_terry", metadata={"help": "The loss of a pair.", "choices": list(LOSS_TYPES)}
-    )
+    loss_type: LossType = field(default="bradley_terry", metadata={"help": "The loss of a pair."})
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of labels taken to be wrong, below ½."})
     soft_labels: bool = field(
         default=False, metadata={"help": "Whether `preference`, the share of votes for chosen, is the label."}
@@ -134,15 +116,13 @@ class RewardConfig(TRLRewardConfig):
     attribute_weights: dict[str, float] | str | None = field(
         default=None, metadata={"help": "Weight of each criterion in the reward, as JSON: '{\"usefulness\": 1}'."}
     )
-    head: str = field(default="linear", metadata={"help": "Kind of the score head.", "choices": ["linear", "mlp"]})
-    pooling: str = field(
-        default="last",
-        metadata={"help": "What the head reads: the last token or the mean.", "choices": ["last", "mean"]},
+    head: Literal["linear", "mlp"] = field(default="linear", metadata={"help": "Kind of the score head."})
+    pooling: Literal["last", "mean"] = field(
+        default="last", metadata={"help": "What the head reads: the last token or the mean."}
     )
     head_dropout: float = field(default=0.0, metadata={"help": "Dropout of the head; `disable_dropout` keeps it."})
-    head_init: str = field(
-        default="model",
-        metadata={"help": "How the head starts: as loaded, or N(0, 1/(d + 1)).", "choices": ["model", "normal"]},
+    head_init: Literal["model", "normal"] = field(
+        default="model", metadata={"help": "How the head starts: as loaded, or N(0, 1/(d + 1))."}
     )
     n_heads: int = field(default=1, metadata={"help": "Heads on one backbone; their spread is an uncertainty."})
     trainable_layers: int | None = field(
@@ -150,11 +130,9 @@ class RewardConfig(TRLRewardConfig):
     )
     shared_prefix: Literal["auto", True, False] = field(
         default="auto",
-        metadata={
-            "help": "Whether the tokens that both sides of a pair start with are computed once, without padding: "
-            "`auto` (where that is exact), `True` (else raise) or `False` (padded batches, as in TRL).",
-        },
-    )
+        metadata={"help": "Whether the tokens that both sides of a pair start with are computed once, without "
+                          "padding: `auto` (where that is exact), `True` (else raise) or `False` (as in TRL)."},
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if isinstance(self.attribute_weights, str):
@@ -173,8 +151,9 @@ class RewardConfig(TRLRewardConfig):
 
     def _check(self) -> None:
         """Raises the first setting that cannot be used."""
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+        for name, kind in RewardConfig.__annotations__.items():
+            choices = get_args(kind) if str(kind).startswith("typing.Literal") else ()
+            if choices and getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
                 raise ValueError(f"`{name}` must be one of {wanted}, got {getattr(self, name)!r}")
         for name, (holds, wanted) in _RANGES.items():

@@ -73,7 +73,7 @@ class Head:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self) | {"criteria": list(self.criteria), "weights": list(self.weights)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Head":

@@ -6,11 +6,12 @@ a last dimension of ensemble members is welcome.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
-LOSS_TYPES = ("bradley_terry", "rao_kupper", "davidson", "mse", "bce", "attributes")
+LossType = Literal["bradley_terry", "rao_kupper", "davidson", "mse", "bce", "attributes"]
 TIE_LOSSES = ("rao_kupper", "davidson")
 """Losses that give a tie a probability of its own."""
 

@@ -17,7 +17,7 @@ from rmtrl.data.messages import is_blank, is_filled, without_fillings
 from rmtrl.errors import DataError, ModelError, RenderingError
 from rmtrl.models import n_embeddings, position_limit, position_tables
 from rmtrl.reward.batching import shared_prefix_length
-from rmtrl.reward.rendering import completion_starts, try_encode, values_of
+from rmtrl.reward.rendering import completion_starts, starts_twice, try_encode, values_of
 from rmtrl.types import Conversation, chats
 
 logger = get_logger(__name__)
@@ -177,19 +177,22 @@ class SetTokens(NamedTuple):
 
 
 def check_fits(
-    model: Any, tokens: SetTokens, name: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
-) -> str | None:
-    """Returns what to say of pairs that the model was not made for, and whose scores are refused; `None` of others.
+    model: Any, tokens: SetTokens, name: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None,
+    strict: bool,
+) -> None:  # fmt: skip
+    """Warns of a set's pairs that the model was not made for, or that a scorer of it will refuse.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The model.
-        tokens ([`SetTokens`]): What a set asks of it.
+        tokens ([`SetTokens`]): What the set asks of it.
         name (`str`): The set's, for the message.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): What the tokens are of.
         max_length (`int`, *optional*): Longer pairs do not reach the model.
+        strict (`bool`): Whether a second start token raises.
 
     Raises:
         ModelError: If the model has no embedding of a token or of a position.
+        RenderingError: If sequences start with the start token twice.
     """
     if tokens.highest >= n_embeddings(model):
         raise ModelError(
@@ -199,13 +202,17 @@ def check_fits(
         )
     limit = position_limit(model) or sys.maxsize
     longer = int(((tokens.lengths > limit) & (tokens.lengths <= (max_length or sys.maxsize))).sum())
-    if not longer:
-        return None
-    said = (
-        f"{longer:,} of {len(tokens.lengths):,} pairs of the {name} set are longer than the model's {limit:,} "
-        f"positions (the longest has {tokens.lengths.max():,} tokens); set max_length={limit}, and they are left out "
-        "and counted"
-    )
-    if position_tables(model):
-        raise ModelError(said)
-    return said
+    if longer:
+        said = (
+            f"{longer:,} of {len(tokens.lengths):,} pairs of the {name} set are longer than the model's {limit:,} "
+            f"positions (the longest has {tokens.lengths.max():,} tokens); set max_length={limit}, and they are left "
+            "out and counted"
+        )
+        if position_tables(model):
+            raise ModelError(said)
+        logger.warning(said)
+    if tokens.start_twice:
+        said = starts_twice(tokenizer, f"{tokens.start_twice:,} pairs of the {name} set start")
+        if strict:
+            raise RenderingError(said)
+        logger.warning(said)

@@ -13,7 +13,7 @@ from rmtrl.metrics import (
     pair_wins,
     worst_group_accuracy,
 )
-from rmtrl.types import Estimate, PairRewards
+from rmtrl.types import PairRewards
 
 
 def pair_figures(pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:
@@ -43,15 +43,6 @@ def pair_figures(pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequenc
         "accuracy_by_domain": domain_accuracy(wins, names, groups),
         "worst_domain": dict([worst_group_accuracy(wins, names, groups)]),
     }
-
-
-def plain(figures: Any) -> Any:
-    """Returns figures with every [`Estimate`] as a dictionary, ready for JSON."""
-    if isinstance(figures, Estimate):
-        return figures.as_dict()
-    if isinstance(figures, Mapping):
-        return {key: plain(value) for key, value in figures.items()}
-    return figures
 
 
 def summary(folder: str, counts: Mapping[str, Any], sizes: Mapping[str, int], figures: Mapping[str, Any]) -> str:
@@ -108,8 +99,8 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
     if not {"train", "test", "spillover"} <= set(figures):
         return []
     accuracy = {name: figures[name]["accuracy"] for name in ("train", "test", "spillover")}
-    memory = _difference(accuracy["train"], accuracy["test"])
-    domains = _difference(accuracy["test"], accuracy["spillover"])
+    memory = combined_estimate((accuracy["train"], accuracy["test"]), (1, -1))
+    domains = combined_estimate((accuracy["test"], accuracy["spillover"]), (1, -1))
     spread = figures["train"]["reward"]["std"] / max(figures["test"]["reward"]["std"], 1e-12)
     said = [
         f"overfitting: {memory:+.3f} better on pairs it was trained on; "
@@ -125,11 +116,6 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
         f"train to spillover   {shown}; spread of rewards train / test {spread:.2f}",
         f"overfitting          {'; '.join(said)}",
     ]
-
-
-def _difference(first: Estimate, second: Estimate) -> Estimate:
-    """Returns first minus second of two independent sets."""
-    return combined_estimate((first, second), (1, -1), method="intervals of two sets, combined in squares")
 
 
 def _verdict(test: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
-from rmtrl.errors import DataError, ModelError, RenderingError
+from rmtrl.errors import DataError, ModelError
 from rmtrl.io import write_json
 from rmtrl.metrics import reward_metrics
 from rmtrl.models import base_model, check_finite, check_weights
@@ -35,7 +35,7 @@ from rmtrl.reward.checkpoint import (
     stored_record,
     with_custom_head,
     with_trained_head,
-)
+)  # fmt: skip
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, takes_gradients
 from rmtrl.reward.objective import Objective
@@ -50,9 +50,9 @@ from rmtrl.reward.pairs import (
     pair_rewards,
     step_columns,
     without_ties,
-)
+)  # fmt: skip
 from rmtrl.reward.preparation import SetTokens, check_fits, constants_of, count_too_long, prepare_text
-from rmtrl.reward.rendering import Rendering, starts_twice
+from rmtrl.reward.rendering import Rendering
 from rmtrl.reward.scoring import batch_outputs
 from rmtrl.reward.shared_prefix import PrefixSharing
 
@@ -192,17 +192,12 @@ class RewardTrainer(TRLRewardTrainer):
         """Says of a prepared set, before a step, what the model cannot take or a scorer of it will not."""
         if not isinstance(dataset, Dataset):
             return
-        tokenizer = self.processing_class
-        tokens = SetTokens.of(dataset, tokenizer.bos_token_id)
-        said = check_fits(base_model(self.model), tokens, name, tokenizer, max_length=self.args.max_length)
-        if said:
-            logger.warning(said)
-        if tokens.start_twice:
-            self._starts_twice |= name == "train"
-            said = starts_twice(tokenizer, f"{tokens.start_twice:,} pairs of the {name} set start")
-            if self._settings.pair_validation == "raise":
-                raise RenderingError(said)
-            logger.warning(said)
+        tokens = SetTokens.of(dataset, self.processing_class.bos_token_id)
+        self._starts_twice |= name == "train" and tokens.start_twice > 0
+        check_fits(
+            base_model(self.model), tokens, name, self.processing_class, max_length=self.args.max_length,
+            strict=self._settings.pair_validation == "raise",
+        )  # fmt: skip
 
     @property
     def tie_parameter_(self) -> float | None:

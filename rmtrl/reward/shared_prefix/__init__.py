@@ -13,13 +13,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from rmtrl.errors import ModelError
 from rmtrl.models import base_model
 from rmtrl.reward.heads import Float32Linear
-from rmtrl.reward.shared_prefix.forward import (
-    cell_cost,
-    packs_without_mask,
-    rewards_at,
-    why_not_exact,
-    why_not_shared,
-)
+from rmtrl.reward.shared_prefix.forward import cell_cost, packs_without_mask, rewards_at, why_not_exact, why_not_shared
 from rmtrl.reward.shared_prefix.plan import make_rows
 
 logger = get_logger(__name__)
