@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rmtrl.evaluation.audit import LengthCurve
     from rmtrl.evaluation.overoptimization import Part
+    from rmtrl.metrics.lengths import LengthCurve
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -104,7 +104,7 @@ def reward_against_length(
     """Returns a figure of every response's reward against its length, with the mean reward of each bin of lengths.
 
     Args:
-        curve ([`~rmtrl.evaluation.audit.LengthCurve`]): Reward by length.
+        curve ([`~rmtrl.metrics.lengths.LengthCurve`]): Reward by length.
         scores, lengths (`(N,)` arrays): Reward and length of each response.
         unit (`str`): Unit of the lengths.
         title (`str`): Title of the figure.
@@ -112,7 +112,7 @@ def reward_against_length(
     Example:
 
     ```python
-    >>> from rmtrl.evaluation.audit import length_curve
+    >>> from rmtrl.metrics.lengths import length_curve
     >>> figure = reward_against_length(length_curve(scores, lengths), scores, lengths)
     >>> figure.savefig("reward_against_length.png")
     ```
