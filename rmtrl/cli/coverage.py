@@ -31,8 +31,8 @@ def coverage(
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
     from rmtrl.data.annotations.reading import read_annotations
-    from rmtrl.data.coverage import coverage as compare
-    from rmtrl.data.coverage import read_design
+    from rmtrl.data.design import coverage as compare
+    from rmtrl.data.design import read_design
     from rmtrl.data.reading.loading import load_rows
 
     plan = read_design(design)

@@ -180,13 +180,13 @@ def preference_rates(pairs: Dataset, columns: Sequence[str] = ("domain", "langua
     ```
     """
     names = [column for column in columns if column in pairs.column_names]
-    table = pd.DataFrame({name: [str(v) for v in pairs.with_format(None)[name]] for name in (*names, "prompt_id")})
+    table = pd.DataFrame({name: [str(v) for v in pairs.with_format(None)[name][:]] for name in (*names, "prompt_id")})
     gaps = [
         len(conversation_text(chosen)) - len(conversation_text(rejected))
         for batch in pairs.select_columns(["chosen", "rejected"]).iter(1000)
         for chosen, rejected in zip(batch["chosen"], batch["rejected"], strict=True)
     ]
-    tie = np.asarray(pairs["preference"]) == 0.5 if "preference" in pairs.column_names else False
+    tie = np.asarray(pairs["preference"][:]) == 0.5 if "preference" in pairs.column_names else False
     table = table.assign(longer=(np.sign(gaps) + 1) / 2, tie=tie)
     return {name: {value: _rates(rows) for value, rows in table.groupby(name)} for name in names}
 
