@@ -47,8 +47,8 @@ def coverage(
         criteria=() if judged is None else judged.criteria,
         sources=Counter(str(row.get("source", "unknown")) for row in texts) or None,
     )
-    given = dict(_response(number, row) for number, row in enumerate(texts, 1))
-    biases = [] if judged is None else vote_bias(judged, given)
+    given = (_response(number, row) for number, row in enumerate(texts, 1))
+    biases = [] if judged is None else vote_bias(judged, dict(given))
     flagged = {bias.annotator: list(bias.flags) for bias in biases if bias.flags}
     if as_json:
         rates = {
