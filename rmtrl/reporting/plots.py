@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtrl.errors import DataError
+from rmtrl.io import replacing
 from rmtrl.metrics import ReliabilityCurve
 
 if TYPE_CHECKING:
@@ -30,10 +31,8 @@ _PANELS = [
 
 def save_figure(figure: "Figure", path: Path, *, dpi: float | str = "figure") -> None:
     """Saves a figure beside and renames it, so that the file is the old one or the new one; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.new{path.suffix}")
-    figure.savefig(beside, dpi=dpi)
-    beside.replace(path)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=dpi, format=path.suffix[1:])
 
 
 def reliability_diagram(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> "Figure":
