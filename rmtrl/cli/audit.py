@@ -164,13 +164,13 @@ def _lengths(responses: Sequence[Any], scorer: "RewardScorer | None") -> list[in
 
 
 def _probed(scorer: "RewardScorer", pairs: "Dataset", n: int, seed: int) -> "list[Probe]":
-    from rmtrl.evaluation.probes import probe, probe_end_token
+    from rmtrl.evaluation.probes import probe
     from rmtrl.types import Chat
 
     drawn = pairs.shuffle(seed=seed).select(range(min(n, len(pairs))))
     sides = ([Chat.of(row["prompt"], row) for row in drawn], list(drawn["chosen"]))
     settings: dict[str, Any] = {"prompt_ids": list(drawn["prompt_id"]), "seed": seed}
-    return [*probe(scorer, *sides, **settings), probe_end_token(scorer, *sides, **settings)]
+    return probe(scorer, *sides, end_token=True, **settings)
 
 
 def _write(
