@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
     from rmtrl.reward.config import RewardConfig
     from rmtrl.reward.dpo_scorer import DPOScorer
-    from rmtrl.reward.ensemble import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
     from rmtrl.reward.laplace import LaplaceScorer
     from rmtrl.reward.pairs import PreferencePairValidatorCollator
     from rmtrl.reward.scorer import RewardScorer
     from rmtrl.reward.trainer import RewardTrainer
+    from rmtrl.reward.uncertainty import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
     from rmtrl.types import Estimate, PairRewards, Scorer
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _EXPORTS = {
     "rmtrl.reward.callbacks": ("CenterRewardCallback", "LengthBiasCallback", "MarginCallback", "RewardCallback"),
     "rmtrl.reward.config": ("RewardConfig",),
     "rmtrl.reward.dpo_scorer": ("DPOScorer",),
-    "rmtrl.reward.ensemble": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
+    "rmtrl.reward.uncertainty": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
     "rmtrl.reward.laplace": ("LaplaceScorer",),
     "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
     "rmtrl.reward.scorer": ("RewardScorer",),

@@ -15,13 +15,15 @@
 """
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
-from rmtrl.metrics import length_bias
+from rmtrl.metrics import length_bias, reward_metrics
+from rmtrl.reward.pairs import REASONS
 from rmtrl.types import PairRewards
 
 
@@ -51,6 +53,29 @@ class RewardCallback(TrainerCallback):
             prefix (`str`): `""` in training, `"eval_"` (or the set's own) in evaluation.
         """
         raise NotImplementedError
+
+
+def invalid_logs(pairs: PairRewards, prefix: str) -> dict[str, float]:
+    """Returns how many pairs are invalid, by reason."""
+    codes, counts = np.unique(pairs.reason[pairs.reason > 0], return_counts=True)
+    return {f"{prefix}invalid_pairs/{REASONS[c - 1]}": float(n) for c, n in zip(codes, counts, strict=True)}
+
+
+def pair_logs(pairs: PairRewards, prefix: str, domains: Sequence[str]) -> dict[str, float]:
+    """Returns the figures of pairs that a trainer logs; those of training have the loss that the host stepped on.
+
+    Args:
+        pairs ([`PairRewards`]): Sound ones.
+        prefix (`str`): See [`RewardCallback.on_rewards`].
+        domains (`Sequence[str]`): Names of the domains.
+    """
+    decided = pairs.decided
+    logs = reward_metrics(decided, domains) if len(decided) else {}
+    if len(decided) < len(pairs):
+        logs["ties"] = float(len(pairs) - len(decided))
+    if len(pairs) and prefix:
+        logs["loss"] = float(pairs.loss.mean())
+    return {f"{prefix}{key}": value for key, value in logs.items()}
 
 
 def log_histogram(state: TrainerState, name: str, values: NDArray[np.float64]) -> None:

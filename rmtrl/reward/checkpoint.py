@@ -1,7 +1,6 @@
 """Reward models loaded to score and to train, and what is stored beside them; a head without weights is refused."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -15,6 +14,7 @@ from trl import RewardConfig as TRLRewardConfig
 from trl.trainer.utils import create_model_from_path
 
 from rmtrl.errors import FreshHeadError, ModelError
+from rmtrl.io import read_object, write_json
 from rmtrl.models import base_model, find_file, load_model, n_embeddings, quietly
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import (
@@ -48,8 +48,26 @@ def stored_head(path: str | Path) -> Head:
 def stored_record(path: str | Path) -> dict[str, Any]:
     """Returns the `rmtrl.json` of a checkpoint folder or hub id, empty where it has none."""
     file = find_file(path, "rmtrl.json")
-    stored: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    return stored
+    return read_object(Path(file)) if file else {}
+
+
+def write_record(
+    folder: str | Path, head: Head, tie_parameter: float | None, rendering: Rendering, *, chosen_by: str | None
+) -> None:
+    """Writes `rmtrl.json` beside a model's weights.
+
+    Args:
+        folder (`str` or `Path`): Where the weights are.
+        head ([`Head`]): The model's.
+        tie_parameter (`float`, *optional*): Of a loss that knows ties.
+        rendering ([`Rendering`]): How its training data was rendered.
+        chosen_by (`str`, *optional*): The figure that the checkpoint is chosen by, which an evaluator must know.
+    """
+    record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()}
+    record |= {"head": head.as_dict(), "tie_parameter": tie_parameter}
+    if chosen_by is not None:
+        record["config"] = {"metric_for_best_model": chosen_by}
+    write_json(Path(folder) / "rmtrl.json", record)
 
 
 def load_reward_model(path: str | Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Any:

@@ -9,7 +9,9 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig as TRLRewardConfig
 
-from rmtrl.reward.losses import TIE_LOSSES, LossType
+LossType = Literal["bradley_terry", "rao_kupper", "davidson", "mse", "bce", "attributes"]
+TIE_LOSSES = ("rao_kupper", "davidson")
+"""Losses that give a tie a probability of its own."""
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing": (lambda value: 0 <= value < 0.5, "from 0 to below ½"),

@@ -1,4 +1,4 @@
-"""The losses of preference learning, as pure functions of reward tensors: one number a pair, no state.
+"""The losses of preference learning, as pure functions of reward tensors, and what a configuration makes of a batch.
 
 Written with r_w and r_l for the rewards of the chosen and the rejected response, m = r_w − r_l, σ the logistic
 function, and `label` for the share of votes for chosen: 1 where it won, ½ for a tie. Every function is elementwise, so
@@ -6,14 +6,13 @@ a last dimension of ensemble members is welcome.
 """
 
 import math
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
-LossType = Literal["bradley_terry", "rao_kupper", "davidson", "mse", "bce", "attributes"]
-TIE_LOSSES = ("rao_kupper", "davidson")
-"""Losses that give a tie a probability of its own."""
+from rmtrl.reward.config import TIE_LOSSES, RewardConfig
+from rmtrl.reward.heads import Head
 
 
 def bradley_terry_loss(
@@ -246,3 +245,107 @@ def center_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     ```
     """
     return (chosen + rejected) ** 2
+
+
+_FIRST_RATE = 0.5
+_FIRST_TIE_PARAMETER = {"rao_kupper": 0.5, "davidson": 1.0}
+
+
+class Objective:
+    """
+    The loss of a configuration.
+
+    After training, `tie_parameter_` is the fitted η or ν of a loss that knows ties, `None` for another.
+
+    Args:
+        settings ([`RewardConfig`]): The configuration.
+    """
+
+    def __init__(self, settings: RewardConfig) -> None:
+        self.settings = settings
+        self.head = Head.of(settings)
+        self.tie_parameter_: float | None = None
+        if settings.loss_type in TIE_LOSSES:
+            self.tie_parameter_ = settings.tie_parameter or _FIRST_TIE_PARAMETER[settings.loss_type]
+        self.mean_weight: float | None = None  # of the training set, once it is known
+        self._drops = settings.pair_validation == "drop"
+        self._unfitted: list[torch.Tensor] = []
+
+    def losses(
+        self, outputs: torch.Tensor, inputs: Mapping[str, torch.Tensor], *, sound: torch.Tensor, training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns rewards of chosen and rejected and the loss of each pair, `(B,)` each.
+
+        Args:
+            outputs (`(2B, n_outputs)` float32 tensor): Of the head, chosen before rejected.
+            inputs (`Mapping`): The batch.
+            sound (`(B,)` tensor): False for pairs whose numbers must not enter the graph.
+            training (`bool`): Whether members see their own bootstrap.
+        """
+        chosen, rejected = outputs.chunk(2)
+        rewards = self.head.reward(chosen), self.head.reward(rejected)
+        if self.head.criteria and "targets" not in inputs:  # rewards can be predicted without
+            losses = torch.full_like(rewards[0], float("nan"))
+        elif self.head.criteria:
+            wanted = inputs["targets"].chunk(2)
+            losses = (attributes_loss(chosen, wanted[0]) + attributes_loss(rejected, wanted[1])) / 2
+            losses = losses + self._center(*rewards)
+        else:
+            members = self._member_losses(chosen, rejected, inputs, sound) + self._center(chosen, rejected)
+            if training and "bootstrap" in inputs:
+                members = members * inputs["bootstrap"]
+            losses = members.mean(dim=-1)
+        if "weight" in inputs:
+            losses = losses * inputs["weight"] / (self.mean_weight or 1.0)
+        return *rewards, losses
+
+    def _member_losses(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, inputs: Mapping[str, torch.Tensor], sound: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the loss of every member, `(B, K)`."""
+        settings, margin = self.settings, chosen - rejected
+        label = inputs["label"][:, None].expand_as(margin) if "label" in inputs else None
+        if settings.loss_type == "bradley_terry":
+            # a margin that is no number must not enter the graph: 0 · NaN is NaN in its gradient
+            shift = torch.where(sound, inputs["margin"], 0.0)[:, None] if "margin" in inputs else 0.0
+            label = label if settings.soft_labels else None
+            return bradley_terry_loss(margin, label, shift=shift, label_smoothing=settings.label_smoothing)
+        label = torch.ones_like(margin) if label is None else label
+        if settings.loss_type == "mse":
+            return mse_loss(chosen, rejected, label)
+        if settings.loss_type == "bce":
+            return bce_loss(chosen, rejected, label)
+        assert self.tie_parameter_ is not None
+        return tie_loss(margin, label, loss_type=settings.loss_type, tie_parameter=self.tie_parameter_)
+
+    def _center(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor | float:
+        coefficient = self.settings.center_rewards_coefficient
+        return 0.0 if coefficient is None else coefficient * center_loss(chosen, rejected)
+
+    @property
+    def fits_ties(self) -> bool:
+        """Whether a tie parameter is to be fitted."""
+        return self.tie_parameter_ is not None and self.settings.tie_parameter is None
+
+    def fit_ties(self, pairs: Mapping[str, torch.Tensor], *, step: int, last: bool) -> None:
+        """Moves the tie parameter by one descent step, at the last micro-batch of an optimizer step.
+
+        The size of the step falls with their number, so that the parameter settles.
+
+        Args:
+            pairs (`Mapping`): Those of the micro-batch, over all processes; see [`~rmtrl.reward.pairs.step_columns`].
+            step (`int`): Optimizer steps so far.
+            last (`bool`): Whether the optimizer steps after this micro-batch.
+        """
+        assert self.tie_parameter_ is not None
+        margin = pairs["chosen"] - pairs["rejected"]
+        weight = torch.where(pairs["reason"] == 0, pairs["weight"], 0.0) if self._drops else pairs["weight"]
+        self._unfitted.append(torch.stack([margin, pairs["label"], weight]))
+        if not last:
+            return
+        margin, label, weight = torch.cat(self._unfitted, dim=1)
+        self._unfitted = []
+        self.tie_parameter_ = fit_tie_parameter(
+            self.tie_parameter_, margin, label, weight, loss_type=self.settings.loss_type,
+            rate=max(_FIRST_RATE / (1 + step / 50), _FIRST_RATE / 10),
+        )  # fmt: skip

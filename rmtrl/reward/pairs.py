@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from rmtrl.errors import DataError, InvalidPairError
 from rmtrl.reward.batching import shared_prefix_length
@@ -297,6 +298,19 @@ class PreferencePairValidatorCollator:
         if self.max_length is not None and max(len(chosen), len(rejected)) > self.max_length:
             return "too_long"
         return None if math.isfinite(example.get("margin", 0.0)) else "non_finite_margin"
+
+
+def validating(
+    collator: Any, wrap: Callable[[Collator], Collator], tokenizer: PreTrainedTokenizerBase, max_length: int | None,
+    policy: str,
+) -> PreferencePairValidatorCollator:  # fmt: skip
+    """Returns the collator where it validates already, else one that does around what `wrap` makes of it."""
+    if isinstance(collator, PreferencePairValidatorCollator):
+        return collator
+    start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return PreferencePairValidatorCollator(
+        wrap(collator), policy=policy, bos_token_id=start, eos_token_id=tokenizer.eos_token_id, max_length=max_length
+    )
 
 
 def check_some_sound(dataset: Dataset, collator: PreferencePairValidatorCollator) -> None:

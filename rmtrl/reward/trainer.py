@@ -5,7 +5,6 @@ import inspect
 import sys
 from collections.abc import Sequence
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,34 +23,13 @@ from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
 from rmtrl.errors import DataError, ModelError
-from rmtrl.io import write_json
-from rmtrl.metrics import reward_metrics
 from rmtrl.models import base_model, check_finite, check_weights
-from rmtrl.reward.callbacks import RewardCallback
-from rmtrl.reward.checkpoint import (
-    check_head,
-    replace_pad_token,
-    start_head,
-    stored_record,
-    with_custom_head,
-    with_trained_head,
-)  # fmt: skip
+from rmtrl.reward import checkpoint, pairs, preparation
+from rmtrl.reward.callbacks import RewardCallback, invalid_logs, pair_logs
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, takes_gradients
-from rmtrl.reward.objective import Objective
-from rmtrl.reward.pairs import (
-    REASONS,
-    LabelCollator,
-    PreferencePairValidatorCollator,
-    check_columns,
-    check_some_sound,
-    mean_weight,
-    pair_columns,
-    pair_rewards,
-    step_columns,
-    without_ties,
-)  # fmt: skip
-from rmtrl.reward.preparation import SetTokens, check_fits, constants_of, count_too_long, prepare_text
+from rmtrl.reward.losses import Objective
+from rmtrl.reward.preparation import SetTokens
 from rmtrl.reward.rendering import Rendering
 from rmtrl.reward.scoring import batch_outputs
 from rmtrl.reward.shared_prefix import PrefixSharing
@@ -136,15 +114,15 @@ class RewardTrainer(TRLRewardTrainer):
     def _start(self, given: dict[str, Any], config: TRLRewardConfig) -> None:
         """Makes model, head and adapter, and lets TRL prepare the rest."""
         model, head, peft_config = given["model"], self._objective.head, given.get("peft_config")
-        check_head(model, head)
+        checkpoint.check_head(model, head)
         if peft_config is not None:
             if peft_config.task_type != "SEQ_CLS":
                 self._differences.append(f'task_type {peft_config.task_type} of the adapter is read as "SEQ_CLS"')
             trusted = config.trust_remote_code
-            given["peft_config"] = with_trained_head(peft_config, model, trust_remote_code=trusted)
+            given["peft_config"] = checkpoint.with_trained_head(peft_config, model, trust_remote_code=trusted)
         given["args"] = config
         if head.is_custom:
-            given["model"] = with_custom_head(model, head, config, given.pop("quantization_config", None))
+            given["model"] = checkpoint.with_custom_head(model, head, config, given.pop("quantization_config", None))
             given["args"] = copy.copy(config)
             given["args"].model_init_kwargs = None
         super().__init__(**given)
@@ -155,7 +133,7 @@ class RewardTrainer(TRLRewardTrainer):
                 'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'
             )
         compute_head_in_float32(self.model)
-        self._differences += start_head(self.model, self._settings, head)
+        self._differences += checkpoint.start_head(self.model, self._settings, head)
         for adapter in getattr(self.model, "peft_config", {}).values():
             # TRL lists a language model's head for saving with a cloned chat template, and there is none
             adapter.modules_to_save = [name for name in adapter.modules_to_save or () if name != "lm_head"] or None
@@ -163,7 +141,7 @@ class RewardTrainer(TRLRewardTrainer):
     def _check_and_print(self) -> None:
         """Makes model, tokenizer, sets and collator fit each other, and prints what differs from TRL."""
         tokenizer, policy = self.processing_class, self._settings.pair_validation
-        if replaced := replace_pad_token(self.model, tokenizer):
+        if replaced := checkpoint.replace_pad_token(self.model, tokenizer):
             self._differences.append(replaced)
             if hasattr(self.data_collator, "pad_token_id"):
                 self.data_collator.pad_token_id = tokenizer.pad_token_id
@@ -173,16 +151,10 @@ class RewardTrainer(TRLRewardTrainer):
         self._sharing = PrefixSharing(
             self._settings.shared_prefix, model=self.model, args=self.args, accelerator=self.accelerator
         )
-        collator = self.data_collator
-        if not isinstance(collator, PreferencePairValidatorCollator):
-            start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-            collator = PreferencePairValidatorCollator(
-                self._sharing.wrap(collator), policy=policy, bos_token_id=start, eos_token_id=tokenizer.eos_token_id,
-                max_length=self.args.max_length,
-            )  # fmt: skip
+        collator = pairs.validating(self.data_collator, self._sharing.wrap, tokenizer, self.args.max_length, policy)
         if policy == "drop" and isinstance(self.train_dataset, Dataset):
-            check_some_sound(self.train_dataset, collator)
-        self.data_collator = LabelCollator(collator, self._settings, self._objective.head)
+            pairs.check_some_sound(self.train_dataset, collator)
+        self.data_collator = pairs.LabelCollator(collator, self._settings, self._objective.head)
         if self.args.bf16 or self.args.fp16:
             self._differences.append("the score head and the loss compute in float32")
         for difference in self._differences if self.accelerator.is_main_process else ():
@@ -194,7 +166,7 @@ class RewardTrainer(TRLRewardTrainer):
             return
         tokens = SetTokens.of(dataset, self.processing_class.bos_token_id)
         self._starts_twice |= name == "train" and tokens.start_twice > 0
-        check_fits(
+        preparation.check_fits(
             base_model(self.model), tokens, name, self.processing_class, max_length=self.args.max_length,
             strict=self._settings.pair_validation == "raise",
         )  # fmt: skip
@@ -213,14 +185,14 @@ class RewardTrainer(TRLRewardTrainer):
         key = str(getattr(dataset, "_fingerprint", dataset_name))
         if key not in self._checked:  # a prepared set comes by again at every evaluation
             self._checked.add(key)
-            self._differences += check_columns(self._settings, dataset, columns, dataset_name)
+            self._differences += pairs.check_columns(self._settings, dataset, columns, dataset_name)
         if "preference" in columns:
-            dataset, ties, notes = without_ties(dataset, self._settings, dataset_name)
+            dataset, ties, notes = pairs.without_ties(dataset, self._settings, dataset_name)
             self._differences += notes
             if ties:
                 self.dropped_ties[dataset_name] = ties
         if self._settings.use_weights and objective.mean_weight is None:
-            objective.mean_weight = mean_weight(dataset, dataset_name)  # of the training set, which comes first
+            objective.mean_weight = pairs.mean_weight(dataset, dataset_name)  # of the training set, which comes first
         return self._tokenized(dataset, processing_class, args, dataset_name)
 
     def _tokenized(
@@ -233,8 +205,8 @@ class RewardTrainer(TRLRewardTrainer):
         is_text = "chosen" in columns and "chosen_ids" not in columns
         if is_text:
             if dataset_name == "train":
-                self._template_constants = constants_of(dataset)
-            dataset = prepare_text(
+                self._template_constants = preparation.constants_of(dataset)
+            dataset = preparation.prepare_text(
                 dataset, processing_class, constants=self._template_constants,
                 starts=self._settings.pooling == "mean", num_proc=args.dataset_num_proc,
             )  # fmt: skip
@@ -242,7 +214,7 @@ class RewardTrainer(TRLRewardTrainer):
         if is_text and hasattr(self, "_sharing"):  # else the model is not there yet, or the set was checked
             self._check_set(kept, dataset_name)
         if isinstance(kept, Dataset):
-            dropped = count_too_long(dataset, kept, dataset_name, args.max_length)
+            dropped = preparation.count_too_long(dataset, kept, dataset_name, args.max_length)
             if is_text or dropped:  # a prepared set comes by again at every evaluation
                 self.dropped_pairs[dataset_name] = dropped
             if args.train_sampling_strategy == "group_by_length" and args.length_column_name not in kept.column_names:
@@ -252,7 +224,7 @@ class RewardTrainer(TRLRewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        ours = [*pair_columns(self._settings), self.args.length_column_name]
+        ours = [*pairs.pair_columns(self._settings), self.args.length_column_name]
         self._signature_columns = list(dict.fromkeys([*columns, *ours]))  # type: ignore[assignment]
 
     # Steps that stay finite
@@ -290,7 +262,7 @@ class RewardTrainer(TRLRewardTrainer):
         scores = outputs.logits.float()
         sound = inputs["reason"] == 0 if self._drops else torch.ones_like(scores[::2, 0], dtype=torch.bool)
         chosen, rejected, losses = self._objective.losses(scores, inputs, sound=sound, training=model.training)
-        self._record(step_columns(inputs, chosen.detach(), rejected.detach(), losses.detach()))
+        self._record(pairs.step_columns(inputs, chosen.detach(), rejected.detach(), losses.detach()))
         # divided by all pairs, so that a pair weighs the same whatever stands beside it in its micro-batch
         loss = torch.where(sound, losses, 0.0).mean()
         return (loss, outputs) if return_outputs else loss
@@ -315,37 +287,21 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _reward_logs(self, steps: Sequence[Step], prefix: str, domains: Sequence[str] = ()) -> dict[str, float]:
         """Returns the figures of the pairs of some steps; `pairs_` holds them afterwards."""
-        self.pairs_ = pairs = pair_rewards(steps)
-        logs = {
-            f"{prefix}invalid_pairs/{REASONS[code - 1]}": float((pairs.reason == code).sum())
-            for code in np.unique(pairs.reason[pairs.reason > 0])
-        }
-        self._warn_of_invalid(logs)
-        pairs = pairs.where(pairs.reason == 0) if self._drops else pairs
-        if len(pairs) == 0:
-            return logs
-        decided = pairs.decided
-        if len(decided) < len(pairs):
-            logs[f"{prefix}ties"] = float(len(pairs) - len(decided))
-        if prefix:  # in training, the host logs the loss it stepped on
-            logs[f"{prefix}loss"] = float(pairs.loss.mean())
-        if len(decided) == 0:
-            return logs
-        logs |= {f"{prefix}{key}": value for key, value in reward_metrics(decided, domains).items()}
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RewardCallback):
-                scalars = callback.on_rewards(self.args, self.state, self.control, pairs=decided, prefix=prefix)
-                logs |= {f"{prefix}{key}": value for key, value in scalars.items()}
-        return logs
-
-    def _warn_of_invalid(self, logs: dict[str, float]) -> None:
-        """Says once of each kind of invalid pairs that there are some."""
-        for key in logs.keys() - self._warned:
+        self.pairs_ = found = pairs.pair_rewards(steps)
+        logs = invalid_logs(found, prefix)
+        for key in logs.keys() - self._warned:  # once of each kind
             self._warned.add(key)
             logger.warning(
                 f"{logs[key]:.0f} pairs since the last log or of this evaluation set are {key.split('/')[-1]} "
                 f"(pair_validation={self._settings.pair_validation!r}); the log key {key} counts them"
             )
+        found = found.where(found.reason == 0) if self._drops else found
+        logs |= pair_logs(found, prefix, domains)
+        for callback in self.callback_handler.callbacks if len(decided := found.decided) else ():
+            if isinstance(callback, RewardCallback):
+                scalars = callback.on_rewards(self.args, self.state, self.control, pairs=decided, prefix=prefix)
+                logs |= {f"{prefix}{key}": value for key, value in scalars.items()}
+        return logs
 
     def _num_tokens(self) -> float:
         """Returns the tokens trained on so far."""
@@ -432,25 +388,22 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        rendering = Rendering.of(
-            self.processing_class, max_length=self.args.max_length, start_twice=self._starts_twice,
-            **self._template_constants,
+        variables = {"start_twice": self._starts_twice, **self._template_constants}
+        checkpoint.write_record(
+            output_dir or str(self.args.output_dir), self._objective.head, self.tie_parameter_,
+            Rendering.of(self.processing_class, max_length=self.args.max_length, **variables),
+            chosen_by=self.args.metric_for_best_model if self.args.load_best_model_at_end else None,
         )  # fmt: skip
-        record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()}
-        record |= {"head": self._objective.head.as_dict(), "tie_parameter": self.tie_parameter_}
-        if self.args.load_best_model_at_end:  # an evaluator must know what the checkpoint was chosen on
-            record["config"] = {"metric_for_best_model": self.args.metric_for_best_model}
-        write_json(Path(output_dir or str(self.args.output_dir)) / "rmtrl.json", record)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._objective.tie_parameter_ = stored_record(resume_from_checkpoint).get("tie_parameter")
+        self._objective.tie_parameter_ = checkpoint.stored_record(resume_from_checkpoint).get("tie_parameter")
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         best = self.state.best_model_checkpoint
         if best is not None and self.tie_parameter_ is not None:
-            self._objective.tie_parameter_ = stored_record(best).get("tie_parameter")
+            self._objective.tie_parameter_ = checkpoint.stored_record(best).get("tie_parameter")
 
 
 def _with_our_defaults(args: TRLRewardConfig) -> RewardConfig:

@@ -50,9 +50,8 @@ from rmtrl.calibration.calibrators import TemperatureCalibrator
 from rmtrl.data.synthetic.gold import gold_score
 from rmtrl.data.synthetic.writing import WORDS, Prompt, write_answer
 from rmtrl.metrics import auroc, margin_nll, mean_estimate
-from rmtrl.reward.ensemble import HeadEnsembleScorer
 from rmtrl.reward.laplace import LaplaceScorer
-from rmtrl.reward.uncertainty import UncertainScorer
+from rmtrl.reward.uncertainty import HeadEnsembleScorer, UncertainScorer
 
 WRONG, LEAST_GAP, HEADS, SPOILED = 0.25, 0.09, 8, 0.2
 SCALES = (0.0, *np.geomspace(0.05, 50, 25))

@@ -38,8 +38,7 @@ from rmtrl.errors import ModelError
 from rmtrl.reward.heads import compute_head_in_float32
 from rmtrl.reward.scoring import why_sharing_differs
 from rmtrl.reward.shared_prefix import SharedPrefixCollator
-from rmtrl.reward.shared_prefix.forward import rewards_at, why_not_exact
-from rmtrl.reward.shared_prefix.masks import attention_mask, layer_windows, visible
+from rmtrl.reward.shared_prefix.forward import attention_mask, layer_windows, rewards_at, visible, why_not_exact
 from rmtrl.reward.shared_prefix.plan import PADDING, make_rows, pair_units, plan_calls, row_tokens, shared_unit
 
 PAD, EOS = 0, 3
@@ -281,13 +280,15 @@ def test_probe_is_longer_than_a_window_and_its_comparison_needs_no_trained_head(
     model = new_model("mistral")
     torch.nn.init.zeros_(model.score.weight)
     assert probe(model) is None
-    monkeypatch.setattr("rmtrl.reward.shared_prefix.masks.layer_windows", lambda config: {"all": None})
+    monkeypatch.setattr("rmtrl.reward.shared_prefix.forward.layer_windows", lambda config: {"all": None})
     assert "differ from those of separate passes" in probe(model)
 
 
 def test_probe_finds_a_boolean_mask_under_eager_attention(monkeypatch):
     model = new_model("gemma3", "eager")
-    monkeypatch.setattr("rmtrl.reward.shared_prefix.masks._as_taken", lambda kind, s, p, window, dtype: visible(s, p))
+    monkeypatch.setattr(
+        "rmtrl.reward.shared_prefix.forward._as_taken", lambda kind, s, p, window, dtype: visible(s, p)
+    )
     assert "differ" in probe(model)
 
 
@@ -333,7 +334,7 @@ def test_what_a_model_refuses_is_said_with_the_way_it_refused(monkeypatch):
 
 
 def test_a_mistake_of_our_own_is_not_taken_for_one_of_the_model(monkeypatch):
-    monkeypatch.setattr("rmtrl.reward.shared_prefix.masks.visible", None)
+    monkeypatch.setattr("rmtrl.reward.shared_prefix.forward.visible", None)
     for asked in (probe, lambda model: why_sharing_differs(model, PAD)):
         with pytest.raises(TypeError, match="NoneType"):
             asked(new_model("llama"))

@@ -10,9 +10,14 @@ from transformers import AutoModelForSequenceClassification
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.errors import DataError, ModelError, RenderingError, UsageError
-from rmtrl.reward.ensemble import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
 from rmtrl.reward.heads import Head, draw_head, install_head, last_layers
-from rmtrl.reward.uncertainty import AGGREGATIONS, ScoreDistribution
+from rmtrl.reward.uncertainty import (
+    AGGREGATIONS,
+    EnsembleScorer,
+    HeadEnsembleScorer,
+    MCDropoutScorer,
+    ScoreDistribution,
+)
 from rmtrl.types import Scorer
 
 
