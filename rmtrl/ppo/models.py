@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.ppo.backbone import AdapterSwitch, SharedValue
-from rmtrl.ppo.logprobs import response_logits, token_logprobs
+from rmtrl.ppo.loss import response_logits, token_logprobs
 from rmtrl.reward._hosts import CHECKPOINTING
 from rmtrl.reward.heads import base_model, compute_head_in_float32
 

@@ -12,7 +12,7 @@ from scipy.stats import norm, studentized_range, t
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rmtrl.errors import UsageError
-from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, PromptMeans
+from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, PromptMeans
 from rmtrl.types import Estimate
 
 logger = logging.getLogger(__name__)

@@ -5,17 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from accelerate.logging import get_logger
-from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rmtrl.errors import ModelError, RewardError, UsageError
-from rmtrl.ppo.episodes import Episodes
+from rmtrl.errors import ModelError, UsageError
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_calls import call_reward, shown
 from rmtrl.ppo.rewards import ComposedReward
 from rmtrl.reward.heads import base_model
 from rmtrl.reward.rendering import encode_prompt
@@ -199,47 +195,3 @@ def _same_vocabulary(scorer: RewardScorer, tokenizer: PreTrainedTokenizerBase) -
     if scorer.head.pooling == "mean" or own.eos_token_id is None:
         return False
     return own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
-
-
-def score_episodes(
-    reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes, rows: Sequence[int]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Returns what a reward gives some episodes, `(n,)`, and what its parts gave, where it has parts.
-
-    Args:
-        reward: In TRL's form. It receives messages where the prompt is messages, else text; the other columns of the
-            data; and `prompt_ids`, `completion_ids` and `truncated`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Decodes.
-        prompts ([`Prompts`]): The data set of the prompts.
-        episodes ([`Episodes`]): All episodes.
-        rows (`Sequence[int]`): Which of them to score.
-
-    Raises:
-        RewardError: If the reward fails, or returns something else than a number an episode that float32 holds.
-    """
-    indices = [episodes.indices[row] for row in rows]
-    texts = completions(tokenizer, episodes, rows)
-    given = [prompts.prompts[index] for index in indices]
-    values = call_reward(
-        reward,
-        given,
-        [prompts.answer(index, text) for index, text in zip(indices, texts, strict=True)],
-        prompt_ids=[episodes.prompt_ids[row] for row in rows],
-        completion_ids=[episodes.completion_ids[row] for row in rows],
-        truncated=[episodes.truncated[row] for row in rows],
-        **prompts.columns(indices),
-    )  # fmt: skip
-    too_large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
-    if len(too_large):
-        row = int(too_large[0])
-        raise RewardError(
-            f"the reward {getattr(reward, '__name__', type(reward).__name__)!r} gave {values[row]:g} for completion "
-            f"{row}; wanted a number that float32 holds (3.4e38 at most): {shown(given[row], texts[row])}"
-        )
-    parts = getattr(reward, "parts_", {})
-    return values, {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
-
-
-def completions(tokenizer: PreTrainedTokenizerBase, episodes: Episodes, rows: Sequence[int]) -> list[str]:
-    """Returns the text of some responses, special tokens left out."""
-    return list(tokenizer.batch_decode([episodes.completion_ids[row] for row in rows], skip_special_tokens=True))

@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState
 
 from rmtrl.errors import UsageError
 from rmtrl.metrics import mean_estimate
-from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, Progress, PromptMeans
+from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans
 from rmtrl.ppo.overoptimization import (
     OveroptimizationCallback,
     change_estimate,
