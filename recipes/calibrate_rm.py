@@ -20,10 +20,8 @@ from datasets import Dataset, disable_progress_bars
 from scipy.special import expit
 
 from rmtrl import RewardScorer
+from rmtrl.calibration.calibration import FILE, calibrate, summary
 from rmtrl.calibration.export import export_temperature
-from rmtrl.calibration.fit import calibrate
-from rmtrl.calibration.report import FILE
-from rmtrl.calibration.summary import summary
 from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.evaluation.scoring import SIDES, conversation

@@ -18,8 +18,7 @@ import torch
 from rmtrl.cli.evaluation import Task, evaluate_model, finish, make_task, read_tasks
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
-from rmtrl.evaluation.benchmarks.base import Figure, Figures, Item, average, named, pooled
-from rmtrl.evaluation.benchmarks.pairs import StrictBest
+from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
 from rmtrl.launch import parse_recipe
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
@@ -46,7 +45,7 @@ class EvalRecipeArguments:
     seed: int = field(default=1000, metadata={"help": "Seed of the embedded pairs to evaluate on."})
 
 
-class EmbeddedWorld(StrictBest):
+class EmbeddedWorld(Benchmark):
     """Pairs of the embedded world that its perfect annotator judged, of prompts that training did not have."""
 
     name = "embedded"

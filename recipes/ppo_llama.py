@@ -37,8 +37,7 @@ from rmtrl.launch.policy import (
     summary,
 )
 from rmtrl.ppo.overoptimization import OveroptimizationCallback
-from rmtrl.reporting.plots import save_figure
-from rmtrl.reporting.ppo_plots import training_curves
+from rmtrl.reporting.plots import save_figure, training_curves
 from rmtrl.types import json_ready
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "ppo.yaml"

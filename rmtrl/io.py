@@ -109,6 +109,19 @@ def suffix_of(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+def read_text(path: Path) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"{path} cannot be read: {reason}") from error
+
+
 def read_object(path: Path) -> Row:
     """Returns the JSON object of a file.
 
@@ -122,11 +135,9 @@ def read_object(path: Path) -> Row:
     'rmtrl/plan/1'
     ```
     """
+    text = read_text(path)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path} cannot be read: {reason}; give an existing text file") from error
+        stored = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(stored, dict):

@@ -71,7 +71,7 @@ def test_a_length_meter_is_convicted_from_its_scores_alone(rmtrl, data, by_lengt
 def test_a_fair_model_is_acquitted_and_strict_is_content(rmtrl, data, by_worth):
     code, out, _ = rmtrl("audit", data, "--scores", by_worth, "--strict")
     assert code == 0 and "length: acquitted" in out
-    for line in ("lengths in", "accuracy chosen longer", "length only accuracy", "within kendall", "- accuracy"):
+    for line in ("lengths in", "accuracy chosen longer", "length only accuracy", "within spearman", "- accuracy"):
         assert line in out
 
 

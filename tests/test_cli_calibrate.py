@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmtrl import RewardScorer
-from rmtrl.calibration.report import read_calibration
+from rmtrl.calibration.calibration import read_calibration
 from rmtrl.evaluation.fingerprints import model_fingerprint
 
 ROWS = 40

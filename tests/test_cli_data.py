@@ -102,7 +102,7 @@ def test_a_failed_split_leaves_the_earlier_one(rmtrl, world, tmp_path, monkeypat
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rmtrl.data.provenance.manifest", interrupted)
+    monkeypatch.setattr("rmtrl.data.publishing.manifest", interrupted)
     assert rmtrl("data", "split", folder / "pairs.jsonl", "--out", out, "--seed", 5)[0] == 130
     assert before == digests(out, ["train.jsonl", "splits.json", "manifest.json"])
     assert not list(tmp_path.glob(".splits*"))

@@ -69,6 +69,15 @@ def test_dedup_keeps_all_rows_where_asked(rmtrl, write, tmp_path):
     assert [row["cluster_id"] for row in lines(out)] == ["a", "a", "c"]
 
 
+def test_dedup_says_where_clusters_of_the_data_are_replaced(rmtrl, write, tmp_path):
+    own = [row | {"cluster_id": name} for row, name in zip(ROWS, ("x", "y", None), strict=True)]
+    code, stdout, stderr = rmtrl("data", "dedup", write("data.jsonl", own), "--out", tmp_path / "out.jsonl", "--json")
+    said = "cluster_id of the data is replaced by the clusters found here (2 rows had another)"
+    assert code == 0 and json.loads(stdout)["warnings"] == [said] and said in stderr
+    assert [row["cluster_id"] for row in lines(tmp_path / "out.jsonl")] == ["a", "c"]
+    assert rmtrl("data", "dedup", tmp_path / "out.jsonl")[2].count("warning") == 0  # found again
+
+
 def test_dedup_prints_a_table_for_people(rmtrl, write):
     code, stdout, _ = rmtrl("data", "dedup", write("data.jsonl", ROWS), "--threshold", "0.9")
     assert code == 0 and "near-duplicates" in stdout

@@ -13,7 +13,7 @@ import rmtrl
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
-LAYERS = ["errors", "types", "io", "metrics", *STAGES]
+LAYERS = ["errors", "types", "io", "metrics", "models", *STAGES]
 TOP = ["tiny", "launch", "cli"]  # may import any stage; no stage imports them
 
 

@@ -1,28 +1,82 @@
-"""Turns margins into probabilities that hold, by a temperature or by an isotonic curve.
+"""Turns margins into probabilities that hold, by a temperature or by an isotonic curve, and chooses between the two.
 
 Fit on pairs that the model was neither trained nor selected on. Both calibrators are antisymmetric by construction,
 p(m) + p(−m) = 1: swapping the two answers swaps the probability.
 """
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import optimize, special, stats
 from sklearn.isotonic import IsotonicRegression
+from sklearn.model_selection import GroupKFold
 
 from rmtrl.errors import DataError
+from rmtrl.metrics import Floats, clustered_covariance, nll
 from rmtrl.metrics.probabilities import checked_probabilities, finite, margin_losses
-
-Floats = NDArray[np.float64]
+from rmtrl.types import Estimate
 
 BOUND = 50.0
 MIX = 0.1
+ENOUGH_PAIRS = 1000
+_FOLDS = 5
 _STEEPEST = 20  # largest margin fitted over T of the sigmoid: beyond about 36, σ(m / T) is 1 in float64
 
+Self = TypeVar("Self", bound="Calibrator")
 
-class TemperatureCalibrator:
+
+class Calibrator:
+    """A map from margins to probabilities: fitted, stored, and carried over to another unit of rewards."""
+
+    kind: ClassVar[str]
+    _stored: ClassVar[tuple[str, ...]]  # what JSON holds; the attribute's name ends in _
+    _in_units: ClassVar[tuple[str, ...]]  # what of it is in units of the reward
+
+    n_: int
+
+    def fit(self: Self, margins: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None) -> Self:
+        """Fits the map and returns the calibrator.
+
+        Args:
+            margins (`(N,)` array): Score of chosen minus score of rejected.
+            labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
+            weights (`(N,)` array, *optional*): Weight of each pair, such as its number of votes.
+
+        Raises:
+            DataError: If there is no pair, or a value is not finite or out of range.
+        """
+        checked = checked_pairs(margins, labels, weights)
+        self.n_ = len(checked[0])
+        self._fit(*checked)
+        return self
+
+    def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
+        raise NotImplementedError
+
+    def predict_proba(self, margins: ArrayLike) -> Floats:
+        """Returns the probability that chosen is preferred, `(N,)`."""
+        return np.asarray(self._probabilities(finite("margin", margins)), dtype=np.float64)
+
+    def _probabilities(self, m: Floats) -> Floats:
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what [`calibrator_from_dict`] needs, ready for JSON."""
+        return {"kind": self.kind, **{name: np.asarray(getattr(self, f"{name}_")).tolist() for name in self._stored}}
+
+    def rescaled(self: Self, scale: float) -> Self:
+        """Returns the calibrator for margins that were multiplied by `scale`."""
+        moved = copy.copy(self)
+        for name in self._in_units:
+            setattr(moved, f"{name}_", scale * getattr(self, f"{name}_"))
+        return moved
+
+
+class TemperatureCalibrator(Calibrator):
     """
     Calibrates by one number: p = σ(m / T), with the T of least negative log-likelihood.
 
@@ -33,7 +87,7 @@ class TemperatureCalibrator:
 
     Attributes:
         temperature_ (`float`): T; 1 where all margins are 0, which say nothing about it.
-        bounds_ (`tuple[float, float]`): Between which T was sought.
+        bounds_ (`(2,)` array): Between which T was sought.
         at_bound_ (`bool`): Whether T stands at a bound, and is no measurement.
         scale_ (`float`): What margins are divided by: T, and 1 where T is no measurement.
         n_ (`int`): Pairs it was fitted on.
@@ -47,76 +101,40 @@ class TemperatureCalibrator:
     ```
     """
 
+    kind = "temperature"
+    _stored = ("temperature", "bounds", "at_bound", "n")
+    _in_units = ("temperature", "bounds")
+
     temperature_: float
-    bounds_: tuple[float, float]
+    bounds_: Floats
     at_bound_: bool
-    n_: int
 
-    def fit(
-        self, margins: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None
-    ) -> "TemperatureCalibrator":
-        """Fits T and returns the calibrator.
-
-        Args:
-            margins (`(N,)` array): Score of chosen minus score of rejected.
-            labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
-            weights (`(N,)` array, *optional*): Weight of each pair, such as its number of votes.
-
-        Raises:
-            DataError: If there is no pair, or a value is not finite or out of range.
-        """
-        m, q, w = checked_pairs(margins, labels, weights)
-        self.n_ = len(m)
+    def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
         largest = float(np.abs(m).max())
         scale = largest * float(np.sqrt(np.average((m / (largest or 1.0)) ** 2, weights=w)))
         if scale == 0:
-            self.temperature_, self.bounds_, self.at_bound_ = 1.0, (1.0, 1.0), True
-            return self
+            self.temperature_, self.bounds_, self.at_bound_ = 1.0, np.ones(2), True
+            return
         unit, end = m / scale, np.log(BOUND)
 
         def loss(log_temperature: float) -> float:
             return float(np.average(margin_losses(unit / np.exp(log_temperature), q), weights=w))
 
         found = optimize.minimize_scalar(loss, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
-        self.bounds_ = (scale / BOUND, scale * BOUND)
+        self.bounds_ = np.array([scale / BOUND, scale * BOUND])
         self.at_bound_ = bool(end - abs(found.x) < 1e-3)
-        self.temperature_ = self.bounds_[int(found.x > 0)] if self.at_bound_ else scale * float(np.exp(found.x))
-        return self
+        self.temperature_ = float(self.bounds_[int(found.x > 0)] if self.at_bound_ else scale * np.exp(found.x))
 
     @property
     def scale_(self) -> float:
         """What margins are divided by: T, and 1 where T is no measurement."""
         return 1.0 if self.at_bound_ else self.temperature_
 
-    def predict_proba(self, margins: ArrayLike) -> Floats:
-        """Returns the probability that chosen is preferred, `(N,)`."""
-        return np.asarray(special.expit(finite("margin", margins) / self.scale_), dtype=np.float64)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what [`TemperatureCalibrator.from_dict`] needs, ready for JSON."""
-        return {
-            "kind": "temperature",
-            "temperature": self.temperature_,
-            "bounds": list(self.bounds_),
-            "at_bound": self.at_bound_,
-            "n": self.n_,
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "TemperatureCalibrator":
-        """Returns the calibrator that [`TemperatureCalibrator.as_dict`] describes."""
-        made = cls()
-        made.temperature_, made.at_bound_ = float(stored["temperature"]), bool(stored["at_bound"])
-        made.bounds_, made.n_ = (float(stored["bounds"][0]), float(stored["bounds"][1])), int(stored["n"])
-        return made
-
-    def rescaled(self, scale: float) -> "TemperatureCalibrator":
-        """Returns the calibrator for margins that were multiplied by `scale`."""
-        bounds = [bound * scale for bound in self.bounds_]
-        return self.from_dict({**self.as_dict(), "temperature": self.temperature_ * scale, "bounds": bounds})
+    def _probabilities(self, m: Floats) -> Floats:
+        return special.expit(m / self.scale_)
 
 
-class IsotonicCalibrator:
+class IsotonicCalibrator(Calibrator):
     """
     Calibrates by a rising curve: p = 0.9 · F(m) + 0.1 · σ(m / T).
 
@@ -125,7 +143,7 @@ class IsotonicCalibrator:
     Oron and Flournoy 2017), and the sigmoid keeps it rising at the ends too, so the ranking stays: its T is at least
     1/20 of the largest margin fitted, below which float64 would take unequal large margins for equal. Margins larger
     than any fitted get the end of F. With far fewer than 1,000 pairs it follows noise: see
-    [`~rmtrl.calibration.selection.select_calibrator`].
+    [`~rmtrl.calibration.calibrators.select_calibrator`].
 
     Attributes:
         margins_, probabilities_ (`(B,)` arrays): The curve F for margins of 0 and more; F(−m) = 1 − F(m).
@@ -142,18 +160,18 @@ class IsotonicCalibrator:
     ```
     """
 
+    kind = "isotonic"
+    _stored = ("margins", "probabilities", "range", "temperature", "mix", "n")
+    _in_units = ("margins", "range", "temperature")
+
     margins_: Floats
     probabilities_: Floats
     range_: float
     temperature_: float
-    n_: int
+    mix_ = MIX
 
-    def fit(
-        self, margins: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None
-    ) -> "IsotonicCalibrator":
-        """Fits the curve and returns the calibrator; arguments and errors as in [`TemperatureCalibrator.fit`]."""
-        m, q, w = checked_pairs(margins, labels, weights)
-        self.n_, self.range_ = len(m), float(np.abs(m).max())
+    def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
+        self.range_ = float(np.abs(m).max())
         self.temperature_ = max(TemperatureCalibrator().fit(m, q, w).temperature_, self.range_ / _STEEPEST)
         both, weight = np.concatenate([m, -m]), np.concatenate([w, w])
         curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
@@ -164,55 +182,29 @@ class IsotonicCalibrator:
         most = 1 - 1 / (self.n_ + 2)
         self.margins_ = np.concatenate([[0.0], centres[above]])
         self.probabilities_ = np.minimum(np.concatenate([[0.5], steps[above]]), most)
-        return self
 
-    def predict_proba(self, margins: ArrayLike) -> Floats:
-        """Returns the probability that chosen is preferred, `(N,)`."""
-        m = finite("margin", margins)
+    def _probabilities(self, m: Floats) -> Floats:
         above_half = np.sign(m) * (np.interp(np.abs(m), self.margins_, self.probabilities_) - 0.5)
-        return np.asarray((1 - MIX) * (0.5 + above_half) + MIX * special.expit(m / self.temperature_), dtype=float)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what [`IsotonicCalibrator.from_dict`] needs, ready for JSON."""
-        return {
-            "kind": "isotonic",
-            "margins": self.margins_.tolist(),
-            "probabilities": self.probabilities_.tolist(),
-            "range": self.range_,
-            "temperature": self.temperature_,
-            "mix": MIX,
-            "n": self.n_,
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "IsotonicCalibrator":
-        """Returns the calibrator that [`IsotonicCalibrator.as_dict`] describes."""
-        made = cls()
-        made.margins_, made.probabilities_ = np.array(stored["margins"]), np.array(stored["probabilities"])
-        made.range_, made.temperature_ = float(stored["range"]), float(stored["temperature"])
-        made.n_ = int(stored["n"])
-        return made
-
-    def rescaled(self, scale: float) -> "IsotonicCalibrator":
-        """Returns the calibrator for margins that were multiplied by `scale`."""
-        scaled = {"margins": self.margins_ * scale, "range": self.range_ * scale,
-                  "temperature": self.temperature_ * scale}  # fmt: skip
-        return self.from_dict({**self.as_dict(), **scaled})
+        return (1 - self.mix_) * (0.5 + above_half) + self.mix_ * special.expit(m / self.temperature_)
 
 
-Calibrator = TemperatureCalibrator | IsotonicCalibrator
+_KINDS: dict[Any, type[Calibrator]] = {cls.kind: cls for cls in (TemperatureCalibrator, IsotonicCalibrator)}
 
 
-def calibrator_from_dict(stored: Mapping[str, Any]) -> Calibrator:
+def calibrator_from_dict(stored: Mapping[str, Any]) -> Any:
     """Returns the calibrator of either kind that `as_dict()` describes.
 
     Raises:
         DataError: If it is of no known kind.
     """
-    kinds: dict[Any, type[Calibrator]] = {"temperature": TemperatureCalibrator, "isotonic": IsotonicCalibrator}
-    if stored.get("kind") not in kinds:
-        raise DataError(f"got a calibrator of kind {stored.get('kind')!r}; wanted one of {', '.join(kinds)}")
-    return kinds[stored["kind"]].from_dict(stored)
+    kind = _KINDS.get(stored.get("kind"))
+    if kind is None:
+        raise DataError(f"got a calibrator of kind {stored.get('kind')!r}; wanted one of {', '.join(_KINDS)}")
+    made = kind()
+    for name in kind._stored:
+        value = stored[name]
+        setattr(made, f"{name}_", np.array(value, float) if isinstance(value, list) else value)
+    return made
 
 
 def checked_pairs(
@@ -224,3 +216,118 @@ def checked_pairs(
     if len(w) != len(m) or (w < 0).any() or not w.sum() > 0:
         raise DataError(f"got {len(w)} weights for {len(m)} pairs; wanted one a pair, of 0 or more, not all 0")
     return m, q, w
+
+
+def temperature_estimate(
+    margins: ArrayLike, groups: ArrayLike, labels: ArrayLike | None = None, *, level: float = 0.95
+) -> Estimate:
+    """Returns the temperature with an interval that allows for several pairs of one prompt.
+
+    With β = 1/T the score of a pair is m(q − σ(βm)) and the information Σ m²σ(1 − σ); summed by prompt they give the
+    cluster-robust variance of β (Liang and Zeger 1986) and, on the scale of log T, a t interval.
+
+    Args:
+        margins (`(N,)` array): Score of chosen minus score of rejected.
+        groups (`(N,)` array): Prompt of each pair.
+        labels (`(N,)` array, *optional*): Share of votes for chosen; 1 when absent.
+        level (`float`): Coverage of the interval.
+
+    Returns:
+        [`Estimate`]: With the bounds of the search as interval where T stands at one of them, NaN then, or there is
+        one prompt.
+
+    Example:
+
+    ```python
+    >>> print(temperature_estimate([2.0, -1.0, 3.0, 1.0, -0.5, 0.2], range(6)))
+    1.252 [0.195, 8.014] (n = 6)
+    ```
+    """
+    fitted = TemperatureCalibrator().fit(margins, labels)
+    m, q, _ = checked_pairs(margins, labels, None)
+    t, (least, most) = fitted.temperature_, fitted.bounds_.tolist()
+    n_groups = len(np.unique(np.asarray(groups)))
+    if fitted.at_bound_ or n_groups < 2:
+        value = float("nan") if fitted.at_bound_ else t
+        return Estimate(value, least, most, len(m), level, "bounds of the search: the pairs do not tell")
+    p = special.expit(m / t)
+    variance = clustered_covariance((m * (q - p))[:, None], [[np.sum(m**2 * p * (1 - p))]], groups).item()
+    half = min(float(stats.t.ppf((1 + level) / 2, n_groups - 1) * t * np.sqrt(variance)), 700.0)
+    low, high = max(t * float(np.exp(-half)), least), min(t * float(np.exp(half)), most)
+    return Estimate(t, low, high, len(m), level, "cluster-robust t interval on log T, by prompt")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A calibrator and why it was chosen.
+
+    Args:
+        calibrator ([`Calibrator`]): Fitted on all pairs.
+        reason (`str`): Why this kind, in words.
+        probabilities (`(N,)` array): Each pair's probability, from a fit without its prompt where `cross_fitted`.
+        nll (`dict[str, float]`): Cross-fitted negative log-likelihood of each kind tried; empty where none was.
+    """
+
+    calibrator: Calibrator
+    reason: str
+    probabilities: Floats
+    nll: dict[str, float]
+
+    @property
+    def kind(self) -> str:
+        """`"temperature"` or `"isotonic"`."""
+        return self.calibrator.kind
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether there were prompts enough to judge on those that were not fitted."""
+        return bool(self.nll)
+
+
+def select_calibrator(
+    margins: ArrayLike, groups: ArrayLike | None = None, labels: ArrayLike | None = None
+) -> Selection:
+    """Returns the calibrator of least negative log-likelihood on prompts it was not fitted on.
+
+    Five folds by prompt. In-sample figures would always prefer the isotonic curve, which follows the noise and
+    looks better calibrated than the truth. Below 1,000 pairs the temperature is taken: a curve would follow noise. So
+    it is where its bound is reached, and the pairs do not tell how sure to be.
+
+    Args:
+        margins (`(N,)` array): Score of chosen minus score of rejected.
+        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
+
+    Raises:
+        DataError: If there is no pair, or a value is not finite or out of range.
+
+    Example:
+
+    ```python
+    >>> select_calibrator([2.0, -1.0, 3.0, 1.0]).kind
+    'temperature'
+    ```
+    """
+    m, q, _ = checked_pairs(margins, labels, None)
+    groups = np.arange(len(m)) if groups is None else np.asarray(groups)
+    fitted = TemperatureCalibrator().fit(m, q)
+    if fitted.at_bound_ or len(np.unique(groups)) < 2:
+        reason = "all pairs are of one prompt: temperature, and figures are in-sample"
+        if fitted.at_bound_:
+            reason = "no temperature could be measured: scores stay as they are, T = 1"
+        return Selection(fitted, reason, fitted.predict_proba(m), {})
+    kinds = list(_KINDS) if len(m) >= ENOUGH_PAIRS else ["temperature"]
+    crossed = {kind: _cross_fitted(_KINDS[kind], m, q, groups) for kind in kinds}
+    losses = {kind: nll(p, q) for kind, p in crossed.items()}
+    best = min(losses, key=lambda kind: losses[kind])
+    reason = f"least cross-fitted NLL: {', '.join(f'{kind} {loss:.4f}' for kind, loss in losses.items())}"
+    if len(kinds) == 1:
+        reason = f"{len(m):,} pairs are fewer than {ENOUGH_PAIRS:,}: temperature"
+    return Selection(_KINDS[best]().fit(m, q), reason, crossed[best], losses)
+
+
+def _cross_fitted(kind: type[Calibrator], m: Floats, q: Floats, groups: NDArray[Any]) -> Floats:
+    p = np.empty(len(m))
+    for fit, held_out in GroupKFold(min(_FOLDS, len(np.unique(groups)))).split(m, groups=groups):
+        p[held_out] = kind().fit(m[fit], q[fit]).predict_proba(m[held_out])
+    return p

@@ -1,7 +1,6 @@
 """Calibration as the last act of training."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +8,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rmtrl.calibration.fit import calibrate
-from rmtrl.calibration.report import FILE, Calibration
+from rmtrl.calibration.calibration import FILE, Calibration, calibrate
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import DataError
 from rmtrl.io import write_json
@@ -66,11 +64,10 @@ class CalibrationCallback(TrainerCallback):
     ) -> None:
         """Scores the sets on all processes, fits, writes and logs."""
         chosen, rejected, rows = self._scores(self.calibration_dataset, "calibration")
-        labels = _labels(rows)
-        result = calibrate(chosen, rejected, _prompts(rows), _column(rows, "domain"), labels=labels)
+        result = calibrate(chosen, rejected, domains=_column(rows, "domain"), **_known(rows))
         if self.test_dataset is not None:
             chosen, rejected, rows = self._scores(self.test_dataset, "calibration_test")
-            result = result.with_test(chosen, rejected, _prompts(rows), labels=_labels(rows))
+            result = result.with_test(chosen, rejected, **_known(rows))
         sets = {"calibration": self.calibration_dataset, "test": self.test_dataset}
         result = result.with_data(
             {k: {"pairs": len(rows), "fingerprint": fingerprint(rows)} for k, rows in sets.items() if rows is not None}
@@ -80,7 +77,10 @@ class CalibrationCallback(TrainerCallback):
             write_json(Path(str(args.output_dir)) / FILE, result.as_dict())
             for warning in result.warnings:
                 logger.warning(warning)
-        self.trainer.log(_logs(result))
+        logs = {"calibration/temperature": result.temperature.scale_}
+        for when, figures in zip(("before", "after"), result.judged, strict=True):
+            logs |= {f"calibration/{k}_{when}": figures[k].value for k in ("ece", "nll", "brier") if figures}
+        self.trainer.log(logs)
 
     def _scores(self, dataset: Dataset, name: str) -> tuple[Any, Any, Dataset]:
         pairs = getattr(self.trainer, "pairs_", None)
@@ -94,21 +94,10 @@ class CalibrationCallback(TrainerCallback):
         return rewards[scored, 0], rewards[scored, 1], dataset.select(np.flatnonzero(scored))
 
 
-def _logs(result: Calibration) -> dict[str, float]:
-    logs = {"calibration/temperature": result.temperature.scale_}
-    before, after = result.test_before or result.before, result.test_after or result.after
-    for when, figures in (("before", before), ("after", after)):
-        logs |= {f"calibration/{name}_{when}": figures[name].value for name in ("ece", "nll", "brier") if figures}
-    return logs
+def _known(rows: Dataset) -> dict[str, Any]:
+    """Returns the prompts and, where they were voted on, the labels of the pairs."""
+    return {"prompt_ids": _column(rows, "prompt_id") or range(len(rows)), "labels": _column(rows, "preference")}
 
 
 def _column(rows: Dataset | None, name: str) -> list[Any] | None:
     return list(rows[name]) if rows is not None and name in rows.column_names else None
-
-
-def _prompts(rows: Dataset) -> Sequence[Any]:
-    return _column(rows, "prompt_id") or range(len(rows))
-
-
-def _labels(rows: Dataset) -> list[float] | None:
-    return _column(rows, "preference")

@@ -1,13 +1,12 @@
 """Writes a reward model whose own scores are calibrated, so that any tool that loads it has them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rmtrl.calibration.report import FILE, Calibration, read_calibration
+from rmtrl.calibration.calibration import FILE, Calibration, read_calibration
 from rmtrl.data.provenance import new_folder
-from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_json
+from rmtrl.errors import UsageError
+from rmtrl.io import read_object, write_json
 
 
 def export_temperature(
@@ -61,9 +60,5 @@ def export_temperature(
 
 
 def _record(source: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((source / "rmtrl.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}  # a model from elsewhere
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source / 'rmtrl.json'} cannot be read: {error}") from error
+    path = source / "rmtrl.json"
+    return read_object(path) if path.exists() else {}  # a model from elsewhere has none

@@ -1,4 +1,4 @@
-"""Calibrated scalar rewards, for reinforcement learning and for display.
+"""Calibrated scalar rewards, for reinforcement learning and for display: maps of scores, and a scorer that has one.
 
 If σ(h(r_a) − h(r_b)) is to be a calibrated probability for all pairs, h must be affine: only the temperature turns a
 calibrated margin into a reward. The isotonic curve does so against a fixed reference answer.
@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.calibration.calibrators import Calibrator, IsotonicCalibrator
 from rmtrl.errors import DataError
+from rmtrl.metrics import Floats
 from rmtrl.types import Conversation, Scorer
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,17 @@ from typing import Any
 import typer
 
 from rmtrl.cli import (
+    abtest,
     annotations,
     audit,
     calibration,
     coverage,
     data,
     evaluation,
-    experiments,
     gate,
     generation,
     overoptimization,
     scoring,
-    splits,
-    synthesis,
 )
 from rmtrl.errors import UsageError, exit_on_error
 
@@ -33,10 +31,9 @@ app = typer.Typer(help="Reward models you can trust.", no_args_is_help=True, add
 app.add_typer(data.app, name="data")
 app.add_typer(annotations.app, name="annotations")
 app.add_typer(gate.fresh, name="fresh")
-app.add_typer(experiments.app, name="abtest")
+app.add_typer(abtest.app, name="abtest")
 app.command()(gate.gate)
-for command in (splits.split, splits.unseal, coverage.coverage, coverage.sample, synthesis.synthesize):
-    data.app.command()(command)
+data.app.command()(coverage.coverage)
 app.command()(scoring.inspect)
 app.command()(scoring.score)
 app.command()(calibration.calibrate)
@@ -69,7 +66,10 @@ def _said(error: Any) -> str:
     context, param = getattr(error, "ctx", None), getattr(error, "param", None)
     options = [name for name in param.opts if name.startswith("-")] if param else []
     given = next((f"{flag} {value}" for flag, value in pairwise(sys.argv) if flag in options), "")
-    said = f"got {given}; {error.message}" if given and error.message else str(error.format_message())
+    wanted = error.message or ""
+    if " is not one of " in wanted:
+        wanted = "wanted " + wanted.partition(" is not one of ")[2].replace("'", "").replace(", ", " or ")
+    said = f"got {given}; {wanted}" if given and wanted else str(error.format_message())
     return f"{said.rstrip('.')}; see {context.command_path if context else 'rmtrl'} --help"
 
 

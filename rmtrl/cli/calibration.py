@@ -37,8 +37,8 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
-    from rmtrl.calibration.fit import calibrate as fit
-    from rmtrl.calibration.summary import summary
+    from rmtrl.calibration.calibration import calibrate as fit
+    from rmtrl.calibration.calibration import summary
     from rmtrl.evaluation.fingerprints import model_fingerprint
 
     if (model is None) == (scores is None):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, read_pairs
-from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_rows
+from rmtrl.errors import DataError
 
 if TYPE_CHECKING:
     from rmtrl.data.bias import AnnotatorBias
@@ -71,41 +70,6 @@ def coverage(
         print(f"rmtrl: warning: annotator {annotator} {', '.join(flags).replace('_', ' ')}", file=sys.stderr)
     if strict and (flagged or not result.met):
         raise typer.Exit(1)
-
-
-def sample(
-    data: Data,
-    size: Annotated[int, typer.Option(help="Prompts to draw, each with all its pairs.")],
-    out: Annotated[Path, typer.Option(help="Write the sampled pairs here, as jsonl, with sampling_weight.")],
-    prevalence: Annotated[
-        str, typer.Option(help="Weight of each domain: chat=9,law=1; the data's own where absent.")
-    ] = "",
-    stress: Annotated[str, typer.Option(help="Factor for high-stakes domains: medicine=3,law=2.")] = "",
-    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
-) -> None:
-    """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
-    from rmtrl.data.sampling import sample_by_domain
-
-    pairs = read_pairs(data, split, columns)
-    weights = _numbers("prevalence", prevalence)
-    drawn = sample_by_domain(pairs, size, prevalence=weights or None, stress=_numbers("stress", stress), seed=seed)
-    write_rows(out, drawn.pairs)
-    if as_json:
-        print_json({"schema": "rmtrl/sample/1", "data": data, "n": len(drawn.pairs), "seed": seed,
-                    "domains": drawn.drawn, "out": str(out)})  # fmt: skip
-    else:
-        shares = {name: f"{part['drawn']:,} prompts, {part['pairs']:,} pairs" for name, part in drawn.drawn.items()}
-        print_table({"pairs": len(drawn.pairs), **shares, "written to": out})
-
-
-def _numbers(option: str, text: str) -> dict[str, float]:
-    try:
-        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(",") if part)}
-    except ValueError as error:
-        raise UsageError(f"got --{option} {text}; wanted name=number,name=number") from error
 
 
 def _judgments_per_item(judged: Any) -> list[int]:

@@ -1,29 +1,33 @@
-"""`rmtrl data …`: check, clean and split preference data before training."""
+"""`rmtrl data …`: check, clean, split, sample and make preference data before training."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli import duplicates
 from rmtrl.cli.console import (
+    AnyRows,
     Data,
     Json,
     Map,
+    Numbers,
+    Rejects,
+    Rows,
+    Seed,
     Split,
-    load_tokenizer,
-    print_json,
-    print_table,
+    Strict,
+    check_outputs,
+    numbers,
     read_pairs,
+    show,
 )
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_row_files
-
-if TYPE_CHECKING:
-    from rmtrl.data.validation import ValidationResult
+from rmtrl.io import write_row_files, write_rows
 
 app = typer.Typer(help="Check preference data before training.", no_args_is_help=True)
+
+Threshold = Annotated[float, typer.Option(help="Jaccard index from which two prompts are near-duplicates.")]
+Folder = Annotated[Path, typer.Option(help="Folder to write: a file a set, and what rebuilds them.")]
 
 
 @app.command()
@@ -31,10 +35,10 @@ def validate(
     data: Data,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, to count tokens.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.")] = None,
-    ties: Annotated[str, typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
-    out: Annotated[Path | None, typer.Option(help="Write the kept pairs here, as jsonl.")] = None,
-    rejects: Annotated[Path | None, typer.Option(help="Write the rejected pairs and reasons here, as jsonl.")] = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 1 if any pair is rejected.")] = False,
+    ties: Annotated[Literal["drop", "keep"], typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
+    out: AnyRows = None,
+    rejects: Rejects = None,
+    strict: Strict = False,
     columns: Map = None,
     split: Split = "train",
     as_json: Json = False,
@@ -42,44 +46,180 @@ def validate(
     """Count which pairs can be trained on and why the others cannot."""
     from rmtrl.data.validation import validate as validate_pairs
 
-    if ties not in ("drop", "keep"):
-        raise UsageError(f"got --ties {ties}; wanted drop or keep")
-    if rejects is not None and Path(data).expanduser().resolve() == rejects.resolve():
-        raise UsageError(f"--rejects {rejects} is the file that is read; name another")
+    check_outputs([data], {"--rejects": rejects})
+    check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
     if max_length is not None and tokenizer is None:
         raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
-    if out is not None and rejects is not None and out.resolve() == rejects.resolve():
-        raise UsageError(f"got {out} for both --out and --rejects; give two files")
-    result = validate_pairs(
-        read_pairs(data, split, columns, faulty="keep"),
-        ties=ties,  # type: ignore[arg-type]
-        tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
-        max_length=max_length,
-    )
-    counts = result.as_dict()
+    loaded = None if tokenizer is None else _load_tokenizer(tokenizer)
+    pairs = read_pairs(data, split, columns, faulty="keep")
+    result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
     files = {out: result.kept if len(result.kept) else None, rejects: result.rejects}
     write_row_files({path: rows for path, rows in files.items() if path is not None and rows is not None})
     if not len(result.kept):
-        raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {_why(result)}")
-    if as_json:
-        print_json({"schema": "rmtrl/validation/1", "data": data, **counts})
-    else:
-        reasons = {f"rejected: {reason}": count for reason, count in counts["reasons"].items() if count}
-        print_table({"pairs": counts["n"], "kept": counts["kept"], "rejected": counts["rejected"], **reasons,
-                      "tie rate": f"{counts['tie_rate']:.3f}", "prompts": counts["groups"]})  # fmt: skip
-    for warning in counts["warnings"]:
-        print(f"rmtrl: warning: {warning}", file=sys.stderr)
+        raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")
+    counts = {"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}
+    shown = {name: value for name, value in counts.items() if name not in ("domains", "warnings")}
+    show(counts, as_json, words=shown, warnings=result.warnings)
     if strict and len(result.rejects):
         raise typer.Exit(1)
 
 
-def _why(result: "ValidationResult") -> str:
-    """Returns the reasons and the first fault that has words of its own."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.reasons.items() if count)
-    faults = result.rejects["fault"] if "fault" in result.rejects.column_names else []
-    first = next((f"; the first: {fault}" for fault in faults if fault), "")
-    return f"{reasons}{first}"
+def _load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
 
 
-app.command()(duplicates.dedup)
-app.command()(duplicates.contamination)
+@app.command()
+def dedup(
+    data: Data,
+    threshold: Threshold = 0.8,
+    out: AnyRows = None,
+    keep: Annotated[
+        Literal["representatives", "all"], typer.Option(help="Rows to write: those of a prompt a cluster, or all.")
+    ] = "representatives",
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Find prompts that are equal or nearly so, and keep one of each cluster."""
+    from rmtrl.data.clusters import deduplicate
+
+    check_outputs([data], {"--out": out})
+    result = deduplicate(read_pairs(data, split, columns), threshold=threshold)
+    if out is not None:
+        write_rows(out, result.clustered if keep == "all" else result.kept)
+    counts = {"schema": "rmtrl/dedup/1", "data": data, "threshold": threshold, **result.as_dict()}
+    shown = {name: value for name, value in counts.items() if name != "warnings"}
+    show(counts, as_json, words=shown, warnings=result.warnings)
+
+
+@app.command()
+def contamination(
+    train: Annotated[str, typer.Argument(help="Training data: file, folder or hub id.")],
+    evaluations: Annotated[list[str], typer.Argument(metavar="EVAL...", help="Evaluation sets, one or more.")],
+    threshold: Threshold = 0.8,
+    ngram: Annotated[int, typer.Option(help="Length of a word run that counts as overlap, in words.")] = 13,
+    strict: Strict = False,
+    out: AnyRows = None,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Count the evaluation prompts and answers that stand in the training data."""
+    from rmtrl.data.contamination import contamination as find_contamination
+
+    if len(set(evaluations)) < len(evaluations):
+        raise UsageError(f"got {max(evaluations, key=evaluations.count)} twice; give every evaluation set once")
+    check_outputs([train, *evaluations], {"--out": out})
+    sets = {name: read_pairs(name, split, columns) for name in evaluations}
+    report = find_contamination(read_pairs(train, split, columns), sets, threshold=threshold, ngram=ngram)
+    if out is not None:
+        write_rows(out, report.clean)
+    kept = len(report.clean)
+    counts = {"n": report.n, "kept": kept, "dropped": report.n - kept, "skipped_comparisons": report.skipped}
+    settings = {"threshold": threshold, "ngram": ngram, "found": report.found}
+    results = [{"data": name, **result.as_dict()} for name, result in report.evaluations.items()]
+    shown = {
+        name: {kind: {"count": one.count, "share": one.share} for kind, one in result.overlaps.items()}
+        | {"examples": result.overlaps["any"].examples}
+        for name, result in report.evaluations.items()
+    }
+    show(
+        {"schema": "rmtrl/contamination/1", "train": train, **counts, **settings, "evaluations": results},
+        as_json,
+        words=counts | shown,
+    )
+    if strict and report.found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def split(
+    data: Data,
+    out: Folder,
+    ratios: Annotated[
+        tuple[float, float, float, float], typer.Option(help="Shares of train, validation, calibration and test.")
+    ] = (0.7, 0.1, 0.1, 0.1),
+    stratify: Annotated[
+        Literal["domain", "none"], typer.Option(help="`domain`: each in proportion in every split.")
+    ] = "domain",
+    holdout_domains: Annotated[str, typer.Option(help="Domains kept out of all splits, as spillover: a,b")] = "",
+    sealed: Annotated[float, typer.Option(help="Share set aside, compressed, whose openings are counted.")] = 0.0,
+    near_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            help="Prompts at least this alike (Jaccard) count as one; 0: only equal ids do. "
+            "0.8 where the data has no cluster_id, which else says what counts as one."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    licence: Annotated[str, typer.Option(help="Licence and limits of use, for the manifest.")] = "",
+    notes: Annotated[str, typer.Option(help="Curator's notes, for the manifest.")] = "",
+    columns: Map = None,
+    from_split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Split pairs by prompt, near-duplicates together, and publish the splits with what rebuilds them."""
+    from rmtrl.data.publishing import publish_splits
+
+    record = publish_splits(
+        read_pairs(data, from_split, columns), out, source=data, ratios=ratios, stratify=stratify,
+        holdout_domains=holdout_domains, sealed=sealed, near_duplicates=near_duplicates, seed=seed, licence=licence,
+        notes=notes,
+    )  # fmt: skip
+    show({**record, "out": str(out)}, as_json, words={"splits": record["splits"], "out": str(out)})
+
+
+@app.command()
+def unseal(
+    folder: Annotated[Path, typer.Argument(help="Folder written by `rmtrl data split --sealed`.")],
+    purpose: Annotated[str, typer.Option(help="Why it is opened; kept with the count.")],
+    out: Rows,
+    as_json: Json = False,
+) -> None:
+    """Open the sealed split for a final figure; every opening is counted and kept with its purpose."""
+    from rmtrl.data.publishing import unseal as open_sealed
+
+    show({**open_sealed(folder, out, purpose=purpose), "out": str(out)}, as_json)
+
+
+@app.command()
+def sample(
+    data: Data,
+    size: Annotated[int, typer.Option(help="Prompts to draw, each with all its pairs.")],
+    out: Rows,
+    prevalence: Annotated[
+        Numbers | None, numbers("Weight of each domain: chat=9,law=1; the data's own where absent.")
+    ] = None,
+    stress: Annotated[Numbers | None, numbers("Factor for high-stakes domains: medicine=3,law=2.")] = None,
+    seed: Seed = 0,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
+    from rmtrl.data.sampling import sample_by_domain
+
+    drawn = sample_by_domain(read_pairs(data, split, columns), size, prevalence=prevalence, stress=stress, seed=seed)
+    n = write_rows(out, drawn.pairs)
+    counts = {"schema": "rmtrl/sample/1", "data": data, "n": n, "seed": seed, "domains": drawn.drawn}
+    show({**counts, "out": str(out)}, as_json)
+
+
+@app.command()
+def synthesize(
+    out: Folder,
+    prompts: Annotated[int, typer.Option(help="Number of prompts.")] = 15000,
+    annotators: Annotated[int, typer.Option(help="Number of simulated annotators, at most 5.")] = 5,
+    seed: Seed = 0,
+    clean: Annotated[bool, typer.Option(help="Plant no defects; label by the gold score.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the embedded world: prompts, responses, annotations, pairs, an evaluation set, gold scores, the truth."""
+    from rmtrl.data.publishing import publish_world
+
+    show(publish_world(out, prompts=prompts, annotators=annotators, seed=seed, clean=clean), as_json)

@@ -20,7 +20,7 @@ from rmtrl.io import write_json, write_rows
 if TYPE_CHECKING:
     from rmtrl.evaluation.benchmarks.base import Benchmark, Item
     from rmtrl.evaluation.benchmarks.results import BenchmarkResult
-    from rmtrl.evaluation.runner import ItemScores
+    from rmtrl.evaluation.items import ItemScores
     from rmtrl.reward.scorer import RewardScorer
 
 
@@ -121,7 +121,7 @@ def evaluate_model(
         settings: As in [`RewardScorer.from_pretrained`].
     """
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.runner import as_text, missing_reasons
+    from rmtrl.evaluation.items import as_text, missing_reasons
     from rmtrl.reward.rendering import Rendering
     from rmtrl.reward.scorer import RewardScorer
 
@@ -161,7 +161,7 @@ def _check_device(device: str | None) -> None:
 
 def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
     """Returns the result of stored scores."""
-    from rmtrl.evaluation.scores import disown, read_scores, score_lines
+    from rmtrl.evaluation.items import disown, read_scores, score_lines
 
     started = time.time()
     scores = read_scores(path, task.items)
@@ -177,8 +177,7 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
 def _score(
     name: str, scorer: "RewardScorer", items: "Sequence[Item]", key: Mapping[str, Any], out: Path | None
 ) -> "list[ItemScores]":
-    from rmtrl.evaluation.runner import score_items
-    from rmtrl.evaluation.scores import score_into
+    from rmtrl.evaluation.items import score_into, score_items
 
     if out is None:
         return [scores for window in score_items(scorer, items, name=name) for scores in window]

@@ -12,17 +12,15 @@ from rmtrl.cli.console import (
     print_json,
     print_table,
     read_rows,
-    read_text,
 )
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import read_object, write_json, write_row_files, write_rows
+from rmtrl.io import read_object, read_text, write_json, write_row_files, write_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rmtrl.evaluation.evidence import Evidence
-    from rmtrl.evaluation.lineage import Origin
+    from rmtrl.evaluation.evidence import Evidence, Origin
 
 fresh = typer.Typer(help="Judge a reward model on what the policy writes now.", no_args_is_help=True)
 
@@ -61,9 +59,8 @@ def _gather(run: Path, policy: str | None) -> "Evidence":
     """Returns the evidence of a file, or of the files in a run's folder and its reward model's."""
     from dataclasses import replace
 
-    from rmtrl.evaluation.evidence import Evidence, Finding, collect, stored_fingerprint
-    from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.lineage import compare_origins
+    from rmtrl.evaluation.evidence import Evidence, collect, compare_origins
+    from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
 
     model = run / "rm" if (run / "rm").is_dir() else run
     if run.is_dir():
@@ -86,12 +83,12 @@ def _gather(run: Path, policy: str | None) -> "Evidence":
             return evidence
         raise UsageError(f"got --policy and the evidence file {run}; state the lineage in the file, or give a folder")
     lineage = compare_origins(read_origin(str(model)), read_origin(policy))
-    return replace(evidence, lineage=Finding(lineage.passed, lineage.said, policy))
+    return replace(evidence, lineage=replace(lineage, source=policy))
 
 
 def read_origin(name: str, deep: int = 8) -> "Origin":
     """Returns where a model comes from, as far as the folders of its ancestors stand on this machine."""
-    from rmtrl.evaluation.lineage import origin, parents
+    from rmtrl.evaluation.evidence import origin, parents
 
     folder = Path(name)
     files = {file: read_object(folder / file) for file in _ORIGIN if (folder / file).is_file()}

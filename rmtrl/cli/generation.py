@@ -14,7 +14,7 @@ from rmtrl.io import write_rows
 from rmtrl.types import Chat
 
 if TYPE_CHECKING:
-    from rmtrl.evaluation.reranking import Ranked
+    from rmtrl.evaluation.policy import Ranked
     from rmtrl.types import Conversation
 
 _WINDOW_CANDIDATES = 1000  # scored at a time: enough to find rows of like length, little to hold
@@ -120,7 +120,7 @@ def _lines(
     import numpy as np
     from tqdm.auto import tqdm
 
-    from rmtrl.evaluation.reranking import best_of_n
+    from rmtrl.evaluation.policy import best_of_n
     from rmtrl.evaluation.scoring import check_rendered, joined
 
     most = n if generate else max(len(row["candidates"]) for row in rows)

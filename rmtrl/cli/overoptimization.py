@@ -49,7 +49,7 @@ def overopt(
     """Measure overoptimization: best-of-n curves of proxy and gold, the degree gamma, peak and drawdown."""
     from rmtrl.data.provenance import environment, fingerprint
     from rmtrl.evaluation.overoptimization import measure_overoptimization
-    from rmtrl.evaluation.overoptimization.report import report, verdict
+    from rmtrl.evaluation.overoptimization.measure import report, verdict
 
     rows = read_rows(samples, columns)
     result = measure_overoptimization(

@@ -1,12 +1,12 @@
 """Contamination: which prompts and answers of evaluation sets already stand in the training data.
 
-Four kinds of overlap are counted, all on normalised text (see `dedup.py`): equal prompts, nearly equal prompts
+Four kinds of overlap are counted, all on normalised text (see `clusters.py`): equal prompts, nearly equal prompts
 (Jaccard), a run of n words of the prompt found in a training prompt or response, and an answer found word for word as
 a training response. The word run is the check of GPT-3 (Brown et al. 2020, https://huggingface.co/papers/2005.14165,
 appendix C), with n = 13.
 
 Template is not overlap: of 20 distinct training prompts or more, shingles that more than half of them have are left
-out of the Jaccard index (see `dedup.py`), and word runs that touch a run more than half of them have do not count.
+out of the Jaccard index, and word runs that touch a run more than half of them have do not count.
 """
 
 from collections import Counter
@@ -20,8 +20,15 @@ from datasets import Dataset
 from scipy import stats
 from tqdm.auto import tqdm
 
-from rmtrl.data.dedup import prompt_text, shorten_pair
-from rmtrl.data.shingles import TEMPLATE_TEXTS, Shingles, found_across, normalize_text
+from rmtrl.data.clusters import (
+    TEMPLATE_TEXTS,
+    are_near,
+    linked,
+    normalize_text,
+    prompt_text,
+    shingle_sets,
+    shorten_pair,
+)
 from rmtrl.errors import DataError, UsageError
 from rmtrl.types import Estimate
 
@@ -85,8 +92,7 @@ class ContaminationReport:
         evaluations (`dict[str, Contamination]`): By name of the evaluation set.
         n (`int`): Training rows.
         clean (`Dataset`): The training rows without those that any check found.
-        skipped (`int`): Comparisons left out to keep the cost linear: in a bucket of more than 64 prompts that their
-            rarest shingles do not divide, a prompt has at most 64 comparisons there.
+        skipped (`int`): Comparisons of prompts left out to bound the cost, as in `Duplicates`.
     """
 
     evaluations: dict[str, Contamination]
@@ -126,7 +132,6 @@ def contamination(
     *,
     threshold: float = 0.8,
     ngram: int = 13,
-    seed: int = 0,
     progress: bool = True,
 ) -> ContaminationReport:
     """Returns the overlap of each evaluation set with the training data, and the training data without it.
@@ -139,7 +144,6 @@ def contamination(
         evaluations (`Mapping[str, Dataset]`): Evaluation pairs in the normal form, by name.
         threshold (`float`): Jaccard index from which two prompts are near-duplicates, from 0.5 to 1.
         ngram (`int`): Length of the word run, in words.
-        seed (`int`): Seed of the hash functions.
         progress (`bool`): Whether to show progress on stderr.
 
     Raises:
@@ -163,7 +167,7 @@ def contamination(
     prompts = sorted({prompt for texts in asked.values() for prompt in texts.prompts})
     answers = {answer for texts in asked.values() for sides in texts.responses for answer in sides}
     answered = answers.intersection(side for sides in learnt.responses for side in sides)
-    near, skipped = _near(prompts, learnt, threshold, seed, progress)
+    near, skipped = _near(prompts, learnt, threshold, progress)
     matches = {
         "exact": _verbatim(set(prompts).intersection(learnt.prompts)),
         "near": near,
@@ -201,20 +205,24 @@ def _verbatim(texts: AbstractSet[str]) -> _Matches:
     return _Matches(texts, texts, str)
 
 
-def _near(prompts: Sequence[str], learnt: _Texts, threshold: float, seed: int, progress: bool) -> tuple[_Matches, int]:
+def _near(prompts: Sequence[str], learnt: _Texts, threshold: float, progress: bool) -> tuple[_Matches, int]:
     """Returns the prompts that are nearly but not wholly equal, and the comparisons left out."""
     known = sorted(set(learnt.prompts))
     both = known + sorted(set(prompts).difference(known))
     row_of = {text: row for row, text in enumerate(both)}
-    shingles = Shingles(both, threshold, seed, reference=len(known))
-    train_rows = np.arange(len(known))
-    asked, found, skipped = found_across(shingles, np.array([row_of[p] for p in prompts], int), train_rows, progress)
+    sets = shingle_sets(both, reference=len(known))
+    sides = np.zeros((2, len(both)), bool)
+    sides[0, [row_of[prompt] for prompt in prompts]] = True
+    sides[1, : len(known)] = True
+    labels, skipped = linked(sets, threshold, sides, progress=progress)
+    found = np.bincount(labels, minlength=len(both))[labels] > 1
 
     def partner(prompt: str) -> str:
-        others = train_rows[train_rows != row_of[prompt]]
-        return both[others[shingles.near(np.full(len(others), row_of[prompt]), others)][0]]
+        others = np.array([row for row in range(len(known)) if row != row_of[prompt]], int)
+        return both[others[are_near(sets, np.full(len(others), row_of[prompt]), others, threshold)][0]]
 
-    return _Matches({both[row] for row in asked}, {both[row] for row in found}, partner), skipped
+    asked, learned = ({both[row] for row in np.flatnonzero(found & side)} for side in sides)
+    return _Matches(asked, learned, partner), skipped
 
 
 def _word_runs(prompts: Sequence[str], learnt: _Texts, n: int, progress: bool) -> _Matches:

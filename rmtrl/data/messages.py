@@ -48,6 +48,20 @@ def read_messages(name: str, value: Any) -> list[Message]:
     return [_of_sharegpt(message) if "from" in message and "role" not in message else message for message in given]
 
 
+def listed_messages(text: str) -> list[Message]:
+    """Returns the messages of a JSON list of objects with role and content (or `from` and `value`), else none."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError):
+        return []
+    forms = ({"role", "content"}, {"from", "value"}, *({"role", name} for name in CALLS))
+    known = isinstance(found, list) and all(
+        isinstance(m, dict) and any(form <= m.keys() for form in forms) for m in found
+    )
+    return found if known else []
+
+
 def _is_plain(value: Any) -> bool:
     return type(value) is dict and type(value.get("content")) is type(value.get("role")) is str
 

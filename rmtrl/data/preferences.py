@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from rmtrl.data.messages import is_filled, without_fillings
 from rmtrl.data.reading.labels import label_notes
-from rmtrl.data.reading.layouts import HUMAN, is_pair
+from rmtrl.data.reading.layouts import is_pair
 from rmtrl.data.reading.loading import load_rows, text_files
 from rmtrl.data.reading.normal_form import arrow_table
-from rmtrl.data.reading.prompts import TALKS
+from rmtrl.data.reading.prompts import HUMAN, TALKS
 from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader
 from rmtrl.data.reading.writing import write_normal
 from rmtrl.errors import DataError, UsageError

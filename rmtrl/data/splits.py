@@ -1,7 +1,7 @@
 """Splits preference pairs by prompt, so that no prompt is both trained on and measured on.
 
 Prompts that are nearly the same count as one where the pairs have the column `cluster_id`, which
-[`rmtrl.data.dedup.with_clusters`] adds.
+[`rmtrl.data.clusters.with_clusters`] adds.
 """
 
 import hashlib

@@ -73,6 +73,13 @@ class ValidationResult:
     domains: dict[str, int]
     warnings: tuple[str, ...]
 
+    @property
+    def why(self) -> str:
+        """The reasons with their counts, and the first fault that has words of its own."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items() if count)
+        faults = self.rejects["fault"] if "fault" in self.rejects.column_names else []
+        return reasons + next((f"; the first: {fault}" for fault in faults if fault), "")
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as a plain dictionary, ready for JSON."""
         return {

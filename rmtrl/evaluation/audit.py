@@ -5,25 +5,27 @@ that pays for length is right where the better answer is the longer one and wron
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+from sklearn.linear_model import LogisticRegression
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.length_figures import (
-    LengthCurve,
-    debiased_figures,
-    length_correlations,
-    length_curve,
-    length_regressions,
-    length_shares,
-    partial_estimate,
-    twice,
-)
-from rmtrl.metrics import mean_estimate
-from rmtrl.types import Estimate
+from rmtrl.metrics import (
+    Floats,
+    bootstrap_estimate,
+    bootstrap_estimates,
+    clustered_covariance,
+    combined_estimate,
+    correlation_estimate,
+    mean_estimate,
+    pair_wins,
+    spearman,
+)  # fmt: skip
+from rmtrl.types import Estimate, json_ready
 
 LEAST_PROMPTS = 30
 """No verdict on fewer prompts whose chosen side is longer, or on fewer whose chosen side is shorter."""
@@ -35,7 +37,32 @@ ACQUITTED: Final = "acquitted"
 UNDECIDED: Final = "not enough evidence"
 BUILD_MATCHED = "build length-matched pairs"
 
-Floats = NDArray[np.float64]
+MATCHED = 0.1
+"""Sides of a matched pair differ in length by at most this share of the longer one."""
+Groups = NDArray[np.int64]
+
+_RANK_RESAMPLES = 200  # each resample is ranked anew
+
+
+@dataclass(frozen=True)
+class LengthCurve:
+    """Mean reward by response length, in bins of about equally many responses.
+
+    Args:
+        length (`(B,)` array): Mean length of the responses in the bin.
+        reward, low, high (`(B,)` arrays): Their mean reward and its interval by prompt.
+        count (`(B,)` array): Responses in the bin.
+    """
+
+    length: Floats
+    reward: Floats
+    low: Floats
+    high: Floats
+    count: NDArray[np.int64]
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """Returns the columns as plain lists, ready for JSON."""
+        return {name: column.tolist() for name, column in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -68,9 +95,10 @@ class LengthAudit:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the audit as a plain dictionary, ready for JSON; what is undefined is null."""
-        numbers = {name: _plain(estimate.as_dict()) for name, estimate in self.figures.items()}
         head = {"schema": "rmtrl/audit/1", "n": self.n, "prompts": self.prompts, "unit": self.unit}
-        return head | {"figures": numbers, "curve": self.curve.as_dict(), **asdict(self.verdict)}
+        return dict(
+            json_ready(head | {"figures": self.figures, "curve": self.curve.as_dict(), **asdict(self.verdict)})
+        )
 
 
 def audit_length(
@@ -91,8 +119,8 @@ def audit_length(
     The figures, m the margin, ΔL the length of chosen less that of rejected, r and L reward and length of a response:
 
     - `accuracy`, `mean_margin`, and `length_only_accuracy`: that of "the longer one is better", equal lengths ½.
-    - `within_*`, `pooled_*`: correlation of r and L over all responses, with and without each prompt's means taken
-      off; `margin_spearman`: of m and ΔL, each pair in both orders.
+    - `within_spearman`, `pooled_spearman`: correlation of r and L over all responses, with and without each prompt's
+      means taken off; `margin_spearman`: of m and ΔL, each pair in both orders.
     - `longer_wins`, `longer_preferred`, `longer_excess`: how often the longer side wins under the reward model, under
       the labels, and the difference.
     - `accuracy_chosen_longer`, `accuracy_chosen_shorter`, their difference `length_gap` and mean `balanced_accuracy`.
@@ -102,8 +130,6 @@ def audit_length(
       shorter answers than the margins imply: the reward model overpays length. Absent where pairs are separated.
     - `margin_length`: slope of m/sd(m) on tanh(ΔL/sd(ΔL)), with the label, and quality where it is given, held.
     - `partial_spearman`: of r and L with quality held, where it is given.
-    - `debiased_*`: what would remain of accuracy, gap and within-prompt correlation for r − Ê[r|L], see
-      [`~rmtrl.evaluation.length_figures.debiased_scores`].
 
     Args:
         chosen, rejected (`(N,)` arrays): Scores.
@@ -126,38 +152,31 @@ def audit_length(
     (1.0, 'not enough evidence')
     ```
     """
-    given = {
-        "chosen": chosen,
-        "rejected": rejected,
-        "chosen_length": chosen_length,
-        "rejected_length": rejected_length,
-    }
-    quality = {"chosen_quality": chosen_quality, "rejected_quality": rejected_quality}
     if (chosen_quality is None) != (rejected_quality is None):
         raise DataError("got the quality of one side; wanted that of both or of none")
-    columns = _checked(given | {name: values for name, values in quality.items() if values is not None})
+    given = {
+        "chosen": chosen, "rejected": rejected, "chosen_length": chosen_length, "rejected_length": rejected_length,
+        "chosen_quality": chosen_quality, "rejected_quality": rejected_quality,
+    }  # fmt: skip
+    columns = _checked({name: values for name, values in given.items() if values is not None})
     n = len(columns["chosen"])
     group = np.unique(np.arange(n) if prompts is None else np.asarray(prompts), return_inverse=True)[1]
     if len(group) != n or group.max() == 0:
         raise DataError(f"got {n} pairs and {group.max() + 1} prompt; wanted a prompt a pair, and two or more in all")
-    reward, length = (np.concatenate([columns[f"chosen{end}"], columns[f"rejected{end}"]]) for end in ("", "_length"))
-    margin, longer = reward[:n] - reward[n:], length[:n] - length[n:]
-    gap = columns["chosen_quality"] - columns["rejected_quality"] if chosen_quality is not None else None
+    reward, length = (np.stack([columns[f"chosen{end}"], columns[f"rejected{end}"]]) for end in ("", "_length"))
+    worth = None if chosen_quality is None else np.stack([columns["chosen_quality"], columns["rejected_quality"]])
     settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    margin, longer = reward[0] - reward[1], length[0] - length[1]
     figures = (
         {"mean_margin": mean_estimate(margin, group, proportion=False, **settings)}
-        | length_shares(margin, longer, length, group, **settings)
-        | length_correlations(reward, length, margin, longer, group, **settings)
-        | length_regressions(margin, longer, group, gap)
-        | debiased_figures(reward, length, longer, group, **settings)
+        | length_shares(margin, longer, length.ravel(), group, **settings)
+        | _correlations(reward, length, group, worth, **settings)
+        | length_regressions(margin, longer, group, None if worth is None else worth[0] - worth[1])
     )
-    if chosen_quality is not None:
-        worth = np.concatenate([columns["chosen_quality"], columns["rejected_quality"]])
-        figures["partial_spearman"] = partial_estimate(reward, length, worth, group, **settings)
-    verdict = length_verdict(
-        figures, longer_prompts=len(np.unique(group[longer > 0])), shorter_prompts=len(np.unique(group[longer < 0]))
-    )
-    return LengthAudit(n, int(group.max()) + 1, unit, figures, length_curve(reward, length, twice(group)), verdict)
+    curve = length_curve(reward.ravel(), length.ravel(), np.tile(group, 2))
+    longer_prompts, shorter_prompts = (len(np.unique(group[rows])) for rows in (longer > 0, longer < 0))
+    verdict = length_verdict(figures, longer_prompts=longer_prompts, shorter_prompts=shorter_prompts)
+    return LengthAudit(n, int(group.max()) + 1, unit, figures, curve, verdict)
 
 
 def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shorter_prompts: int) -> Verdict:
@@ -263,5 +282,185 @@ def _checked(given: Mapping[str, ArrayLike]) -> dict[str, Floats]:
     return columns
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in value.items()}
+# ---- the figures
+
+
+def length_shares(
+    margin: Floats, longer: Floats, length: Floats, group: Groups, **settings: Any
+) -> dict[str, Estimate]:
+    """Returns accuracies by length and how often the longer side wins and is preferred; see [`audit_length`]."""
+    wins, prefers = (pair_wins(values, np.zeros(len(values))) for values in (margin, longer))
+    under = np.where(longer > 0, wins, 1 - wins)
+    longest = length.reshape(2, -1).max(axis=0)
+    shares = {
+        "accuracy": (wins, longer == longer),
+        "length_only_accuracy": (prefers, longer == longer),
+        "accuracy_chosen_longer": (wins, longer > 0),
+        "accuracy_chosen_shorter": (wins, longer < 0),
+        "accuracy_matched": (wins, np.abs(longer) <= MATCHED * longest),
+        "longer_wins": (under, longer != 0),
+        "longer_preferred": (prefers, longer != 0),
+    }
+    figures = {
+        name: mean_estimate(values[rows], group[rows], **settings)
+        for name, (values, rows) in shares.items()
+        if rows.any()
+    }
+    if (rows := longer != 0).any():
+        excess = mean_estimate((under - prefers)[rows], group[rows], proportion=False, **settings)
+        figures["longer_excess"] = excess
+    return figures | _between(wins, longer, group, figures, **settings)
+
+
+def _between(
+    wins: Floats, longer: Floats, group: Groups, known: Mapping[str, Estimate], **settings: Any
+) -> dict[str, Estimate]:
+    """Returns gap and mean of the two accuracies; where one has no spread, intervals are added up instead."""
+    sides = [known[name] for name in ("accuracy_chosen_longer", "accuracy_chosen_shorter") if name in known]
+    factors = {"length_gap": (1.0, -1.0), "balanced_accuracy": (0.5, 0.5)}
+    if len(sides) < 2:
+        return {}
+    if not all("bootstrap" in side.method for side in sides):
+        options: dict[str, Any] = {"independent": False, "method": "ends of the intervals of the two accuracies"}
+        return {name: combined_estimate(sides, pair, **options) for name, pair in factors.items()}
+
+    def statistics(weights: Floats) -> dict[str, Floats]:  # NaN where a resample has no pairs of a kind
+        means = [weights[:, rows] @ wins[rows] / weights[:, rows].sum(1) for rows in (longer > 0, longer < 0)]
+        return {name: one * means[0] + other * means[1] for name, (one, other) in factors.items()}
+
+    found = bootstrap_estimates(statistics, len(wins), group, bounds=(-1.0, 1.0), **settings)
+    return {name: replace(estimate, n=sides[0].n + sides[1].n) for name, estimate in found.items()}
+
+
+def _correlations(
+    reward: Floats, length: Floats, group: Groups, worth: Floats | None, *, n_resamples: int, seed: int
+) -> dict[str, Estimate]:
+    """Returns the rank correlations of reward and length, `(2, N)`, chosen first."""
+    both = np.tile(group, 2)
+    settings: dict[str, Any] = {"n_resamples": min(n_resamples, _RANK_RESAMPLES), "seed": seed}
+    own_reward, own_length = (_centred(values.ravel(), both) for values in (reward, length))
+    margin, longer = (np.concatenate([values[0] - values[1], values[1] - values[0]]) for values in (reward, length))
+    found = {
+        "within_spearman": correlation_estimate(own_reward, own_length, both, **settings),
+        "pooled_spearman": correlation_estimate(reward.ravel(), length.ravel(), both, **settings),
+        "margin_spearman": replace(correlation_estimate(margin, longer, both, **settings), n=len(group)),
+    }
+    figures = {name: estimate for name, estimate in found.items() if np.isfinite(estimate.value)}
+    if worth is None:
+        return figures
+
+    def statistic(weights: Floats) -> Floats:
+        drawn = (np.repeat(np.arange(len(both)), row.astype(np.int64)) for row in weights)
+        return np.array([partial_spearman(*(values.ravel()[i] for values in (reward, length, worth))) for i in drawn])
+
+    return figures | {"partial_spearman": bootstrap_estimate(statistic, len(both), both, bounds=(-1, 1), **settings)}
+
+
+def _centred(values: Floats, group: Groups) -> Floats:
+    """Returns the values less their group's mean, on a scale of their own; ties stay ties whatever the rounding."""
+    means = np.bincount(group, weights=values) / np.bincount(group)
+    return np.round((values - means[group]) / max(np.abs(values).max(), 1e-300), 12)
+
+
+def length_regressions(
+    margin: Floats, longer: Floats, group: Groups, quality_gap: Floats | None = None
+) -> dict[str, Estimate]:
+    """Returns the two readings of the length-controlled model: labels on margin and length, margin on length."""
+    if np.std(longer) == 0 or np.std(margin) == 0:
+        return {}
+    scaled, bent = margin / np.std(margin), np.tanh(longer / np.std(longer))
+    x = np.column_stack([scaled, bent])
+    held = np.column_stack([np.ones(len(margin)), *([] if quality_gap is None else [quality_gap]), bent])
+    figures: dict[str, Estimate] = {}
+    if (slopes := _label_model(x, group)) is not None:
+        figures |= dict(zip(("logit_margin", "logit_length"), slopes, strict=True))
+    if (slopes := _margin_model(held, scaled, group)) is not None:
+        figures["margin_length"] = slopes[-1]
+    return figures
+
+
+def _label_model(x: Floats, group: Groups) -> list[Estimate] | None:
+    """Returns the coefficients of P(first preferred) = σ(x·β) on pairs in both orders; None where they have no end."""
+    symmetric = np.concatenate([x, -x])
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=1000)
+    if _separated(x) or np.linalg.matrix_rank(x) < x.shape[1]:
+        return None
+    beta = model.fit(symmetric, np.repeat([1, 0], len(x))).coef_[0]
+    p = special.expit(x @ beta)
+    return _wald(beta, x * (1 - p)[:, None], (x * (p * (1 - p))[:, None]).T @ x, group)
+
+
+def _separated(x: Floats) -> bool:
+    """Whether some direction ranks every pair rightly, so that the likelihood has no maximum.
+
+    With two columns: the pairs, as directions in the plane, lie within a half circle.
+    """
+    angles = np.sort(np.arctan2(x[:, 1], x[:, 0])[(x != 0).any(axis=1)])
+    gaps = np.diff(angles, append=angles[:1] + 2 * np.pi)
+    return len(angles) == 0 or bool(gaps.max() >= np.pi)
+
+
+def _margin_model(x: Floats, y: Floats, group: Groups) -> list[Estimate] | None:
+    """Returns the least-squares coefficients of y on x, None where they are not determined."""
+    if len(x) <= x.shape[1] or np.linalg.matrix_rank(x) < x.shape[1]:
+        return None
+    beta: Floats = np.linalg.lstsq(x, y, rcond=None)[0].astype(np.float64)
+    return _wald(beta, x * (y - x @ beta)[:, None], x.T @ x, group)
+
+
+def _wald(beta: Floats, scores: Floats, information: Floats, group: Groups) -> list[Estimate]:
+    """Returns the coefficients with intervals of standard errors by prompt; see [`clustered_covariance`]."""
+    half = stats.norm.ppf(0.975) * np.sqrt(np.diag(clustered_covariance(scores, information, group)))
+    method = "Wald, standard error clustered by prompt"
+    return [
+        Estimate(float(b), float(b - h), float(b + h), len(scores), method=method)
+        for b, h in zip(beta, half, strict=True)
+    ]
+
+
+def partial_spearman(x: ArrayLike, y: ArrayLike, held: ArrayLike) -> float:
+    """Returns Spearman's correlation of x and y with a third held: (ρ_xy − ρ_xz ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²)).
+
+    The same as ranking all three, taking the regression on `held` off the other two and correlating what is left.
+    Where `held` is constant there is nothing to hold; NaN where it determines x or y.
+
+    Example:
+
+    ```python
+    >>> round(partial_spearman([1, 2, 3, 4], [1, 3, 2, 4], [2, 1, 4, 3]), 6)
+    1.0
+    ```
+    """
+    xy, xz, yz = spearman(x, y), spearman(x, held), spearman(y, held)
+    xz, yz = (0.0, 0.0) if np.ptp(np.asarray(held, float)) == 0 else (xz, yz)
+    scale = (1 - xz**2) * (1 - yz**2)
+    return float((xy - xz * yz) / np.sqrt(scale)) if scale > 1e-12 else float("nan")
+
+
+def length_curve(
+    scores: ArrayLike, lengths: ArrayLike, prompts: ArrayLike | None = None, *, bins: int = 10, seed: int = 0
+) -> LengthCurve:
+    """Returns the mean reward by length, with an interval by prompt for each bin.
+
+    Args:
+        scores, lengths (`(N,)` arrays): Reward and length of each response.
+        prompts (`(N,)` array, *optional*): Prompt of each response; every response its own when absent.
+        bins (`int`): Bins of about equally many responses; fewer where lengths are equal.
+        seed (`int`): Seed of the resampling.
+
+    Example:
+
+    ```python
+    >>> length_curve([0.0, 1.0, 2.0, 3.0], [5, 6, 50, 60], bins=2).reward.tolist()
+    [0.5, 2.5]
+    ```
+    """
+    scores, lengths = np.asarray(scores, float), np.asarray(lengths, float)
+    prompts = np.arange(len(scores)) if prompts is None else np.asarray(prompts)
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1]))
+    index = np.searchsorted(edges, lengths, side="left")
+    members = [index == b for b in np.unique(index)]
+    found = [mean_estimate(scores[rows], prompts[rows], proportion=False, seed=seed) for rows in members]
+    reward, low, high = (np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high"))
+    count = np.array([rows.sum() for rows in members], dtype=np.int64)
+    return LengthCurve(np.array([lengths[rows].mean() for rows in members]), reward, low, high, count)

@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from rmtrl.evaluation.benchmarks.base import Benchmark, Item
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.evaluation.fingerprints import items_fingerprint
-from rmtrl.evaluation.runner import ItemScores, score_items
+from rmtrl.evaluation.items import ItemScores, score_items
 from rmtrl.io import write_json
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.config import RewardConfig

@@ -1,15 +1,18 @@
 """What is known of a reward model before a policy is trained on it, each figure with its interval and its source."""
 
+import hashlib
+import json
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
-from rmtrl.evaluation.proportions import wilson
-from rmtrl.types import Estimate
+from rmtrl.evaluation.fingerprints import is_same_model, stored_fingerprint
+from rmtrl.evaluation.scoring import is_number
+from rmtrl.metrics import binomial_estimate
+from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/evidence/1"
 PROPORTIONS = ("test_accuracy", "length_matched_accuracy", "fresh_accuracy", "spillover_accuracy")
@@ -21,7 +24,7 @@ RANGES = dict.fromkeys(PROPORTIONS, (0.0, 1.0)) | {
 }
 OTHER_MODEL = "another"
 WORSENED = "made these pairs surely worse"
-_LARGEST = sys.float_info.max
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Figure:
     estimate: Estimate
     source: str = ""
     conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the figure as it stands in an evidence file."""
+        return dict(json_ready({**self.estimate.as_dict(), "source": self.source, **self.conditions}))
 
     def __str__(self) -> str:
         shown = ((n, f"{v:.3g}" if isinstance(v, float) else v) for n, v in self.conditions.items())
@@ -61,8 +68,9 @@ class Finding:
     said: str
     source: str = ""
 
-    def __str__(self) -> str:
-        return self.said
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the finding as it stands in an evidence file."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Evidence:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of an evidence file; ends of intervals that nobody knows are None."""
-        return {"schema": SCHEMA} | {name: _plain(item) for name, item in vars(self).items() if item is not None}
+        return {"schema": SCHEMA} | {name: item.as_dict() for name, item in vars(self).items() if item is not None}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Evidence":
@@ -154,39 +162,30 @@ def collect(files: Mapping[str, Mapping[str, Any]], model_fingerprint: Mapping[s
     0.800 [0.670, 0.888] (n = 50) (reviewed_by model)
     ```
     """
-    metrics, audit = files.get("metrics.json", {}), files.get("audit.json", {})
-    over, fresh, lineage = (files.get(f"{name}.json", {}) for name in ("overoptimization", "fresh", "lineage"))
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {name: _from(file, _of(files.get(file), *path)) for name, (file, *path) in _PLACES.items()}
+    found |= {
         "overlap": _overlap(files.get("rmtrl.json", {})),
-        "test_accuracy": _from("metrics.json", _of(metrics, "test", "accuracy")),
-        "length_matched_accuracy": _from("audit.json", _of(audit, "figures", "accuracy_matched")),
-        "fresh_accuracy": _from("fresh.json", _of(fresh, "accuracy"), reviewed_by=fresh.get("reviewed_by")),
-        "gamma": _from("overoptimization.json", _of(over, "whole", "gamma")),
-        "spillover_accuracy": _from("metrics.json", _of(metrics, "spillover", "accuracy")),
-        "length_audit": _length_audit(audit),
-        **_calibrated(files.get("calibration.json", {})),
+        "length_audit": _length_audit(files.get("audit.json", {})),
     }
-    for name, file in _MEASURED.items():
-        if isinstance(found.get(name), dict):
-            _mark(found[name], files[file], model_fingerprint, _of(files.get("rmtrl.json"), "splits"))
-    if lineage:
+    found |= _calibrated(files.get("calibration.json", {}))
+    if found["fresh_accuracy"] and (reviewed_by := files["fresh.json"].get("reviewed_by")):
+        found["fresh_accuracy"]["reviewed_by"] = reviewed_by
+    for item in filter(None, found.values()):
+        if (file := item.get("source", "").partition(",")[0]) in _OF_A_MODEL:
+            _mark(item, files[file], model_fingerprint, _of(files.get("rmtrl.json"), "splits"))
+    if lineage := files.get("lineage.json"):
         found["lineage"] = {"source": "lineage.json", **lineage}
     return Evidence.from_dict({"schema": SCHEMA, **found})
 
 
-_MEASURED = {
-    "length_matched_accuracy": "audit.json", "length_audit": "audit.json", "fresh_accuracy": "fresh.json",
-    "gamma": "overoptimization.json", "ece": "calibration.json", "nll_gain": "calibration.json",
-}  # fmt: skip
-
-
-def stored_fingerprint(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the fingerprint of the model that a file of evidence names, None where it names none."""
-    model = stored.get("model")
-    for found in (stored.get("model_fingerprint"), _of(model, "fingerprint"), model):
-        if isinstance(found, Mapping) and (found.get("sha256") or found.get("revision")):
-            return found
-    return None
+_PLACES = {
+    "test_accuracy": ("metrics.json", "test", "accuracy"),
+    "spillover_accuracy": ("metrics.json", "spillover", "accuracy"),
+    "length_matched_accuracy": ("audit.json", "figures", "accuracy_matched"),
+    "fresh_accuracy": ("fresh.json", "accuracy"),
+    "gamma": ("overoptimization.json", "whole", "gamma"),
+}
+_OF_A_MODEL = ("audit.json", "calibration.json", "fresh.json", "overoptimization.json")
 
 
 def _mark(
@@ -194,7 +193,7 @@ def _mark(
 ) -> None:
     """Adds to an item what its file says of model and data."""
     named = stored_fingerprint(stored)
-    same = None if named is None or model_fingerprint is None else _is_same(named, model_fingerprint)
+    same = None if named is None or model_fingerprint is None else is_same_model(named, model_fingerprint)
     data = _of(stored, "data", "fingerprint")
     split = [name for name in splits or () if data and _of(splits, name, "fingerprint") == data]
     said = [] if same is not None else ["names no model" if named is None else "model not compared"]
@@ -206,16 +205,6 @@ def _mark(
     wrong = "of another model" if same is False else "of the training pairs" if "train" in split else ""
     if wrong and "passed" in item:
         item |= {"passed": None, "said": f"no evidence: {wrong}, got {item['said']}"}
-
-
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
-    """Returns whether two fingerprints are of one model; None where they have nothing in common to compare."""
-    keys = [key for key in ("sha256", "revision") if one.get(key) and other.get(key)]
-    own = all(one[key] == other[key] for key in keys) if keys else None
-    bases = one.get("base"), other.get("base")
-    if own and all(isinstance(base, Mapping) for base in bases):
-        return _is_same(*bases) is not False  # type: ignore[arg-type]
-    return own
 
 
 def _length_audit(audit: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -233,10 +222,11 @@ def _of(values: Any, *path: str) -> Any:
     return values
 
 
-def _from(source: str, estimate: Any, **conditions: Any) -> Any:
-    if not isinstance(estimate, Mapping):
-        return None if estimate is None else {"value": estimate}  # refused with the figure's name
-    return {"source": source, **estimate, **{name: value for name, value in conditions.items() if value is not None}}
+def _from(source: str, estimate: Any) -> dict[str, Any] | None:
+    """Returns the figure of a file; one of another form is refused later, with the figure's name."""
+    if estimate is None:
+        return None
+    return {**(estimate if isinstance(estimate, Mapping) else {"value": estimate}), "source": source}
 
 
 def _overlap(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -253,19 +243,21 @@ def _calibrated(calibration: Mapping[str, Any]) -> dict[str, Any]:
     before, after, where = calibration.get("test_before"), calibration.get("test_after"), "test"
     if not after and calibration.get("after_is") == "cross-fitted":
         before, after, where = calibration.get("before"), calibration.get("after"), "cross-fitted"
-    source, null = f"calibration.json, {where}", _of(after, "null_ece", "value")
-    found = {"ece": _from(source, _of(after, "ece"), null_ece=round(null, 4) if is_number(null) else None)}
-    first, second, change = _of(before, "nll"), _of(after, "nll"), calibration.get("nll_change")
-    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+    source = f"calibration.json, {where}"
+    found = {"ece": _from(source, _of(after, "ece"))}
+    if found["ece"] and is_number(null := _of(after, "null_ece", "value")):
+        found["ece"]["null_ece"] = round(null, 4)
+    nll, change = (_of(before, "nll"), _of(after, "nll")), calibration.get("nll_change")
+    if not all(isinstance(item, Mapping) for item in nll):
         return found
     if isinstance(change, Mapping):
         rise = _estimate("nll_change", change)
         gain = replace(rise, value=-rise.value, low=-rise.high, high=-rise.low)
     else:  # of an earlier version; the same pairs, so the true interval is narrower
-        a, b = (_estimate("nll", item) for item in (first, second))
+        a, b = (_estimate("nll", item) for item in nll)
         ends = "ends of the two intervals"
         gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method=ends)
-    found["nll_gain"] = {**gain.as_dict(), "source": source}
+    found["nll_gain"] = _from(source, gain.as_dict())
     worse = {"calibration": WORSENED} if isinstance(change, Mapping) and gain.high < 0 else {}
     return {name: item and item | worse for name, item in found.items()}
 
@@ -280,7 +272,7 @@ def _figure(name: str, item: Any) -> Figure:
 
 def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     value, n, level = item.get("value"), item.get("n"), item.get("level", 0.95)
-    if not is_number(value) or type(n) is not int or not 1 <= n <= _LARGEST:
+    if not is_number(value) or type(n) is not int or not is_number(n) or n < 1:
         raise DataError(f"the evidence {name} has value {value!r} and n {n!r}; wanted a number and a count above 0")
     value = float(value)  # type: ignore[arg-type]
     least, most = RANGES.get(name, (-math.inf, math.inf))
@@ -290,7 +282,7 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     if not is_number(level) or not 0 < level < 1:
         raise DataError(f"the evidence {name} has the level {level!r}; wanted a number between 0 and 1, such as 0.95")
     if name in PROPORTIONS and not {"low", "high"} <= set(item):
-        interval = wilson(round(value * n), n)
+        interval = binomial_estimate(round(value * n), n, kind="wilson")
         return Estimate(value, min(interval.low, value), max(interval.high, value), n, method="Wilson")
     ends = [math.nan if item.get(end) is None else item[end] for end in ("low", "high")]
     if not {"low", "high"} <= set(item) or not all(is_number(end) or end != end for end in ends):
@@ -303,20 +295,117 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     return Estimate(value, low, high, n, float(level), str(item.get("method", "")))
 
 
-def is_number(value: Any) -> bool:
-    """Returns whether a value is a finite number; true and false are none."""
-    # compared, not converted: an integer may be too large for a float
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
-
-
 def _finding(name: str, item: Any) -> Finding:
     if not isinstance(item, Mapping) or not isinstance(item.get("passed"), bool | None):
         raise DataError(f'the evidence {name} is {str(item)[:60]}; wanted {{"passed": true or false, "said": "…"}}')
     return Finding(item.get("passed"), str(item.get("said", "")), str(item.get("source", "")))
 
 
-def _plain(item: Figure | Finding) -> dict[str, Any]:
-    if isinstance(item, Finding):
-        return dict(vars(item))
-    stored = {**item.estimate.as_dict(), "source": item.source, **item.conditions}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in stored.items()}
+# ---- lineage
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of where a model comes from.
+
+    Args:
+        names (`tuple[str, ...]`): Its own names, then those of what it was trained from, youngest first.
+        shape (`dict[str, Any]`): Architecture: kind, width, layers, heads.
+        vocabulary (`str`): Hash of the tokenizer's vocabulary, tokens added later left out; empty where unknown.
+    """
+
+    names: tuple[str, ...]
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: str = ""
+
+
+def parents(files: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Returns what a model says it was trained from: an adapter's base, and the start that its record names.
+
+    Args:
+        files (`Mapping[str, Mapping]`): Parsed `config.json`, `adapter_config.json` and `rmtrl.json`, as far as they
+            exist.
+
+    Example:
+
+    ```python
+    >>> parents({"adapter_config.json": {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}})
+    ('meta-llama/Llama-3.1-8B',)
+    ```
+    """
+    found = (
+        files.get("adapter_config.json", {}).get("base_model_name_or_path"),
+        (files.get("rmtrl.json", {}).get("model") or {}).get("model_name_or_path"),
+        files.get("config.json", {}).get("_name_or_path"),
+    )
+    return tuple(dict.fromkeys(str(name) for name in found if name))
+
+
+def origin(name: str, files: Mapping[str, Mapping[str, Any]], ancestors: Sequence[Origin] = ()) -> Origin:
+    """Returns the origin of a model from the files beside its weights.
+
+    Args:
+        name (`str`): Folder or hub id.
+        files (`Mapping[str, Mapping]`): As in [`parents`], and `tokenizer.json`.
+        ancestors (`Sequence[Origin]`): Origins of its [`parents`], as far as they can be read; an adapter has its
+            shape from them.
+
+    Example:
+
+    ```python
+    >>> origin("my/adapter", {"adapter_config.json": {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}}).names
+    ('my/adapter', 'meta-llama/Llama-3.1-8B')
+    ```
+    """
+    config = files.get("config.json", {})
+    config = config.get("text_config") or config  # of models that see pictures too
+    shape = {key: config[key] for key in _SHAPE if key in config}
+    vocabulary = (files.get("tokenizer.json", {}).get("model") or {}).get("vocab")
+    written_as = (files.get("rmtrl.json", {}).get("config") or {}).get("output_dir")
+    names = [name, *([str(written_as)] if written_as else []), *parents(files)]
+    for ancestor in ancestors:
+        names += ancestor.names
+        shape = shape or dict(ancestor.shape)
+    return Origin(tuple(dict.fromkeys(names)), shape, _hash(vocabulary) if vocabulary else "")
+
+
+def _hash(vocabulary: Any) -> str:
+    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def compare_origins(reward_model: Origin, policy: Origin) -> Finding:
+    """Returns whether two models come from the same base; not passed is a warning, and so is what nothing tells.
+
+    A reward model judges best what its own lineage writes: on RewardBench 2
+    (https://huggingface.co/papers/2506.01937) those of another lineage than the policy scored well and
+    trained it worse.
+
+    They do where one is among the ancestors of the other, or both have an ancestor in common. They do not where their
+    architectures or vocabularies differ. Equal shapes under other names prove nothing: a base and its instruct model
+    look alike.
+
+    Args:
+        reward_model, policy ([`Origin`]): The two models.
+
+    Example:
+
+    ```python
+    >>> compare_origins(Origin(("rm", "llama")), Origin(("sft", "llama"))).passed
+    True
+    ```
+    """
+    shared = [name for name in reward_model.names if name in policy.names]
+    differing = [
+        f"{key} {reward_model.shape[key]} and {policy.shape[key]}"
+        for key in _SHAPE
+        if key in reward_model.shape and key in policy.shape and reward_model.shape[key] != policy.shape[key]
+    ]
+    if reward_model.vocabulary and policy.vocabulary and reward_model.vocabulary != policy.vocabulary:
+        differing.append("vocabularies")
+    names = f"reward model {reward_model.names[0]} and policy {policy.names[0]}"
+    if differing:
+        said = f"{names} differ in {', '.join(differing)}: train the reward model on the policy's base"
+        return Finding(False, said)
+    if shared:
+        return Finding(True, f"{names} both come from {shared[0]}")
+    return Finding(None, f"{names} name no common base: say what they were trained from")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +94,23 @@ def _folder_sha256(folder: Path) -> str:
     if head:
         digest.update(json.dumps(head, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def stored_fingerprint(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the fingerprint of the model that a file of figures names, None where it names none."""
+    model = stored.get("model")
+    nested = model.get("fingerprint") if isinstance(model, Mapping) else None
+    for found in (stored.get("model_fingerprint"), nested, model):
+        if isinstance(found, Mapping) and (found.get("sha256") or found.get("revision")):
+            return found
+    return None
+
+
+def is_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Returns whether two fingerprints are of one model; None where they have nothing in common to compare."""
+    keys = [key for key in ("sha256", "revision") if one.get(key) and other.get(key)]
+    own = all(one[key] == other[key] for key in keys) if keys else None
+    bases = one.get("base"), other.get("base")
+    if own and all(isinstance(base, Mapping) for base in bases):
+        return is_same_model(*bases) is not False  # type: ignore[arg-type]
+    return own

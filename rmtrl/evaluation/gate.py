@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from rmtrl.errors import UsageError
-from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding, is_number
+from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding
+from rmtrl.evaluation.scoring import is_number
 
 SCHEMA = "rmtrl/thresholds/1"
 Compare = Literal["value", "interval"]
+_COMPARE = get_args(Compare)
 
 # whatever a thresholds file says: a model's opinion of the policy's answers is no human's
 _ALWAYS: dict[str, dict[str, Any]] = {"fresh_accuracy": {"reviewed_by": "human"}}
@@ -81,7 +83,7 @@ class Thresholds:
             raise UsageError(f"the thresholds are not of the schema {SCHEMA}; copy rmtrl/evaluation/thresholds.yaml")
         unknown = sorted(map(str, set(stored) - {"schema", "compare", "checks"}))
         checks, compare = stored.get("checks"), stored.get("compare", "value")
-        if unknown or not isinstance(checks, dict) or not checks or compare not in ("value", "interval"):
+        if unknown or not isinstance(checks, dict) or not checks or compare not in _COMPARE:
             raise UsageError(
                 f"the thresholds have {', '.join(unknown) or 'no checks, or a compare other than value or interval'}; "
                 "wanted schema, compare and checks"
@@ -95,31 +97,20 @@ def default_thresholds() -> Thresholds:
 
 
 def _check(name: str, settings: Any) -> Check:
+    """Returns the check of a thresholds file; raises where it asks for what no check knows."""
     if name not in NAMES:
         raise UsageError(f"the thresholds ask for {name}; known are {', '.join(sorted(NAMES))}")
-    known = (
-        {"passed", "otherwise"} if name in FINDINGS else {"minimum", "maximum", "n", "where", "compare", "otherwise"}
-    )
+    finding = name in FINDINGS
+    known = {"passed", "otherwise"} if finding else {field.name for field in fields(Check)} - {"passed"}
     if not isinstance(settings, dict) or not set(settings) <= known:
         raise UsageError(f"the check {name} is {settings}; it knows {', '.join(sorted(known))}")
     check = Check(**settings)
-    numbers = [value for value in (check.minimum, check.maximum) if value is not None]
-    sound = (
-        all(map(is_number, numbers))
-        and (len(numbers) < 2 or numbers[0] <= numbers[1])
-        and (check.passed is True if name in FINDINGS else bool(numbers))
-        and type(check.n) is int
-        and check.n >= 1
-        and isinstance(check.where, dict)
-        and check.compare in (None, "value", "interval")
-        and check.otherwise in ("stop", "warn")
-    )
-    if not sound:
-        wanted = (
-            "passed: true"
-            if name in FINDINGS
-            else "a minimum or maximum, finite numbers, n a count above 0, where a mapping"
-        )
+    ends = [end for end in (check.minimum, check.maximum) if end is not None]
+    asks = check.passed is True if finding else bool(ends) and all(map(is_number, ends)) and ends == sorted(ends)
+    counts = type(check.n) is int and check.n >= 1 and isinstance(check.where, dict)
+    if not (asks and counts and check.compare in (None, *_COMPARE) and check.otherwise in ("stop", "warn")):
+        wanted = "a minimum or maximum, finite numbers, n a count above 0, where a mapping"
+        wanted = "passed: true" if finding else wanted
         raise UsageError(f"the check {name} is {settings}; wanted {wanted}, otherwise stop or warn")
     return check
 
@@ -202,27 +193,23 @@ def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
 
 
 def _judge(name: str, item: Figure | Finding | None, check: Check, compare: Compare) -> Reason:
+    """Returns the outcome of one check."""
     stops, wanted = check.otherwise == "stop", check.wanted
     if item is None:
         return Reason(name, False, stops, "no evidence", wanted)
     if isinstance(item, Finding):
-        return Reason(name, item.passed is True, stops, str(item) or "no word of it", wanted, source=item.source)
-    estimate = item.estimate
-    known = {
-        "value": estimate.value,
-        "low": estimate.low if math.isfinite(estimate.low) else None,
-        "high": estimate.high if math.isfinite(estimate.high) else None,
-        "n": estimate.n,
-        "source": item.source,
-    }
+        return Reason(name, item.passed is True, stops, item.said or "no word of it", wanted, source=item.source)
+    value, low, high = item.estimate.value, item.estimate.low, item.estimate.high
+    known = tuple(end if math.isfinite(end) else None for end in (low, high))
     lacking = _lacking(item, check.n, {**check.where, **_ALWAYS.get(name, {})})
     if lacking:
-        return Reason(name, False, stops, f"no evidence: {lacking}, got {item}", wanted, **known)  # type: ignore[arg-type]
-    low, high = (estimate.value,) * 2 if compare == "value" else (estimate.low, estimate.high)
-    passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
-    passed = passed and item.conditions.get("calibration") != WORSENED
-    wanted += " at the unfavourable end" if compare == "interval" else ""
-    return Reason(name, passed, stops, str(item), wanted, **known)  # type: ignore[arg-type]
+        passed, got = False, f"no evidence: {lacking}, got {item}"
+    else:
+        low, high = (low, high) if compare == "interval" else (value, value)
+        passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
+        passed, got = passed and item.conditions.get("calibration") != WORSENED, str(item)
+        wanted += " at the unfavourable end" if compare == "interval" else ""
+    return Reason(name, passed, stops, got, wanted, value, known[0], known[1], item.estimate.n, item.source)
 
 
 def _lacking(figure: Figure, n: int, where: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
-"""Policies judged on fixed prompts: generated, scored, compared prompt by prompt; and samples for overoptimization."""
+"""Policies judged on fixed prompts and compared prompt by prompt; samples for overoptimization; best of n."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.overoptimization.samples import Samples
+from rmtrl.evaluation.overoptimization import Samples
 from rmtrl.evaluation.scoring import joined, score_conversations
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Conversation, Estimate, Scorer
@@ -64,7 +64,7 @@ class PolicyComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the figures as a plain dictionary for JSON."""
-        return {"difference": self.difference.as_dict(), "win_rate": self.win_rate.as_dict()}
+        return asdict(self)
 
 
 def evaluate_policies(
@@ -101,11 +101,18 @@ def evaluate_policies(
     ```
     """
     _check_prompts(prompts)
-    score = _judged_by(judge, prompts, references)
+    if not isinstance(judge, Scorer) and len(references or ()) != len(prompts):
+        got = f"got {len(references or ())} references for {len(prompts)} prompts"
+        raise DataError(f"{got}; a metric that is no Scorer needs one each")
     results = {}
     for name, generator in policies.items():
-        completions = _generate(generator, prompts, n, seed)
-        results[name] = _result(score(completions), completions)
+        completions = [own for _, made in _windows(generator, prompts, n, seed) for own in made]
+        if isinstance(judge, Scorer):
+            scores = _scored(judge, prompts, completions)
+        else:
+            pairs = zip(completions, references or (), strict=True)
+            scores = np.array([[float(judge(one.text, reference)) for one in own] for own, reference in pairs])
+        results[name] = _result(scores, completions)
     return results
 
 
@@ -178,13 +185,12 @@ def sample_scores(
     _check_prompts(prompts)
     scores: dict[str, list[Floats]] = {"proxy": [], "gold": []}
     truncated: list[bool] = []
-    window = max(1, _WINDOW_COMPLETIONS // n)
-    for start in tqdm(range(0, len(prompts), window), desc="Sampling", unit="window", delay=2):
-        part = prompts[start : start + window]
-        completions = generator.generate(part, n, seed=seed)
-        for name, scorer in (("proxy", proxy), ("gold", gold)):
-            scores[name].append(_scored(scorer, part, completions).ravel())
-        truncated += [completion.truncated for own in completions for completion in own]
+    with tqdm(total=len(prompts), desc="Sampling", unit="prompt", delay=2) as progress:
+        for part, completions in _windows(generator, prompts, n, seed):
+            for name, scorer in (("proxy", proxy), ("gold", gold)):
+                scores[name].append(_scored(scorer, part, completions).ravel())
+            truncated += [completion.truncated for own in completions for completion in own]
+            progress.update(len(part))
     return Samples(
         np.repeat(np.arange(len(prompts)), n).astype(str),
         np.concatenate(scores["proxy"]),
@@ -192,6 +198,63 @@ def sample_scores(
         domain=None if domains is None else np.repeat(np.asarray(domains, str), n),
         truncated=np.array(truncated, dtype=np.bool_),
     )
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The candidates of one prompt with their scores.
+
+    Args:
+        candidates (`tuple`): As given.
+        scores (`(N,)` float64): One a candidate; NaN where the scorer does not hold it.
+        index (`int`, *optional*): Place of the best, the first of equals; `None` where none could be scored.
+    """
+
+    candidates: tuple[Conversation, ...]
+    scores: NDArray[np.float64]
+    index: int | None
+
+    @property
+    def best(self) -> Conversation | None:
+        """The best candidate, `None` where none could be scored."""
+        return None if self.index is None else self.candidates[self.index]
+
+
+def best_of_n(
+    scorer: Scorer, prompts: Sequence[Conversation], candidates: Sequence[Sequence[Conversation]]
+) -> list[Ranked]:
+    """Returns the candidates of each prompt with their scores and the best of them.
+
+    Choosing the best of n spends log n − (n − 1)/n nats of KL; how many the scorer bears is what
+    [`~rmtrl.evaluation.overoptimization.measure_overoptimization`] says.
+
+    Args:
+        scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
+        prompts (`Sequence[Conversation]`): P prompts, message lists or strings.
+        candidates (`Sequence[Sequence[Conversation]]`): Candidates of each prompt; a string after a message list
+            becomes the assistant's message.
+
+    Raises:
+        DataError: If a prompt has no candidates, there are not as many lists as prompts, or a candidate does not fit
+            its prompt.
+        ModelError: If the scorer returns another number of scores, or one that is no finite number.
+
+    Example:
+
+    ```python
+    >>> best_of_n(scorer, ["Is the sky blue?"], [[" Yes.", " No."]])[0].best
+    ' Yes.'
+    ```
+    """
+    if len(prompts) != len(candidates):
+        raise DataError(f"got {len(prompts)} prompts and {len(candidates)} lists of candidates; wanted as many")
+    empty = [index for index, own in enumerate(candidates) if not len(own) or isinstance(own, str)]
+    if empty:
+        raise DataError(f"prompt {empty[0]} has no list of candidates; wanted one candidate or more")
+    whole = [joined(prompt, one) for prompt, own in zip(prompts, candidates, strict=True) for one in own]
+    parts = np.split(score_conversations(scorer, whole), np.cumsum([len(own) for own in candidates])[:-1])
+    best = (None if np.isnan(part).all() else int(np.nanargmax(part)) for part in parts)
+    return [Ranked(tuple(own), part, index) for own, part, index in zip(candidates, parts, best, strict=True)]
 
 
 def _check_prompts(prompts: Sequence[Conversation]) -> None:
@@ -203,31 +266,14 @@ def _check_prompts(prompts: Sequence[Conversation]) -> None:
         raise DataError("got no prompts; wanted one or more")
 
 
-def _generate(generator: Generator, prompts: Sequence[Conversation], n: int, seed: int) -> list[list[Completion]]:
+def _windows(
+    generator: Generator, prompts: Sequence[Conversation], n: int, seed: int
+) -> Iterator[tuple[Sequence[Conversation], list[list[Completion]]]]:
+    """Yields prompts with their completions, a bounded number at a time."""
     window = max(1, _WINDOW_COMPLETIONS // n)
-    return [
-        own
-        for start in range(0, len(prompts), window)
-        for own in generator.generate(prompts[start : start + window], n, seed=seed)
-    ]
-
-
-def _judged_by(
-    judge: Scorer | ReferenceMetric, prompts: Sequence[Conversation], references: Sequence[str] | None
-) -> Callable[[list[list[Completion]]], Floats]:
-    if isinstance(judge, Scorer):
-        return lambda completions: _scored(judge, prompts, completions)
-    if references is None or len(references) != len(prompts):
-        raise DataError(
-            f"got {0 if references is None else len(references)} references for {len(prompts)} prompts; a metric that "
-            "is no Scorer needs one each"
-        )
-
-    def score(completions: list[list[Completion]]) -> Floats:
-        return np.array([[float(judge(completion.text, reference)) for completion in own]
-                         for own, reference in zip(completions, references, strict=True)])  # fmt: skip
-
-    return score
+    for start in range(0, len(prompts), window):
+        part = prompts[start : start + window]
+        yield part, generator.generate(part, n, seed=seed)
 
 
 def _scored(scorer: Scorer, prompts: Sequence[Conversation], completions: Sequence[Sequence[Completion]]) -> Floats:
@@ -244,9 +290,8 @@ def _scored(scorer: Scorer, prompts: Sequence[Conversation], completions: Sequen
 
 
 def _result(scores: Floats, completions: list[list[Completion]]) -> PolicyResult:
-    lengths = np.array([[float(len(completion.text)) for completion in own] for own in completions])
-    cut = np.array([[float(completion.truncated) for completion in own] for own in completions])
-    return PolicyResult(
-        scores, completions, mean_estimate(scores.mean(1), proportion=False), mean_estimate(cut.mean(1)),
-        mean_estimate(lengths.mean(1), proportion=False),
-    )  # fmt: skip
+    """Returns the figures of one policy; intervals resample prompts."""
+    lengths = [np.mean([len(one.text) for one in own]) for own in completions]
+    truncated = mean_estimate([np.mean([one.truncated for one in own]) for own in completions])
+    mean, length = (mean_estimate(values, proportion=False) for values in (scores.mean(1), lengths))
+    return PolicyResult(scores, completions, mean, truncated, length)

@@ -1,10 +1,13 @@
-"""What a person reads of an evaluation: each result in full, models side by side, published rows, warnings."""
+"""What a person reads of an evaluation: each result in full, models and published rows side by side, warnings."""
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
 
 from rmtrl.evaluation.benchmarks.results import BenchmarkResult, in_words
-from rmtrl.evaluation.published import PublishedFigure, published
+from rmtrl.metrics import combined_estimate
 from rmtrl.types import Estimate
 
 Results = Mapping[str, Mapping[str, BenchmarkResult]]
@@ -12,37 +15,63 @@ Results = Mapping[str, Mapping[str, BenchmarkResult]]
 
 _ENOUGH = 3  # benchmarks, below which nothing is said of other domains
 _MIXED = "mixed"  # the kind of benchmarks that hold several kinds
+_OVERALL = "overall"
 
 
-def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Returns the plain mean of figures of different benchmarks.
-
-    Benchmarks are taken as independent, so the half widths add in squares: low = mean − √Σ(valueᵢ − lowᵢ)² / k.
+@dataclass(frozen=True)
+class PublishedFigure:
+    """A figure that was published, not run here.
 
     Args:
-        estimates (`Sequence[Estimate]`): One figure a benchmark.
+        model (`str`): The public model.
+        benchmark (`str`): Name of the benchmark, as [`rmtrl.evaluation.benchmarks.benchmark`] knows it.
+        figure (`str`): `overall`, or the name of the average it is.
+        value (`float`): The figure, as a share.
+        source (`str`): Where it stands.
+    """
+
+    model: str
+    benchmark: str
+    figure: str
+    value: float
+    source: str
+
+
+def _read_published() -> tuple[PublishedFigure, ...]:
+    text = (resources.files("rmtrl.evaluation") / "published.yaml").read_text(encoding="utf-8")
+    return tuple(
+        PublishedFigure(model, benchmark, figure or _OVERALL, round(value / 100, 4), table["source"])
+        for table in yaml.safe_load(text)
+        for model, values in table["models"].items()
+        for (benchmark, _, figure), value in zip((n.partition("/") for n in table["figures"]), values, strict=True)
+    )
+
+
+PUBLISHED = _read_published()
+
+
+def published(benchmark: str) -> list[PublishedFigure]:
+    """Returns what is known to be published for a benchmark, the highest figure first.
 
     Example:
 
     ```python
-    >>> print(average([Estimate(0.8, 0.7, 0.9, 100), Estimate(0.6, 0.6, 0.6, 50)]))
-    0.700 [0.650, 0.750] (n = 150)
+    >>> published("rmb")[0].model
+    'Skywork-Reward-V2-Qwen3-1.7B'
     ```
     """
-    k = len(estimates)
-    mean = sum(estimate.value for estimate in estimates) / k
-    low, high = (math.sqrt(sum((e.value - end) ** 2 for e, end in zip(estimates, ends, strict=True))) / k
-                 for ends in ([e.low for e in estimates], [e.high for e in estimates]))  # fmt: skip
-    n = sum(estimate.n for estimate in estimates)
-    return Estimate(mean, mean - low, mean + high, n, estimates[0].level, f"mean of {k} independent benchmarks")
+    return sorted((row for row in PUBLISHED if row.benchmark == benchmark), key=lambda row: -row.value)
 
 
 def averages(results: Results) -> tuple[list[str], dict[str, Estimate]]:
     """Returns the benchmarks that all models have, and each model's average over them; none for fewer than two."""
     common = [name for name in next(iter(results.values())) if all(name in own for own in results.values())]
-    if len(common) < 2:
+    k = len(common)
+    if k < 2:
         return common, {}
-    return common, {model: average([own[name].overall for name in common]) for model, own in results.items()}
+    settings = {"weights": [1 / k] * k, "method": f"mean of {k} independent benchmarks"}
+    figures = {model: [own[name].overall for name in common] for model, own in results.items()}
+    return common, {model: combined_estimate(own, **settings) for model, own in figures.items()}  # type: ignore[arg-type]
 
 
 def warnings(
@@ -53,36 +82,25 @@ def warnings(
     Args:
         results (`Results`): Results by model and benchmark.
         selected_on (`Mapping[str, Sequence[str]]`): The benchmarks that chose each model's checkpoint.
-        unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and
-            benchmark.
+        unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and benchmark.
     """
     found = []
     # variants of one benchmark have one source, and count once
     kinds = {result.source: result.kind for own in results.values() for result in own.values()}
     if len(kinds) < _ENOUGH:
-        found.append(
-            f"{len(kinds)} benchmark{'s' * (len(kinds) > 1)}: fewer than {_ENOUGH} say nothing of a shift of domain"
-        )
+        plural = "s" * (len(kinds) > 1)
+        found.append(f"{len(kinds)} benchmark{plural}: fewer than {_ENOUGH} say nothing of a shift of domain")
     elif len(set(kinds.values())) == 1 and _MIXED not in kinds.values():
-        found.append(
-            f"all {len(kinds)} benchmarks are of one kind ({next(iter(kinds.values()))}): that is no shift of domain"
-        )
+        kind = next(iter(kinds.values()))
+        found.append(f"all {len(kinds)} benchmarks are of one kind ({kind}): that is no shift of domain")
     for model, own in results.items():
-        found += [
-            f"{name} chose the checkpoint of {model}: its figure is too high for a test"
-            for name in own
-            if name in selected_on.get(model, ())
-        ]
-        found += [
-            f"{name}, {model}: {_missing(result)} have no score{in_words(result.missing_reasons)}"
-            for name, result in own.items()
-            if result.n_missing
-        ]
-        found += [
-            f"{name}, {model}: incomplete, it lacks rows of {_listed(list(parts), len(parts))}"
-            for name, result in own.items()
-            if (parts := result.missing_parts)
-        ]
+        for name, result in own.items():
+            if name in selected_on.get(model, ()):
+                found.append(f"{name} chose the checkpoint of {model}: its figure is too high for a test")
+            if result.n_missing:
+                found.append(f"{name}, {model}: {_missing(result)} have no score{in_words(result.missing_reasons)}")
+            if parts := list(result.missing_parts):
+                found.append(f"{name}, {model}: incomplete, it lacks rows of {_listed(parts, len(parts))}")
         found += [f"{name}, {model}: not scorable: {why}" for name, why in unscored.get(model, {}).items()]
     return found
 
@@ -93,27 +111,22 @@ def published_rows(results: Results) -> list[PublishedFigure]:
 
 
 def report(
-    results: Results,
-    selected_on: Mapping[str, Sequence[str]],
-    unscored: Mapping[str, Mapping[str, str]] = {},
+    results: Results, selected_on: Mapping[str, Sequence[str]], unscored: Mapping[str, Mapping[str, str]] = {}
 ) -> str:
-    """Returns the whole text: every result, the table of models and benchmarks, published rows, warnings.
+    """Returns the whole text: every result, the table of models and published rows, warnings.
 
     Args:
         results (`Results`): Results by model and benchmark.
         selected_on (`Mapping[str, Sequence[str]]`): The benchmarks that chose each model's checkpoint.
-        unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and
-            benchmark.
+        unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and benchmark.
     """
     parts = [
         "\n".join(_result_lines(model, result, chose=name in selected_on.get(model, ())))
         for model, own in results.items()
         for name, result in own.items()
     ]
-    if len(results) > 1 or len(_names(results, unscored)) > 1:
-        parts.append("\n".join(_side_by_side(results, unscored)))
-    if beside := _published_lines(results):
-        parts.append("\n".join(beside))
+    if table := _side_by_side(results, unscored):
+        parts.append("\n".join(table))
     return "\n\n".join([*parts, *(f"warning: {line}" for line in warnings(results, selected_on, unscored))])
 
 
@@ -151,67 +164,52 @@ def _listed(ids: Sequence[str], count: int) -> str:
     return f"{shown} and {count - 5:,} more" if count > 5 else shown
 
 
-def _names(results: Results, unscored: Mapping[str, Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(name for table in (results, unscored) for own in table.values() for name in own))
-
-
 def _side_by_side(results: Results, unscored: Mapping[str, Mapping[str, str]]) -> list[str]:
-    names = _names(results, unscored)
-    common, means = averages(results)
-    head = ["model", *names, *([f"average of {len(common)}"] if means else [])]
-    rows = [
-        [model, *(_result_cell(own.get(name), name in unscored.get(model, {})) for name in names),
-         *([_cell(means[model])] if means else [])]
-        for model, own in results.items()
-    ]  # fmt: skip
-    if len(results) > 1:
-        rows.append(["highest", *(_highest({m: own[name].overall for m, own in results.items() if name in own})
-                                  for name in names), *([_highest(means)] if means else [])])  # fmt: skip
-    return _table([head, *rows])
-
-
-def _result_cell(result: BenchmarkResult | None, unscored: bool) -> str:
-    if result is None:
-        return "not scorable" if unscored else "not run"
-    return _cell(result.overall) + " incomplete" * bool(result.missing_parts)
-
-
-def _highest(figures: Mapping[str, Estimate]) -> str:
-    if not figures:
-        return ""
-    best = max(estimate.value for estimate in figures.values())
-    return ", ".join(model for model, estimate in figures.items() if estimate.value == best)
-
-
-def _published_lines(results: Results) -> list[str]:
-    """Returns our figures and the published ones in one table, a column a figure; empty where none is published."""
-    names = list(dict.fromkeys(name for own in results.values() for name in own))
-    rows = [row for name in names for row in published(name)]
-    columns = sorted(
-        {(row.benchmark, row.figure) for row in rows}, key=lambda c: (names.index(c[0]), c[1] != "overall")
-    )
-    if not columns:
+    """Returns models and published rows in one table, a column a figure; empty for one figure that stands alone."""
+    names = list(dict.fromkeys(name for table in (results, unscored) for own in table.values() for name in own))
+    rows = published_rows(results)
+    shown = [(name, figure) for name in names for figure in
+             dict.fromkeys([_OVERALL, *(row.figure for row in rows if row.benchmark == name)])]  # fmt: skip
+    if len(results) == len(shown) == 1 and not rows:
         return []
-    table = [["model", *(name if figure == "overall" else f"{name}, {figure}" for name, figure in columns)]]
-    for model, own in results.items():
-        table.append([model, *(_cell(_figure(own.get(name), figure)) for name, figure in columns)])
-    for model in dict.fromkeys(row.model for row in rows):
-        theirs = {(row.benchmark, row.figure): row for row in rows if row.model == model}
-        table.append([f"{model} *", *(f"{theirs[key].value:.3f}" if key in theirs else "" for key in columns)])
+    theirs = list(dict.fromkeys(row.model for row in rows))
+    columns = [["model", *results, *(["highest"] if len(results) > 1 else []), *(f"{model} *" for model in theirs)]]
+    for name, figure in shown:
+        ours = {model: _figure(own.get(name), figure) for model, own in results.items()}
+        cells = [_interval(estimate) for estimate in ours.values()]
+        if figure == _OVERALL:
+            cells = [_result_cell(own.get(name), name in unscored.get(model, {})) for model, own in results.items()]
+        known = {row.model: f"{row.value:.3f}" for row in rows if (row.benchmark, row.figure) == (name, figure)}
+        title = name if figure == _OVERALL else f"{name}, {figure}"
+        columns.append([title, *cells, *_highest(ours), *(known.get(model, "") for model in theirs)])
+    common, means = averages(results)
+    if means:
+        columns.append(
+            [f"average of {len(common)}", *map(_interval, means.values()), *_highest(means), *[""] * len(theirs)]
+        )
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
     sources = "; ".join(dict.fromkeys(row.source for row in rows))
-    return [*_table(table), f"* published, not run here: {sources}"]
+    return [*lines, f"* published, not run here: {sources}"] if rows else lines
 
 
 def _figure(result: BenchmarkResult | None, figure: str) -> Estimate | None:
     if result is None:
         return None
-    return result.overall if figure == "overall" else result.others.get(figure)
+    return result.overall if figure == _OVERALL else result.others.get(figure)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _result_cell(result: BenchmarkResult | None, unscored: bool) -> str:
+    if result is None:
+        return "not scorable" if unscored else "not run"
+    return _interval(result.overall) + " incomplete" * bool(result.missing_parts)
+
+
+def _highest(ours: Mapping[str, Estimate | None]) -> list[str]:
+    """Returns the cell that names the best of several models, no cell where there is one."""
+    values = {model: estimate.value for model, estimate in ours.items() if estimate is not None}
+    return [", ".join(m for m, v in values.items() if v == max(values.values()))] if len(ours) > 1 else []
+
+
+def _interval(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -237,9 +237,13 @@ def read_pair_scores(path: Path) -> dict[str, Floats]:
 
 
 def _are_scores(scores: Any) -> bool:
-    if scores in (None, [None, None]):
-        return True
+    """Returns whether a cell holds two scores or none."""
+    return scores in (None, [None, None]) or (
+        isinstance(scores, list) and len(scores) == 2 and all(map(is_number, scores))
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number; true and false are none."""
     # compared, not converted: an integer may be too large for a float
-    return isinstance(scores, list) and len(scores) == 2 and all(
-        type(score) in (int, float) and -_LARGEST <= score <= _LARGEST for score in scores
-    )  # fmt: skip
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

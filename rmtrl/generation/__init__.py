@@ -1,7 +1,6 @@
 """`Generator`, the door through which every policy is asked for completions, and one over transformers' generate."""
 
-from rmtrl.generation.generator import Completion, Generator
+from rmtrl.generation.generator import Completion, Generator, TransformersGenerator
 from rmtrl.generation.sampling import SeededSampling, gumbel_noise, sampling_key
-from rmtrl.generation.transformers_generator import TransformersGenerator
 
 __all__ = ["Completion", "Generator", "SeededSampling", "TransformersGenerator", "gumbel_noise", "sampling_key"]

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import ScriptArguments
 
-from rmtrl.data.dedup import with_clusters
+from rmtrl.data.clusters import with_clusters
 from rmtrl.data.preferences import last_turn_only, read_preferences
 from rmtrl.data.provenance import fingerprint
 from rmtrl.data.splits import Splits, check_overlap, make_splits

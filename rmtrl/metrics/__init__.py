@@ -3,51 +3,58 @@
 Every statistic of the library lives here once; stages import it and add nothing of their own.
 """
 
-from rmtrl.metrics.estimates import bootstrap_estimate, bootstrap_estimates, mean_estimate, reweighted_estimate
-from rmtrl.metrics.pairs import (
-    domain_accuracy,
-    length_bias,
-    pair_wins,
-    pairwise_accuracy,
-    reward_metrics,
-    worst_group_accuracy,
+from rmtrl.metrics.estimates import (
+    Floats,
+    binomial_estimate,
+    bootstrap_estimate,
+    bootstrap_estimates,
+    change_estimate,
+    clustered_covariance,
+    combined_estimate,
+    defined,
+    mean_by_group,
+    mean_estimate,
+    resamples,
+    reweighted_estimate,
+    too_few,
 )
-from rmtrl.metrics.probabilities import auroc, brier, margin_nll, nll, overconfidence, probit_probability
-from rmtrl.metrics.ranks import correlation_estimate, kendall, pearson, spearman
-from rmtrl.metrics.reliability import (
+from rmtrl.metrics.probabilities import (
     ReliabilityCurve,
+    brier,
     calibrated_null_ece,
     calibration_metrics,
     ece,
+    margin_nll,
     mce,
+    nll,
+    overconfidence,
+    probit_probability,
     reliability_curve,
+)
+from rmtrl.metrics.ranks import (
+    auroc,
+    best_of_n_curve,
+    best_of_n_curves,
+    best_of_n_kl,
+    best_of_n_weights,
+    correlation_estimate,
+    domain_accuracy,
+    kendall,
+    length_bias,
+    pair_wins,
+    pairwise_accuracy,
+    pearson,
+    reward_metrics,
+    spearman,
+    worst_group_accuracy,
 )
 
 __all__ = [
-    "ReliabilityCurve",
-    "auroc",
-    "bootstrap_estimate",
-    "bootstrap_estimates",
-    "brier",
-    "calibrated_null_ece",
-    "calibration_metrics",
-    "correlation_estimate",
-    "domain_accuracy",
-    "ece",
-    "kendall",
-    "length_bias",
-    "margin_nll",
-    "mce",
-    "mean_estimate",
-    "nll",
-    "overconfidence",
-    "pair_wins",
-    "pairwise_accuracy",
-    "pearson",
-    "probit_probability",
-    "reliability_curve",
-    "reward_metrics",
-    "reweighted_estimate",
-    "spearman",
+    "Floats", "ReliabilityCurve", "auroc", "best_of_n_curve", "best_of_n_curves", "best_of_n_kl", "best_of_n_weights",
+    "binomial_estimate", "bootstrap_estimate", "bootstrap_estimates", "brier", "calibrated_null_ece",
+    "calibration_metrics", "change_estimate", "clustered_covariance", "combined_estimate", "correlation_estimate",
+    "defined", "domain_accuracy", "ece", "kendall", "length_bias", "margin_nll", "mce", "mean_by_group",
+    "mean_estimate", "nll", "overconfidence", "pair_wins", "pairwise_accuracy", "pearson", "probit_probability",
+    "reliability_curve", "resamples", "reward_metrics", "reweighted_estimate", "spearman", "too_few",
     "worst_group_accuracy",
-]
+]  # fmt: skip

@@ -1,7 +1,11 @@
-"""Intervals: the bootstrap by prompt, and the means that are built on it."""
+"""Intervals: every way the library has of saying how sure a number is.
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+A resample is a row of weights, how often each row was drawn. A statistic is a function of such rows, so the number
+itself (all weights 1) and a thousand resamples of it come from one formula and mostly from one matrix product.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,28 +20,74 @@ Statistic = Callable[[Floats], Floats]
 _CELLS = 4_000_000  # of a weight matrix held at a time: 32 MB
 
 
+def resamples(
+    n: int,
+    n_resamples: int = 1000,
+    *,
+    counts: ArrayLike | None = None,
+    bayesian: bool = False,
+    width: int = 0,
+    seed: int | np.random.Generator = 0,
+) -> Iterator[Floats]:
+    """Yields the weights of n units in bootstrap resamples, blocks of `(R, n)` with `n_resamples` rows in all.
+
+    Args:
+        n (`int`): Units.
+        n_resamples (`int`): Resamples.
+        counts (`(n,)` array of `int`, *optional*): Units that each row stands for, where equal ones were put together.
+        bayesian (`bool`): Weights from Exp(1) in place of counts, so that no unit ever vanishes (Rubin 1981,
+            https://doi.org/10.1214/aos/1176345338).
+        width (`int`): Numbers that one resample takes, where that is more than n; it bounds the blocks.
+        seed (`int` or `Generator`): Of the resampling.
+
+    Example:
+
+    ```python
+    >>> [weights.sum(axis=1).tolist() for weights in resamples(4, 2)]
+    [[4.0, 4.0]]
+    ```
+    """
+    rng = np.random.default_rng(seed)
+    number = np.ones(n, np.int64) if counts is None else np.asarray(counts, np.int64)
+    total, unit = int(number.sum()), np.repeat(np.arange(n), number)
+    block = max(1, _CELLS // max(n, width, 1))
+    for start in range(0, n_resamples, block):
+        size = min(block, n_resamples - start)
+        if bayesian:
+            yield rng.standard_exponential((size, n))
+        elif 8 * n < total:
+            yield rng.multinomial(total, number / total, size=size).astype(np.float64)
+        else:
+            cells = unit[rng.integers(total, size=(size, total))] + n * np.arange(size)[:, None]
+            yield np.bincount(cells.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
 def bootstrap_estimates(
-    statistics: Mapping[str, Statistic],
+    statistics: Callable[[Floats], Mapping[str, Floats]],
     n: int,
     groups: ArrayLike | None = None,
     *,
+    counts: ArrayLike | None = None,
     kind: Literal["percentile", "basic"] = "percentile",
     bounds: tuple[float, float] = (-np.inf, np.inf),
     level: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
+    by: str = "",
+    width: int = 0,
 ) -> dict[str, Estimate]:
     """Returns an estimate of each statistic from the same bootstrap resamples of whole groups.
 
-    A resample is a row of weights: how often each of the n rows was drawn. A statistic that is a sum over rows is then
-    one matrix product for all resamples. With fewer than two groups there is nothing to resample and the interval is
-    `bounds`.
+    With fewer than two groups there is nothing to resample and the interval is `bounds`.
 
     Args:
-        statistics (`Mapping[str, Statistic]`): Functions of weights `(R, n)` that return `(R,)`. Values that are NaN,
-            where a resample leaves the statistic undefined, are left out of the interval.
+        statistics (`Callable`): Function of weights `(R, n)` that returns `(R,)` values by name. Values that are NaN,
+            where a resample leaves the statistic undefined, are left out of the interval; where all are, so is the
+            interval.
         n (`int`): Number of rows.
         groups (`(n,)` array, *optional*): Prompt of each row; every row its own group when absent.
+        counts (`(n,)` array of `int`, *optional*): How many equal units each row stands for, without groups; the
+            sample itself has these weights then.
         kind (`str`): `"percentile"`; or `"basic"`, the percentile interval reflected at the value, for statistics that
             noise can only raise, such as ECE: resampling raises them once more, and the reflection takes both off. It
             is widened to hold the value where it does not.
@@ -45,6 +95,8 @@ def bootstrap_estimates(
         level (`float`): Coverage of the interval.
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
+        by (`str`): What is resampled, in words; "prompt", or "row" without groups.
+        width (`int`): As in [`resamples`].
 
     Raises:
         ValueError: If there are no rows.
@@ -53,45 +105,36 @@ def bootstrap_estimates(
 
     ```python
     >>> x = np.array([1.0, 2.0, 4.0, 9.0])
-    >>> bootstrap_estimates({"mean": lambda w: w @ x / w.sum(1)}, 4)["mean"].value
+    >>> bootstrap_estimates(lambda w: {"mean": w @ x / w.sum(1)}, 4)["mean"].value
     4.0
     ```
     """
     if n == 0:
         raise ValueError("got no values; an estimate needs at least one")
-    index = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    n_groups = int(index.max()) + 1
-    values = {name: float(statistic(np.ones((1, n)))[0]) for name, statistic in statistics.items()}
-    if n_groups < 2:
-        return {name: Estimate(value, *bounds, n, level, "one prompt: no interval") for name, value in values.items()}
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CELLS // n)
-    drawn: dict[str, list[Floats]] = {name: [] for name in statistics}
-    for start in range(0, n_resamples, chunk):
-        weights = _group_weights(rng, min(chunk, n_resamples - start), n_groups)
-        weights = weights if groups is None else weights[:, index]
-        for name, statistic in statistics.items():
-            drawn[name].append(statistic(weights))
-    method = f"{kind} bootstrap by {'row' if groups is None else 'prompt'}, {n_resamples} resamples"
+    number = np.ones(n) if counts is None else np.asarray(counts, np.float64)
+    index = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_groups = int(number.sum()) if index is None else int(index.max()) + 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {name: float(value[0]) for name, value in statistics(number[None]).items()}
+        if n_groups < 2:
+            return {name: Estimate(v, *bounds, n, level, "one prompt: no interval") for name, v in values.items()}
+        rows = n if index is None else n_groups
+        drawn = resamples(rows, n_resamples, counts=counts, seed=seed, width=max(n, width))
+        blocks = [statistics(weights if index is None else weights[:, index]) for weights in drawn]
+    method = f"{kind} bootstrap by {by or ('row' if groups is None else 'prompt')}, {n_resamples} resamples"
     result = {}
     for name, value in values.items():
-        low, high = _interval(value, np.concatenate(drawn[name]), kind, level)
+        low, high = _interval(value, np.concatenate([block[name] for block in blocks]), kind, level)
         result[name] = Estimate(value, max(low, bounds[0]), min(high, bounds[1]), n, level, method)
     return result
 
 
-def bootstrap_estimate(
-    statistic: Statistic,
-    n: int,
-    groups: ArrayLike | None = None,
-    *,
-    kind: Literal["percentile", "basic"] = "percentile",
-    bounds: tuple[float, float] = (-np.inf, np.inf),
-    level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """Returns one statistic with a bootstrap interval that resamples whole groups; see [`bootstrap_estimates`].
+def bootstrap_estimate(statistic: Statistic, n: int, groups: ArrayLike | None = None, **options: Any) -> Estimate:
+    """Returns one statistic with a bootstrap interval that resamples whole groups.
+
+    Args:
+        statistic (`Callable`): Function of weights `(R, n)` that returns `(R,)`.
+        n, groups, options: As in [`bootstrap_estimates`].
 
     Example:
 
@@ -101,16 +144,7 @@ def bootstrap_estimate(
     0.75
     ```
     """
-    return bootstrap_estimates(
-        {"": statistic}, n, groups, kind=kind, bounds=bounds, level=level, n_resamples=n_resamples, seed=seed
-    )[""]
-
-
-def _group_weights(rng: np.random.Generator, n_resamples: int, n_groups: int) -> Floats:
-    drawn = rng.integers(n_groups, size=(n_resamples, n_groups))
-    cells = drawn + n_groups * np.arange(n_resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=n_resamples * n_groups)
-    return counts.reshape(n_resamples, n_groups).astype(np.float64)
+    return bootstrap_estimates(lambda weights: {"": statistic(weights)}, n, groups, **options)[""]
 
 
 def _interval(value: float, drawn: Floats, kind: str, level: float) -> tuple[float, float]:
@@ -121,6 +155,11 @@ def _interval(value: float, drawn: Floats, kind: str, level: float) -> tuple[flo
     if kind == "basic":
         return min(value, 2 * value - high), max(value, 2 * value - low)
     return low, high
+
+
+def defined(estimate: Estimate) -> Estimate | None:
+    """Returns the estimate, None where its value or an end of its interval is NaN."""
+    return None if np.isnan([estimate.value, estimate.low, estimate.high]).any() else estimate
 
 
 def mean_estimate(
@@ -136,8 +175,7 @@ def mean_estimate(
 
     Pairs of one prompt are not independent, so the prompt is what is resampled (percentile bootstrap of the ratio
     Σ values / Σ counts over groups). Where every group has the same mean the bootstrap would report an interval of
-    width zero; for a proportion the exact binomial interval over the groups (Clopper and Pearson 1934) is reported
-    instead.
+    width zero; for a proportion the exact binomial interval over the groups is reported instead.
 
     Args:
         values (`(N,)` array): One value a pair, for example from [`pair_wins`].
@@ -160,28 +198,38 @@ def mean_estimate(
     values = np.asarray(values, float)
     if len(values) == 0:
         raise ValueError("got no values; an estimate needs at least one")
-    index = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    totals = np.bincount(index, weights=values).astype(np.float64)
-    counts = np.bincount(index).astype(np.float64)
-    mean = float(values.mean())
+    totals, counts = _sums(values, groups)
+    mean, n = float(values.mean()), len(values)
     if np.ptp(totals / counts) == 0:
         if not proportion:
-            return Estimate(mean, mean, mean, len(values), level, "all groups equal")
-        low, high = _binomial_interval(mean * len(counts), len(counts), level)
-        return Estimate(mean, low, high, len(values), level, "exact binomial by group")
-    ratio = bootstrap_estimate(
-        lambda w: w @ totals / (w @ counts), len(counts), level=level, n_resamples=n_resamples, seed=seed
-    )
-    method = f"percentile bootstrap by group, {n_resamples} resamples"
-    return Estimate(mean, ratio.low, ratio.high, len(values), level, method)
+            return Estimate(mean, mean, mean, n, level, "all groups equal")
+        exact = binomial_estimate(mean * len(counts), len(counts), level=level)
+        return Estimate(mean, exact.low, exact.high, n, level, "exact binomial by group")
+    options: dict[str, Any] = {"level": level, "n_resamples": n_resamples, "seed": seed, "by": "group"}
+    ratio = bootstrap_estimate(lambda w: w @ totals / (w @ counts), len(counts), **options)
+    return Estimate(mean, ratio.low, ratio.high, n, level, ratio.method)
 
 
-def _binomial_interval(successes: float, n: int, level: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval; its beta form takes successes that are no whole number too."""
-    tail = (1 - level) / 2
-    low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
-    return float(low), float(high)
+def mean_by_group(values: ArrayLike, groups: ArrayLike) -> Floats:
+    """Returns the mean of each group, in the order of their sorted names, `(G,)`.
+
+    Example:
+
+    ```python
+    >>> mean_by_group([1.0, 3.0, 5.0], ["b", "b", "a"]).tolist()
+    [5.0, 2.0]
+    ```
+    """
+    totals, counts = _sums(np.asarray(values, float), groups)
+    return totals / counts
+
+
+def _sums(values: Floats, groups: ArrayLike | None) -> tuple[Floats, Floats]:
+    """Returns the sum and the number of values of each group, `(G,)`."""
+    if groups is None:
+        return values, np.ones(len(values))
+    index = np.unique(np.asarray(groups), return_inverse=True)[1]
+    return np.bincount(index, weights=values).astype(np.float64), np.bincount(index).astype(np.float64)
 
 
 def reweighted_estimate(
@@ -203,9 +251,7 @@ def reweighted_estimate(
         strata (`(N,)` array of `str`): Domain of each pair; pairs of strata without a weight do not count.
         target (`Mapping[str, float]`): Weight of each stratum, of any sum.
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
-        level (`float`): Coverage of the interval.
-        n_resamples (`int`): Bootstrap resamples.
-        seed (`int`): Seed of the resampling.
+        level, n_resamples, seed: As in [`mean_estimate`].
 
     Raises:
         ValueError: If a stratum with a weight has no pair, or the weights are not positive numbers.
@@ -219,24 +265,134 @@ def reweighted_estimate(
     """
     values, strata = np.asarray(values, float), np.asarray(strata, str)
     groups = np.arange(len(values)) if groups is None else np.asarray(groups)
-    weights = {name: float(weight) for name, weight in target.items()}
-    if not weights or not all(weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+    if not target or not all(weight >= 0 for weight in target.values()) or not sum(target.values()) > 0:
         raise ValueError(f"got the target {dict(target)}; wanted weights of 0 or more, not all 0")
-    absent = [name for name, weight in weights.items() if weight and not (strata == name).any()]
-    if absent:
+    shares = {name: weight / sum(target.values()) for name, weight in target.items() if weight}
+    if absent := [name for name in shares if not (strata == name).any()]:
         raise ValueError(f"no pair is of {', '.join(absent)}; leave it out of the target mix")
     rng = np.random.default_rng(seed)
-    value, resampled, n = 0.0, np.zeros(n_resamples), 0
-    for name, weight in weights.items():
-        own, share = strata == name, weight / sum(weights.values())
-        if not weight:
-            continue
-        index = np.unique(groups[own], return_inverse=True)[1]
-        totals, counts = np.bincount(index, weights=values[own]), np.bincount(index)
-        value, n = value + share * float(values[own].mean()), n + int(own.sum())
-        for resample in range(n_resamples):
-            drawn = rng.integers(len(counts), size=len(counts))
-            resampled[resample] += share * totals[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    value, drawn, n = 0.0, np.zeros(n_resamples), 0
+    for name, share in shares.items():
+        totals, counts = _sums(values[strata == name], groups[strata == name])
+        value, n = value + share * float(totals.sum() / counts.sum()), n + int(counts.sum())
+        blocks = resamples(len(counts), n_resamples, seed=rng)
+        drawn += share * np.concatenate([w @ totals / (w @ counts) for w in blocks])
+    low, high = _interval(value, drawn, "percentile", level)
     method = f"stratified percentile bootstrap by group, {n_resamples} resamples"
-    return Estimate(value, float(low), float(high), n, level, method)
+    return Estimate(value, low, high, n, level, method)
+
+
+def binomial_estimate(
+    successes: float, n: int, *, level: float = 0.95, kind: Literal["exact", "wilson"] = "exact"
+) -> Estimate:
+    """Returns a success rate with its binomial interval.
+
+    Args:
+        successes (`float`): Successes; the exact interval takes a number that is no whole one too.
+        n (`int`): Units, 1 or more.
+        level (`float`): Coverage of the interval.
+        kind (`str`): `"exact"` (Clopper and Pearson 1934) or `"wilson"`, the score interval (Wilson 1927).
+
+    Example:
+
+    ```python
+    >>> print(binomial_estimate(81, 263, kind="wilson"))
+    0.308 [0.255, 0.366] (n = 263)
+    ```
+    """
+    if kind == "wilson":
+        found = stats.binomtest(int(successes), n).proportion_ci(level, method="wilson")
+        return Estimate(successes / n, float(found.low), float(found.high), n, level, "Wilson")
+    tail = (1 - level) / 2
+    low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    return Estimate(successes / n, float(low), float(high), n, level, "exact binomial")
+
+
+def combined_estimate(
+    estimates: Sequence[Estimate], weights: Sequence[float], *, independent: bool = True, method: str = "MOVER"
+) -> Estimate:
+    """Returns the weighted sum of estimates with an interval from theirs (MOVER, Zou and Donner 2008).
+
+    The distances from value to end add in squares on each side; with `weights` (1, −1) of two rates with Wilson's
+    intervals that is Newcombe's interval of their difference. Of figures that depend on one another the distances add
+    up as they are, which holds whatever the dependence.
+
+    Args:
+        estimates (`Sequence[Estimate]`): Of one level.
+        weights (`Sequence[float]`): One an estimate: (1, −1) for a difference, 1/k each for a mean.
+        independent (`bool`): Whether they come from samples that have nothing in common.
+        method (`str`): What the result says of its interval.
+
+    Example:
+
+    ```python
+    >>> rates = [binomial_estimate(k, n, kind="wilson") for k, n in ((56, 70), (48, 80))]
+    >>> print(combined_estimate(rates, (1, -1)))
+    0.200 [0.052, 0.334] (n = 150)
+    ```
+    """
+    factors = np.asarray(weights, float)
+    values, lows, highs = (factors * [getattr(e, end) for e in estimates] for end in ("value", "low", "high"))
+    below, above = values - np.minimum(lows, highs), np.maximum(lows, highs) - values
+    low, high = (float(np.sqrt((part**2).sum()) if independent else part.sum()) for part in (below, above))
+    value, n = float(values.sum()), sum(estimate.n for estimate in estimates)
+    return Estimate(value, value - low, value + high, n, estimates[0].level, method)
+
+
+def clustered_covariance(scores: ArrayLike, information: ArrayLike, groups: ArrayLike) -> Floats:
+    """Returns the sandwich covariance by group, I⁻¹ (Σ_g s_g s_gᵀ) I⁻¹ · G / (G − 1), `(K, K)` (Liang and Zeger 1986).
+
+    Args:
+        scores (`(N, K)` array): Each row's part of the gradient of the log-likelihood.
+        information (`(K, K)` array): Minus its Hessian.
+        groups (`(N,)` array): Prompt of each row, two or more.
+
+    Example:
+
+    ```python
+    >>> clustered_covariance([[1.0], [-1.0], [1.0]], [[2.0]], ["a", "a", "b"]).tolist()
+    [[0.5]]
+    ```
+    """
+    sums = np.stack([_sums(column, groups)[0] for column in np.asarray(scores, float).T], axis=1)
+    inverse = np.linalg.inv(np.asarray(information, float))
+    covariance: Floats = inverse @ (sums.T @ sums) @ inverse * len(sums) / (len(sums) - 1)
+    return covariance
+
+
+def too_few(n_prompts: int, level: float) -> bool:
+    """Returns whether no change could show at this level: if not even a sign test of equal changes would reach it.
+
+    Example:
+
+    ```python
+    >>> too_few(5, 0.95), too_few(6, 0.95)
+    (True, False)
+    ```
+    """
+    return 2.0 ** (1 - n_prompts) > 1 - level
+
+
+def change_estimate(changes: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Returns the mean change over prompts with Student's interval, which holds at levels no bootstrap reaches.
+
+    With [`too_few`] prompts the interval is all numbers.
+
+    Args:
+        changes (`(P,)` array): Change of each prompt's mean.
+        level (`float`): Coverage of the interval.
+
+    Example:
+
+    ```python
+    >>> print(change_estimate([0.5, 1.0, 0.0, 1.5, 1.0, 0.5]))
+    0.750 [0.200, 1.300] (n = 6)
+    ```
+    """
+    changes = np.asarray(changes, float)
+    n, mean = len(changes), float(changes.mean())
+    if too_few(n, level):
+        return Estimate(mean, -np.inf, np.inf, n, level, "too few prompts")
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * changes.std(ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n, level, "paired t")

@@ -1,11 +1,26 @@
-"""Statistics of preference probabilities: how near they are to what was preferred, and which errors they foresee."""
+"""Statistics of preference probabilities: how near they are to what was preferred, and how often they come true.
+
+A pair counts in both orders, as {(p, y), (1 − p, 1 − y)}: in one order alone every label of chosen against rejected is
+1, and a sound model would look miscalibrated. Probabilities that mirror, p(m) + p(−m) = 1, make that set
+point-symmetric about ½, so it is enough to look at the side the model favours: its confidence max(p, 1 − p) and
+whether that side was preferred, ½ at p = ½. ECE over 20 bins of [0, 1] is then ECE over 10 bins of [½, 1]. After
+Guo et al. 2017 (https://huggingface.co/papers/1706.04599).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import special, stats
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from rmtrl.errors import DataError
-from rmtrl.metrics.estimates import Floats
+from rmtrl.metrics.estimates import Floats, bootstrap_estimates, mean_estimate
+from rmtrl.types import Estimate
+
+BINS = 20
+_CELLS = 4_000_000  # of drawn labels held at a time: 32 MB
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
@@ -112,36 +127,259 @@ def probit_probability(margin: ArrayLike, std: ArrayLike) -> Floats:
     return np.asarray(special.expit(margin / np.sqrt(1 + np.pi * std**2 / 8)), dtype=np.float64)
 
 
-def auroc(errors: ArrayLike, predicted: ArrayLike) -> float:
-    """Returns how often an error has a higher predicted error than a right answer; equal ones count one half.
+def ece(
+    probabilities: ArrayLike, labels: ArrayLike | None = None, *, bins: int = BINS, equal_mass: bool = False
+) -> float:
+    """Returns the expected calibration error, Σ_b |B_b|/n · |mean label − mean probability|, over both orders.
 
-    The area under the ROC curve by ranks (Mann–Whitney): (Σ ranks of errors − n₁(n₁+1)/2) / (n₁ n₀).
+    Noise alone raises it: a perfectly calibrated model shows 0.05 at 500 pairs. Compare with
+    [`calibrated_null_ece`], and decide on NLL or Brier.
 
     Args:
-        errors (`(N,)` array of `bool`): Whether the pair was judged wrongly.
-        predicted (`(N,)` array): Predicted error, or any uncertainty that should grow with it.
-
-    Returns:
-        `float`: In [0, 1]; 0.5 says nothing; NaN where all or none are errors.
-
-    Raises:
-        DataError: If a predicted error is NaN.
+        probabilities, labels: As in [`nll`].
+        bins (`int`): Even number of bins of [0, 1].
+        equal_mass (`bool`): Bins of equally many pairs instead of equal width.
 
     Example:
 
     ```python
-    >>> auroc([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.4])
-    0.875
+    >>> round(ece([0.8, 0.8, 0.8, 0.8]), 3)
+    0.2
     ```
     """
-    wrong, predicted = np.asarray(errors, bool), np.asarray(predicted, float)
-    n_wrong, n_right = int(wrong.sum()), int((~wrong).sum())
-    if np.isnan(predicted).any():
-        raise DataError(f"{int(np.isnan(predicted).sum())} predicted errors are NaN; leave those pairs out")
-    if not (n_wrong and n_right):
-        return float("nan")
-    ranks = stats.rankdata(predicted)
-    return float((ranks[wrong].sum() - n_wrong * (n_wrong + 1) / 2) / (n_wrong * n_right))
+    return _measured(probabilities, labels, bins, equal_mass)["ece"]
+
+
+def mce(
+    probabilities: ArrayLike, labels: ArrayLike | None = None, *, bins: int = BINS, equal_mass: bool = False
+) -> float:
+    """Returns the largest calibration error of any bin, max_b |mean label − mean probability|.
+
+    Args:
+        probabilities, labels, bins, equal_mass: As in [`ece`].
+
+    Example:
+
+    ```python
+    >>> round(mce([0.8, 0.8, 0.58, 0.42]), 3)
+    0.2
+    ```
+    """
+    return _measured(probabilities, labels, bins, equal_mass)["mce"]
+
+
+def _measured(probabilities: ArrayLike, labels: ArrayLike | None, bins: int, equal_mass: bool) -> dict[str, float]:
+    confidence, correct = confidences(probabilities, labels)
+    found = _bin_errors(confidence, correct, bins, equal_mass)(np.ones((1, len(confidence))))
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def calibrated_null_ece(
+    probabilities: ArrayLike,
+    *,
+    bins: int = BINS,
+    equal_mass: bool = False,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Returns the ECE that these probabilities would show at this n if they were true.
+
+    Labels are drawn from the probabilities, one judgment a pair; the interval is that of the draws. A measured ECE
+    inside it is no evidence of miscalibration.
+
+    Args:
+        probabilities (`(N,)` array): Probability that chosen is preferred.
+        bins, equal_mass: As in [`ece`].
+        n_resamples (`int`): Number of draws.
+        level (`float`): Share of draws inside the interval.
+        seed (`int`): Seed of the draws.
+
+    Example:
+
+    ```python
+    >>> calibrated_null_ece(np.full(100, 0.75)).value < 0.05
+    True
+    ```
+    """
+    confidence, _ = confidences(probabilities, None)
+    return _null_errors(confidence, bins, equal_mass, n_resamples=n_resamples, level=level, seed=seed)["ece"]
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """How often what was given a probability came true, by bin; calibrated points lie on the 45° line.
+
+    Args:
+        probability (`(B,)` array): Mean probability of the rows in the bin; empty bins are left out.
+        frequency (`(B,)` array): Share of them that were preferred.
+        low, high (`(B,)` arrays): Interval of the frequency.
+        count (`(B,)` array): Rows in the bin; a pair is a row in each order.
+    """
+
+    probability: Floats
+    frequency: Floats
+    low: Floats
+    high: Floats
+    count: NDArray[np.int64]
+
+
+def reliability_curve(
+    probabilities: ArrayLike,
+    labels: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    *,
+    bins: int = BINS,
+    equal_mass: bool = False,
+) -> ReliabilityCurve:
+    """Returns the reliability curve over [0, 1], point-symmetric about ½, with an interval by prompt for each bin.
+
+    Args:
+        probabilities, labels, bins, equal_mass: As in [`ece`].
+        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+
+    Example:
+
+    ```python
+    >>> reliability_curve([0.8, 0.8, 0.8, 0.8]).frequency.tolist()
+    [0.0, 1.0]
+    ```
+    """
+    confidence, correct = confidences(probabilities, labels)
+    index = _bin_index(confidence, bins, equal_mass)
+    groups = np.arange(len(confidence)) if groups is None else np.asarray(groups)
+    members = [index == b for b in np.unique(index)]
+    found = [mean_estimate(correct[rows], groups[rows]) for rows in members]
+    mean = np.array([confidence[rows].mean() for rows in members])
+    rate, low, high = (np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high"))
+    count = np.array([rows.sum() for rows in members], dtype=np.int64)
+    return ReliabilityCurve(
+        np.concatenate([1 - mean[::-1], mean]), np.concatenate([1 - rate[::-1], rate]),
+        np.concatenate([1 - high[::-1], low]), np.concatenate([1 - low[::-1], high]),
+        np.concatenate([count[::-1], count]),
+    )  # fmt: skip
+
+
+def calibration_metrics(
+    margins: ArrayLike,
+    probabilities: Any = None,
+    groups: ArrayLike | None = None,
+    *,
+    labels: ArrayLike | None = None,
+    bins: int = BINS,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Returns how well probabilities fit the preferences, each figure with an interval by prompt.
+
+    Args:
+        margins (`(N,)` array): Score of chosen minus score of rejected.
+        probabilities (*optional*): Probability that chosen is preferred, `(N,)`, or a calibrator with
+            `predict_proba(margins)`; σ(m) when absent.
+        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
+        bins (`int`): Even number of bins of [0, 1].
+        n_resamples (`int`): Bootstrap resamples.
+        seed (`int`): Seed of the resampling.
+
+    Returns:
+        `dict[str, Estimate]`: `agreement` (share of the votes that the margins side with, tied votes left out; the
+        pairwise accuracy where all labels are 1), `nll`, `brier`, `ece`, `ece_equal_mass`, `mce`, `overconfidence`
+        and `null_ece`, what `ece` would be were the probabilities true. The intervals of the three errors over bins
+        are reflected ones, see [`bootstrap_estimates`], and start at 0 where true probabilities would show as much;
+        where all prompts are alike they end 1 − 0.05^(1/prompts) higher.
+
+    Raises:
+        DataError: If there is no pair, or a value is not finite or not in [0, 1].
+
+    Example:
+
+    ```python
+    >>> sorted(calibration_metrics([1.0, 2.0, -0.5, 0.3]))[:3]
+    ['agreement', 'brier', 'ece']
+    ```
+    """
+    m = finite("margin", margins)
+    if hasattr(probabilities, "predict_proba"):
+        probabilities = probabilities.predict_proba(m)
+    p, q = checked_probabilities(special.expit(m) if probabilities is None else probabilities, labels)
+    if len(p) != len(m):
+        raise DataError(f"got {len(p)} probabilities for {len(m)} margins; wanted one a pair")
+    confidence, correct = confidences(p, q)
+    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    decided = (q != 0.5) | (q == 0.5).all()
+    own = None if groups is None else np.asarray(groups)[decided]
+    agreed = np.where(m > 0, q, np.where(m < 0, 1 - q, 0.5))[decided]
+    found = {"agreement": mean_estimate(agreed, own, **settings)}
+    found |= {
+        name: mean_estimate(values, groups, proportion=False, **settings)
+        for name, values in (
+            ("nll", margin_losses(m, q) if probabilities is None else log_losses(p, q)),
+            ("brier", squared_losses(p, q)),
+            ("overconfidence", confidence - correct),
+        )
+    }
+    wide, massed = (_bin_errors(confidence, correct, bins, equal_mass) for equal_mass in (False, True))
+    nulls = _null_errors(confidence, bins, False, **settings)
+    nulls["ece_equal_mass"] = _null_errors(confidence, bins, True, **settings)["ece"]
+    errors = bootstrap_estimates(
+        lambda w: wide(w) | {"ece_equal_mass": massed(w)["ece"]}, len(m), groups, kind="basic", bounds=(0.0, 1.0),
+        **settings,
+    )  # fmt: skip
+    unseen = 1 - 0.05 ** (1 / (len(m) if groups is None else len(np.unique(np.asarray(groups)))))
+    for name, e in errors.items():
+        high = e.high if e.high > e.low else min(1.0, e.value + unseen)
+        found[name] = replace(e, low=0.0 if e.value <= nulls[name].high else e.low, high=high)
+    return found | {"null_ece": nulls["ece"]}
+
+
+def _bin_index(confidence: Floats, bins: int, equal_mass: bool) -> NDArray[np.int64]:
+    if bins < 2 or bins % 2:
+        raise DataError(f"got {bins} bins; wanted an even number, so that they mirror about one half")
+    edges = np.linspace(0.5, 1, bins // 2 + 1)[1:-1]
+    if equal_mass:
+        edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins // 2 + 1)[1:-1]))
+    return np.searchsorted(edges, confidence, side="left")
+
+
+def _null_errors(
+    confidence: Floats, bins: int, equal_mass: bool, *, n_resamples: int, seed: int, level: float = 0.95
+) -> dict[str, Estimate]:
+    """Returns the errors over bins where labels are drawn from the confidences."""
+    index, n = _bin_index(confidence, bins, equal_mass), len(confidence)
+    rng = np.random.default_rng(seed)
+    mean, largest = np.zeros(n_resamples), np.zeros(n_resamples)
+    for b in np.unique(index):  # bin by bin: little is held at a time
+        own = confidence[index == b]
+        step = max(1, _CELLS // len(own))
+        for start in range(0, n_resamples, step):
+            rows = slice(start, min(start + step, n_resamples))
+            drawn = (rng.random((rows.stop - start, len(own))) < own).sum(axis=1)
+            gap = np.abs(drawn - own.sum())
+            mean[rows] += gap / n
+            largest[rows] = np.maximum(largest[rows], gap / len(own))
+    method = f"{n_resamples} draws of labels from the probabilities"
+    found = {}
+    for name, errors in (("ece", mean), ("mce", largest)):
+        low, high = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
+        found[name] = Estimate(float(errors.mean()), float(low), float(high), n, level, method)
+    return found
+
+
+def _bin_errors(
+    confidence: Floats, correct: Floats, bins: int, equal_mass: bool
+) -> Callable[[Floats], dict[str, Floats]]:
+    """Returns ECE and MCE as functions of row weights `(R, N)`; the bins are those of the sample."""
+    index = _bin_index(confidence, bins, equal_mass)
+    member = (index[:, None] == np.unique(index)).astype(np.float64)
+    gaps = member * (correct - confidence)[:, None]
+
+    def errors(weights: Floats) -> dict[str, Floats]:
+        sums, counts = np.abs(weights @ gaps), weights @ member
+        largest = (sums / np.where(counts, counts, 1)).max(axis=1)
+        return {"ece": sums.sum(axis=1) / weights.sum(axis=1), "mce": largest}
+
+    return errors
 
 
 def finite(name: str, values: ArrayLike) -> Floats:

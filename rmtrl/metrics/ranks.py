@@ -1,13 +1,107 @@
-"""Correlations of two lists of scores, such as a reward model's and people's ratings, with intervals by prompt."""
+"""What the order of scores says: who wins a pair, correlations, the area under the ROC curve, best of n."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
-from rmtrl.metrics.estimates import bootstrap_estimate
-from rmtrl.types import Estimate
+from rmtrl.errors import DataError, UsageError
+from rmtrl.metrics.estimates import Floats, bootstrap_estimate, mean_estimate
+from rmtrl.types import Estimate, PairRewards
+
+Ints = NDArray[np.int64]
+
+
+def pair_wins(chosen: ArrayLike, rejected: ArrayLike) -> NDArray[np.float64]:
+    """Returns 1 where chosen scores higher, 0 where rejected does and 1/2 for a tie, `(N,)`.
+
+    Args:
+        chosen (`(N,)` array): Scores of the chosen responses.
+        rejected (`(N,)` array): Scores of the rejected responses.
+
+    Example:
+
+    ```python
+    >>> pair_wins([2.0, 1.0, 0.0], [1.0, 1.0, 3.0]).tolist()
+    [1.0, 0.5, 0.0]
+    ```
+    """
+    return (np.sign(np.asarray(chosen, float) - np.asarray(rejected, float)) + 1) / 2
+
+
+def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
+    """Returns the share of pairs in which chosen scores higher; a tie counts one half.
+
+    Example:
+
+    ```python
+    >>> round(pairwise_accuracy([2.1, 0.8, 1.9], [0.4, 1.0, 1.2]), 4)
+    0.6667
+    ```
+    """
+    return float(pair_wins(chosen, rejected).mean())
+
+
+def domain_accuracy(
+    wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None, **options: Any
+) -> dict[str, Estimate]:
+    """Returns the accuracy of each domain, in alphabetical order.
+
+    Args:
+        wins (`(N,)` array): From [`pair_wins`].
+        domains (`(N,)` array of `str`): Domain of each pair.
+        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        options: `level`, `n_resamples` and `seed` of [`mean_estimate`].
+
+    Example:
+
+    ```python
+    >>> {name: e.value for name, e in domain_accuracy([1, 0, 1], ["maths", "maths", "chat"]).items()}
+    {'chat': 1.0, 'maths': 0.5}
+    ```
+    """
+    wins, domains = np.asarray(wins, float), np.asarray(domains, str)
+    groups = np.arange(len(wins)) if groups is None else np.asarray(groups)
+    members = {str(name): domains == name for name in np.unique(domains)}
+    return {name: mean_estimate(wins[own], groups[own], **options) for name, own in members.items()}
+
+
+def worst_group_accuracy(
+    wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95, seed: int = 0
+) -> tuple[str, Estimate]:
+    """Returns the domain of lowest accuracy, and that accuracy with an interval for the lowest TRUE accuracy.
+
+    The smallest of K noisy figures is too small on average, and the interval of that one domain does not know that it
+    was picked. So each domain gets an interval at level 1 − (1 − level) / K (Bonferroni): together they hold all true
+    accuracies, and the lowest of those lies between the smallest lower and the smallest upper end.
+
+    Args:
+        wins (`(N,)` array): From [`pair_wins`].
+        domains (`(N,)` array of `str`): Domain of each pair.
+        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        level (`float`): Coverage of the interval.
+        seed (`int`): Seed of the resampling.
+
+    Returns:
+        `tuple[str, Estimate]`: The domain, and the estimate; its `n` is that of the domain.
+
+    Example:
+
+    ```python
+    >>> worst_group_accuracy([1, 1, 0, 1, 1, 1], ["maths"] * 3 + ["chat"] * 3)[0]
+    'maths'
+    ```
+    """
+    n_domains = len(np.unique(np.asarray(domains, str)))
+    each = 1 - (1 - level) / n_domains
+    found = domain_accuracy(wins, domains, groups, level=each, n_resamples=10_000, seed=seed)
+    worst = min(found, key=lambda name: found[name].value)
+    low, high = min(e.low for e in found.values()), min(e.high for e in found.values())
+    method = f"lowest of {n_domains} simultaneous intervals (Bonferroni); {found[worst].method}"
+    value = found[worst].value
+    return worst, Estimate(value, low, max(high, value), found[worst].n, level, method)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -20,10 +114,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     0.8
     ```
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if _is_undefined(x, y):
-        return float("nan")
-    return round(float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1]), 12)
+    return round(pearson(stats.rankdata(x), stats.rankdata(y)), 12)
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
@@ -36,7 +127,6 @@ def kendall(x: ArrayLike, y: ArrayLike) -> float:
     -0.471405
     ```
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
     return float("nan") if _is_undefined(x, y) else float(stats.kendalltau(x, y).statistic)
 
 
@@ -50,8 +140,11 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     0.9934
     ```
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    return float("nan") if _is_undefined(x, y) else float(np.corrcoef(x, y)[0, 1])
+    return float("nan") if _is_undefined(x, y) else float(stats.pearsonr(x, y).statistic)
+
+
+def _is_undefined(x: ArrayLike, y: ArrayLike) -> bool:
+    return len(np.asarray(x)) < 2 or bool(np.ptp(x) == 0 or np.ptp(y) == 0)
 
 
 def correlation_estimate(
@@ -61,8 +154,7 @@ def correlation_estimate(
     *,
     kind: Literal["spearman", "kendall", "pearson"] = "spearman",
     level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    **options: Any,
 ) -> Estimate:
     """Returns a correlation with a percentile bootstrap interval that resamples whole prompts.
 
@@ -71,8 +163,7 @@ def correlation_estimate(
         groups (`(N,)` array, *optional*): Prompt of each item; every item its own group when absent.
         kind (`str`): `"spearman"`, `"kendall"` (τ-b) or `"pearson"`.
         level (`float`): Coverage of the interval.
-        n_resamples (`int`): Bootstrap resamples.
-        seed (`int`): Seed of the resampling.
+        options: `n_resamples` and `seed` of [`bootstrap_estimates`].
 
     Returns:
         [`Estimate`]: NaN with an interval from −1 to 1 where the correlation is undefined.
@@ -93,7 +184,7 @@ def correlation_estimate(
     if len(x) and _is_undefined(x, y):
         return Estimate(float("nan"), -1.0, 1.0, len(x), level, "undefined: a side is constant or has one value")
 
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def statistic(weights: Floats) -> Floats:
         if kind == "pearson":
             return _weighted_pearson(weights, x, y)
         if kind == "spearman":
@@ -101,11 +192,10 @@ def correlation_estimate(
         drawn = (np.repeat(np.arange(len(x)), row.astype(np.int64)) for row in weights)
         return np.array([kendall(x[index], y[index]) for index in drawn])
 
-    settings = {"bounds": (-1.0, 1.0), "level": level, "n_resamples": n_resamples, "seed": seed}
-    return bootstrap_estimate(statistic, len(x), groups, **settings)  # type: ignore[arg-type]
+    return bootstrap_estimate(statistic, len(x), groups, bounds=(-1.0, 1.0), level=level, **options)
 
 
-def _weighted_ranks(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weighted_ranks(weights: Floats, values: Floats) -> Floats:
     """Returns the ranks, `(R, N)`, that the values have in each resample; equal ones share their mean rank."""
     levels, level = np.unique(values, return_inverse=True)
     order = np.argsort(level, kind="stable")
@@ -114,17 +204,223 @@ def _weighted_ranks(weights: NDArray[np.float64], values: NDArray[np.float64]) -
     return np.asarray((np.cumsum(counts, axis=1) - (counts - 1) / 2)[:, level], dtype=np.float64)
 
 
-def _weighted_pearson(
-    weights: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _weighted_pearson(weights: Floats, x: Floats, y: Floats) -> Floats:
     """Returns the correlation in each resample, NaN where a side is constant; `x` and `y` are `(N,)` or `(R, N)`."""
     total = weights.sum(axis=1, keepdims=True)
     x = x - (weights * x).sum(axis=1, keepdims=True) / total
     y = y - (weights * y).sum(axis=1, keepdims=True) / total
     spread = (weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((weights * x * y).sum(axis=1) / np.sqrt(spread), dtype=np.float64)
+    return np.asarray((weights * x * y).sum(axis=1) / np.sqrt(spread), dtype=np.float64)
 
 
-def _is_undefined(x: NDArray[np.float64], y: NDArray[np.float64]) -> bool:
-    return len(x) < 2 or bool(np.ptp(x) == 0 or np.ptp(y) == 0)
+def length_bias(
+    chosen: ArrayLike, rejected: ArrayLike, chosen_length: ArrayLike, rejected_length: ArrayLike
+) -> dict[str, float]:
+    """Returns how far rewards follow response length, from the rewards and lengths of N pairs.
+
+    Reward and length are centred within the pair and pooled before ranking: on two answers a rank correlation per
+    prompt would only be a sign. After ODIN (Chen et al. 2024, https://huggingface.co/papers/2402.07319), Table 1.
+
+    Args:
+        chosen, rejected (`(N,)` arrays): Rewards.
+        chosen_length, rejected_length (`(N,)` arrays): Response lengths, in any one unit.
+
+    Returns:
+        `dict[str, float]`: `length_spearman`, `accuracy_chosen_longer`, `accuracy_chosen_shorter`, `length_gap` (the
+        difference of the two), `length_accuracy` (accuracy of length alone, ties one half) and `chosen_longer` (share
+        of pairs). A key whose pairs are missing is left out.
+
+    Example:
+
+    ```python
+    >>> length_bias([1.8, 2.4, 1.6], [0.7, 1.1, 0.3], [36, 58, 33], [19, 22, 14])["length_accuracy"]
+    1.0
+    ```
+    """
+    margin = np.asarray(chosen, float) - np.asarray(rejected, float)
+    longer = np.asarray(chosen_length, float) - np.asarray(rejected_length, float)
+    wins = pair_wins(margin, np.zeros_like(margin))
+    result = {
+        "length_spearman": spearman(np.concatenate([margin, -margin]), np.concatenate([longer, -longer])),
+        "length_accuracy": pairwise_accuracy(longer, np.zeros_like(longer)) if len(longer) else float("nan"),
+        "chosen_longer": float((longer > 0).mean()) if len(longer) else float("nan"),
+        "accuracy_chosen_longer": float(wins[longer > 0].mean()) if (longer > 0).any() else float("nan"),
+        "accuracy_chosen_shorter": float(wins[longer < 0].mean()) if (longer < 0).any() else float("nan"),
+    }
+    result["length_gap"] = result["accuracy_chosen_longer"] - result["accuracy_chosen_shorter"]
+    return {key: value for key, value in result.items() if np.isfinite(value)}
+
+
+def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str, float]:
+    """Returns TRL's metrics over all pairs, exact: loss, min / mean / max reward, accuracy (ties one half), margin.
+
+    Args:
+        pairs ([`PairRewards`]): The pairs, of any one window or evaluation set.
+        domains (`Sequence[str]`, *optional*): Names for `pairs.domain`; two or more add `accuracy/<name>` each.
+    """
+    wins = pair_wins(pairs.chosen, pairs.rejected)
+    rewards = np.concatenate([pairs.chosen, pairs.rejected])
+    metrics = {
+        "min_reward": float(rewards.min()),
+        "mean_reward": float(rewards.mean()),
+        "max_reward": float(rewards.max()),
+        "accuracy": float(wins.mean()),
+        "margin": float(pairs.margin.mean()),
+    }
+    for index, name in enumerate(domains if len(domains) > 1 else ()):
+        if (pairs.domain == index).any():
+            metrics[f"accuracy/{name}"] = float(wins[pairs.domain == index].mean())
+    return metrics
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Returns how often what is labelled true has the higher score; equal scores count one half.
+
+    Args:
+        labels (`(N,)` array of `bool`): For example whether a pair was judged wrongly, or a response is right.
+        scores (`(N,)` array): What should be higher there, such as an uncertainty or a reward; may be infinite.
+
+    Returns:
+        `float`: In [0, 1]; 0.5 says nothing; NaN where all labels are alike.
+
+    Raises:
+        DataError: If a score is NaN.
+
+    Example:
+
+    ```python
+    >>> auroc([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.4])
+    0.875
+    ```
+    """
+    labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
+    if np.isnan(scores).any():
+        raise DataError(f"{int(np.isnan(scores).sum())} scores are NaN; leave those rows out")
+    if labels.all() or not labels.any():
+        return float("nan")
+    from sklearn.metrics import roc_auc_score  # here: it takes longer to import than all else of this package
+
+    return float(roc_auc_score(labels, stats.rankdata(scores)))
+
+
+def best_of_n_kl(n: ArrayLike) -> Floats:
+    """Returns the KL divergence of best-of-n sampling from the policy itself, in nats: log n − (n − 1)/n.
+
+    An upper bound where samples can be equal (Beirami et al. 2024, https://huggingface.co/papers/2401.01879).
+
+    Args:
+        n (array of `int`): Samples of which the best is taken.
+
+    Example:
+
+    ```python
+    >>> best_of_n_kl([1, 2, 1024]).round(6).tolist()
+    [0.0, 0.193147, 5.932448]
+    ```
+    """
+    n = np.asarray(n, float)
+    return np.asarray(np.log(n) - (n - 1) / n, dtype=np.float64)
+
+
+def best_of_n_weights(n_samples: int, ns: ArrayLike) -> Floats:
+    """Returns the weight of the i-th lowest of N samples in the mean of the best of n, `(G, N)`; rows sum to 1.
+
+    C(i − 1, n − 1) / C(N, n): the share of all subsets of n in which the i-th is the best (Nakano et al. 2021,
+    https://huggingface.co/papers/2112.09332, appendix I).
+
+    Args:
+        n_samples (`int`): N.
+        ns (`(G,)` array of `int`): Values of n, from 1 to N.
+
+    Raises:
+        UsageError: If an n is below 1 or above N.
+
+    Example:
+
+    ```python
+    >>> best_of_n_weights(4, [1, 2, 4]).round(3).tolist()
+    [[0.25, 0.25, 0.25, 0.25], [0.0, 0.167, 0.333, 0.5], [0.0, 0.0, 0.0, 1.0]]
+    ```
+    """
+    n = np.asarray(ns, np.int64)[:, None]
+    if n.min() < 1 or n.max() > n_samples:
+        raise UsageError(f"got n from {n.min()} to {n.max()} with {n_samples} samples; wanted n from 1 to {n_samples}")
+    i = np.arange(1, n_samples + 1)[None, :]
+    chosen = i >= n
+    below = _log_choose(np.where(chosen, i - 1, n - 1), n - 1)
+    return np.where(chosen, np.exp(below - _log_choose(np.asarray(n_samples), n)), 0.0)
+
+
+def _log_choose(total: Ints, of: Ints) -> Floats:
+    logs: Floats = special.gammaln(total + 1) - special.gammaln(of + 1) - special.gammaln(total - of + 1)
+    return logs
+
+
+def best_of_n_curve(scores: ArrayLike, values: ArrayLike, ns: ArrayLike) -> Floats:
+    """Returns the expected value of the sample with the highest score among n, `(P, G)`, one row a prompt.
+
+    Unbiased: the mean over all subsets of n of the prompt's N samples, without drawing any. Samples of equal score are
+    chosen with equal chance.
+
+    Args:
+        scores (`(P, N)` array): What chooses.
+        values (`(P, N)` array): What the choice is worth: the gold score, correctness, or the scores again.
+        ns (`(G,)` array of `int`): Values of n, from 1 to N.
+
+    Raises:
+        UsageError: If an n is below 1 or above N.
+
+    Example:
+
+    ```python
+    >>> best_of_n_curve([[1, 2, 3, 4]], [[10, 20, 30, 40]], [1, 2, 4]).round(4).tolist()
+    [[25.0, 33.3333, 40.0]]
+    ```
+    """
+    scores, values = np.atleast_2d(np.asarray(scores, float)), np.atleast_2d(np.asarray(values, float))
+    order = np.argsort(scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, 1)
+    sorted_values = _mean_of_ties(ranked, np.take_along_axis(values, order, 1))
+    curve: Floats = sorted_values @ best_of_n_weights(scores.shape[1], ns).T
+    return curve
+
+
+def _mean_of_ties(ranked: Floats, values: Floats) -> Floats:
+    starts = np.ones(ranked.shape, dtype=np.bool_)  # of blocks of equal scores; no block goes over two prompts
+    starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    block = np.cumsum(starts.ravel()) - 1
+    means = np.bincount(block, weights=values.ravel()) / np.bincount(block)
+    return np.asarray(means[block].reshape(values.shape), dtype=np.float64)
+
+
+def best_of_n_curves(scores: Sequence[ArrayLike], values: Sequence[ArrayLike], ns: ArrayLike) -> Floats:
+    """Returns [`best_of_n_curve`] for prompts that need not have equally many samples, `(P, G)`.
+
+    Every prompt's curve is made from all of its own samples, so each is unbiased.
+
+    Args:
+        scores (`Sequence` of `(N_p,)` arrays): What chooses, by prompt.
+        values (`Sequence` of `(N_p,)` arrays): What the choice is worth, by prompt.
+        ns (`(G,)` array of `int`): Values of n, from 1 to the smallest N_p.
+
+    Raises:
+        DataError: If there is no prompt.
+        UsageError: If an n is above the samples of a prompt.
+
+    Example:
+
+    ```python
+    >>> best_of_n_curves([[1, 2], [1, 2, 3]], [[0, 1], [0, 1, 2]], [1, 2]).round(4).tolist()
+    [[0.5, 1.0], [1.0, 1.6667]]
+    ```
+    """
+    scores, values = [[np.asarray(own, float) for own in side] for side in (scores, values)]
+    sizes = np.array([len(own) for own in scores])
+    if not len(sizes):
+        raise DataError("got no prompts; a curve needs at least one")
+    curves = np.empty((len(sizes), len(np.asarray(ns))))
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        chosen, read = [np.stack([side[int(row)] for row in rows]) for side in (scores, values)]
+        curves[rows] = best_of_n_curve(chosen, read, ns)
+    return curves

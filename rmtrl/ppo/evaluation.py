@@ -1,10 +1,11 @@
 """Evaluations of a policy in training: their figures by prompt, what they are compared with, and who reads them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from accelerate.logging import get_logger
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,6 +14,8 @@ from rmtrl.metrics.ranks import correlation_estimate
 from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.rollout import Episodes
 from rmtrl.types import Estimate
+
+logger = get_logger(__name__)
 
 Rows = list[dict[str, Any]]
 """A dictionary a response: `prompt` and `completion` as text, and its figures."""
@@ -94,6 +97,17 @@ class Progress:
         return cls(**dict(stored) | {"start": PromptMeans.from_dict(stored["start"]), "best": best})
 
 
+def next_progress(
+    before: Progress | None, now: PromptMeans, prompts_key: int, scores: Sequence[str], prefix: str
+) -> Progress:
+    """Returns the progress with one evaluation more; it starts anew where there is none of the same prompts."""
+    if before is not None and before.prompts_key == prompts_key:
+        return before.after(now)
+    if before is not None:
+        logger.warning(f"{prefix}: other prompts or scorers than in the run's earlier evaluations; gains start anew")
+    return Progress(prompts_key, 1, now, dict.fromkeys(scores, now))
+
+
 @dataclass(frozen=True)
 class PolicyEvaluation:
     """One evaluation of one set of prompts.
@@ -141,13 +155,13 @@ class PPOCallback(TrainerCallback):
 def response_rows(
     tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes, columns: Mapping[str, Iterable[Any]]
 ) -> Rows:
-    """Returns a row for each response that the columns have a figure of; of a chat, the last message is shown."""
-    figures = [dict(zip(columns, map(float, row), strict=True)) for row in zip(*columns.values(), strict=True)]
-    texts = episodes.texts(tokenizer, range(len(figures)))
-    shown = [prompts.prompts[index] for index in episodes.indices[: len(figures)]]
-    asked = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in shown]
+    """Returns a row for each response, with its entry of each column; of a chat, the last message is shown."""
+    asked = [prompts.prompts[index] for index in episodes.indices]
+    said = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in asked]
+    texts = episodes.texts(tokenizer, range(len(episodes)))
     return [
-        {"prompt": prompt, "completion": text} | own for prompt, text, own in zip(asked, texts, figures, strict=True)
+        {"prompt": prompt, "completion": text} | dict(zip(columns, map(float, figures), strict=True))
+        for prompt, text, *figures in zip(said, texts, *columns.values(), strict=True)
     ]
 
 

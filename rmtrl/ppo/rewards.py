@@ -1,20 +1,314 @@
-"""One reward composed of many steps: a scorer, its calibration and uncertainty, filters, a length penalty, a scale."""
+"""One reward composed of many steps: a scorer, its calibration and uncertainty, filters, a length penalty, a scale.
+
+Whatever judges is called once and checked; a failure stops training and shows the sample: it is never a number.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
-from rmtrl.calibration.report import Calibration
+from rmtrl.calibration.calibration import Calibration
+from rmtrl.data.messages import message_text
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.ppo.reward_calls import Conversations, Floats, RewardFunction, attributed, call_reward, checked_rewards
-from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments
 from rmtrl.reward.scorer import RewardScorer
-from rmtrl.reward.uncertainty import ScoreDistribution, UncertainScorer
+from rmtrl.reward.uncertainty import UncertainScorer
+from rmtrl.types import Conversation, checked_scores, failed_at, shorten
+
+Floats = NDArray[np.float64]
+Conversations = Sequence[Conversation]
+RewardFunction = Callable[..., Any]
+"""TRL's form: `f(prompts=, completions=, **columns) -> list[float]`; every `Scorer` is one."""
+
+_PARTS = ("score", "score_std", "calibrated", "uncertainty", "length_penalty", "normalised", "clipped", "reward")
+
+
+def call_reward(
+    reward: RewardFunction, prompts: Conversations, completions: Conversations, /, **columns: Any
+) -> Floats:
+    """Returns what a reward function gives each completion, checked, `(N,)` float64; of none, it is not called.
+
+    It is called once. Where it raises, the error names the sample by its `index` where it has one, else the batch.
+
+    Args:
+        reward (`Callable`): A scorer or a function in TRL's form.
+        prompts, completions (`Sequence[Conversation]`): N of each.
+        columns: Passed on.
+
+    Raises:
+        RewardError: If the reward raises, or returns anything but one finite number a completion.
+        UsageError: If the reward says that a setting cannot be used.
+
+    Example:
+
+    ```python
+    >>> def brevity(completions, **columns):
+    ...     return [-len(completion) for completion in completions]
+    >>> call_reward(brevity, ["Hi. "], ["Hello!"]).tolist()
+    [-6.0]
+    ```
+    """
+    name = f"reward {getattr(reward, '__name__', type(reward).__name__)!r}"
+    return _judged(
+        lambda: reward(prompts=prompts, completions=completions, **columns), prompts, completions, name=name
+    )
+
+
+def checked_rewards(values: Any, prompts: Conversations, completions: Conversations, *, name: str) -> Floats:
+    """Returns the values as `(N,)` float64.
+
+    Args:
+        values (`Sequence[float]`, array or tensor): One number a completion.
+        prompts, completions (`Sequence[Conversation]`): N of each, to show where a value cannot be used.
+        name (`str`): What returned them, as it follows "the" in the message.
+
+    Raises:
+        RewardError: If there are not N, or one is None, not a number, NaN or infinite.
+
+    Example:
+
+    ```python
+    >>> checked_rewards([1, 0.5], ["a", "b"], ["c", "d"], name="reward model").tolist()
+    [1.0, 0.5]
+    ```
+    """
+    return checked_scores(
+        values, len(completions), name=name, sample="completion", error=RewardError,
+        shown=lambda index: f": {shown(prompts[index], completions[index])}",
+    )  # fmt: skip
+
+
+def _judged(run: Callable[[], Any], prompts: Conversations, completions: Conversations, *, name: str) -> Floats:
+    """Returns what `run` gives each completion, checked; of none, it is not run."""
+    if not len(completions):
+        return np.zeros(0)
+    return checked_rewards(_attributed(run, prompts, completions, name=name), prompts, completions, name=name)
+
+
+def _attributed(run: Callable[[], Any], prompts: Conversations, completions: Conversations, *, name: str) -> Any:
+    """Returns what `run` does; where it raises, the [`RewardError`] shows the sample that the error is of."""
+    n = len(completions)
+    if len(prompts) != n:
+        raise RewardError(f"got {len(prompts)} prompts and {n} completions for the {name}; wanted as many of each")
+    try:
+        return run()
+    except (RewardError, UsageError):
+        raise
+    except Exception as error:
+        own = failed_at(error, n)
+        which = f"completion {own[0]} of {n}" if len(own) == 1 else f"one of completions 0 to {n - 1}"
+        first = "" if len(own) == 1 else "the first is "
+        raise RewardError(
+            f"the {name} failed for {which}: {type(error).__name__}: {' '.join(str(error).split())}: "
+            f"{first}{shown(prompts[own[0]], completions[own[0]])}",
+            index=own[0] if len(own) == 1 else None,
+        ) from error
+
+
+def shown(prompt: Conversation, completion: Conversation) -> str:
+    """Returns prompt and completion as a message of an error ends with them."""
+    return f"prompt {shorten(text_of(prompt))!r}, completion {shorten(text_of(completion))!r}"
+
+
+def text_of(conversation: Conversation) -> str:
+    """Returns the text of a conversation, without roles; a tool call counts as text."""
+    if isinstance(conversation, str):
+        return conversation
+    return " ".join(message_text(message) or str(message.get("tool_calls") or "") for message in conversation)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A fixed reward for the completions that a function blocks, such as a safety rule.
+
+    Args:
+        name (`str`): Key under which the blocked completions stand in [`~rmtrl.ppo.rewards.ComposedReward.parts_`].
+        blocked (`Callable`): `f(prompts=, completions=, **columns)`, one bool a completion: whether it is blocked.
+        reward (`float`, *optional*, defaults to `-1.0`): What a blocked completion gets in place of its score, in
+            units after calibration. It must lie below what ordinary answers get, or being blocked pays.
+
+    Raises:
+        UsageError: If the reward is not finite.
+
+    Example:
+
+    ```python
+    >>> Filter("links", lambda completions, **columns: ["http" in text for text in completions], reward=-2.0)
+    ```
+    """
+
+    name: str
+    blocked: Callable[..., Sequence[bool]]
+    reward: float = -1.0
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.reward):
+            raise UsageError(f"got the reward {self.reward} of the filter {self.name!r}; wanted a finite number")
+
+    def __call__(self, prompts: Conversations, completions: Conversations, columns: Mapping[str, Any]) -> Floats:
+        """Returns 1 where the filter blocks and 0 elsewhere, `(N,)`.
+
+        Raises:
+            RewardError: If `blocked` fails or returns anything but one bool a completion.
+        """
+        name = f"filter {self.name!r}"
+        given = {"prompts": prompts, "completions": completions, **columns}
+        blocked = _judged(lambda: self.blocked(**given), prompts, completions, name=name)
+        wrong = np.flatnonzero((blocked != 0) & (blocked != 1))
+        if len(wrong):
+            index = int(wrong[0])
+            raise RewardError(
+                f"the {name} returned {blocked[index]:g} for completion {index}; wanted True (blocked) or False: "
+                f"{shown(prompts[index], completions[index])}"
+            )
+        return blocked
+
+
+def truncated_filter(reward: float = -1.0, *, end_token_ids: Sequence[int] = ()) -> Filter:
+    """Returns the filter of completions that were cut off before their end, the EOS trick.
+
+    OpenAI's summarisation reward replaces the score by −1 (Huang et al. 2024, https://huggingface.co/papers/2403.17031).
+
+    Args:
+        reward (`float`, *optional*, defaults to `-1.0`): What a completion without an end gets.
+        end_token_ids (`Sequence[int]`, *optional*): Ids that end a completion. Needed with GRPOTrainer and
+            RLOOTrainer, which pass `completion_ids` but do not say what was `truncated`.
+
+    Example:
+
+    ```python
+    >>> ended = truncated_filter(end_token_ids=[2])
+    >>> ended.blocked(prompts=["", ""], completions=["a", "b"], completion_ids=[[5, 2], [5, 6]])
+    [False, True]
+    ```
+    """
+    return Filter("truncated", partial(_truncated, end_token_ids=tuple(end_token_ids)), reward)
+
+
+def empty_filter(reward: float = -1.0) -> Filter:
+    """Returns the filter of completions without text.
+
+    Example:
+
+    ```python
+    >>> empty_filter().blocked(prompts=["", ""], completions=["a", " "])
+    [False, True]
+    ```
+    """
+    return Filter("empty", _empty, reward)
+
+
+def _truncated(*, end_token_ids: tuple[int, ...], **columns: Any) -> list[bool]:
+    truncated, completion_ids = columns.get("truncated"), columns.get("completion_ids")
+    if truncated is not None:
+        return [bool(value) for value in truncated]
+    if completion_ids is None or not end_token_ids:
+        raise UsageError(
+            "the filter 'truncated' was not told what was cut off; pass truncated, or completion_ids with "
+            "truncated_filter(end_token_ids=[tokenizer.eos_token_id])"
+        )
+    return [not len(ids) or int(ids[-1]) not in end_token_ids for ids in completion_ids]
+
+
+def _empty(*, completions: Sequence[Conversation], **columns: Any) -> list[bool]:
+    return [not text_of(completion).strip() for completion in completions]
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """What is taken off a completion's reward for its length: min(`per_token` · max(0, length − free), `most`).
+
+    DAPO's soft overlong punishment with L_max = 100 and L_cache = 20 (Yu et al. 2025,
+    https://huggingface.co/papers/2503.14476) is `LengthPenalty(80, 1 / 20, most=1.0)`.
+
+    Args:
+        free_tokens (`int`): Length up to which nothing is taken off.
+        per_token (`float`): What each further token costs, in units of the calibrated reward.
+        most (`float`, *optional*, defaults to `inf`): Largest penalty.
+
+    Raises:
+        UsageError: If a number is negative or not finite.
+
+    Example:
+
+    ```python
+    >>> LengthPenalty(free_tokens=2, per_token=0.5)([1, 2, 4]).tolist()
+    [0.0, 0.0, 1.0]
+    ```
+    """
+
+    free_tokens: int
+    per_token: float
+    most: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.free_tokens < np.inf and 0 <= self.per_token < np.inf and self.most >= 0):
+            raise UsageError(
+                f"got LengthPenalty({self.free_tokens}, {self.per_token}, most={self.most}); wanted numbers from 0"
+            )
+
+    def __call__(self, length_tokens: ArrayLike) -> Floats:
+        """Returns the penalties, `(N,)`, of lengths `(N,)`."""
+        over = np.asarray(length_tokens, dtype=np.float64) - self.free_tokens
+        return np.minimum(self.per_token * over.clip(min=0.0), self.most)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of numbers, which merge exactly.
+
+    Example:
+
+    ```python
+    >>> Moments.of([1.0, 2.0]).merged(Moments.of([3.0])).mean
+    2.0
+    ```
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    sum_squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> "Moments":
+        """Returns the moments of `values`, `(N,)`; of none, those that change nothing."""
+        array = np.asarray(values, dtype=np.float64)
+        if not array.size:
+            return cls()
+        mean = float(array.mean())
+        return cls(float(array.size), mean, float(((array - mean) ** 2).sum()))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Returns the moments of both sets of numbers together (Chan, Golub and LeVeque 1983)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        between = delta**2 * self.count * other.count / count
+        return Moments(count, self.mean + delta * other.count / count, self.sum_squares + other.sum_squares + between)
+
+    def over_processes(self) -> "Moments":
+        """Returns the moments of all processes' numbers, the same on each; every process has to call it."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, self)
+        total = Moments()
+        for own in gathered:
+            total = total.merged(own)
+        return total
+
+    @property
+    def std(self) -> float:
+        """Standard deviation (divisor N); 0 where the numbers differ by rounding alone."""
+        std = float(np.sqrt(self.sum_squares / self.count)) if self.count else 0.0
+        return std if std > 1e-6 * abs(self.mean) else 0.0
 
 
 class ComposedReward:
@@ -35,7 +329,7 @@ class ComposedReward:
             folder or hub id of a reward model is loaded when first used, by [`PPOTrainer`] in the way that suits it.
         weights (`Mapping[str, float]`, *optional*):
             Weight of each of several scorers; 1 when absent. To calibrate one of them alone, nest a `ComposedReward`.
-        calibration ([`~rmtrl.calibration.report.Calibration`] or `Callable`, *optional*):
+        calibration ([`~rmtrl.calibration.calibration.Calibration`] or `Callable`, *optional*):
             From scores `(N,)` to rewards `(N,)`, rising: an [`AffineReward`], or the `reward` of a `Calibration`.
         pessimism (`float`, *optional*, defaults to `0.0`):
             Standard deviations by which the score is lowered before it is calibrated, k: an affine reward falls by
@@ -180,10 +474,9 @@ class ComposedReward:
 
     def _calibrated(self, scores: Floats, prompts: Conversations, completions: Conversations) -> Floats:
         calibration = self.calibration
-        if calibration is None or not len(scores):
+        if calibration is None:
             return scores
-        mapped = attributed(lambda: calibration(scores), prompts, completions, name="calibration")
-        return checked_rewards(mapped, prompts, completions, name="calibration")
+        return _judged(lambda: calibration(scores), prompts, completions, name="calibration")
 
     def _filtered(
         self, rewards: Floats, prompts: Conversations, completions: Conversations, columns: dict[str, Any]
@@ -239,9 +532,6 @@ class ComposedReward:
             raise UsageError(f"got the name {sorted(twice)[0]!r} twice, or for a step that has it; give another")
 
 
-_PARTS = ("score", "score_std", "calibrated", "uncertainty", "length_penalty", "normalised", "clipped", "reward")
-
-
 def _distribution(
     scorer: UncertainScorer, prompts: Conversations, completions: Conversations
 ) -> tuple[Floats, Floats]:
@@ -249,12 +539,10 @@ def _distribution(
     if not len(completions):
         return np.zeros(0), np.zeros(0)
     name = f"reward {scorer.__name__!r}"
-
-    def run() -> ScoreDistribution:
-        sides: Any = zip(prompts, completions, strict=True)
-        return scorer.distribution([prompt + completion for prompt, completion in sides])
-
-    found = attributed(run, prompts, completions, name=name)
+    sides: Any = zip(prompts, completions, strict=True)
+    found = _attributed(
+        lambda: scorer.distribution([prompt + answer for prompt, answer in sides]), prompts, completions, name=name
+    )
     return (
         checked_rewards(found.mean, prompts, completions, name=name),
         checked_rewards(found.std, prompts, completions, name=f"uncertainty of the {name}"),

@@ -21,8 +21,8 @@ from rmtrl.errors import ModelError, RewardError
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.loss import response_logits, token_logprobs
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_calls import call_reward, shown
 from rmtrl.ppo.reward_model import Reward, closes_cut_turns
+from rmtrl.ppo.rewards import call_reward, shown
 
 logger = get_logger(__name__)
 
@@ -186,7 +186,7 @@ class Scores:
 
 
 def sample_episodes(
-    accelerator: Accelerator, prompts: Prompts, indices: Sequence[int], keys: Sequence[int], *,
+    accelerator: Accelerator, prompts: Prompts, indices: Sequence[int], keys: Sequence[int],
     generate: Callable[[list[list[int]], list[int]], list[list[int]]], end_token_ids: Sequence[int],
 ) -> Episodes:  # fmt: skip
     """Returns a response to each prompt, over all processes, each having generated its share of the rows.

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,49 +15,24 @@ from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, speed_metrics
 from trl.models import unwrap_model_for_generation
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.generation import sampling_key
-from rmtrl.ppo import evaluation, state, update
+from rmtrl.ppo import evaluation, models, state, update
+from rmtrl.ppo import rollout as rollouts
 from rmtrl.ppo._base import PPOBase, init_trainer
-from rmtrl.ppo.assembly import (
-    add_policy_adapter,
-    check_best_metric,
-    check_positions,
-    check_roles,
-    check_vocabulary,
-    choose_reference,
-    choose_value_model,
-    forget_pad_outside,
-    give_pad_token,
-    load_policy,
-    longest_prompt,
-    make_generator,
-)
-from rmtrl.ppo.backbone import SharedValue, check_adapter
+from rmtrl.ppo.backbone import SharedValue, check_adapter, share_reward
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans, Rows
 from rmtrl.ppo.loss import AdaptiveKLController, FixedKLController
-from rmtrl.ppo.models import PolicyAndValue, disable_dropout
 from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
 from rmtrl.ppo.reward_model import Reward, as_reward, as_rewards, training_reward, unscaled
-from rmtrl.ppo.rollout import (
-    Episodes,
-    Plan,
-    Rollout,
-    Scores,
-    make_plan,
-    sample_episodes,
-    scores_of,
-    token_figures,
-    warn_of_cut_turns,
-    with_missing_eos,
-)
-from rmtrl.ppo.shared_reward import share_reward
+from rmtrl.ppo.rollout import Episodes, Plan, Rollout, Scores
+from rmtrl.ppo.schedule import RestOfEpoch, make_schedule
 from rmtrl.ppo.state import RunState
 from rmtrl.ppo.update import Experience
 from rmtrl.reward.checks import check_finite, check_weights
@@ -144,7 +119,7 @@ class PPOTrainer(PPOBase):
     """
 
     args: PPOConfig
-    model: PolicyAndValue
+    model: models.PolicyAndValue
     processing_class: PreTrainedTokenizerBase
 
     def __init__(
@@ -166,15 +141,15 @@ class PPOTrainer(PPOBase):
     ) -> None:
         if reward_model is None or train_dataset is None:
             raise UsageError("PPOTrainer needs a reward_model and a train_dataset")
-        check_roles(model, ref_model, reward_model, value_model)
+        models.check_roles(model, ref_model, reward_model, value_model)
         loading: dict[str, Any] = {"n_tokens": len(processing_class), "adapted": peft_config is not None}
-        policy = add_policy_adapter(load_policy(model, **loading), peft_config, args.model_adapter_name)
-        give_pad_token(processing_class)
-        self.generator = make_generator(policy, processing_class, args)
-        self.max_prompt_length = limit = longest_prompt(policy, args)
+        policy = models.add_policy_adapter(models.load_policy(model, **loading), peft_config, args.model_adapter_name)
+        models.give_pad_token(processing_class)
+        self.generator = models.make_generator(policy, processing_class, args)
+        self.max_prompt_length = limit = models.longest_prompt(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
         self.eval_prompts = read_sets(eval_dataset, processing_class, max_length=limit) if eval_dataset else {}
-        check_best_metric(args, list(self.eval_prompts))
+        models.check_best_metric(args, list(self.eval_prompts))
 
         if args.one_backbone:
             check_adapter(policy)
@@ -186,20 +161,25 @@ class PPOTrainer(PPOBase):
             normalise="mean_std" if args.normalize_rewards else False,
         )  # fmt: skip
         self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
-        reference = load_policy(ref_model, **loading)
-        self.ref_model, reference_adapter = choose_reference(policy, reference, peft_config, args)
+        reference = models.load_policy(ref_model, **loading)
+        self.ref_model, reference_adapter = models.choose_reference(policy, reference, peft_config, args)
         shares = args.one_backbone and value_model is None
-        value = SharedValue(policy) if shares else choose_value_model(value_model, reward_network, policy, peft_config)
-        models = {"model": policy, "ref_model": reference, "reward_model": reward_network}
-        models["value_model"] = getattr(value, "model", value)
+        value = (
+            SharedValue(policy)
+            if shares
+            else models.choose_value_model(value_model, reward_network, policy, peft_config)
+        )
+        given = {"model": policy, "ref_model": reference, "reward_model": reward_network}
+        given["value_model"] = getattr(value, "model", value)
         every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
-        check_vocabulary(models, processing_class, every, self.generator.end_token_ids)
-        check_positions(models, max(map(len, every)) + args.response_length)
+        models.check_vocabulary(given, processing_class, every, self.generator.end_token_ids)
+        models.check_positions(given, max(map(len, every)) + args.response_length)
         for module in (policy, value, self.ref_model):
             if module is not None:
-                disable_dropout(module)
+                models.disable_dropout(module)
+        both = models.PolicyAndValue(policy, value, reference_adapter)
         init_trainer(
-            self, model=PolicyAndValue(policy, value, reference_adapter), args=args, data_collator=lambda rows: rows,
+            self, model=both, args=args, data_collator=lambda rows: rows,
             train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
             callbacks=[_RunEvents(self), *(callbacks or [])], optimizers=optimizers,
         )  # fmt: skip
@@ -207,7 +187,8 @@ class PPOTrainer(PPOBase):
             self.ref_model.to(self.accelerator.device)
         if reward_network is not None:
             reward_network.to(self.accelerator.device)
-        self._set_batch_sizes()
+        self.schedule = make_schedule(args, self.accelerator.num_processes, len(self.train_prompts))
+        self.batch_size, self.num_total_batches = self.schedule.batch_size, self.schedule.n_updates
         self.kl_controller = (
             FixedKLController(args.kl_coef)
             if args.kl_target is None
@@ -224,31 +205,6 @@ class PPOTrainer(PPOBase):
         self.evaluation_: dict[str, Estimate] = {}
         self.samples_: dict[str, Rows] = {}
         self.progress_: dict[str, Progress] = {}
-
-    def _set_batch_sizes(self) -> None:
-        args, world_size = self.args, self.accelerator.num_processes
-        if args.auto_find_batch_size:
-            raise UsageError(
-                "auto_find_batch_size would start the run anew with other batches; give a per_device_train_batch_size "
-                "that fits in memory, with gradient_accumulation_steps for the rest of the batch"
-            )
-        self.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.batch_size = self.local_batch_size * world_size
-        if self.local_batch_size % args.num_mini_batches:
-            raise UsageError(
-                f"num_mini_batches {args.num_mini_batches} does not divide the {self.local_batch_size} episodes of a "
-                "process's batch (per_device_train_batch_size × gradient_accumulation_steps)"
-            )
-        if self.batch_size % args.num_generations:
-            raise UsageError(f"num_generations {args.num_generations} does not divide a batch of {self.batch_size}")
-        self.prompts_per_batch = self.batch_size // args.num_generations
-        if len(self.train_prompts) < self.prompts_per_batch:
-            raise DataError(
-                f"got {len(self.train_prompts):,} prompts and a batch takes {self.prompts_per_batch:,}; give more "
-                "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
-            )
-        episodes = args.total_episodes or args.num_train_epochs * len(self.train_prompts) * args.num_generations
-        self.num_total_batches = args.max_steps if args.max_steps > 0 else -(-int(episodes) // self.batch_size)
 
     # the host's loop
 
@@ -278,29 +234,28 @@ class PPOTrainer(PPOBase):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, list[int]]]:
         """Returns the prompts of the updates of the present epoch still to come, those of a micro-batch at a time."""
-        return DataLoader(_Epoch(self), batch_size=None, generator=torch.Generator())  # the run's state stays as it is
+        rest = RestOfEpoch(self.schedule, lambda: self.state.global_step)
+        return DataLoader(rest, batch_size=None, generator=torch.Generator())  # the run's random state is not drawn on
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, int, int, int, int]:
-        """Returns what the loop counts by: updates take whole batches, so epochs hold one more or less."""
-        n, max_steps = len(self.train_prompts), self.num_total_batches
-        most = -(-n // self.prompts_per_batch)  # updates in an epoch
-        epochs, episodes = self._epoch_of(max_steps - 1) + 1, max_steps * self.batch_size
-        return epochs, most, n, episodes, self.batch_size, most * args.gradient_accumulation_steps, max_steps
+        """Returns what the host's loop counts by: whole batches, of which some epochs hold one less."""
+        schedule, max_steps = self.schedule, self.num_total_batches
+        most = -(-schedule.n_prompts // schedule.prompts_per_batch)  # updates in an epoch
+        epochs, steps = schedule.epoch_of(max_steps - 1) + 1, most * args.gradient_accumulation_steps
+        return epochs, most, schedule.n_prompts, max_steps * self.batch_size, self.batch_size, steps, max_steps
 
     def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
         """Returns the epoch to go on in; the loader begins at the next update, so nothing is skipped in it."""
         super()._init_training_state(max_steps, per_epoch, epochs, *rest)
         step = self.state.global_step
-        return (epochs if step >= max_steps else self._epoch_of(step)), 0
-
-    def _epoch_of(self, step: int) -> int:
-        """Returns the pass over the prompts that an update belongs to."""
-        return step * self.prompts_per_batch // len(self.train_prompts)
+        return (epochs if step >= max_steps else self.schedule.epoch_of(step)), 0
 
     def _begin(self) -> None:
         """Takes up the run's state, once the models are loaded and before anything is trained."""
         assert self._start is not None
-        forget_pad_outside(self.accelerator.unwrap_model(self.model).policy)  # it was just copied from the tokenizer
+        models.forget_pad_outside(
+            self.accelerator.unwrap_model(self.model).policy
+        )  # it was just copied from the tokenizer
         stored = self._start
         if self._resumed is not None:
             folder, stored = self._resumed
@@ -364,7 +319,7 @@ class PPOTrainer(PPOBase):
                 f"KL to the reference is {kl:.2f} nats a response, over max_kl {self.args.max_kl}: training ends"
             )
             self.control.should_training_stop = True
-        self.state.epoch = step * self.prompts_per_batch / len(self.train_prompts)
+        self.state.epoch = step * self.schedule.prompts_per_batch / self.schedule.n_prompts
         self._metrics["policy/grad_norm"].append(sum(self._grad_norms) / len(self._grad_norms))
         self._grad_norms.clear()
         n = self.args.num_sample_generations
@@ -407,16 +362,7 @@ class PPOTrainer(PPOBase):
 
         They are taken in a new random order on every pass over the data set, which follows from the seed alone.
         """
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        n, first = len(self.train_prompts), step * self.prompts_per_batch
-        orders = {
-            epoch: torch.randperm(n, generator=torch.Generator().manual_seed(sampling_key(seed, "prompts", epoch)))
-            for epoch in {first // n, (first + self.prompts_per_batch - 1) // n}
-        }
-        taken = [int(orders[k // n][k % n]) for k in range(first, first + self.prompts_per_batch)]
-        indices = [index for index in taken for _ in range(self.args.num_generations)]
-        keys = [sampling_key(self.args.seed, "episode", step * self.batch_size + row) for row in range(len(indices))]
-        return self.train_prompts, indices, keys
+        return self.train_prompts, *self.schedule.episodes(step)
 
     def rollout(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int], *, step: int = 0) -> Rollout:
         """Returns a response to each prompt, with the log probabilities and values of its tokens.
@@ -440,7 +386,9 @@ class PPOTrainer(PPOBase):
     def sample(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int]) -> Episodes:
         """Returns a response to each prompt, over all processes, each having generated its share of the rows."""
         ends = self.generator.end_token_ids
-        return sample_episodes(self.accelerator, prompts, indices, keys, generate=self.generate, end_token_ids=ends)
+        return rollouts.sample_episodes(
+            self.accelerator, prompts, indices, keys, generate=self.generate, end_token_ids=ends
+        )
 
     def generate(self, prompt_ids: list[list[int]], keys: list[int]) -> list[list[int]]:
         """Returns the token ids of a response to each prompt, at most `response_length`, its stop token included.
@@ -460,7 +408,7 @@ class PPOTrainer(PPOBase):
             return [list(made.token_ids) for made in self.generator.complete(prompt_ids, keys)]
 
     def _plan(self, episodes: Episodes, n_mini_batches: int, rows_per_pass: int, seed: int) -> Plan:
-        return make_plan(
+        return rollouts.make_plan(
             episodes.lengths, n_mini_batches, rows_per_pass=rows_per_pass, world_size=self.accelerator.num_processes,
             seed=seed, device_type=self.accelerator.device.type,
         )  # fmt: skip
@@ -469,7 +417,7 @@ class PPOTrainer(PPOBase):
         self, episodes: Episodes, plan: Plan, *, reference: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns log probability of each response token and value of the state before it, `(B, R)`, 0 elsewhere."""
-        return token_figures(
+        return rollouts.token_figures(
             self.accelerator, self.model_wrapped, episodes, plan, self.args.temperature, reference=reference,
             ref_model=self.ref_model,
         )  # fmt: skip
@@ -481,13 +429,13 @@ class PPOTrainer(PPOBase):
             RewardError: If the reward fails, or returns something else than a finite number a response.
         """
         truncated = rollout.episodes.truncated
-        warn_of_cut_turns(self.reward, truncated, self.args)
+        rollouts.warn_of_cut_turns(self.reward, truncated, self.args)
         scores, parts = self.score_with(self.reward, self.train_prompts, rollout.episodes)
-        return Scores(with_missing_eos(scores, truncated, self.args), parts)
+        return Scores(rollouts.with_missing_eos(scores, truncated, self.args), parts)
 
     def score_with(self, reward: Reward, prompts: Prompts, episodes: Episodes) -> tuple[torch.Tensor, dict[str, Any]]:
         """Returns what a reward gives each response, `(B,)`, and its parts, over all processes."""
-        return scores_of(self.accelerator, reward, self.processing_class, prompts, episodes)
+        return rollouts.scores_of(self.accelerator, reward, self.processing_class, prompts, episodes)
 
     def advantages(self, rollout: Rollout, scores: Scores) -> Experience:
         """Returns the episodes with rewards by token, whitened advantages and returns."""
@@ -549,12 +497,17 @@ class PPOTrainer(PPOBase):
         if not sets:
             raise DataError("there is nothing to evaluate on; give eval_dataset")
         alone, started = set(sets) == {"eval"}, time.time()
+        n, scores = self.args.num_eval_generations, ("reward", *self.eval_scorers)
         metrics: dict[str, float] = {}
         tables: dict[str, Rows] = {}
         for name, prompts in sets.items():
             prefix = metric_key_prefix if alone else f"{metric_key_prefix}_{name}"
             figures, rows = self.evaluate_policy(prompts)
-            found = self._compare(prompts, prefix, figures, rows)
+            now = PromptMeans.of(self.state.global_step, rows, n)
+            key = sampling_key(prompts.digest, n, scores)
+            progress = evaluation.next_progress(self.progress_.get(prefix), now, key, scores, prefix)
+            found = PolicyEvaluation(prefix, figures | progress.gains(now), now, progress)
+            self.progress_[prefix] = progress
             self.evaluation_ |= {f"{prefix}_{key}": estimate for key, estimate in found.figures.items()}
             self.samples_[prefix] = tables["eval" if alone else prefix] = rows
             metrics |= evaluation.flat(found.figures, prefix)
@@ -604,25 +557,11 @@ class PPOTrainer(PPOBase):
         log_ratio = self.token_figures(episodes, plan)[0] - self.token_figures(episodes, plan, reference=True)[0]
         judges = {"reward": self.reward} | self.eval_scorers
         scores = {name: self.score_with(unscaled(own), prompts, episodes)[0] for name, own in judges.items()}
-        scores["reward"] = with_missing_eos(scores["reward"], episodes.truncated, args)
-        columns = {name: own.tolist()[: len(indices)] for name, own in (scores | {"kl": log_ratio.sum(1)}).items()}
+        scores["reward"] = rollouts.with_missing_eos(scores["reward"], episodes.truncated, args)
+        columns = {name: own.tolist() for name, own in (scores | {"kl": log_ratio.sum(1)}).items()}
         columns |= {"length_tokens": [len(ids) for ids in episodes.completion_ids], "truncated": episodes.truncated}
-        rows = evaluation.response_rows(self.processing_class, prompts, episodes, columns)
+        rows = evaluation.response_rows(self.processing_class, prompts, episodes, columns)[: len(indices)]
         return evaluation.policy_figures(rows, n), rows
-
-    def _compare(self, prompts: Prompts, prefix: str, figures: dict[str, Estimate], rows: Rows) -> PolicyEvaluation:
-        """Returns an evaluation beside the run's earlier ones of the same prompts, with its gains since the first."""
-        n, scores = self.args.num_eval_generations, ("reward", *self.eval_scorers)
-        now = PromptMeans.of(self.state.global_step, rows, n)
-        before, key = self.progress_.get(prefix), sampling_key(prompts.digest, n, scores)
-        if before is not None and before.prompts_key != key:
-            logger.warning(
-                f"{prefix}: other prompts or scorers than in the run's earlier evaluations; gains start anew"
-            )
-            before = None
-        progress = Progress(key, 1, now, dict.fromkeys(scores, now)) if before is None else before.after(now)
-        self.progress_[prefix] = progress
-        return PolicyEvaluation(prefix, figures | progress.gains(now), now, progress)
 
     def evaluation_state(self) -> dict[str, Any]:
         """Returns the evaluations that later ones are compared with, ready for JSON."""
@@ -703,22 +642,6 @@ class PPOTrainer(PPOBase):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-class _Epoch(IterableDataset[dict[str, list[int]]]):
-    """The prompts of the updates from the run's present step to the end of its epoch, by micro-batch."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
-
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        trainer, step = self.trainer, self.trainer.state.global_step
-        epoch, n_batches = trainer._epoch_of(step), trainer.args.gradient_accumulation_steps
-        while trainer._epoch_of(step) == epoch:
-            _, indices, _ = trainer.next_prompts(step)
-            size = len(indices) // n_batches
-            yield from ({"index": indices[start : start + size]} for start in range(0, len(indices), size))
-            step += 1
 
 
 class _RunEvents(TrainerCallback):

@@ -1,6 +1,5 @@
 """What a model takes and what it must give, checked before it does harm."""
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,29 +11,7 @@ from torch import Tensor, isfinite, nn
 from transformers import PreTrainedTokenizerBase
 
 from rmtrl.errors import DataError, ModelError
-
-_TABLE = re.compile(r"(^|\.)(wpe|positions_embed|pos_encoding|embed_positions|\w*position_embeddings?)$")
-
-
-def position_limit(model: Any) -> int | None:
-    """Returns the most tokens a model takes, `None` where nothing limits it.
-
-    A table of positions ends, and positions that turn with rotary embeddings are known up to those of the training;
-    relative ones, ALiBi and recurrent layers know no end. RoBERTa's first positions, up to its padding index, are
-    never used.
-    """
-    config = model.config.get_text_config()
-    for table in _position_tables(model):
-        if getattr(table, "padding_idx", None) is not None and hasattr(table, "weight"):
-            return int(len(table.weight) - table.padding_idx - 1)
-    rotates = any(value and re.search("rope|rotary", name) for name, value in config.to_dict().items())
-    known = _position_tables(model) or (rotates and not getattr(config, "alibi", False))
-    limit = getattr(config, "max_position_embeddings", None) or 0
-    return limit if limit > 0 and known else None
-
-
-def _position_tables(model: Any) -> list[Any]:
-    return [part for name, part in (*model.named_modules(), *model.named_buffers()) if _TABLE.search(name)]
+from rmtrl.models import n_embeddings, position_limit, position_tables
 
 
 def check_finite(when: str, tensor: Tensor, what: str) -> None:
@@ -71,21 +48,6 @@ def check_weights(when: str, model: nn.Module) -> None:
         own: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
         if own.is_floating_point():
             check_finite(when, own.detach(), f"nothing is saved: the weights {name} are")
-
-
-def n_embeddings(model: Any) -> int:
-    """Returns how many tokens the model has embeddings of; one without a table of them, as CANINE is, takes any."""
-    try:
-        return int(model.get_input_embeddings().num_embeddings)
-    except (NotImplementedError, AttributeError):
-        return sys.maxsize
-
-
-def inside(model: Any, pad_token_id: int) -> int:
-    """Returns a token to fill rows with that the model has an embedding of: the pad token, where it is one."""
-    if pad_token_id < n_embeddings(model):
-        return pad_token_id
-    return int(model.config.get_text_config().eos_token_id == 0)  # the first that is not the end
 
 
 class SetTokens(NamedTuple):
@@ -143,7 +105,7 @@ def check_fits(
         f"positions (the longest has {tokens.lengths.max():,} tokens); set max_length={limit}, and they are left out "
         "and counted"
     )
-    if _position_tables(model):
+    if position_tables(model):
         raise ModelError(said)
     return said
 

@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.peft_utils import find_adapter_config_file
-from trl.trainer.utils import use_adapter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rmtrl.data.messages import says
-from rmtrl.errors import DataError, FreshHeadError, ModelError, UsageError
-from rmtrl.reward.checks import position_limit
-from rmtrl.reward.heads import base_model
+from rmtrl.errors import DataError, ModelError, UsageError
+from rmtrl.models import (
+    AdapterSwitch,
+    base_model,
+    device_or_best,
+    find_file,
+    load_language_model,
+    load_tokenizer,
+    position_limit,
+)
 from rmtrl.reward.rendering import encode_all, encode_prompt, try_encode
 from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
 from rmtrl.types import Conversation, Scorer, chats
@@ -109,17 +114,15 @@ class DPOScorer(Scorer):
             ModelError: If there is no language model at a path.
             FreshHeadError: If a checkpoint holds no language model head.
         """
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        target = torch.device(device or accelerator or "cpu")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(policy_path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise _no_model(policy_path, error) from error
-        policy, reference = [
-            _load(path, len(tokenizer), dtype=dtype, trust_remote_code=trust_remote_code).to(target) if path else None
-            for path in (policy_path, ref_path)
-        ]
-        return cls(policy, tokenizer, reference, **settings)  # type: ignore[arg-type]
+        tokenizer = load_tokenizer(policy_path, kind="language model", trust_remote_code=trust_remote_code)
+        loading: Any = {"n_tokens": len(tokenizer), "dtype": dtype, "trust_remote_code": trust_remote_code}
+        policy = load_language_model(policy_path, **loading)
+        # TRL went on training an adapter, and this is where from
+        if isinstance(policy, PeftModel) and find_file(policy_path, "ref/adapter_config.json"):
+            policy.load_adapter(str(policy_path), adapter_name="ref", subfolder="ref")
+        reference = load_language_model(ref_path, **loading) if ref_path else None
+        target = device_or_best(device)
+        return cls(policy.to(target), tokenizer, reference and reference.to(target), **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the implicit reward of each conversation's last message, `(N,)` float32.
@@ -211,14 +214,11 @@ class DPOScorer(Scorer):
     def _reference_adapter(self) -> AbstractContextManager[None]:
         if self.ref_policy is not None:
             return nullcontext()
-        context: AbstractContextManager[None] = use_adapter(
-            self.policy, adapter_name="ref" if "ref" in self.policy.peft_config else None
-        )
-        return context
+        return AdapterSwitch(self.policy)("ref" if "ref" in self.policy.peft_config else None)
 
     @property
     def _most_tokens(self) -> int | None:
-        limits = [position_limit(base_model(model)) for model in (self.policy, self.ref_policy) if model is not None]
+        limits = [position_limit(model) for model in (self.policy, self.ref_policy) if model is not None]
         return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -242,40 +242,6 @@ def _log_probs(model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int])
         sums.append((chosen - predicted.logsumexp(dim=-1)).sum())
     total: NDArray[np.float32] = torch.stack(sums).cpu().numpy()
     return total
-
-
-def _load(path: str | Path, n_tokens: int, **settings: Any) -> Any:
-    """Returns the language model at a path, whole or base and adapter."""
-    try:
-        adapter = find_adapter_config_file(str(path)) is not None
-        base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path) if adapter else str(path)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **settings)
-    except (OSError, ValueError) as error:
-        raise _no_model(path, error) from error
-    model, info = loaded
-    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ()):
-        raise FreshHeadError(f"{base} is a sequence classification model, which has no trained language model head; "
-                             "give a language model (for a reward model: RewardScorer)")  # fmt: skip
-    if info["missing_keys"]:
-        raise FreshHeadError(
-            f"{base} lacks {sorted(info['missing_keys'])[0]}, so its probabilities would be random; give a language "
-            "model (for a reward model: RewardScorer)"
-        )
-    if not adapter:
-        return model
-    if n_tokens > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(n_tokens)  # training added a token
-    adapted = PeftModel.from_pretrained(model, str(path))
-    # TRL went on training an adapter, and this is where from; transformers before 5.23 reads no subfolder of a folder
-    beside = Path(path, "ref", "adapter_config.json")
-    if beside.is_file() or not Path(path).is_dir() and find_adapter_config_file(str(path), subfolder="ref"):
-        adapted.load_adapter(str(path), adapter_name="ref", subfolder="ref")
-    return adapted
-
-
-def _no_model(path: str | Path, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0]
-    return ModelError(f"no language model at {path}: {reason}; give a checkpoint folder or a hub id")
 
 
 def _is_answered(conversation: Any) -> bool:

@@ -13,8 +13,9 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 
 from rmtrl.errors import ModelError, UsageError
+from rmtrl.models import AdapterSwitch, base_model
 from rmtrl.reward.checkpoint import stored_head, stored_rendering
-from rmtrl.reward.heads import Float32Linear, base_model, is_active, last_layers
+from rmtrl.reward.heads import Float32Linear, is_active, last_layers
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.reward.uncertainty import Floats, MemberScorer
 from rmtrl.types import Conversation, Scorer
@@ -245,8 +246,9 @@ class _AdapterScorer(RewardScorer):
 
     def __init__(self, model: PeftModel, *args: Any, adapter: str, **settings: Any) -> None:
         self.adapter = adapter
-        model.set_adapter(adapter)  # whose head is made ready
-        super().__init__(model, *args, **settings)
+        self._switch = AdapterSwitch(model)
+        with self._switch(adapter):  # whose head is made ready
+            super().__init__(model, *args, **settings)
 
     def features(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         raise ModelError(
@@ -255,9 +257,8 @@ class _AdapterScorer(RewardScorer):
         )
 
     def _run(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None) -> NDArray[np.float32]:
-        model: Any = self.model
-        model.set_adapter(self.adapter, inference_mode=True)
-        return super()._run(sequences, starts)
+        with self._switch(self.adapter):
+            return super()._run(sequences, starts)
 
 
 def _base_and_trained(path: str | Path) -> tuple[str | None, set[str]]:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rmtrl.errors import ModelError
+from rmtrl.models import base_model
 
 _OF_ADAPTERS = ("modules_to_save", "lora_dropout", "lora_A", "lora_B")
 
@@ -133,11 +134,6 @@ def _member(size: int, n_outputs: int, head: Head) -> nn.Module:
     last = Float32Linear(hidden if head.kind == "mlp" else size, n_outputs, bias=head.kind == "mlp")
     last.dropout = head.dropout
     return nn.Sequential(Float32Linear(size, hidden), nn.Tanh(), last) if head.kind == "mlp" else last
-
-
-def base_model(model: Any) -> Any:
-    """Returns the sequence classification model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def reads_last_token(model: Any) -> bool:

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from rmtrl.metrics import domain_accuracy, length_bias, mean_estimate, pair_wins, worst_group_accuracy
+from rmtrl.metrics import (
+    combined_estimate,
+    domain_accuracy,
+    length_bias,
+    mean_estimate,
+    pair_wins,
+    worst_group_accuracy,
+)
 from rmtrl.types import Estimate, PairRewards
 
 
@@ -121,11 +128,8 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(first: Estimate, second: Estimate) -> Estimate:
-    """Returns first minus second of two independent sets, their intervals added in squares on each side."""
-    value = first.value - second.value
-    low = value - float(np.hypot(first.value - first.low, second.high - second.value))
-    high = value + float(np.hypot(first.high - first.value, second.value - second.low))
-    return Estimate(value, low, high, first.n + second.n, first.level, "intervals of two sets, combined in squares")
+    """Returns first minus second of two independent sets."""
+    return combined_estimate((first, second), (1, -1), method="intervals of two sets, combined in squares")
 
 
 def _verdict(test: Mapping[str, Any]) -> str:

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rmtrl.errors import DataError, ModelError, RenderingError, RmtrlError
-from rmtrl.reward.checkpoint import load_model, stored_head, stored_rendering
-from rmtrl.reward.checks import beyond_embeddings, check_tokens, inside, position_limit
-from rmtrl.reward.heads import Head, base_model, compute_head_in_float32, last_layers, reads_last_token, set_dropout
+from rmtrl.errors import DataError, ModelError, RenderingError
+from rmtrl.models import base_model, device_or_best, inside, load_tokenizer, position_limit
+from rmtrl.reward.checkpoint import load_reward_model, stored_head, stored_rendering
+from rmtrl.reward.checks import beyond_embeddings, check_tokens
+from rmtrl.reward.heads import Head, compute_head_in_float32, last_layers, reads_last_token, set_dropout
 from rmtrl.reward.rendering import Rendering, completion_starts, encode_all, try_encode
 from rmtrl.reward.scoring import kinds_of_rows, plan_jobs, run_job, why_padding_differs, why_sharing_differs
 from rmtrl.reward.shared_prefix.batches import Costs
@@ -120,19 +121,11 @@ class RewardScorer(Scorer):
             ModelError: If there is no model at `path`, or it does not have one label.
             FreshHeadError: If the checkpoint has no trained score head.
         """
-        common = {"trust_remote_code": trust_remote_code}
-        quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
-        try:
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **common)
-            model: Any = load_model(str(path), tokenizer, dtype=dtype, **common, **quantised)
-        except RmtrlError:
-            raise
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"no reward model at {path}: {str(error).splitlines()[0]}; give a checkpoint folder or a hub id"
-            ) from error
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        model.to(torch.device(device or accelerator or "cpu"))
+        loading: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        tokenizer = tokenizer or load_tokenizer(path, kind="reward model", **loading)
+        if quantization_config is not None:
+            loading["quantization_config"] = quantization_config
+        model = load_reward_model(path, tokenizer, dtype=dtype, **loading).to(device_or_best(device))
         return cls(model, tokenizer, rendering=stored_rendering(path), head=stored_head(path), **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
@@ -189,7 +182,11 @@ class RewardScorer(Scorer):
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
-        return encode_all(self.tokenizer, self._completed([conversation]), start_twice=self._starts_twice)[0]
+        return self.encode_all([conversation])[0]
+
+    def encode_all(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Returns the token ids of each conversation, as they are scored."""
+        return encode_all(self.tokenizer, self._completed(conversations), start_twice=self._starts_twice)
 
     @property
     def _starts_twice(self) -> bool:
@@ -215,7 +212,7 @@ class RewardScorer(Scorer):
     @property
     def most_tokens(self) -> int | None:
         """Tokens of the longest conversation the model holds, `None` where there is no limit."""
-        return position_limit(base_model(self.model))
+        return position_limit(self.model)
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Returns the reward of each token sequence, `(N,)` float32; a head that averages takes all its tokens."""

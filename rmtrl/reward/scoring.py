@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtrl.reward._hosts import CACHE
-from rmtrl.reward.checks import inside
+from rmtrl.models import CACHE, base_model, inside
 from rmtrl.reward.collator import shared_prefix_length
-from rmtrl.reward.heads import base_model, pool_over, reads_last_token
+from rmtrl.reward.heads import pool_over, reads_last_token
 from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
 from rmtrl.reward.shared_prefix.candidates import Group, plan_groups
 from rmtrl.reward.shared_prefix.forward import (

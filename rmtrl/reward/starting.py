@@ -10,12 +10,12 @@ from trl import RewardConfig as TRLRewardConfig
 from trl.trainer.utils import create_model_from_path
 
 from rmtrl.errors import ModelError
+from rmtrl.models import base_model
 from rmtrl.reward.checkpoint import stored_head
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import (
     Head,
     RewardHead,
-    base_model,
     draw_head,
     empty_model,
     install_head,

@@ -31,20 +31,14 @@ from trl.data_utils import get_dataset_column_names
 from rmtrl.errors import DataError, ModelError, RenderingError
 from rmtrl.io import write_json
 from rmtrl.metrics import reward_metrics
+from rmtrl.models import base_model, n_embeddings
 from rmtrl.reward.callbacks import RewardCallback
 from rmtrl.reward.checkpoint import stored_record
-from rmtrl.reward.checks import SetTokens, check_finite, check_fits, check_weights, n_embeddings
+from rmtrl.reward.checks import SetTokens, check_finite, check_fits, check_weights
 from rmtrl.reward.collator import REASONS, PreferencePairValidatorCollator
 from rmtrl.reward.columns import COLUMNS, check_columns, check_values, mean_weight, without_ties
 from rmtrl.reward.config import RewardConfig
-from rmtrl.reward.heads import (
-    base_model,
-    compute_head_in_float32,
-    has_trained_head,
-    head_modules,
-    pool_over,
-    takes_gradients,
-)
+from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, head_modules, pool_over, takes_gradients
 from rmtrl.reward.labels import BATCH_COLUMNS, LabelCollator
 from rmtrl.reward.objective import Objective
 from rmtrl.reward.preparation import constants_of, count_too_long, longest_sides, prepare_text

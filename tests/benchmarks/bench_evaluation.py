@@ -23,7 +23,7 @@ from rmtrl import RewardScorer
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.runner import as_text, score_items, windows
+from rmtrl.evaluation.items import as_text, score_items, windows
 from rmtrl.reward.rendering import encode_all
 from rmtrl.reward.scoring import n_tokens, plan_jobs
 

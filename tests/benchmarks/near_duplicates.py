@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from rmtrl.data.dedup import find_duplicates
+from rmtrl.data.clusters import find_duplicates
 
 SIZES = (50_000, 100_000, 200_000)
 VOCABULARY = 50_000

@@ -47,9 +47,8 @@ from worlds import (
 
 from rmtrl import RewardScorer
 from rmtrl.calibration.calibrators import TemperatureCalibrator
-from rmtrl.data.synthetic.facts import FILLERS, POLITE
 from rmtrl.data.synthetic.gold import gold_score
-from rmtrl.data.synthetic.writing import Prompt, write_answer
+from rmtrl.data.synthetic.writing import WORDS, Prompt, write_answer
 from rmtrl.metrics import auroc, margin_nll, mean_estimate
 from rmtrl.reward.ensemble import HeadEnsembleScorer
 from rmtrl.reward.laplace import LaplaceScorer
@@ -172,7 +171,7 @@ def spoil(rng: Random, prompt: Prompt, answer: str, others: list[Prompt]) -> str
     """Returns the answer made worse in one of five ways."""
     kind = rng.choice(("padded", "repeated", "spliced", "all answers", "shuffled"))
     if kind == "padded":
-        return " ".join([answer, *rng.choices(FILLERS + POLITE, k=rng.randint(3, 8))])
+        return " ".join([answer, *rng.choices(WORDS["fillers"] + WORDS["polite"], k=rng.randint(3, 8))])
     if kind == "repeated":
         return " ".join([answer] * rng.randint(2, 4))
     if kind == "all answers" and prompt.fact is not None:

@@ -8,8 +8,12 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from rmtrl.calibration.calibrators import IsotonicCalibrator, TemperatureCalibrator, calibrator_from_dict
-from rmtrl.calibration.selection import select_calibrator
+from rmtrl.calibration.calibrators import (
+    IsotonicCalibrator,
+    TemperatureCalibrator,
+    calibrator_from_dict,
+    select_calibrator,
+)
 from rmtrl.errors import DataError
 from rmtrl.metrics import ece, nll
 

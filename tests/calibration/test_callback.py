@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
+from rmtrl.calibration.calibration import read_calibration
 from rmtrl.calibration.callback import CalibrationCallback
-from rmtrl.calibration.report import read_calibration
 from rmtrl.errors import DataError
 
 

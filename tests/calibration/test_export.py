@@ -9,9 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from rmtrl import RewardScorer
+from rmtrl.calibration.calibration import calibrate, read_calibration
 from rmtrl.calibration.export import export_temperature
-from rmtrl.calibration.fit import calibrate
-from rmtrl.calibration.report import read_calibration
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.io import write_json
 from rmtrl.reward.heads import Head, draw_head, install_head

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from rmtrl.calibration.domains import temperature_estimate
-from rmtrl.calibration.fit import calibrate
-from rmtrl.calibration.report import Calibration, read_calibration
-from rmtrl.calibration.summary import summary
+from rmtrl.calibration.calibration import Calibration, calibrate, read_calibration, summary
+from rmtrl.calibration.calibrators import temperature_estimate
 from rmtrl.errors import DataError
 
 

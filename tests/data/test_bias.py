@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rmtrl.data.bias import annotator_bias, preference_rates
-from rmtrl.data.synthetic.whole import make_world
+from rmtrl.data.synthetic.world import make_world
 
 
 def judged(world):

@@ -1,21 +1,17 @@
 """Contamination: what was planted is found, by its kind; what only looks alike is not."""
 
-from random import Random
-
 import pytest
 from datasets import Dataset, concatenate_datasets
 from scipy.stats import binomtest
 
-from rmtrl.data import shingles
+from rmtrl.data import clusters
 from rmtrl.data.contamination import KINDS, contamination
 from rmtrl.data.preferences import read_preferences, to_normal_form
-from rmtrl.data.shingles import Shingles
 from rmtrl.data.splits import make_splits
 from rmtrl.data.synthetic import make_preferences, planted_defects
 from rmtrl.errors import DataError, UsageError
 
 RUN = "a quick brown fox jumps over the lazy dog while thirteen cats watch"  # 13 words
-WORDS = [f"w{i}" for i in range(10)]
 ANSWER = "the answer is long enough to be no accident when it stands there twice"  # 14 words
 
 TRAIN = [
@@ -146,15 +142,7 @@ def test_a_template_of_most_training_prompts_is_no_overlap():
     assert counts(check(train, {"eval": leaked})) == [1, 0, 0, 0]
 
 
-def test_many_alike_prompts_cost_no_more_than_their_number(monkeypatch):
-    compared = []
-    near = Shingles.near
-
-    def counted(self, left, right):
-        compared.append(len(left))
-        return near(self, left, right)
-
-    monkeypatch.setattr(Shingles, "near", counted)
+def test_many_alike_prompts_are_found_whole():
     # three templates, none in most prompts: every evaluation prompt is near a third of the training prompts
     train, evaluation = (
         concatenate_datasets([asking(500, " ".join(f"{name}{i}" for i in range(60)), tag + name) for name in "abc"])
@@ -162,19 +150,15 @@ def test_many_alike_prompts_cost_no_more_than_their_number(monkeypatch):
     )
     report = check(train, {"eval": evaluation})
     assert counts(report) == [0, 1500, 1500, 0] and len(report.clean) == 0 and report.skipped == 0
-    assert sum(compared) < 20 * 3000
     examples = report.evaluations["eval"].overlaps["near"].examples
     assert [example["train"].split()[-4] for example in examples] == ["ta0"] * 3
 
 
 def test_comparisons_left_out_are_counted(monkeypatch):
-    monkeypatch.setattr(shingles, "_SMALL", 2)
-    rng = Random(0)
-    train, evaluation = (
-        normal([{"id": f"{i}", "prompt": " ".join(rng.choices(WORDS, k=60)), "chosen": "y", "rejected": "n"}
-                for i in range(100)]) for _ in range(2)
-    )  # fmt: skip
-    assert check(train, {"eval": evaluation}, threshold=0.5).skipped > 0
+    monkeypatch.setattr(clusters, "_BLOCK", 1)
+    monkeypatch.setattr(clusters, "_MOST", 0)
+    many = {name: asking(15, " ".join(f"w{i}" for i in range(60)), name) for name in "te"}
+    assert check(many["t"], {"eval": many["e"]}).skipped > 0
 
 
 def test_clean_training_data_of_hh_rlhf_has_no_overlap(real_data):

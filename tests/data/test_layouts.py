@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
@@ -30,6 +31,7 @@ SINGLE = {"chosen": said(("a", C))[0], "rejected": said(("a", R))[0]}
 SHARED = {"chosen": shared(("a", C))[0], "rejected": shared(("a", R))[0]}
 SYSTEM = said(("s", "Be brief."), ("u", Q))
 EARLIER = said(("u", "Hi"), ("a", "Hello."), ("u", Q))
+TRANSCRIPT = f"\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: {Q}\n\nAssistant:"
 
 LAYOUTS = {
     # name: (row, prompt)
@@ -81,6 +83,22 @@ LAYOUTS = {
     "Nectar": ({"prompt": Q, "answers": [{"answer": C, "rank": 1.0}, {"answer": R, "rank": 2.0}]}, Q),
     "LLMBar": ({"input": Q, "output_1": C, "output_2": R, "label": 1}, Q),
     "JudgeBench": ({"question": Q, "response_A": R, "response_B": C, "label": "B>A"}, Q),
+    "messages as JSON text": (
+        {"prompt": json.dumps(ONE), **{name: json.dumps(side) for name, side in LISTS.items()}}, ONE),
+    "whole conversations as JSON text": ({name: json.dumps(side) for name, side in WHOLE.items()}, ONE),
+    "ShareGPT as JSON text": (
+        {"conversations": json.dumps(shared(("u", Q))),
+         **{name: json.dumps([side]) for name, side in SHARED.items()}}, ONE),
+    "HelpSteer3, context as JSON text": (
+        {"context": json.dumps(ONE), "response1": C, "response2": R, "overall_preference": -2}, ONE),
+    "transcripts under a system message": (
+        {"system": "Be brief.", **{name: f"{TRANSCRIPT} {side}" for name, side in TEXTS.items()}},
+        SYSTEM[:1] + EARLIER),
+    "a transcript as prompt under a system message": (
+        {"system": "Be brief.", "prompt": TRANSCRIPT, "chosen": f" {C}", "rejected": f" {R}"}, SYSTEM[:1] + EARLIER),
+    "transcripts after a history": (
+        {"history": [["Hi", "Hello."]],
+         **{name: f"\n\nHuman: {Q}\n\nAssistant: {side}" for name, side in TEXTS.items()}}, EARLIER),
     "annotation": ({"question": Q, "left": R, "right": C, "label": "right"}, Q),
     "annotation with two prompts": (
         {"prompt_left": Q, "prompt_right": Q, "response_left": C, "response_right": R, "label": "left"}, Q),
@@ -88,7 +106,7 @@ LAYOUTS = {
 
 
 def test_how_many_layouts():
-    assert len(LAYOUTS) == 42
+    assert len(LAYOUTS) == 49
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -129,6 +147,17 @@ def test_rows_under_different_system_prompts_neither_repeat_nor_contradict_each_
     assert len(result.kept) == 3 and len(set(pairs["prompt_id"])) == 3
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_messages_in_the_cells_of_a_table_are_read_and_other_json_stays_text(tmp_path, suffix):
+    cells = {"prompt": json.dumps(ONE), **{name: json.dumps(side) for name, side in LISTS.items()}}
+    getattr(Dataset.from_list([cells]), f"to_{suffix}")(tmp_path / f"pairs.{suffix}")
+    (pair,) = read_preferences(tmp_path / f"pairs.{suffix}")
+    assert pair["prompt"] == ONE and pair["chosen"] == LISTS["chosen"]
+    for text in ('["a", "b"]', '[{"a": 1}]', "[]", "[{", json.dumps(ONE)):  # an answer of one side alone is an answer
+        (pair,) = read(tmp_path / "pairs.jsonl", {"prompt": Q, "chosen": text, "rejected": R})
+        assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (Q, text, R)
+
+
 def test_text_that_nothing_reads_is_named(tmp_path, caplog):
     row = {"prompt": Q, **TEXTS, "notes": "two words", "tag": "word", "language": "en GB", "n": 3}
     pairs = read(tmp_path / "pairs.jsonl", row)
@@ -137,6 +166,17 @@ def test_text_that_nothing_reads_is_named(tmp_path, caplog):
     assert pairs[0]["notes"] == "two words"  # it rides along all the same
     read_preferences(tmp_path / "pairs.jsonl")
     assert [record.getMessage() for record in caplog.records] == [note]
+
+
+def test_single_words_are_text_too_but_for_the_names_of_bookkeeping(tmp_path):
+    own = {"asked": "Why?", "tag": "word", "model": "m", "chosen_model": "m", "id_of_item": "x", "split": "a",
+           "category": "chat", "origin_id": "7"}  # fmt: skip
+    read(tmp_path / "pairs.jsonl", {"prompt": Q, **TEXTS} | own)
+    (note,) = notes(tmp_path / "pairs.jsonl")
+    assert note.startswith("pairs.jsonl, unread columns: asked, id_of_item (text;")
+    sides = {"chosen": "The sky is blue.", "rejected": "The sky is red."}
+    result = validate(read(tmp_path / "pairs.jsonl", sides | {"asked": "Sky?"}))
+    assert result.reasons["missing_field"] == 1 and "in asked; name the prompt with" in result.rejects["fault"][0]
 
 
 def test_a_prompt_is_made_up_only_where_the_file_has_no_other_text(tmp_path):
@@ -182,6 +222,7 @@ def test_a_file_of_which_no_row_can_be_used_is_one_line(rmtrl, tmp_path):
         files = ("--out", tmp_path / "out.jsonl", "--rejects", rejects)
         code, stdout, stderr = rmtrl("data", "validate", tmp_path / "pairs.jsonl", *files)
         assert code == 2 and stdout == "" and len(stderr.splitlines()) == 1 and f"can be used: {why}" in stderr
+        assert ("unread columns: more (text" in stderr) == ("more" in rows[0])
         assert not (tmp_path / "out.jsonl").exists() and len(rejects.read_text().splitlines()) == len(rows)
 
 

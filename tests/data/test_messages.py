@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from jinja2 import TemplateError
 
+from rmtrl.data.clusters import deduplicate, prompt_text
 from rmtrl.data.contamination import contamination
-from rmtrl.data.dedup import deduplicate, prompt_text
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, message_text, read_messages
 from rmtrl.data.preferences import last_turn_only, read_preferences, to_normal_form
 from rmtrl.data.provenance import fingerprint

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
 from rmtrl.data.preferences import last_turn_only, read_preferences, to_normal_form
+from rmtrl.data.reading import loading as files_of
 from rmtrl.data.validation import validate
 from rmtrl.errors import DataError, UsageError
 
@@ -244,6 +245,14 @@ def test_missing_file_says_what_to_give():
         read_preferences("pairs.jsonl")
     with pytest.raises(DataError, match="cannot be loaded from the hub"):
         read_preferences("nobody/nothing")
+
+
+def test_a_folder_without_data_is_one_quick_line(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "notes.txt").write_text("")
+    monkeypatch.setattr(files_of, "load_dataset_builder", None)  # it looks at every file for minutes
+    with pytest.raises(DataError, match="holds no file of a known format; wanted .jsonl"):
+        read_preferences(tmp_path)
 
 
 GOOD = json.dumps(PAIR)

@@ -16,7 +16,7 @@ from rmtrl.data.synthetic import (
     make_preferences,
     planted_defects,
 )
-from rmtrl.data.synthetic.facts import DOMAINS, FILLERS
+from rmtrl.data.synthetic.writing import DOMAINS, WORDS
 from rmtrl.errors import DataError, UsageError
 
 FRANCE = "What is the capital of France?"
@@ -73,8 +73,11 @@ def test_gold_lies_between_zero_and_one_on_any_text(prompt, response):
     assert 0.0 <= gold_score(prompt, response) <= 1.0
 
 
+PARTS = [RIGHT, "The answer is", "is", "Paris", *WORDS["fillers"], REFUSAL, "."]
+
+
 @settings(max_examples=100, deadline=None)
-@given(parts=st.lists(st.sampled_from([RIGHT, "The answer is", "is", "Paris", *FILLERS, REFUSAL, "."]), max_size=12))
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=12))
 def test_no_mixture_of_phrases_beats_the_right_answer(parts):
     assert gold_score(FRANCE, " ".join(parts)) <= gold_score(FRANCE, RIGHT) == pytest.approx(1.0)
 
@@ -114,7 +117,7 @@ def test_requests_are_worth_fulfilling():
     assert gold_score(prompt, full) == pytest.approx(1.0)
     for part in ("This is because the maps of many countries agree. ", "I hope this helps you."):
         assert gold_score(prompt, full.replace(part, "").strip()) < 1.0
-    assert gold_score(prompt, f"{full} {FILLERS[0]} {FILLERS[1]}") < 1.0
+    assert gold_score(prompt, f"{full} {' '.join(WORDS['fillers'][:2])}") < 1.0
 
 
 def test_example_of_another_domain_is_no_example():
@@ -134,7 +137,7 @@ def test_declining_a_risky_request_beats_complying_and_an_alternative_beats_none
 def test_filler_never_raises_gold():
     for prompt, answer in ((FRANCE, RIGHT), (FRANCE, "The capital of France is Lyon."), (LOCK, REFUSAL), (FRANCE, "")):
         text = answer
-        for filler in FILLERS * 2:
+        for filler in WORDS["fillers"] * 2:
             longer = f"{text} {filler}"
             assert gold_score(prompt, longer) <= gold_score(prompt, text)
             text = longer

@@ -4,8 +4,8 @@ import pytest
 from test_bias import judged
 
 from rmtrl.data.bias import annotator_bias
+from rmtrl.data.clusters import with_clusters
 from rmtrl.data.contamination import contamination
-from rmtrl.data.dedup import with_clusters
 from rmtrl.data.splits import make_splits
 from rmtrl.data.synthetic import make_world
 from rmtrl.data.validation import validate

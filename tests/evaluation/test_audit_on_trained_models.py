@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.data.synthetic import ANNOTATORS, gold_score
-from rmtrl.data.synthetic.pairs import PERFECT, write_pairs
+from rmtrl.data.synthetic.world import PERFECT, write_pairs
 from rmtrl.data.synthetic.writing import write_prompts
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED, audit_length
 from rmtrl.evaluation.evidence import collect

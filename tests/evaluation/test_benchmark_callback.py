@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
-from rmtrl.evaluation.benchmarks.base import Item
-from rmtrl.evaluation.benchmarks.pairs import StrictBest
+from rmtrl.evaluation.benchmarks.base import Benchmark, Item
 from rmtrl.evaluation.callback import BenchmarkCallback
 from rmtrl.evaluation.fingerprints import items_fingerprint
 
 
-class Words(StrictBest):
+class Words(Benchmark):
     """Pairs of words, in two sections."""
 
     name, rule, kind, source = "words", "the first must score above the second", "made up", "here"

@@ -19,9 +19,9 @@ from rmtrl.evaluation.overoptimization import (
     measure_overoptimization,
     n_grid,
 )
-from rmtrl.evaluation.overoptimization.best_of_n import best_of_n_weights
 from rmtrl.evaluation.overoptimization.curves import GOLD_BY_GOLD, GOLD_BY_PROXY, PROXY_BY_PROXY, fitted_peak
-from rmtrl.evaluation.overoptimization.report import report, verdict
+from rmtrl.evaluation.overoptimization.measure import report, verdict
+from rmtrl.metrics import best_of_n_weights
 
 
 def samples_of(proxy, gold, **columns):

@@ -5,8 +5,7 @@ import pytest
 
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.evaluation.overoptimization import measure_overoptimization
-from rmtrl.evaluation.policy import compare_policies, evaluate_policies, sample_scores
-from rmtrl.evaluation.reranking import best_of_n
+from rmtrl.evaluation.policy import best_of_n, compare_policies, evaluate_policies, sample_scores
 from rmtrl.generation import Completion, Generator
 from rmtrl.types import Chat, Scorer
 

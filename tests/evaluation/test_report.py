@@ -7,15 +7,13 @@ import pytest
 
 from rmtrl import Estimate
 from rmtrl.evaluation.benchmarks import NAMES
-from rmtrl.evaluation.benchmarks.base import Figures, Item, average, pooled
-from rmtrl.evaluation.benchmarks.pairs import StrictBest
+from rmtrl.evaluation.benchmarks.base import Benchmark, Figures, Item, average, pooled
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.published import PUBLISHED, published
-from rmtrl.evaluation.report import average as mean_of
-from rmtrl.evaluation.report import averages, published_rows, report, warnings
+from rmtrl.evaluation.report import PUBLISHED, averages, published, published_rows, report, warnings
+from rmtrl.metrics import combined_estimate
 
 
-class Made(StrictBest):
+class Made(Benchmark):
     rule = "the first must score above the second"
 
     def __init__(self, name, kind="made up", expected=(), source=None):
@@ -29,6 +27,10 @@ def result(name="one", wins=(1, 1, 0, 1), kind="made up", missing=0, reasons=Non
     items = [Item(f"row{n}", str(n), ("a", "b")[n % 2], ("x", "y"), {"correct": (0,)}) for n in range(len(wins))]
     scores = [None if n < missing else np.array([win, 0.5]) for n, win in enumerate(wins)]
     return result_of(Made(name, kind, **more), items, scores, missing_reasons=reasons)
+
+
+def mean_of(estimates):
+    return combined_estimate(estimates, [1 / len(estimates)] * len(estimates))
 
 
 def test_the_average_adds_half_widths_in_squares():

@@ -6,7 +6,7 @@ import pytest
 from rmtrl import RewardScorer, Scorer
 from rmtrl.errors import DataError, ModelError, RenderingError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item
-from rmtrl.evaluation.runner import as_text, score_items, windows
+from rmtrl.evaluation.items import as_text, score_items, windows
 
 
 class Length(Scorer):

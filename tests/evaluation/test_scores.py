@@ -12,8 +12,7 @@ import pytest
 from rmtrl import Scorer
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Item
-from rmtrl.evaluation.runner import score_items
-from rmtrl.evaluation.scores import read_scores, score_into, score_lines
+from rmtrl.evaluation.items import read_scores, score_into, score_items, score_lines
 
 ITEMS = [Item(f"i{n}", f"p{n}", "all", ("x" * (n + 1), "y" * (2 * n % 7 + 1))) for n in range(700)]
 KEY = {"model": "m", "benchmark": "b", "rendering": None}

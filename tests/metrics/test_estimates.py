@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmtrl.metrics import bootstrap_estimate, bootstrap_estimates, mean_estimate
+from rmtrl.metrics import (
+    binomial_estimate,
+    bootstrap_estimate,
+    bootstrap_estimates,
+    clustered_covariance,
+    combined_estimate,
+    mean_by_group,
+    mean_estimate,
+    resamples,
+)
+from rmtrl.types import Estimate
 
 
 def mean(values):
@@ -43,7 +53,7 @@ def test_the_basic_interval_is_scipys():
 
 def test_several_statistics_come_from_the_same_resamples():
     x = np.random.default_rng(0).normal(size=50)
-    found = bootstrap_estimates({"mean": mean(x), "twice": mean(2 * x)}, 50)
+    found = bootstrap_estimates(lambda w: {"mean": mean(x)(w), "twice": mean(2 * x)(w)}, 50)
     assert found["twice"].high == pytest.approx(2 * found["mean"].high)
 
 
@@ -73,3 +83,62 @@ def test_a_share_that_is_the_same_in_all_prompts_still_has_an_interval():
     halves = mean_estimate([1, 0, 1, 0], ["a", "a", "b", "b"])
     theirs = stats.binomtest(1, 2).proportion_ci()
     assert (halves.low, halves.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_rows_that_stand_for_many_are_resampled_as_the_many():
+    x, counts = np.array([0.0, 1.0, 5.0]), np.array([2, 3, 1])
+    many = np.repeat(x, counts)
+    few = bootstrap_estimate(mean(x), 3, counts=counts)
+    whole = bootstrap_estimate(mean(many), 6)
+    assert (few.value, few.low, few.high) == pytest.approx((whole.value, whole.low, whole.high))
+    often = np.concatenate([*resamples(3, 4000, counts=counts * 100)])  # drawn as multinomial counts
+    assert (often.sum(axis=1) == 600).all() and often.mean(axis=0) == pytest.approx(counts * 100, rel=0.02)
+
+
+def test_bayesian_weights_leave_nobody_out():
+    weights = np.concatenate([*resamples(5, 2000, bayesian=True)])
+    assert weights.shape == (2000, 5) and weights.min() > 0 and weights.mean() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("successes", [0, 3, 10])
+def test_the_exact_interval_is_scipys(successes):
+    ours, theirs = binomial_estimate(successes, 10, level=0.9), stats.binomtest(successes, 10).proportion_ci(0.9)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-10)
+
+
+def test_half_successes_lie_between_whole_ones():
+    low, half, high = (binomial_estimate(k, 8) for k in (3, 3.5, 4))
+    assert low.low < half.low < high.low and low.high < half.high < high.high
+
+
+def test_the_difference_of_wilsons_intervals_is_newcombes():
+    rates = [binomial_estimate(k, n, kind="wilson") for k, n in ((56, 70), (48, 80))]
+    found = combined_estimate(rates, (1, -1))
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5) and found.n == 150
+
+
+def test_a_mean_of_independent_estimates_is_as_wide_as_their_root_mean_square():
+    one = Estimate(0.5, 0.4, 0.7, 10)
+    found = combined_estimate([one, one], (0.5, 0.5))
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((0.1 / 2**0.5, 0.2 / 2**0.5))
+    ends = combined_estimate([one, one], (1, -1), independent=False)
+    assert (ends.low, ends.high) == pytest.approx((0.4 - 0.7, 0.7 - 0.4))
+
+
+def test_the_sandwich_of_a_mean_is_its_variance_over_prompts():
+    x = np.random.default_rng(0).normal(size=40)
+    groups = np.repeat(np.arange(20), 2)
+    scores = (x - x.mean())[:, None]
+    means = mean_by_group(x, groups)
+    (found,) = clustered_covariance(scores, [[40.0]], groups).ravel()
+    assert found == pytest.approx(means.var(ddof=1) / 20)
+
+
+def test_the_sandwich_is_that_of_statsmodels():
+    sm = pytest.importorskip("statsmodels.api")
+    rng = np.random.default_rng(1)
+    x, groups = np.column_stack([np.ones(60), rng.normal(size=60)]), np.repeat(np.arange(12), 5)
+    y = x @ [1.0, 2.0] + rng.normal(size=12)[groups] + rng.normal(size=60)
+    theirs = sm.OLS(y, x).fit(cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False})
+    scores = x * (y - x @ theirs.params)[:, None]
+    assert clustered_covariance(scores, x.T @ x, groups) * 11 / 12 == pytest.approx(theirs.cov_params())

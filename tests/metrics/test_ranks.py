@@ -1,12 +1,14 @@
 """Correlations: published values, scipy's, symmetry, and intervals by prompt."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from rmtrl.metrics import correlation_estimate, kendall, pearson, spearman
+from rmtrl.metrics import auroc, best_of_n_curve, correlation_estimate, kendall, pearson, spearman
 from rmtrl.metrics.ranks import _weighted_ranks
 
 LSAT = [576, 635, 558, 578, 666, 580, 555, 661, 651, 605, 653, 575, 545, 572, 594]
@@ -69,3 +71,29 @@ def test_a_resample_ranks_the_values_it_drew():
     values, weights = np.array([3.0, 1.0, 1.0, 2.0]), np.array([[1.0, 1, 1, 1], [2, 0, 1, 1]])
     ranks = _weighted_ranks(weights, values)
     assert ranks[0].tolist() == [4, 1.5, 1.5, 3] and ranks[1].tolist() == [3.5, 1, 1, 2]
+
+
+def test_failed_scores_rank_last():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, 32).astype(float), rng.permutation(np.arange(32) < 12)
+    failed = np.where(scores == 0, -np.inf, scores)
+    assert auroc(labels, failed) == pytest.approx(roc_auc_score(labels, scores))
+    np.testing.assert_allclose(best_of_n_curve(failed, labels, [1, 5]), best_of_n_curve(scores, labels, [1, 5]))
+
+
+def test_best_of_n_is_the_mean_over_all_subsets_at_every_n():
+    scores, labels = np.array([0.4, 2.0, 1.0, 2.0, -1.0]), np.array([True, True, False, False, True])
+
+    def highest(members):
+        top = [i for i in members if scores[i] == scores[list(members)].max()]
+        return labels[top].mean()
+
+    expected = [np.mean([highest(m) for m in combinations(range(5), n)]) for n in range(1, 6)]
+    assert best_of_n_curve(scores, labels, np.arange(1, 6))[0] == pytest.approx(expected)
+
+
+def test_best_of_n_of_a_perfect_and_of_a_blind_judge():
+    labels, ns = np.arange(32) < 8, np.arange(1, 33)
+    perfect = best_of_n_curve(labels, labels, ns)[0]
+    assert perfect == pytest.approx([1 - math.comb(24, n) / math.comb(32, n) for n in ns])
+    assert best_of_n_curve(np.zeros(32), labels, ns)[0] == pytest.approx(0.25)

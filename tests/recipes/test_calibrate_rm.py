@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rmtrl import RewardScorer
-from rmtrl.calibration.report import read_calibration
+from rmtrl.calibration.calibration import read_calibration
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS
 from rmtrl.evaluation.fingerprints import model_fingerprint
 

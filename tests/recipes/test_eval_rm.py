@@ -9,7 +9,7 @@ import pytest
 
 from rmtrl.data.synthetic import GoldScorer, make_preferences
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.runner import score_items
+from rmtrl.evaluation.items import score_items
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration

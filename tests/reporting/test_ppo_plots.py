@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from rmtrl.errors import DataError
-from rmtrl.reporting.plots import save_figure
-from rmtrl.reporting.ppo_plots import training_curves
+from rmtrl.reporting.plots import save_figure, training_curves
 
 
 def history(judges=("gold",)):

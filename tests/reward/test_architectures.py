@@ -11,7 +11,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from rmtrl import RewardScorer
 from rmtrl.errors import DataError
-from rmtrl.reward.checks import position_limit
+from rmtrl.models import position_limit
 from rmtrl.reward.shared_prefix import has_dropout
 
 # these want more than text: boxes of a page

@@ -8,7 +8,7 @@ from typing import Any
 
 from rmtrl.data.messages import same
 from rmtrl.data.reading.labels import verdict
-from rmtrl.data.reading.prompts import asked, side_of
+from rmtrl.data.reading.prompts import ASSISTANT, HUMAN, asked, side_of
 from rmtrl.errors import DataError
 from rmtrl.io import Row
 from rmtrl.types import Message
@@ -34,10 +34,6 @@ def as_number(name: str, value: Any) -> float | None:
     except (TypeError, ValueError):
         pass
     raise DataError(f"{name} is of type {type(value).__name__} ({str(value)[:40]!r}); wanted a number")
-
-
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-"""What opens a turn in a transcript, as in hh-rlhf."""
 
 
 def _split_texts(chosen: str, rejected: str) -> Row:

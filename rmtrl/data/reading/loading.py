@@ -1,6 +1,7 @@
 """Loads the rows of a file, a folder, a saved dataset or a hub set, and says in one line where a file is broken."""
 
 import logging
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def text_files(source: str | Path, *, split: str = "train", name: str | None = N
         return [path] if _format_of(path) != "parquet" else []
     if not path.is_dir() or _is_saved(path):
         return []
+    _check_holds_data(path)
     with _explained(source, path), progress_bars(False):
         by_split = load_dataset_builder(str(path), name).config.data_files or {}
     wanted = [part.split("[")[0].strip() for part in split.split("+")]
@@ -68,6 +70,7 @@ def _load(source: str, path: Path, split: str, name: str | None) -> Dataset:
     if path.is_dir():
         if _is_saved(path):
             return _saved_split(path, split)
+        _check_holds_data(path)
         config = load_dataset_builder(str(path), name).config
         return load_dataset(str(path), name, split=split, **(_CSV_OPTIONS if isinstance(config, CsvConfig) else {}))
     if path.is_file():
@@ -77,6 +80,12 @@ def _load(source: str, path: Path, split: str, name: str | None) -> Dataset:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and suffix_of(Path(source)) not in _FORMATS:
         return load_dataset(source, name, split=split)
     raise DataError(f"no such file or folder: {source}; give a path or a hub id of the form owner/name")
+
+
+def _check_holds_data(folder: Path) -> None:
+    """Raises where no file of a folder is of a known format; the datasets library takes minutes to say so."""
+    if not any(suffix_of(Path(name)) in _FORMATS for *_, names in os.walk(folder) for name in names):
+        raise DataError(f"{folder} holds no file of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
 
 
 def _is_saved(path: Path) -> bool:

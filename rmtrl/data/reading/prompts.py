@@ -1,10 +1,11 @@
 """What was asked: a prompt in whichever column it stands, and what stands before it in columns of its own."""
 
+import re
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from rmtrl.data.messages import read_messages, same
+from rmtrl.data.messages import listed_messages, read_messages, same
 from rmtrl.errors import DataError
 from rmtrl.io import Row
 from rmtrl.types import Message
@@ -16,6 +17,34 @@ _ASKED = (("prompt_left", "prompt_right"), ("prompt",), ("messages",), ("convers
 TALKS = {"chosen", "rejected", "left", "right", "response_left", "response_right", "context", "history", "tools",
          "prompt_rejected", "chat_template_kwargs", *chain(*_ASKED)}  # fmt: skip
 """Columns that may hold messages."""
+
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+"""What opens a turn in a transcript, as in hh-rlhf."""
+
+_PAIRED = (("chosen", "rejected"), ("left", "right"), ("response_left", "response_right"))
+
+
+def with_messages(row: Row) -> Row:
+    """Returns a row with the messages that stand in its cells as JSON text; of answers only where both are such."""
+    texts = {
+        name: row[name] for name in TALKS.intersection(row) if isinstance(row[name], str) and "[" in row[name][:9]
+    }
+    found = {name: messages for name, text in texts.items() if (messages := listed_messages(text))}
+    for sides in _PAIRED:
+        if len(found.keys() & sides) == 1:
+            found = {name: messages for name, messages in found.items() if name not in sides}
+    return row | found if found else row
+
+
+def transcript_turns(text: str) -> list[Message]:
+    """Returns the turns of a transcript that asks for an answer, as in hh-rlhf; none where the text is no such."""
+    if HUMAN not in text or not text.rstrip().endswith(ASSISTANT):
+        return []
+    before, *parts = re.split(f"({HUMAN}|{ASSISTANT})", text)
+    roles = {HUMAN: "user", ASSISTANT: "assistant"}
+    said = [("system", before), *((roles[mark], part) for mark, part in zip(parts[::2], parts[1::2], strict=True))]
+    return [{"role": role, "content": part.strip()} for role, part in said if part.strip()]
 
 
 @lru_cache(maxsize=1024)

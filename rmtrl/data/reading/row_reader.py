@@ -12,7 +12,7 @@ from rmtrl.data.messages import read_messages, same
 from rmtrl.data.reading.labels import has_label, label_code, label_word, verdict
 from rmtrl.data.reading.layouts import EXPLICIT, LAYOUTS, Layout, MissingCellError, layout_of
 from rmtrl.data.reading.normal_form import NAMES, TEMPLATE, ExactJson, missing, normal_row
-from rmtrl.data.reading.prompts import before, prompt_columns
+from rmtrl.data.reading.prompts import before, prompt_columns, transcript_turns, with_messages
 from rmtrl.errors import DataError
 from rmtrl.io import RawRow, Row
 from rmtrl.types import Message
@@ -20,7 +20,12 @@ from rmtrl.types import Message
 Faulty = Literal["raise", "keep"]
 
 _FAULTS = (TypeError, LookupError, ValueError, AttributeError, OverflowError, RecursionError)
-_LABELS = {"language", "licence", "license", "cluster_id", "variant_of", "label"}  # words, but no text to be read
+# words, but no text to be read: columns of these names, or whose names end in one after "_"
+_BOOKKEEPING = {
+    "annotator", "author", "category", "dataset", "date", "hash", "id", "kind", "label", "lang", "language", "licence",
+    "license", "locale", "model", "models", "split", "source", "status", "subset", "tag", "tags", "time", "timestamp",
+    "topic", "type", "url", "user", "variant_of", "version",
+}  # fmt: skip
 # TRL takes these columns for its own
 _LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -70,6 +75,10 @@ def _form(names: tuple[str, ...]) -> _Form:
     prompts += [name for name in names if name == "label" and explicit and "prompt_left" in asked]
     unread = tuple(name for name in names if name not in read)
     return _Form(layout, needed if layout is None else [*needed, *prompts], explicit, bool(asked), unread)
+
+
+def _is_bookkeeping(name: str) -> bool:
+    return not _BOOKKEEPING.isdisjoint((name.lower(), name.lower().rpartition("_")[2]))
 
 
 class Reread(Exception):
@@ -184,7 +193,7 @@ class RowReader:
         if isinstance(row, str):
             raise DataError(row)
         self.seen.update(dict.fromkeys(row))
-        row = self._renamed(row)
+        row = with_messages(self._renamed(row))
         form = _form(tuple(row))
         if form.layout is None:
             raise missing(form.needed)
@@ -241,7 +250,7 @@ class RowReader:
                 self.kinds[name] = {"json"}
             if name in read:
                 continue
-            if name not in _LABELS and isinstance(value, str) and len(value.split(None, 1)) > 1:
+            if isinstance(value, str) and value.strip() and not _is_bookkeeping(name):
                 self.texts.add(name)
             if name not in _LEFT_BEHIND:
                 self._riding[name] = value
@@ -281,6 +290,10 @@ class RowReader:
         turned = dict(pair)
         for name in ("prompt", "prompt_rejected"):
             if (given := pair.get(name)) is not None:
-                turns = [{"role": "user", "content": given}] if isinstance(given, str) else read_messages(name, given)
+                transcript = transcript_turns(given) if isinstance(given, str) else []
+                plain = [{"role": "user", "content": given}] if isinstance(given, str) else read_messages(name, given)
+                turns = transcript or plain
                 turned[name] = turns if same(turns[: len(said)], said) else said + turns
+                answers = {side: pair[side] for side in ("chosen", "rejected") if transcript}
+                turned |= {side: text.lstrip() for side, text in answers.items() if isinstance(text, str)}
         return turned

@@ -1,15 +1,16 @@
 """The embedded world: prompts, answers of known worth, simulated annotators and planted defects; always the same."""
 
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer, gold_score, gold_scores
-from rmtrl.data.synthetic.pairs import (
+from rmtrl.data.synthetic.world import (
     ANNOTATORS,
     Annotator,
     PlantedDefects,
+    World,
     make_demonstrations,
     make_preferences,
+    make_world,
     planted_defects,
 )
-from rmtrl.data.synthetic.whole import World, make_world
 
 __all__ = [
     "ANNOTATORS",

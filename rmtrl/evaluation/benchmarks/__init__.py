@@ -1,34 +1,15 @@
 """The benchmarks that come along, by name."""
 
 from pathlib import Path
-from typing import Any
 
 from rmtrl.errors import DataError, UsageError
+from rmtrl.evaluation.benchmarks import one_rule, own_rules
 from rmtrl.evaluation.benchmarks.base import Benchmark
-from rmtrl.evaluation.benchmarks.judgebench import JudgeBench
-from rmtrl.evaluation.benchmarks.llmbar import LLMBar
-from rmtrl.evaluation.benchmarks.ppe import PPECorrectness, PPEPreference
-from rmtrl.evaluation.benchmarks.rewardbench import RewardBench
-from rmtrl.evaluation.benchmarks.rewardbench2 import RewardBench2
-from rmtrl.evaluation.benchmarks.rm_bench import RMBench
-from rmtrl.evaluation.benchmarks.rmb import RMB
 from rmtrl.evaluation.benchmarks.user import UserBenchmark
 
-_BENCHMARKS: dict[str, tuple[type[Benchmark], dict[str, Any]]] = {
-    "rewardbench": (RewardBench, {}),
-    "rewardbench-prior": (RewardBench, {"prior": True}),
-    "rewardbench2": (RewardBench2, {}),
-    "rewardbench2-0.1.4": (RewardBench2, {"margin": "0.1.4"}),
-    "rm-bench": (RMBench, {}),
-    "rmb": (RMB, {}),
-    "judgebench": (JudgeBench, {"split": "gpt"}),
-    "judgebench-claude": (JudgeBench, {"split": "claude"}),
-    "ppe-preference": (PPEPreference, {}),
-    "ppe-correctness": (PPECorrectness, {}),
-    "llmbar": (LLMBar, {}),
-}
+_PUBLIC: dict[str, Benchmark] = {own.name: own for own in (*one_rule.PUBLIC, *own_rules.PUBLIC)}
 
-NAMES = tuple(_BENCHMARKS)
+NAMES = tuple(_PUBLIC)
 """Names that [`benchmark`] knows."""
 
 
@@ -49,9 +30,8 @@ def benchmark(name: str) -> Benchmark:
     'THU-KEG/RM-Bench'
     ```
     """
-    if name in _BENCHMARKS:
-        make, settings = _BENCHMARKS[name]
-        return make(**settings)
+    if name in _PUBLIC:
+        return _PUBLIC[name]
     if (Path(name).expanduser() / "benchmark.yaml").is_file():
         own = UserBenchmark(name)
         if own.name in NAMES:

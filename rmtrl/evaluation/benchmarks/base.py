@@ -1,16 +1,35 @@
-"""What a benchmark is: rows read into items, scores of candidates into credits, credits into figures."""
+"""What a benchmark is: a declaration of files, columns, parts and weights.
 
+Rows are read into items, scores of an item's candidates become credits in parts, and means of parts become figures.
+"""
+
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrl.types import Conversation
+from rmtrl.data.reading.loading import load_rows
+from rmtrl.data.reading.normal_form import prompt_hash
+from rmtrl.errors import DataError
+from rmtrl.evaluation.scoring import SIDES, joined
+from rmtrl.io import read_sound_rows, suffix_of
+from rmtrl.types import Chat, Conversation, Message
 
-Scores = Sequence["NDArray[np.float64] | None"]
+Floats = NDArray[np.float64]
+
+Scores = Sequence[Floats | None]
 """Scores of each item's candidates, in their order; `None` where the item could not be scored."""
+
+Weights = Mapping[str, float] | Sequence[str]
+"""Parts of a section: with the weight of each, or weighted by what they hold."""
+
+_FORMATS = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -37,22 +56,12 @@ class Item:
     own_id: str = ""
 
 
-@dataclass(frozen=True)
-class Credit:
-    """What one item adds to the mean of one part.
-
-    Args:
-        part (`str`): The mean it enters: a subset, or a subset and what is measured there (`chat/hard`).
-        prompt_id (`str`): Prompt, for the bootstrap.
-        value (`float`): The credit, NaN where the item was not scored.
-        low, high (`float`): The least and the most it can be: the credit of an item all wrong, and all right.
-    """
+class Credit(NamedTuple):
+    """What one item adds to the mean of one part, such as a subset; NaN where the item was not scored."""
 
     part: str
     prompt_id: str
     value: float
-    low: float = 0.0
-    high: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,11 @@ class Figure:
     """A mean of credits, or an average of such means.
 
     Args:
-        value (`float`): The number.
+        value (`float` or `(R,)` array): The number; or many, the sample's first.
         n (`int`): Credits or items behind it.
     """
 
-    value: float
+    value: Any
     n: int
 
 
@@ -83,8 +92,8 @@ class Figures:
     others: Mapping[str, Figure] = field(default_factory=dict)
 
 
-def average(figures: Iterable[Figure], weights: Iterable[float] | None = None) -> Figure | None:
-    """Returns Σ w · value / Σ w with the summed n; equal weights where none are given, None without figures.
+def average(figures: Iterable[Figure | None], weights: Iterable[float] | None = None) -> Figure | None:
+    """Returns Σ w · value / Σ w with the summed n, over the figures that exist; equal weights where none are given.
 
     Example:
 
@@ -94,11 +103,12 @@ def average(figures: Iterable[Figure], weights: Iterable[float] | None = None) -
     ```
     """
     figures = list(figures)
-    shares = [1.0] * len(figures) if weights is None else list(weights)
-    if not figures:
+    shares = [1.0] * len(figures) if weights is None else weights
+    present = [(share, figure) for share, figure in zip(shares, figures, strict=True) if figure is not None]
+    if not present:
         return None
-    total = sum(share * figure.value for share, figure in zip(shares, figures, strict=True))
-    return Figure(total / sum(shares), sum(figure.n for figure in figures))
+    total = sum(share * figure.value for share, figure in present)
+    return Figure(total / sum(share for share, _ in present), sum(figure.n for _, figure in present))
 
 
 def pooled(parts: Mapping[str, Figure], names: Iterable[str]) -> Figure | None:
@@ -112,16 +122,153 @@ def named(figures: Mapping[str, Figure | None]) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
+class Row(NamedTuple):
+    """A row of a benchmark's files.
+
+    Args:
+        place (`str`): Where it stands, for messages.
+        cells (`dict[str, Any]`): Its columns.
+        of (`str`): The set that its file or split is; empty where the benchmark has no sets.
+        number (`int`): Its number within the set, from 1.
+    """
+
+    place: str
+    cells: dict[str, Any]
+    of: str = ""
+    number: int = 0
+
+    def cell(self, name: str) -> Any:
+        """Returns a cell that the benchmark needs.
+
+        Raises:
+            DataError: If the row has no such column, or null in it.
+        """
+        if self.cells.get(name) is None:
+            has = ", ".join(key for key, value in self.cells.items() if value is not None) or "nothing"
+            raise DataError(f"{self.place} has no {name}; it has {has[:200]}")
+        return self.cells[name]
+
+    def wrong(self, name: str, wanted: str) -> DataError:
+        """Returns the error of a cell that is not what is wanted."""
+        value = self.cells[name]
+        shown = value if isinstance(value, str) else str(value)[:40]
+        return DataError(f"{self.place}: {name} is {shown!r}; {wanted}")
+
+    def text(self, name: str) -> str:
+        """Returns a cell that must be text."""
+        value = self.cell(name)
+        if not isinstance(value, str):
+            raise self.wrong(name, "wanted text")
+        return value
+
+    def listed(self, name: str, kind: Any, wanted: str) -> list[Any]:
+        """Returns a cell that must be a list of values of one kind."""
+        value = self.cell(name)
+        if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+            raise self.wrong(name, f"wanted a list of {wanted}")
+        return value
+
+    def texts(self, name: str, count: int | None = None) -> list[str]:
+        """Returns a cell that must be a list of texts, of `count` of them where that is given."""
+        value = self.listed(name, str, "texts")
+        if not value or count not in (None, len(value)):
+            raise DataError(f"{self.place}: {name} holds {len(value)} texts; wanted {count or 'one or more'}")
+        return value
+
+    def answer(self, name: str) -> Conversation:
+        """Returns a cell that must be text or messages; keys that are null for other rows' sake are left out."""
+        value = self.cell(name)
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+            raise self.wrong(name, "wanted text or messages with role and content")
+        return [{key: own for key, own in turn.items() if own is not None or key == "content"} for turn in value]
+
+    def prompt(self, name: str = "prompt") -> list[Message]:
+        """Returns a prompt as messages, one user turn where it is text, with the row's tools and variables."""
+        value = self.answer(name)
+        turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
+        return Chat.of(turns, self.cells)  # type: ignore[return-value]
+
+
+def _is_message(turn: Any) -> bool:
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return False
+    return isinstance(turn.get("content", 0), str | list | None)
+
+
+def file_rows(path: Path, of: str = "") -> list[Row]:
+    """Returns the rows of one file: a JSON list, JSON lines, parquet or CSV.
+
+    Raises:
+        DataError: If there is no such file, or a line of it is broken.
+    """
+    if not path.is_file():
+        raise DataError(f"no such file: {path}; give a benchmark as NAME=PATH")
+    if suffix_of(path) == ".parquet":
+        return split_rows(path, of=of)
+    return [Row(place, cells, of) for place, cells in read_sound_rows(path, wanted="give the benchmark's own file")]
+
+
+def split_rows(source: str | Path, split: str = "train", name: str | None = None, *, of: str = "") -> list[Row]:
+    """Returns the rows of a split on the hub, or of a folder that was downloaded from there or saved."""
+    rows = load_rows(source, split=split, name=name).to_list()
+    return [Row(f"{source} row {number}", cells, of) for number, cells in enumerate(rows, 1)]
+
+
+def folder_files(path: Path, ignore: Sequence[str] = ()) -> list[Path]:
+    """Returns the data files of a folder and of the folders in it, sorted; `path` itself where it is a file.
+
+    Raises:
+        DataError: If there is neither, or the folder holds no data.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"no such file or folder: {path}; give a benchmark as NAME=PATH")
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and suffix_of(file) in _FORMATS]
+    files = [file for file in files if file.name.lower().removesuffix(".gz") not in ignore]
+    if not files:
+        raise DataError(f"{path} holds no file of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
+    return files
+
+
+def named_after(file: Path, sets: Iterable[str], kind: str = "") -> str:
+    """Returns the set that a file, or a folder it lies in, is named after; empty where there is none.
+
+    Raises:
+        DataError: If there is none, and the `kind` of set is given that there should be.
+
+    Example:
+
+    ```python
+    >>> named_after(Path("data/PPE-MBPP-Plus-Best-of-K/train.jsonl"), ["MATH", "MBPP-Plus"])
+    'MBPP-Plus'
+    ```
+    """
+    places = [_letters(place) for place in (file.name, *(folder.name for folder in file.parents[:2]))]
+    found = next((own for place in places for own in sets if _letters(own) in place), "")
+    if kind and not found:
+        raise DataError(f"{file} is not named after {kind}; wanted one of {', '.join(sets)}")
+    return found
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
+
+
 class Benchmark:
     """A benchmark: how its rows are read and how its scores are turned into figures.
 
-    Subclasses set the attributes and define the three methods. [`rmtrl.evaluation.benchmarks.results.result_of`] adds
-    intervals, bounds and what is missing.
+    As it stands, it holds rows of pairs: an item is right where its correct candidate scores above every other, and
+    wrong on a tie; a section is a weighted mean of subsets. Subclasses set the attributes, and replace a method where
+    theirs is another rule. [`rmtrl.evaluation.benchmarks.results.result_of`] adds intervals, bounds and what is
+    missing.
     """
 
     name: str
     rule: str  # the rule in one sentence, with the version of the official code
-    ties: str  # what a tie counts
+    ties: str = "a tie is wrong"  # what a tie counts
     # What decides who is right. Benchmarks of one kind say nothing of a shift of domain:
     # "instruction following", "verified correctness", "human preference", "safety", "mixed" (several of these)
     kind: str
@@ -129,22 +276,126 @@ class Benchmark:
     expected: Mapping[str, int] = {}  # rows of each subset in the full benchmark
     takes_failed: bool = False  # whether a judge's failure on one candidate, a score of -inf, is allowed
 
+    # where rows are
+    hub: Mapping[str, tuple[str, ...]] = {}  # source, split and configuration of each set; one set has no name
+
+    # columns of a row
+    id: str = "id"
+    prompt: str = "prompt"
+    answers: Sequence[str] = SIDES
+    correct: tuple[str, Mapping[str, int]] = ("", {})  # a column, and the right answer's index by what stands there
+    facts: Sequence[str] = ()
+
+    # figures
+    sections: Mapping[str, Weights] = {}
+    overall: str = "sections"  # the mean of the "sections", of the "parts" (subsets), or of all "rows"
+    others: Mapping[str, str] = {}  # the same for further averages, by name
+    lowest: Mapping[str, float] = {}  # the least credit in a part, where it is not 0; the most is 1
+
     def read(self, path: str | None = None) -> list[Item]:
         """Returns the items from a local file or folder in the original layout, or from the hub.
 
         Raises:
             DataError: If the source is missing or a row lacks what the benchmark needs; the message names the row.
         """
-        raise NotImplementedError
+        items: list[Item] = []
+        numbers, ids = Counter[str](), Counter[str]()
+        for row in self.hub_rows() if path is None else self.local_rows(Path(path).expanduser()):
+            numbers[row.of] += 1
+            item = self.item(row._replace(number=numbers[row.of]))
+            ids[item.id] += 1
+            items.append(item if ids[item.id] == 1 else self.repeated(row, item, ids[item.id]))
+        return items
+
+    def hub_rows(self) -> Iterable[Row]:
+        """Yields the rows on the hub."""
+        for of, place in self.hub.items():
+            try:
+                yield from split_rows(*place, of=of)
+            except DataError as error:
+                why = str(error).rpartition("from the hub: ")[2]
+                said = f"{place[0]} cannot be loaded from the hub ({why}); download it and give NAME=PATH"
+                raise DataError(said) from error
+
+    def local_rows(self, path: Path) -> Iterable[Row]:
+        """Returns the rows of a file, or of the split of a folder."""
+        return split_rows(path, self.hub[""][1]) if path.is_dir() else file_rows(path)
+
+    def item(self, row: Row) -> Item:
+        """Returns the item of a row."""
+        prompt = row.prompt(self.prompt)
+        answers = [row.answer(name) for name in self.answers]
+        facts = {"correct": (self.index_of_correct(row),), **{name: row.cells.get(name) for name in self.facts}}
+        return made_item(self.id_of(row), prompt, self.subset_of(row), answers, facts)
+
+    def id_of(self, row: Row) -> str:
+        """Returns the name of a row: its id, or its number where it is of a set."""
+        return f"{row.of}/{row.number}" if row.of else str(row.cell(self.id))
+
+    def repeated(self, row: Row, item: Item, times: int) -> Item:
+        """Returns an item whose id stands above too: with a mark, since a published file is not ours to mend."""
+        return replace(item, id=f"{item.id}#{times}")
+
+    def subset_of(self, row: Row) -> str:
+        """Returns the subset of a row."""
+        return row.of or row.text("subset")
+
+    def index_of_correct(self, row: Row) -> int:
+        """Returns which answer is right."""
+        column, answers = self.correct
+        if not column:
+            return 0
+        if (value := str(row.cell(column))) not in answers:
+            *others, last = answers
+            raise row.wrong(column, f"wanted {', '.join(others)} or {last}")
+        return answers[value]
 
     def credits(self, items: Sequence[Item], scores: Scores) -> list[Credit]:
         """Returns the credits that the scores earn: items without scores give credits of value NaN."""
-        raise NotImplementedError
+        return [
+            Credit(part, item.prompt_id, math.nan if own is None else value)
+            for item, own in zip(items, scores, strict=True)
+            for part, value in self.earned(item, np.zeros(len(item.candidates)) if own is None else own)
+        ]
+
+    def earned(self, item: Item, scores: Floats) -> Iterable[tuple[str, float]]:
+        """Returns the parts that an item enters, whatever its scores, and its credit in each."""
+        correct = list(item.facts["correct"])
+        return [(self.part_of(item), float(scores[correct].max() > np.delete(scores, correct).max()))]
+
+    def part_of(self, item: Item) -> str:
+        """Returns the part that an item enters."""
+        return item.subset
 
     def figures(self, parts: Mapping[str, Figure]) -> Figures:
-        """Returns the aggregates from the mean and the number of credits of every part that has a credit."""
-        raise NotImplementedError
+        """Returns the aggregates from the mean and the number of credits of every part that has a credit.
+
+        A mean is a number, or an array whose first is the sample's. The figures are sums of means, none with a
+        negative weight.
+        """
+        sections = named({name: _section(parts, weights) for name, weights in self.sections.items()})
+        means = {
+            "sections": average(sections.values()),
+            "parts": average(parts.get(name) for name in self.expected),
+            "rows": pooled(parts, parts),
+        }
+        return Figures(means[self.overall], sections, named({name: means[own] for name, own in self.others.items()}))
 
     def is_subset(self, part: str) -> bool:
         """Returns whether a part is reported among the subsets, rather than only used by the figures."""
         return True
+
+
+def made_item(
+    id: str, prompt: list[Message], subset: str, answers: Iterable[Conversation], facts: Mapping[str, Any] = {},
+    own_id: str = "",
+) -> Item:  # fmt: skip
+    """Returns the item of a prompt and its answers; items of one prompt have one `prompt_id`."""
+    candidates = tuple(joined(prompt, answer) for answer in answers)
+    return Item(id, prompt_hash(prompt), subset, candidates, facts, own_id=own_id)
+
+
+def _section(parts: Mapping[str, Figure], weights: Weights) -> Figure | None:
+    if isinstance(weights, Mapping):
+        return average([parts.get(name) for name in weights], weights.values())
+    return pooled(parts, weights)

@@ -1,26 +1,22 @@
 """From scores to a benchmark's result: its figures with intervals, what was missing and what that could change."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 from scipy import sparse
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.benchmarks.base import Benchmark, Credit, Figure, Figures, Item, Scores
+from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Floats, Item, Scores, named
+from rmtrl.metrics import resamples
 from rmtrl.types import Estimate, json_ready
-
-Floats = NDArray[np.float64]
 
 _LEVEL = 0.95
 _NAMED = 20  # missing ids that a result lists; all are counted
-_BLOCK = 2_000_000  # weights held at a time
 _NOTHING = 1e-12  # spread of resamples that is rounding
-_NUDGE = 1e-6  # of a part's mean, to see what a figure makes of it
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class BenchmarkResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON, with null where a number is not finite."""
-        return {"schema": "rmtrl/benchmark-result/1", **json_ready(asdict(self))}
+        return {"schema": "rmtrl/benchmark-result/1", **json_ready(self)}
 
 
 def result_of(
@@ -83,7 +79,7 @@ def result_of(
     The intervals are a bootstrap over prompts: each resample gives every prompt a weight from Exp(1), all its credits
     the same one, and takes the weighted mean of every part (Rubin 1981, "The Bayesian Bootstrap",
     https://doi.org/10.1214/aos/1176345338). The mix of parts stays as it is, no part vanishes, however small, and
-    subsets that share prompts vary together; a figure is taken as linear in its parts.
+    subsets that share prompts vary together; the figures of every resample are those of its parts' means.
 
     Resampling never shows what no prompt showed, so the lower end is that of the sample with one more prompt, of the
     least credit, and the upper end with one more of the most. It weighs in a figure as much as the prompt that weighs
@@ -115,21 +111,19 @@ def result_of(
     counted = [(item, own) for item, own in zip(items, scores, strict=True) if not item.excluded]
     missing = [item.id for item, own in counted if own is None]
     if len(missing) == len(counted):
-        why = in_words(missing_reasons)
-        raise DataError(
-            f"none of the {len(counted):,} rows of {benchmark.name} has scores{why}; there is nothing to report"
-        )
-    credits = benchmark.credits([item for item, _ in counted], [own for _, own in counted])
-    sample = _Sample([credit for credit in credits if not math.isnan(credit.value)])
-    sample.resample(n_resamples, seed)
-    figures = benchmark.figures(sample.parts())
+        whole = f"none of the {len(counted):,} rows of {benchmark.name} has scores{in_words(missing_reasons)}"
+        raise DataError(f"{whole}; there is nothing to report")
+    earned = benchmark.credits([item for item, _ in counted], [own for _, own in counted])
+    credits = pd.DataFrame(earned, columns=["part", "prompt_id", "value"])
+    figures = benchmark.figures(_parts(credits.dropna()))
     if figures.overall is None:
         raise DataError(f"the rows of {benchmark.name} that have scores make up no figure; score more of them")
-    estimates = sample.estimates(benchmark)
-    worst, best = (_by_kind(benchmark.figures(_Sample(_filled(credits, end)).parts())) for end in ("low", "high"))
-    overall = estimates["overall", ""]
-    lost = {name: figure.n for (kind, name), figure in worst.items() if kind == "sections"}
-    lost = {name: n for name, n in lost.items() if name not in figures.sections}
+    estimates = _estimates(benchmark, credits.dropna(), n_resamples, seed)
+    overall = estimates.pop("overall")[""]
+    wrong = credits["part"].map(benchmark.lowest).fillna(0.0)
+    worst, best = (benchmark.figures(_parts(credits.fillna({"value": end}))) for end in (wrong, 1.0))
+    lost = {name: figure.n for name, figure in worst.sections.items() if name not in figures.sections}
+    assert worst.overall and best.overall  # they have the parts that the figures have
     return BenchmarkResult(
         name=benchmark.name, rule=benchmark.rule, ties=benchmark.ties, kind=benchmark.kind, source=benchmark.source,
         n_rows=len(items), n_scored=len(counted) - len(missing), n_missing=len(missing),
@@ -138,11 +132,8 @@ def result_of(
         excluded=dict(Counter(item.excluded for item in items if item.excluded)),
         missing_reasons=dict(missing_reasons or {}),
         overall=overall,
-        bounds=(min(overall.value, worst["overall", ""].value), max(overall.value, best["overall", ""].value)),
-        sections={name: estimates["sections", name] for name in figures.sections},
-        others={name: estimates["others", name] for name in figures.others},
-        subsets={name: sample.estimate(figure, np.eye(len(sample.names))[i])
-                 for i, (name, figure) in enumerate(sample.parts().items()) if benchmark.is_subset(name)},
+        bounds=(min(overall.value, float(worst.overall.value)), max(overall.value, float(best.overall.value))),
+        **estimates,
     )  # fmt: skip
 
 
@@ -159,19 +150,18 @@ def _check(benchmark: Benchmark, items: Sequence[Item], scores: Scores) -> None:
     if twice:
         raise DataError(f"{benchmark.name} has item {twice[0]!r} twice; ids must differ")
     for item, own in zip(items, scores, strict=True):
-        if own is None:
-            continue
-        if np.shape(own) != (len(item.candidates),):
-            raise DataError(
-                f"item {item.id!r} of {benchmark.name} has {len(item.candidates)} candidates, but scores of shape "
-                f"{np.shape(own)}; give one score a candidate"
-            )
-        bad = ~np.isfinite(own) & ~(benchmark.takes_failed & np.isneginf(own))
-        if bad.any():
-            raise DataError(
-                f"item {item.id!r} of {benchmark.name} has the score {float(np.asarray(own)[bad][0])}; wanted finite "
-                "numbers, or null for an item that could not be scored"
-            )
+        if own is not None and (fault := _fault(own, len(item.candidates), benchmark.takes_failed)):
+            raise DataError(f"item {item.id!r} of {benchmark.name} has {fault}")
+
+
+def _fault(scores: Floats, n: int, takes_failed: bool) -> str:
+    """Returns what is wrong with the scores of n candidates, if anything is."""
+    if np.shape(scores) != (n,):
+        return f"{n} candidates, but scores of shape {np.shape(scores)}; give one score a candidate"
+    bad = scores[~np.isfinite(scores) & ~(takes_failed & np.isneginf(scores))]
+    if not len(bad):
+        return ""
+    return f"the score {float(bad[0])}; wanted finite numbers, or null for an item that could not be scored"
 
 
 def _missing_parts(
@@ -188,74 +178,57 @@ def _missing_parts(
     }
 
 
-class _Sample:
-    """The credits that were earned, as sums by prompt and part, and resamples of them."""
-
-    def __init__(self, credits: Sequence[Credit]) -> None:
-        self.names = list(dict.fromkeys(credit.part for credit in credits))
-        columns = {name: i for i, name in enumerate(self.names)}
-        rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(credit.prompt_id for credit in credits))}
-        place = ([rows[c.prompt_id] for c in credits], [columns[c.part] for c in credits])
-        values = np.array([credit.value for credit in credits], dtype=np.float64)
-        self._totals = sparse.csr_array((values, place), shape=(len(rows), len(columns)))
-        self._counts = sparse.csr_array((np.ones_like(values), place), shape=(len(rows), len(columns)))
-        self.n = self._counts.sum(axis=0)
-        self.means = self._totals.sum(axis=0) / self.n
-        self._ends = self.means.copy(), self.means.copy()
-        np.minimum.at(self._ends[0], place[1], [credit.low for credit in credits])
-        np.maximum.at(self._ends[1], place[1], [credit.high for credit in credits])
-
-    def parts(self, means: Floats | None = None) -> dict[str, Figure]:
-        values = (self.means if means is None else means).tolist()
-        return {name: Figure(value, int(n)) for name, value, n in zip(self.names, values, self.n, strict=True)}
-
-    def resample(self, n_resamples: int, seed: int) -> None:
-        """Draws weights of the prompts: moves of the parts' means and masses of the parts, `(n_resamples, parts)`."""
-        rng, moves, masses = np.random.default_rng(seed), [], []
-        size = max(1, _BLOCK // self._totals.shape[0])
-        for start in range(0, n_resamples, size):
-            weights = rng.standard_exponential((min(size, n_resamples - start), self._totals.shape[0]))
-            masses.append(weights @ self._counts)
-            moves.append((weights @ self._totals) / masses[-1] - self.means)
-        self._moves, self._masses = np.concatenate(moves), np.concatenate(masses) / self.n
-        # a grid in random order rather than random numbers: its quantiles are those of Exp(1)
-        self._added = -np.log((rng.permutation(n_resamples) + 0.5) / n_resamples)
-
-    def estimates(self, benchmark: Benchmark) -> dict[tuple[str, str], Estimate]:
-        """Returns the estimate of every figure, by kind and name."""
-        whole = _by_kind(benchmark.figures(self.parts()))
-        steps = _NUDGE * np.eye(len(self.names))
-        nudged = [_by_kind(benchmark.figures(self.parts(self.means + step))) for step in steps]
-        return {
-            key: self.estimate(figure, np.array([(each[key].value - figure.value) / _NUDGE for each in nudged]))
-            for key, figure in whole.items()
-        }
-
-    def estimate(self, figure: Figure, slopes: Floats) -> Estimate:
-        """Returns the estimate of a figure that changes by `slopes`, `(parts,)`, with the means of the parts."""
-        value, tail = figure.value, (1 - _LEVEL) / 2
-        shares = np.abs(slopes) / (np.abs(slopes).sum() or 1.0)
-        weight = float((self._counts @ (shares / self.n)).max())
-        resampled = value + self._moves @ slopes
-        reach = [slopes * (ends - self.means) for ends in self._ends]
-        worst, best = value + np.minimum(*reach).sum(), value + np.maximum(*reach).sum()
-        if np.ptp(resampled) < _NOTHING:  # then the added prompt's share has a closed form, Beta(1, 1 / weight)
-            share, method = 1 - tail**weight, "exact bound by prompt"
-            low, high = value + (worst - value) * share, value + (best - value) * share
-        else:
-            pull = weight * self._added / (self._masses @ shares + weight * self._added)
-            low = np.quantile(resampled + (worst - resampled) * pull, tail)
-            high = np.quantile(resampled + (best - resampled) * pull, 1 - tail)
-            method = f"Bayesian bootstrap by prompt, {len(resampled)} resamples"
-        return Estimate(value, min(float(low), value), max(float(high), value), figure.n, _LEVEL, method)
+def _parts(credits: pd.DataFrame) -> dict[str, Figure]:
+    """Returns the mean and the number of credits of every part."""
+    grouped = credits.groupby("part", sort=False)["value"].agg(["mean", "size"])
+    return {name: Figure(mean, int(n)) for name, mean, n in grouped.itertuples()}
 
 
-def _by_kind(figures: Figures) -> dict[tuple[str, str], Figure]:
-    overall = {} if figures.overall is None else {("overall", ""): figures.overall}
-    sections = {("sections", name): figure for name, figure in figures.sections.items()}
-    return overall | sections | {("others", name): figure for name, figure in figures.others.items()}
+def _estimates(
+    benchmark: Benchmark, credits: pd.DataFrame, n_resamples: int, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    """Returns the estimate of every figure, by kind and name, see [`result_of`].
+
+    All that an estimate needs are figures of some means of parts, so the benchmark sees one table of them: the sample,
+    the least credit everywhere, the most, each prompt's share of each part, and of every resample means and masses.
+    """
+    parts, names = pd.factorize(credits["part"])
+    prompts = pd.factorize(credits["prompt_id"])[0]
+    totals, counts = (
+        sparse.csr_array((values, (prompts, parts))) for values in (credits["value"].to_numpy(), np.ones(len(credits)))
+    )
+    n = counts.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    drawn = resamples(counts.shape[0], n_resamples, bayesian=True, seed=rng)
+    mass, total = map(np.concatenate, zip(*((weights @ counts, weights @ totals) for weights in drawn), strict=True))
+    # a grid in random order rather than random numbers: its quantiles are those of Exp(1)
+    added = -np.log((rng.permutation(n_resamples) + 0.5) / n_resamples)
+    worst, best = np.array([benchmark.lowest.get(name, 0.0) for name in names]), np.ones(len(n))
+    table = np.vstack([totals.sum(axis=0) / n, worst, best, (counts / n).toarray(), total / mass, mass / n])
+    means = {name: Figure(table[:, i], int(n[i])) for i, name in enumerate(names)}
+    figures = benchmark.figures(means)
+    by_kind = {
+        "overall": {"": figures.overall},
+        "sections": figures.sections,
+        "subsets": {name: figure for name, figure in means.items() if benchmark.is_subset(name)},
+        "others": figures.others,
+    }
+    return {
+        kind: {name: _estimate(figure, added) for name, figure in named(own).items()} for kind, own in by_kind.items()
+    }
 
 
-def _filled(credits: Sequence[Credit], end: str) -> list[Credit]:
-    """Returns the credits, those of rows without scores all wrong (`low`) or all right (`high`)."""
-    return [replace(c, value=getattr(c, end)) if math.isnan(c.value) else c for c in credits]
+def _estimate(figure: Figure, added: Floats) -> Estimate:
+    """Returns the estimate of a figure of the table of [`_estimates`], with what is `added` to each resample."""
+    n_resamples, tail = len(added), (1 - _LEVEL) / 2
+    (value, worst, best), prompts, resampled, mass = np.split(figure.value, [3, -2 * n_resamples, -n_resamples])
+    weight = prompts.max() / best
+    if np.ptp(resampled) < _NOTHING:  # then the added prompt's share has a closed form, Beta(1, 1 / weight)
+        share, method = 1 - tail**weight, "exact bound by prompt"
+        low, high = value + (worst - value) * share, value + (best - value) * share
+    else:
+        pull = weight * added / (mass / best + weight * added)
+        low = np.quantile(resampled + (worst - resampled) * pull, tail)
+        high = np.quantile(resampled + (best - resampled) * pull, 1 - tail)
+        method = f"Bayesian bootstrap by prompt, {n_resamples} resamples"
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)), figure.n, _LEVEL, method)

@@ -5,28 +5,229 @@ to k = √KL(n_max). So a γ belongs to its n_max.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmtrl.errors import DataError
-from rmtrl.evaluation.overoptimization.best_of_n import best_of_n_curves, best_of_n_kl
-from rmtrl.evaluation.overoptimization.scaling import (
-    ScalingFit,
-    degree,
-    degrees,
-    fit_coefficients,
-    fit_scaling,
-)
-from rmtrl.metrics import bootstrap_estimates
-from rmtrl.types import Estimate
+from rmtrl.errors import DataError, UsageError
+from rmtrl.metrics import Floats, best_of_n_curves, best_of_n_kl, bootstrap_estimate, bootstrap_estimates, defined
+from rmtrl.types import Estimate, json_ready
 
-Floats = NDArray[np.float64]
+Form = Literal["best-of-n", "rl"]
 
 CONVENTION = "f: gold chosen by gold; g: gold chosen by proxy; R(x) = x (a - b x), x = sqrt(KL); integrals from 0 to k"
 GOLD_BY_PROXY, PROXY_BY_PROXY, GOLD_BY_GOLD = "gold chosen by proxy", "proxy chosen by proxy", "gold chosen by gold"
+
+
+def n_grid(n_max: int, points: int = 32) -> NDArray[np.int64]:
+    """Returns the values of n at which curves are read: up to `points` of them, evenly spread in log n.
+
+    Raises:
+        UsageError: If `n_max` is below 3: two coefficients need two values of n above 1.
+
+    Example:
+
+    ```python
+    >>> n_grid(16, 5).tolist()
+    [1, 2, 4, 8, 16]
+    ```
+    """
+    if n_max < 3:
+        raise UsageError(f"got n up to {n_max}; wanted 3 or more: a curve of two coefficients needs two n above 1")
+    return np.unique(np.round(np.geomspace(1, n_max, points)).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class ScalingFit:
+    """A fitted curve R(d) of Gao, Schulman and Hilton 2023 (https://huggingface.co/papers/2210.10760).
+
+    d is √KL from the first policy, KL in nats, and R is recentred: R(0) = 0. Best-of-n: R = d (α − β d). Reinforcement
+    learning: R = d (α − β log d). The two spend KL at different rates; never compare them at equal d.
+
+    Args:
+        form (`str`): `"best-of-n"` or `"rl"`.
+        alpha (`float`): α, how fast the reward grows at first.
+        beta (`float`): β, how soon it turns over; 0 or less: it never does.
+        r_squared (`float`): 1 − Σ(y − R)² / Σ(y − mean y)²; low: the form does not describe the data.
+
+    Example:
+
+    ```python
+    >>> fit = fit_scaling([0.5, 1.0, 2.0], [0.45, 0.8, 1.2])
+    >>> round(fit.alpha, 6), round(fit.beta, 6), round(fit.peak_d, 6), round(fit.peak, 6)
+    (1.0, 0.2, 2.5, 1.25)
+    ```
+    """
+
+    form: Form
+    alpha: float
+    beta: float
+    r_squared: float = float("nan")
+
+    def __call__(self, d: ArrayLike) -> Floats:
+        """Returns R(d), shape as `d`."""
+        return np.asarray(_columns(np.asarray(d, float), self.form) @ [self.alpha, self.beta], dtype=np.float64)
+
+    @property
+    def peak_d(self) -> float:
+        """The d of the highest R, NaN where the curve has none: α/(2β), or exp(α/β − 1) for reinforcement learning."""
+        if self.beta <= 0 or (self.form == "best-of-n" and self.alpha <= 0):
+            return float("nan")
+        if self.form == "rl":
+            return float(np.exp(self.alpha / self.beta - 1))
+        return self.alpha / (2 * self.beta)
+
+    @property
+    def peak(self) -> float:
+        """The highest R, NaN where the curve has none: α²/(4β), or β·d* for reinforcement learning."""
+        return self.beta * self.peak_d ** (1 if self.form == "rl" else 2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns fields and peak as a plain dictionary for JSON; None for what does not exist."""
+        named = asdict(self) | {"peak_d": self.peak_d, "peak": self.peak}
+        return {name: None if value != value else value for name, value in named.items()}
+
+
+def _columns(d: Floats, form: Form) -> Floats:
+    """Returns the two columns that α and β multiply, `(…, 2)`."""
+    if form == "rl":
+        return np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1)
+    return np.stack([d, -(d**2)], axis=-1)
+
+
+def fit_coefficients(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n") -> Floats:
+    """Returns α and β of each curve by least squares without intercept, `(…, 2)`.
+
+    Args:
+        d (`(G,)` array): √KL, in √nats.
+        rewards (`(…, G)` array): Recentred rewards, one curve a row.
+        form (`str`): `"best-of-n"` or `"rl"`.
+
+    Raises:
+        DataError: If fewer than two values of d are above 0.
+
+    Example:
+
+    ```python
+    >>> fit_coefficients([0.5, 1.0, 2.0], [[0.45, 0.8, 1.2]]).round(6).tolist()
+    [[1.0, 0.2]]
+    ```
+    """
+    columns = _columns(np.asarray(d, float), form)
+    if np.linalg.matrix_rank(columns) < 2:
+        n = len(np.unique(np.asarray(d)[np.asarray(d) > 0]))
+        raise DataError(f"got {n} different distances above 0; two coefficients need two (n_max of 3 or more)")
+    coefficients: Floats = np.asarray(rewards, float) @ np.linalg.pinv(columns).T
+    return coefficients
+
+
+def fit_scaling(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n") -> ScalingFit:
+    """Returns the curve fitted to one series of recentred rewards; see [`ScalingFit`] and [`fit_coefficients`].
+
+    Args:
+        d (`(G,)` array): √KL, in √nats.
+        rewards (`(G,)` array): Rewards minus the reward at d = 0.
+        form (`str`): `"best-of-n"` or `"rl"`.
+
+    Raises:
+        DataError: If fewer than two values of d are above 0.
+    """
+    y = np.asarray(rewards, float)
+    fit = ScalingFit(form, *map(float, fit_coefficients(d, y, form)))
+    spread = float(((y - y.mean()) ** 2).sum())
+    share = 1 - float(((y - fit(d)) ** 2).sum()) / spread if spread else float("nan")
+    return ScalingFit(form, fit.alpha, fit.beta, share)
+
+
+def degrees(gold: ArrayLike, proxy: ArrayLike, k: float) -> Floats:
+    """Returns γ of each pair of best-of-n coefficients, `(…,)`; NaN where ∫f is not above 0. See [`degree`].
+
+    Args:
+        gold (`(…, 2)` array): α and β of f.
+        proxy (`(…, 2)` array): α and β of g.
+        k (`float`): End of the integrals, in √nats.
+    """
+    f, g = np.asarray(gold, float), np.asarray(proxy, float)
+    alpha, beta = (f - g)[..., 0], (f - g)[..., 1]
+
+    def area(x: Floats | float, a: Floats, b: Floats) -> Floats:
+        return np.asarray(a * np.square(x) / 2 - b * np.power(x, 3) / 3)
+
+    crossing = np.divide(alpha, beta, out=np.zeros_like(alpha), where=beta != 0)
+    inside = (crossing > 0) & (crossing < k)
+    whole, part = area(k, alpha, beta), area(np.where(inside, crossing, 0.0), alpha, beta)
+    between = np.where(inside, np.abs(part) + np.abs(whole - part), np.abs(whole))
+    under = area(k, f[..., 0], f[..., 1])
+    return np.divide(between, under, out=np.full_like(between, np.nan), where=under > 0)
+
+
+def degree(gold: ScalingFit, proxy: ScalingFit, k: float) -> float:
+    """Returns the degree of overoptimization γ = ∫₀ᵏ |f − g| / ∫₀ᵏ f (Kim et al. 2025,
+    https://huggingface.co/papers/2505.12763), in closed form.
+
+    f is the gold reward of the samples that the gold scores choose, g that of the samples the proxy chooses. 0: the
+    proxy chooses as well as gold; 1: no better than chance. The paper leaves open which two curves are meant; with
+    these γ does not depend on the scale of the proxy, and its table agrees.
+
+    Args:
+        gold ([`ScalingFit`]): f.
+        proxy ([`ScalingFit`]): g.
+        k (`float`): Largest observed √KL, in √nats: γ belongs to its n.
+
+    Raises:
+        DataError: If ∫f is not above 0: choosing by gold must raise gold.
+
+    Example:
+
+    ```python
+    >>> round(degree(ScalingFit("best-of-n", 1, 0.2), ScalingFit("best-of-n", 1, 0), k=2), 7)
+    0.3636364
+    ```
+    """
+    if why := _why_no_degree(gold, k):
+        raise DataError(why)
+    return float(degrees([gold.alpha, gold.beta], [proxy.alpha, proxy.beta], k))
+
+
+def _why_no_degree(gold: ScalingFit, k: float) -> str:
+    """Returns why there is no γ; empty where there is one."""
+    area = gold.alpha * k**2 / 2 - gold.beta * k**3 / 3
+    if area > 0:
+        return ""
+    return (
+        f"the area under the gold curve is {area:.4g}, and γ is a share of it; wanted more than 0: choosing by gold "
+        "must raise the gold score (are the gold scores constant, or k beyond the data?)"
+    )
+
+
+def fitted_peak(coefficients: ArrayLike, k: float) -> tuple[Floats, Floats, Floats]:
+    """Returns where R(x) = x (α − β x) is highest on [0, k], how high, and the share of it lost at k; `(R,)` each.
+
+    The share is NaN where R is nowhere above 0.
+
+    Args:
+        coefficients (`(R, 2)` array): α and β.
+        k (`float`): Largest √KL of the data.
+
+    Example:
+
+    ```python
+    >>> [part.round(4).tolist() for part in fitted_peak([[1.0, 0.25], [1.0, 0.0]], k=3.0)]
+    [[2.0, 3.0], [1.0, 3.0], [0.25, 0.0]]
+    ```
+    """
+    alpha, beta = np.asarray(coefficients, float).T
+    end = k * (alpha - beta * k)
+    top = np.divide(alpha, 2 * beta, out=np.where(end > 0, k, 0.0), where=beta > 0)
+    top = np.clip(top, 0, k)
+    height = top * (alpha - beta * top)
+    return top, height, _share_lost(height, end)
+
+
+def _share_lost(height: Floats, end: Floats) -> Floats:
+    return np.divide(height - end, height, out=np.full_like(end, np.nan), where=height > 0)
 
 
 @dataclass(frozen=True)
@@ -83,23 +284,16 @@ class Part:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as a plain dictionary for JSON, γ with its convention, n_max and k."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        gamma = None if self.gamma is None else self.gamma.as_dict() | {"convention": CONVENTION}
-        return plain | {
-            "n_max": self.n_max,
-            "k": self.k,
+        ends = {"n_max": self.n_max, "k": self.k}
+        return json_ready({
+            **vars(self),
+            **ends,
             "ns": self.ns.tolist(),
             "kl": self.kl.tolist(),
             "turned_over": self.turned_over,
-            "start": {name: estimate.as_dict() for name, estimate in self.start.items()},
-            "gains": {name: [point.as_dict() for point in curve] for name, curve in self.gains.items()},
             "fits": {name: fit.as_dict() for name, fit in self.fits.items()},
-            "gamma": None if gamma is None else gamma | {"n_max": self.n_max, "k": self.k},
-            **{
-                name: None if plain[name] is None else plain[name].as_dict()
-                for name in ("peak_n", "peak", "drawdown", "peak_n_data", "drawdown_data", "gap")
-            },
-        }
+            "gamma": self.gamma and {**asdict(self.gamma), "convention": CONVENTION, **ends},
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,101 +351,44 @@ def measure_part(curves: PromptCurves, *, n_resamples: int = 1000, seed: int = 0
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
     """
-    ns, kl = curves.ns, best_of_n_kl(curves.ns)
-    x, n_prompts = np.sqrt(kl), len(curves.spread["gold"])
+    x, n_prompts = np.sqrt(best_of_n_kl(curves.ns)), len(curves.spread["gold"])
+    k = float(x[-1])
     gains = {name: own - own[:, :1] for name, own in curves.values.items()}  # recentred: R(0) = 0
     fits = {name: fit_scaling(x, own.mean(0)) for name, own in gains.items()}
+    starts = {"gold": curves.values[GOLD_BY_GOLD][:, 0], "proxy": curves.values[PROXY_BY_PROXY][:, 0]}
+    scale = {name: float(np.sqrt(np.mean(own**2))) for name, own in curves.spread.items()}
+    gap = gains[PROXY_BY_PROXY][:, -1] / scale["proxy"] - gains[GOLD_BY_PROXY][:, -1] / scale["gold"]
     undefined: list[int] = []
 
-    def gamma(weights: Floats) -> Floats:
-        f, g = (fit_coefficients(x, _mean(gains[name], weights)) for name in (GOLD_BY_GOLD, GOLD_BY_PROXY))
-        values = degrees(f, g, float(x[-1]))
-        undefined.append(int(np.isnan(values).sum()))
-        return values
+    def figures(weights: Floats) -> dict[str, Floats]:
+        shares = weights / weights.sum(1, keepdims=True)
+        means = {name: shares @ own for name, own in gains.items()}
+        gold, proxy = (fit_coefficients(x, means[name]) for name in (GOLD_BY_GOLD, GOLD_BY_PROXY))
+        top, height, lost = fitted_peak(proxy, k)
+        gamma = degrees(gold, proxy, k)
+        undefined.append(int(np.isnan(gamma).sum()))
+        return {
+            "gamma": gamma, "peak": height, "drawdown": lost, "gap": shares @ gap,
+            "peak_n": np.exp(np.interp(top, x, np.log(curves.ns))),
+            "peak_n_data": curves.ns[means[GOLD_BY_PROXY].argmax(1)].astype(np.float64),
+            **{f"start {name}": shares @ own for name, own in starts.items()},
+            **{f"{name} {i}": own[:, i] for name, own in means.items() for i in range(len(x))},
+        }  # fmt: skip
 
-    def fitted(weights: Floats) -> tuple[Floats, Floats, Floats]:
-        return fitted_peak(fit_coefficients(x, _mean(gains[GOLD_BY_PROXY], weights)), float(x[-1]))
+    def fall(weights: Floats) -> Floats:
+        means = (weights / weights.sum(1, keepdims=True)) @ gains[GOLD_BY_PROXY]
+        return _share_lost(means.max(1), means[:, -1])
 
-    scale = {name: float(np.sqrt(np.mean(own**2))) for name, own in curves.spread.items()}
-    ends = {name: own[:, -1] for name, own in gains.items()}
-    gap = ends[PROXY_BY_PROXY] / scale["proxy"] - ends[GOLD_BY_PROXY] / scale["gold"]
     options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    figures = bootstrap_estimates(
-        {
-            "gamma": gamma,
-            "peak_n": lambda w: np.exp(np.interp(fitted(w)[0], x, np.log(ns))),
-            "peak": lambda w: fitted(w)[1],
-            "drawdown": lambda w: fitted(w)[2],
-            "peak_n_data": lambda w: ns[_mean(gains[GOLD_BY_PROXY], w).argmax(1)].astype(np.float64),
-            "gap": lambda w: _mean(gap, w),
-        },
-        n_prompts,
-        **options,
-    )
+    found = bootstrap_estimates(figures, n_prompts, **options)
     # noise can only raise the drop from the highest of many points
-    fall = bootstrap_estimates(
-        {"": lambda w: _drawdown_of(_mean(gains[GOLD_BY_PROXY], w))}, n_prompts, kind="basic", bounds=(0, np.inf),
-        **options,
-    )[""]  # fmt: skip
-    starts = {"gold": curves.values[GOLD_BY_GOLD][:, 0], "proxy": curves.values[PROXY_BY_PROXY][:, 0]}
-    try:
-        degree(fits[GOLD_BY_GOLD], fits[GOLD_BY_PROXY], float(x[-1]))
-        why = ""
-    except DataError as error:
-        why = str(error)
+    drawdown = bootstrap_estimate(fall, n_prompts, kind="basic", bounds=(0, np.inf), **options)
+    why = _why_no_degree(fits[GOLD_BY_GOLD], k)
     return Part(
-        n_prompts=n_prompts, ns=ns, kl=kl, fits=fits,
-        start=bootstrap_estimates({name: _mean_of(own) for name, own in starts.items()}, n_prompts, **options),
-        gains={name: _points(own, options) for name, own in gains.items()},
-        gamma=None if why else figures["gamma"], why_no_gamma=why, undefined_resamples=sum(undefined[1:]),
-        peak_n=figures["peak_n"], peak=figures["peak"], drawdown=_known(figures["drawdown"]),
-        peak_n_data=figures["peak_n_data"], drawdown_data=_known(fall), gap=figures["gap"],
+        n_prompts=n_prompts, ns=curves.ns, kl=best_of_n_kl(curves.ns), fits=fits,
+        start={name: found[f"start {name}"] for name in starts},
+        gains={name: [found[f"{name} {i}"] for i in range(len(x))] for name in gains},
+        gamma=None if why else found["gamma"], why_no_gamma=why, undefined_resamples=sum(undefined[1:]),
+        peak_n=found["peak_n"], peak=found["peak"], drawdown=defined(found["drawdown"]),
+        peak_n_data=found["peak_n_data"], drawdown_data=defined(drawdown), gap=found["gap"],
     )  # fmt: skip
-
-
-def fitted_peak(coefficients: ArrayLike, k: float) -> tuple[Floats, Floats, Floats]:
-    """Returns where R(x) = x (α − β x) is highest on [0, k], how high, and the share of it lost at k; `(R,)` each.
-
-    The share is NaN where R is nowhere above 0.
-
-    Args:
-        coefficients (`(R, 2)` array): α and β.
-        k (`float`): Largest √KL of the data.
-
-    Example:
-
-    ```python
-    >>> [part.round(4).tolist() for part in fitted_peak([[1.0, 0.25], [1.0, 0.0]], k=3.0)]
-    [[2.0, 3.0], [1.0, 3.0], [0.25, 0.0]]
-    ```
-    """
-    alpha, beta = np.asarray(coefficients, float).T
-    end = k * (alpha - beta * k)
-    top = np.divide(alpha, 2 * beta, out=np.where(end > 0, k, 0.0), where=beta > 0)
-    top = np.clip(top, 0, k)
-    height = top * (alpha - beta * top)
-    return top, height, np.divide(height - end, height, out=np.full_like(end, np.nan), where=height > 0)
-
-
-def _drawdown_of(curves: Floats) -> Floats:
-    height, end = curves.max(1), curves[:, -1]
-    return np.divide(height - end, height, out=np.full_like(end, np.nan), where=height > 0)
-
-
-def _mean(values: Floats, weights: Floats) -> Floats:
-    """Returns the weighted means over prompts, `(R, …)`."""
-    means: Floats = (weights / weights.sum(1, keepdims=True)) @ values
-    return means
-
-
-def _mean_of(values: Floats) -> Any:
-    return lambda weights: _mean(values, weights)
-
-
-def _points(gains: Floats, options: dict[str, Any]) -> list[Estimate]:
-    points = {str(place): _mean_of(column) for place, column in enumerate(gains.T)}
-    return list(bootstrap_estimates(points, len(gains), **options).values())
-
-
-def _known(estimate: Estimate) -> Estimate | None:
-    return None if np.isnan([estimate.value, estimate.low, estimate.high]).any() else estimate

@@ -1,19 +1,98 @@
-"""Overoptimization measured from samples: over all prompts, by domain, on held-out domains and over training."""
+"""Overoptimization measured from samples, over all prompts, by domain and over training, and what is said of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.overoptimization.best_of_n import n_grid
-from rmtrl.evaluation.overoptimization.curves import CONVENTION, Part, PromptCurves, measure_part
-from rmtrl.evaluation.overoptimization.samples import Samples
-from rmtrl.evaluation.overoptimization.scaling import ScalingFit, fit_scaling
+from rmtrl.evaluation.overoptimization.curves import (
+    CONVENTION,
+    GOLD_BY_PROXY,
+    Part,
+    PromptCurves,
+    ScalingFit,
+    fit_scaling,
+    measure_part,
+    n_grid,
+)
+from rmtrl.metrics import Floats
+from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/overoptimization/1"
+_POOR_FIT = 0.9  # r² below which the form does not describe the curve
+_LARGEST, _SMALLEST = 1e100, 1e-100  # squares of what lies beyond are infinite, or 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Scored samples, M of them, several a prompt.
+
+    Args:
+        prompt_id (`(M,)` array): Prompt of each sample.
+        proxy (`(M,)` float64): Score that chooses.
+        gold (`(M,)` float64): Score that counts.
+        domain (`(M,)` array, *optional*): Domain; one a prompt.
+        step (`(M,)` array, *optional*): Training step of the policy that the sample is from.
+        kl (`(M,)` float64, *optional*): KL of that policy from the first one, in nats.
+        truncated (`(M,)` bool, *optional*): Whether the completion was cut off before its end token.
+
+    Raises:
+        DataError: If the columns differ in length, a score is no finite number or beyond 1e100, all scores of one
+            kind are equal or within 1e-100, there are fewer than two prompts, or a prompt stands in two domains.
+
+    Example:
+
+    ```python
+    >>> samples = Samples(np.repeat(["a", "b"], 4), np.arange(8.0), np.arange(8.0) % 3)
+    ```
+    """
+
+    prompt_id: NDArray[Any]
+    proxy: Floats
+    gold: Floats
+    domain: NDArray[Any] | None = None
+    step: NDArray[Any] | None = None
+    kl: Floats | None = None
+    truncated: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        lengths = {name: len(column) for name, column in given.items() if column is not None}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the columns differ in length: {lengths}; wanted one value a sample in each")
+        for name in ("proxy", "gold", "kl"):
+            if given[name] is not None:
+                _check_scores(name, given[name])
+        prompts, prompt = np.unique(self.prompt_id, return_inverse=True)
+        if len(prompts) < 2:
+            raise DataError(f"got samples of {len(prompts)} prompt; wanted 2 or more: intervals resample prompts")
+        if self.domain is not None:
+            domains, domain = np.unique(self.domain, return_inverse=True)
+            if len(np.unique(prompt * len(domains) + domain)) > len(prompts):
+                raise DataError("a prompt stands in two domains; wanted one domain a prompt")
+
+    def __len__(self) -> int:
+        return len(self.proxy)
+
+
+def _check_scores(name: str, scores: Floats) -> None:
+    faulty = np.flatnonzero(~np.isfinite(scores))
+    if len(faulty):
+        raise DataError(
+            f"{len(faulty):,} of {len(scores):,} samples have no finite {name} (the first is sample {faulty[0]}, from "
+            f"0: {scores[faulty[0]]}); score them or leave them out"
+        )
+    if name != "kl" and len(scores) and np.ptp(scores) == 0:
+        raise DataError(f"all {len(scores):,} {name} scores are {scores[0]}; equal scores choose nothing")
+    if len(scores) and (np.abs(scores).max() > _LARGEST or name != "kl" and np.ptp(scores) < _SMALLEST):
+        raise DataError(
+            f"the {name} scores go from {scores.min():.3g} to {scores.max():.3g}; wanted values of {_LARGEST:g} at "
+            f"most that differ by {_SMALLEST:g} or more: rescale them"
+        )
 
 
 @dataclass(frozen=True)
@@ -42,18 +121,12 @@ class Overoptimization:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as a plain dictionary for JSON."""
-        return {
-            "schema": SCHEMA,
-            "convention": CONVENTION,
-            "n_samples": self.n_samples,
-            "samples_per_prompt": list(self.samples_per_prompt),
-            "notes": list(self.notes),
-            **{"whole": self.whole.as_dict(), "rl": None if self.rl is None else self.rl.as_dict()},
-            **{
-                name: {key: part.as_dict() for key, part in getattr(self, name).items()}
-                for name in ("domains", "held_out", "steps")
-            },
+        parts = {
+            name: {key: part.as_dict() for key, part in getattr(self, name).items()}
+            for name in ("domains", "held_out", "steps")
         }
+        own = {"schema": SCHEMA, "convention": CONVENTION, **vars(self), **parts, "whole": self.whole.as_dict()}
+        return json_ready({**own, "rl": self.rl and self.rl.as_dict()})
 
 
 def measure_overoptimization(
@@ -142,14 +215,15 @@ class _Prompts:
 
     @classmethod
     def of(cls, samples: Samples) -> "_Prompts":
-        steps = np.zeros(len(samples), np.int64) if samples.step is None else np.asarray(samples.step)
-        names, prompt = np.unique(samples.prompt_id, return_inverse=True)
-        order = np.lexsort([prompt, steps])
-        edges = np.flatnonzero((np.diff(prompt[order]) != 0) | (np.diff(steps[order]) != 0)) + 1
-        first = order[np.concatenate([[0], edges])]
-        domains = np.full(len(samples), "") if samples.domain is None else np.asarray(samples.domain, str)
+        step = 0 if samples.step is None else samples.step
+        domain = "" if samples.domain is None else samples.domain
+        frame = pd.DataFrame({"step": step, "prompt": samples.prompt_id, "domain": domain})
+        groups = frame.groupby(["step", "prompt"])
+        order = np.argsort(groups.ngroup().to_numpy(), kind="stable")
+        edges = np.cumsum(groups.size().to_numpy())[:-1]
+        first = groups["domain"].first().reset_index()
         return cls(
-            np.asarray(names[prompt[first]], str), steps[first], domains[first],
+            first["prompt"].to_numpy(str), first["step"].to_numpy(), first["domain"].to_numpy(str),
             np.split(samples.proxy[order], edges), np.split(samples.gold[order], edges),
         )  # fmt: skip
 
@@ -197,3 +271,97 @@ def _over_training(samples: Samples, notes: list[str]) -> ScalingFit | None:
     if kl[start] > 0.01:
         notes.append(f"training starts at a KL of {kl[start]:.3g}, not 0: the fit over training counts from there")
     return fit_scaling(np.sqrt(kl), gold - gold[start], "rl")
+
+
+def verdict(part: Part) -> str:
+    """Returns in one or two sentences whether the proxy may be pushed, and how far.
+
+    Example:
+
+    ```python
+    >>> print(verdict(measure_overoptimization(samples).whole))
+    gamma 0.20 at n = 64 (0: chooses as well as gold, 1: no better than chance): about 80 % of the gain is kept. …
+    ```
+    """
+    said = []
+    if part.gamma is not None:
+        kept = max(0.0, 1 - part.gamma.value)
+        meaning = f"about {kept:.0%} of the gain is kept" if kept else "choosing by the proxy lowers gold"
+        said.append(
+            f"gamma {part.gamma.value:.2f} at n = {part.n_max:,} (0: chooses as well as gold, 1: no better than "
+            f"chance): {meaning.replace('%', ' %')}."
+        )
+    end = part.gains[GOLD_BY_PROXY][-1]
+    if part.turned_over and part.drawdown is not None and part.drawdown_data is not None:
+        lost = f"{part.drawdown_data.value:.0%}".replace("%", " %")
+        said.append(
+            f"Gold turned over at n = {part.peak_n_data.value:,.0f} (fit: {part.peak_n.value:,.0f}) and lost {lost} "
+            f"of its gain by n = {part.n_max:,}: do not choose harder than the peak by this proxy."
+        )
+    elif end.high < 0:
+        said.append("The harder one chooses by this proxy, the lower gold: do not optimise it.")
+    elif end.low <= 0:
+        said.append(f"At n = {part.n_max:,} gold is not above that of one sample beyond doubt.")
+    else:
+        said.append(f"Gold has not turned over up to n = {part.n_max:,}; nothing is known of larger n.")
+    return " ".join(said)
+
+
+def report(result: Overoptimization) -> str:
+    """Returns the whole text of a measurement: curves, figures, parts and verdict."""
+    part, rl = result.whole, result.rl
+    parts = (("domain", result.domains), ("domains", result.held_out), ("step", result.steps))
+    blocks = [
+        "\n".join(["gain over one sample", *_table(_curve_rows(part))]),
+        "\n".join(f"{label:<28}{text}" for label, text in _figure_rows(part)),
+        *("\n".join(_table(_part_rows(title, own))) for title, own in parts if own),
+    ]
+    if rl is not None:
+        form = f"R(d) = d ({rl.alpha:.4g} - {rl.beta:.4g} log d), d = sqrt(KL), r2 {rl.r_squared:.3f}"
+        blocks.append(f"over training: {form}")
+    return "\n\n".join([*blocks, *(f"note: {note}" for note in result.notes), verdict(part)])
+
+
+def _curve_rows(part: Part) -> Iterator[list[str]]:
+    yield ["n", "KL", *part.gains]
+    powers = 2 ** np.arange(part.n_max.bit_length())
+    for i in sorted({*np.abs(part.ns - powers[:, None]).argmin(1).tolist(), len(part.ns) - 1}):
+        yield [f"{part.ns[i]:,}", f"{part.kl[i]:.2f}", *(_cell(own[i], "+.3f") for own in part.gains.values())]
+
+
+def _figure_rows(part: Part) -> Iterator[tuple[str, str]]:
+    none = "gold is never above that of one sample"
+    yield "prompts", f"{part.n_prompts:,}"
+    yield "gold of one sample", str(part.start["gold"])
+    yield "proxy of one sample", str(part.start["proxy"])
+    yield "gamma", f"{part.gamma}  n_max {part.n_max:,}, k {part.k:.4f}" if part.gamma else part.why_no_gamma
+    yield "", CONVENTION
+    if part.undefined_resamples:
+        yield "", f"does not exist in {part.undefined_resamples:,} resamples, which are left out"
+    for name, fit in part.fits.items():
+        poor = ", which is poor: trust the data, not the fit" if fit.r_squared < _POOR_FIT else ""
+        yield f"fit, {name}", f"alpha {fit.alpha:.4g}, beta {fit.beta:.4g}, r2 {fit.r_squared:.3f}{poor}"
+    yield "peak by fit", f"n = {_cell(part.peak_n, ',.0f')}, gain {_cell(part.peak)}"
+    yield "peak in the data", f"n = {_cell(part.peak_n_data, ',.0f')}"
+    yield "drawdown by fit", str(part.drawdown or none)
+    yield "drawdown in the data", str(part.drawdown_data or none)
+    yield "proxy ahead of gold by", f"{_cell(part.gap)} standard deviations at n = {part.n_max:,}"
+
+
+def _part_rows(title: str, parts: dict[str, Part]) -> Iterator[list[str]]:
+    yield [title, "prompts", "gamma", "gold gain at n_max", "drawdown by fit", "turned over"]
+    for name, part in parts.items():
+        gain, turned = _cell(part.gains[GOLD_BY_PROXY][-1], "+.3f"), "yes" if part.turned_over else "no"
+        yield [name, f"{part.n_prompts:,}", _cell(part.gamma), gain, _cell(part.drawdown), turned]
+
+
+def _cell(estimate: Estimate | None, form: str = ".3f") -> str:
+    if estimate is None:
+        return "none"
+    plain = form.removeprefix("+")
+    return f"{estimate.value:{form}} [{estimate.low:{plain}}, {estimate.high:{plain}}]"
+
+
+def _table(rows: Iterable[list[str]]) -> list[str]:
+    columns = [[cell.ljust(max(map(len, own))) for cell in own] for own in zip(*rows, strict=True)]
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]

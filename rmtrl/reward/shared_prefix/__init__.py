@@ -11,7 +11,8 @@ from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rmtrl.errors import ModelError
-from rmtrl.reward.heads import Float32Linear, base_model
+from rmtrl.models import base_model
+from rmtrl.reward.heads import Float32Linear
 from rmtrl.reward.shared_prefix.forward import (
     cell_cost,
     packs_without_mask,

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from rmtrl.reward.checks import n_embeddings, position_limit
-from rmtrl.reward.heads import RewardHead, base_model, reads_last_token
+from rmtrl.models import base_model, n_embeddings, position_limit
+from rmtrl.reward.heads import RewardHead, reads_last_token
 from rmtrl.reward.shared_prefix.masks import MASK_TYPES, attention_mask, layer_windows
 from rmtrl.reward.shared_prefix.rows import make_rows
 

@@ -6,7 +6,7 @@ import pytest
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Figure
-from rmtrl.evaluation.benchmarks.judgebench import JudgeBench
+from rmtrl.evaluation.benchmarks.one_rule import JudgeBench
 from rmtrl.evaluation.benchmarks.results import result_of
 
 SECTIONS = ["knowledge", "reasoning", "math", "coding"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.benchmarks.llmbar import LLMBar
+from rmtrl.evaluation.benchmarks.one_rule import LLMBar
 from rmtrl.evaluation.benchmarks.results import result_of
 
 ROW = {"input": "Say yes.", "output_1": "yes", "output_2": "no", "label": 1}

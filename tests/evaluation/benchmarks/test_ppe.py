@@ -7,8 +7,10 @@ from sklearn.metrics import roc_auc_score
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Figure
-from rmtrl.evaluation.benchmarks.ppe import PPECorrectness, PPEPreference, auc, best_of_k
+from rmtrl.evaluation.benchmarks.one_rule import PPEPreference
+from rmtrl.evaluation.benchmarks.own_rules import PPECorrectness
 from rmtrl.evaluation.benchmarks.results import result_of
+from rmtrl.metrics import auroc, best_of_n_curve
 
 
 def preference(id, winner):
@@ -96,7 +98,7 @@ def test_auc_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scores, labels = rng.integers(0, 6, 32).astype(float), rng.permutation(np.arange(32) < 12)
-        assert auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+        assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_best_of_k_is_the_mean_over_all_subsets():
@@ -107,14 +109,14 @@ def test_best_of_k_is_the_mean_over_all_subsets():
         return labels[top].mean()
 
     expected = [np.mean([highest(m) for m in itertools.combinations(range(5), k)]) for k in range(1, 6)]
-    assert best_of_k(scores, labels) == pytest.approx(expected)
+    assert best_of_n_curve(scores, labels, np.arange(1, 6))[0] == pytest.approx(expected)
 
 
 def test_best_of_k_of_a_perfect_and_of_a_blind_judge():
     labels = np.arange(32) < 8
-    perfect = best_of_k(labels.astype(float), labels)
+    perfect = best_of_n_curve(labels.astype(float), labels, np.arange(1, 33))[0]
     assert perfect == pytest.approx([1 - math.comb(24, k) / math.comb(32, k) for k in range(1, 33)])
-    assert best_of_k(np.zeros(32), labels) == pytest.approx(0.25)
+    assert best_of_n_curve(np.zeros(32), labels, np.arange(1, 33))[0] == pytest.approx(0.25)
 
 
 def test_the_curve_s_maximum_and_end(write, scored):

@@ -8,10 +8,9 @@ from scipy import stats
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import NAMES, benchmark
 from rmtrl.evaluation.benchmarks.base import Figure, Item, average, pooled
-from rmtrl.evaluation.benchmarks.llmbar import LLMBar
+from rmtrl.evaluation.benchmarks.one_rule import LLMBar, RewardBench
+from rmtrl.evaluation.benchmarks.own_rules import RewardBench2
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.benchmarks.rewardbench import RewardBench
-from rmtrl.evaluation.benchmarks.rewardbench2 import RewardBench2
 
 RIGHT, WRONG = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 

@@ -3,8 +3,10 @@ import pytest
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Figure
+from rmtrl.evaluation.benchmarks.one_rule import RewardBench
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.benchmarks.rewardbench import PRIOR, SECTIONS, RewardBench
+
+SECTIONS, PRIOR = RewardBench.sections, RewardBench.prior_sets
 
 SUBSETS = [
     "alpacaeval-easy", "alpacaeval-hard", "alpacaeval-length", "donotanswer", "hep-cpp", "hep-go", "hep-java",

@@ -5,8 +5,8 @@ import pytest
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Figure
+from rmtrl.evaluation.benchmarks.own_rules import RewardBench2, fractional_credit
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.benchmarks.rewardbench2 import RewardBench2, fractional_credit
 
 
 def row(subset, id, right=1, wrong=3):

@@ -5,8 +5,8 @@ import pytest
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Figure
+from rmtrl.evaluation.benchmarks.own_rules import RMBench, levels
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.benchmarks.rm_bench import RMBench, levels
 
 DOMAINS = ("chat", "code", "math", "safety-refuse", "safety-response")
 

@@ -2,8 +2,8 @@ import pytest
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Figure
+from rmtrl.evaluation.benchmarks.one_rule import RMB
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.benchmarks.rmb import RMB
 
 TURNS = [
     {"content": "hi", "language": "English", "role": "user"},

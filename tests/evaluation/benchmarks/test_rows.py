@@ -2,8 +2,8 @@ import pytest
 from datasets import Dataset
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.benchmarks.rewardbench import RewardBench
-from rmtrl.evaluation.benchmarks.rows import distinct, file_rows, folder_files
+from rmtrl.evaluation.benchmarks.base import file_rows, folder_files
+from rmtrl.evaluation.benchmarks.one_rule import RewardBench
 
 ROW = {"prompt": "p", "chosen": "c", "rejected": "r", "subset": "hep-go", "id": 7}
 
@@ -11,8 +11,8 @@ ROW = {"prompt": "p", "chosen": "c", "rejected": "r", "subset": "hep-go", "id": 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.json.gz"])
 def test_every_form_of_json_is_read(write, name):
     path = write(name, [ROW, {**ROW, "id": 8}])
-    assert [row for _, row in file_rows(path)] == [ROW, {**ROW, "id": 8}]
-    assert [place for place, _ in file_rows(path)] == [f"{path} row 1", f"{path} row 2"]
+    assert [row.cells for row in file_rows(path)] == [ROW, {**ROW, "id": 8}]
+    assert [row.place for row in file_rows(path)] == [f"{path} row 1", f"{path} row 2"]
 
 
 def test_parquet_and_a_folder_from_the_hub_are_read(tmp_path):
@@ -52,5 +52,6 @@ def test_a_broken_archive_and_an_absent_file_are_named(tmp_path):
         folder_files(tmp_path / "empty")
 
 
-def test_repeated_ids_are_numbered():
-    assert distinct(["7", "8", "7", "7"]) == ["7", "8", "7#2", "7#3"]
+def test_repeated_ids_are_numbered(write):
+    path = write("rows.jsonl", [{**ROW, "id": id} for id in (7, 8, 7, 7)])
+    assert [item.id for item in RewardBench().read(str(path))] == ["7", "8", "7#2", "7#3"]

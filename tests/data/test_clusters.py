@@ -9,10 +9,18 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrl.data import shingles
-from rmtrl.data.dedup import deduplicate, find_duplicates, prompt_text, shorten_pair, with_clusters
+from rmtrl.data import clusters as clusters_module
+from rmtrl.data.clusters import (
+    deduplicate,
+    find_duplicates,
+    linked,
+    normalize_text,
+    prompt_text,
+    shingle_sets,
+    shorten_pair,
+    with_clusters,
+)
 from rmtrl.data.preferences import read_preferences
-from rmtrl.data.shingles import Shingles, bands_for, found_across, normalize_text
 from rmtrl.data.synthetic import make_preferences, planted_defects
 from rmtrl.errors import DataError, UsageError
 
@@ -60,26 +68,27 @@ def test_clusters_are_those_of_comparing_all_pairs(threshold, ratio):
     assert clusters(texts, threshold=threshold) == brute_force(texts, *ratio)
 
 
-@pytest.mark.parametrize("small", [2, 8])
-def test_clusters_are_the_same_where_buckets_are_divided(monkeypatch, small):
-    # buckets above the limit go through the rare shingles; the budget is kept high enough to compare what is left
+@pytest.mark.parametrize("block", [1, 50, 10**6])
+def test_clusters_do_not_depend_on_the_size_of_a_block(monkeypatch, block):
     texts = varied(300, seed=1)
-    wanted = brute_force(texts, 4, 5)
-    monkeypatch.setattr(shingles, "_SMALL", small)
+    monkeypatch.setattr(clusters_module, "_BLOCK", block)
     found = find_duplicates(texts, progress=False)
-    assert found.cluster.tolist() == wanted and found.skipped == 0
+    assert found.cluster.tolist() == brute_force(texts, 4, 5) and found.skipped == 0
 
 
-@pytest.mark.parametrize("small", [8, 64])
-def test_rows_found_across_two_sets_are_those_of_comparing_all(monkeypatch, small):
+@pytest.mark.parametrize("block", [20, 10**6])
+def test_rows_linked_across_two_sets_are_those_of_comparing_all(monkeypatch, block):
     texts = sorted({normalize_text(text) for text in varied(400, seed=3)})
     sets = [bigrams(text) for text in texts]
     left, right = range(120), range(80, len(texts))  # some are in both
     wanted = {(i, j) for i in left for j in right if i != j and near_sets(sets[i], sets[j])}
-    monkeypatch.setattr(shingles, "_SMALL", small)
-    a, b, skipped = found_across(Shingles(texts), np.array(left), np.array(right), progress=False)
-    assert (a.tolist(), b.tolist()) == tuple(sorted(set(side)) for side in zip(*wanted, strict=True))
-    assert len(a) > 10 and len(b) > 10 and skipped == 0
+    monkeypatch.setattr(clusters_module, "_BLOCK", block)
+    sides = np.zeros((2, len(texts)), bool)
+    sides[0, left], sides[1, right] = True, True
+    labels, skipped = linked(shingle_sets(texts), 0.8, sides, progress=False)
+    sizes = np.bincount(labels, minlength=len(texts))[labels]
+    assert np.flatnonzero(sizes > 1).tolist() == sorted({row for pair in wanted for row in pair}) and skipped == 0
+    assert len(wanted) > 10
 
 
 def near_sets(a, b):
@@ -181,44 +190,19 @@ def test_threshold_outside_its_bounds_is_an_error(threshold):
         find_duplicates(["a"], threshold=threshold, progress=False)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
-def test_a_pair_at_the_threshold_is_missed_with_probability_below_1e_4(threshold):
-    bands, rows = bands_for(threshold)
-    assert (1 - threshold**rows) ** bands < 1e-4 and bands * rows <= 160
-
-
-def test_minhash_values_agree_as_often_as_the_jaccard_index_says():
-    # the estimate of another implementation, with its own hash functions, on the same sets
-    datasketch = pytest.importorskip("datasketch")
-    left, right = " ".join(f"w{i}" for i in range(61)), " ".join(f"w{i}" for i in range(12, 73))  # 48 of 72: 2/3
-    theirs = []
-    for text in (left, right):
-        sketch = datasketch.MinHash(num_perm=4096, seed=1)
-        sketch.update_batch([" ".join(pair).encode() for pair in bigrams(text)])
-        theirs.append(sketch)
-    same = []
-    for seed in range(60):
-        both = Shingles([left, right], threshold=0.5, seed=seed)
-        both.rows_a_band, both.bands = 1, both._factors.size
-        both._factors, both._offsets = both._factors.reshape(-1, 1), both._offsets.reshape(-1, 1)
-        same += [np.ptp(both.bucket_keys(band)) == 0 for band in range(both.bands)]
-    assert len(same) > 3000
-    assert np.mean(same) == pytest.approx(2 / 3, abs=0.03)
-    assert np.mean(same) == pytest.approx(theirs[0].jaccard(theirs[1]), abs=0.05)
-
-
 def test_one_template_costs_no_more_than_its_size(monkeypatch):
     # 5,000 prompts of one template and as many others, so that it does not count as most; all of it alike, then all a
     # little further apart than the threshold
     others = [" ".join(f"o{i}w{j}" for j in range(6)) for i in range(5000)]
     compared = []
-    near = Shingles.near
+    near = clusters_module.are_near
 
-    def counted(self, left, right):
+    def counted(sets, left, right, threshold):
         compared.append(len(left))
-        return near(self, left, right)
+        return near(sets, left, right, threshold)
 
-    monkeypatch.setattr(Shingles, "near", counted)
+    monkeypatch.setattr(clusters_module, "are_near", counted)
+    monkeypatch.setattr(clusters_module, "_BLOCK", 20_000)
     alike = find_duplicates([f"{SENTENCE} number{i}" for i in range(5000)] + others, progress=False)
     assert (alike.clusters, alike.largest, alike.skipped) == (1, 5000, 0)
     assert sum(compared) < 20 * 5000
@@ -230,8 +214,9 @@ def test_one_template_costs_no_more_than_its_size(monkeypatch):
 
 
 def test_pairs_left_uncompared_are_counted(monkeypatch):
-    monkeypatch.setattr(shingles, "_SMALL", 2)
-    # lists of common words alone: no shingle is rare, so nothing divides the bucket
+    monkeypatch.setattr(clusters_module, "_BLOCK", 100)
+    monkeypatch.setattr(clusters_module, "_MOST", 10)
+    # lists of common words alone: no shingle is rare, so every pair is a candidate
     rng = Random(0)
     texts = [" ".join(rng.choices("abcde", k=40)) for _ in range(100)]
     assert find_duplicates(texts, threshold=0.8, progress=False).skipped > 0

@@ -1,0 +1,287 @@
+"""The public benchmarks that have rules of their own: RewardBench 2, RM-Bench, PPE correctness."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rmtrl.errors import DataError, UsageError
+from rmtrl.evaluation.benchmarks.base import (
+    Benchmark,
+    Credit,
+    Figure,
+    Figures,
+    Floats,
+    Item,
+    Row,
+    Scores,
+    average,
+    file_rows,
+    folder_files,
+    made_item,
+    named,
+    named_after,
+    pooled,
+)
+from rmtrl.metrics import auroc, best_of_n_curve
+
+
+class RewardBench2(Benchmark):
+    """RewardBench 2: best of four in five domains, and Ties, where many answers are right.
+
+    Malik et al. 2025, https://huggingface.co/papers/2506.01937; code https://github.com/allenai/reward-bench
+    (`reroll_and_score_dataset`, `_compute_prompt_stats` and `process_single_model` in `rewardbench/utils.py`).
+
+    Args:
+        margin (`str`): `"current"` counts a tied prompt whose correct answers score all alike as 0 (0/0), 1 or −1 in
+            the margin; `"0.1.4"`, the last release, leaves it out. The two differ by at most 0.01 of Ties.
+    """
+
+    ties = "a non-Ties row shares its credit: 1/k where k candidates score highest and the correct one is among them"
+    kind = "mixed"
+    source = "allenai/reward-bench-2"
+    expected = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}
+    hub = {"": ("allenai/reward-bench-2", "test")}
+    lowest = {"Ties/margin": -1.0}
+    # a sum of at most 1.01, which the official code does not rescale
+    ties_weights = {"tied accuracy": 0.30, "ref accuracy": 0.30, "preferred": 0.20, "preferred hard": 0.20,
+                    "margin": 0.01}  # fmt: skip
+
+    def __init__(self, margin: str = "current") -> None:
+        if margin not in ("current", "0.1.4"):
+            raise UsageError(f"got margin {margin!r}; wanted one of current, 0.1.4")
+        self.name = "rewardbench2" if margin == "current" else f"rewardbench2-{margin}"
+        self.margin = margin
+        self.rule = (
+            "the correct candidate must score highest of four; Ties = .30 tied + .30 ref accuracy + .20 preferred + "
+            f".20 preferred hard + .01 margin (rewardbench, {margin} margin); overall is the mean of the six domains"
+        )
+
+    def item(self, row: Row) -> Item:
+        subset, id, prompt = row.text("subset"), str(row.cell("id")), row.prompt()
+        chosen, rejected = row.texts("chosen"), row.texts("rejected")
+        if subset.lower() != "ties":
+            if len(chosen) != 1:
+                raise DataError(f"{row.place}: chosen holds {len(chosen)} texts; wanted 1 outside Ties")
+            return made_item(id, prompt, subset, [*chosen, *rejected])
+        kind, _, number = id.partition(":")
+        if kind not in ("ref", "tied") or not number:
+            raise row.wrong("id", "wanted ref:<n> or tied:<n> in Ties")
+        item = made_item(id, prompt, "Ties", [*chosen, *rejected], {"kind": kind, "num_correct": len(chosen)})
+        return replace(item, prompt_id=f"ties:{number}")
+
+    def earned(self, item: Item, scores: Floats) -> Iterable[tuple[str, float]]:
+        if item.subset == "Ties":
+            return [(f"Ties/{item.facts['kind']} accuracy", float(gap(scores, item) > 0))]
+        return [(item.subset, fractional_credit(scores))]
+
+    def credits(self, items: Sequence[Item], scores: Scores) -> list[Credit]:
+        ties: dict[str, dict[str, tuple[Item, Floats | None]]] = {"ref": {}, "tied": {}}
+        for item, own in zip(items, scores, strict=True):
+            if item.subset == "Ties":
+                ties[item.facts["kind"]][item.prompt_id] = item, own
+        both = [prompt for prompt in ties["tied"] if prompt in ties["ref"]]
+        compared = ((prompt, self._compared(*ties["ref"][prompt], *ties["tied"][prompt])) for prompt in both)
+        more = [Credit(f"Ties/{name}", prompt, value) for prompt, own in compared for name, value in own]
+        return super().credits(items, scores) + more
+
+    def _compared(
+        self, ref: Item, ref_scores: Floats | None, tied: Item, tied_scores: Floats | None
+    ) -> Iterator[tuple[str, float]]:
+        """Yields whether the gap to the best wrong answer is more than the spread of the correct ones."""
+        if ref_scores is None or tied_scores is None:
+            yield from dict.fromkeys(("preferred", "preferred hard", "margin"), math.nan).items()
+        elif tied.facts["num_correct"] > 1:  # else there is no spread to compare with
+            spread, tied_gap = float(np.ptp(tied_scores[: tied.facts["num_correct"]])), gap(tied_scores, tied)
+            hard = min(gap(ref_scores, ref), tied_gap)
+            yield "preferred", float(tied_gap > spread)
+            yield "preferred hard", float(hard > spread)
+            if spread > 0 or self.margin == "current":
+                yield "margin", math.tanh(hard / spread - 1) if spread > 0 else float(np.sign(hard))
+
+    def figures(self, parts: Mapping[str, Figure]) -> Figures:
+        sections = named({name: parts.get(name) for name in self.expected} | {"Ties": self._ties(parts)})
+        return Figures(average(sections.values()), sections)
+
+    def _ties(self, parts: Mapping[str, Figure]) -> Figure | None:
+        """Returns Σ w · part, None where a part is missing; a missing margin (0.1.4: no prompt has a spread) is 0."""
+        own = {"margin": Figure(0.0, 0)} | named({name: parts.get(f"Ties/{name}") for name in self.ties_weights})
+        if len(own) < len(self.ties_weights):
+            return None
+        n = own["tied accuracy"].n + own["ref accuracy"].n
+        return Figure(sum(weight * own[name].value for name, weight in self.ties_weights.items()), n)
+
+
+def fractional_credit(scores: Floats) -> float:
+    """Returns 1/k where k candidates score highest and the first, the correct one, is among them, else 0.
+
+    Example:
+
+    ```python
+    >>> fractional_credit(np.array([1.0, 1.0, 0.0, -1.0])), fractional_credit(np.array([0.0, 1.0, 0.0, 0.0]))
+    (0.5, 0.0)
+    ```
+    """
+    highest = scores == scores.max()
+    return float(1 / highest.sum()) if highest[0] else 0.0
+
+
+def gap(scores: Floats, item: Item) -> float:
+    """Returns the score of the worst correct answer minus that of the best wrong one."""
+    correct, wrong = np.split(scores, [item.facts["num_correct"]])
+    return float(correct.min() - wrong.max())
+
+
+class RMBench(Benchmark):
+    """RM-Bench: three styles of a right answer against three styles of a wrong one, in four domains.
+
+    From `total_dataset.json`, a domain's own file, or a folder of either. Liu et al. 2024,
+    https://huggingface.co/papers/2410.16184; code https://github.com/THU-KEG/RM-Bench (`compute_accuracy` in
+    `scripts/utils.py`).
+    """
+
+    name = "rm-bench"
+    rule = (
+        "of the 3 by 3 comparisons of styles, hard are those where the wrong answer has the richer style, normal the "
+        "same, easy the plainer; overall is the mean over chat, code, math and safety of the mean of the three"
+    )
+    kind = "mixed"
+    source = "THU-KEG/RM-Bench"
+    expected = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}
+    hub = {"": ("THU-KEG/RM-Bench", "train")}
+
+    def local_rows(self, path: Path) -> Iterable[Row]:
+        files = folder_files(path)
+        total = [file for file in files if file.name.startswith("total_dataset")]
+        return [row for file in total or files for row in file_rows(file, named_after(file, self.expected))]
+
+    def item(self, row: Row) -> Item:
+        domain = str(row.cells.get("domain") or row.of)
+        if domain not in self.expected:
+            known = ", ".join(self.expected)
+            if not domain:
+                raise DataError(f"{row.place} has no domain; name the file after it: {known}")
+            raise row.wrong("domain", f"wanted one of {known}")
+        own_id, answers = str(row.cell("id")), [*row.texts("chosen", 3), *row.texts("rejected", 3)]
+        return made_item(f"{domain}/{own_id}", row.prompt(), domain, answers, own_id=own_id)
+
+    def earned(self, item: Item, scores: Floats) -> Iterable[tuple[str, float]]:
+        return [(f"{item.subset}/{level}", value) for level, value in levels(scores).items()]
+
+    def figures(self, parts: Mapping[str, Figure]) -> Figures:
+        def mean(domain: str, *levels: str) -> Figure | None:
+            subsets = [subset for subset in self.expected if subset.startswith(domain)]
+            return pooled(parts, [f"{subset}/{level}" for subset in subsets for level in levels])
+
+        domains, all_levels = ("chat", "code", "math", "safety"), ("hard", "normal", "easy")
+        means = named({domain: mean(domain, *all_levels) for domain in domains})
+        sections = {domain: replace(own, n=own.n // 3) for domain, own in means.items()}  # three levels a row
+        others = {level: average(mean(domain, level) for domain in domains) for level in all_levels}
+        return Figures(average(sections.values()), sections, named(others))
+
+
+def levels(scores: Floats) -> dict[str, float]:
+    """Returns the share of right comparisons of each level, from the scores of three right and three wrong answers.
+
+    With M[i, j] = 1 where right answer i scores above wrong answer j, styles ordered concise, detailed, detailed with
+    markdown: hard is the mean above the diagonal, normal on it, easy below it.
+
+    Args:
+        scores (`(6,)` array): Scores of chosen, then rejected.
+
+    Example:
+
+    ```python
+    >>> levels(np.array([1.0, 2.0, 3.0, 0.5, 1.5, 2.5]))
+    {'hard': 0.0, 'normal': 1.0, 'easy': 1.0}
+    ```
+    """
+    wins = (scores[:3, None] > scores[None, 3:]).astype(np.float64)
+    sums = {"hard": np.triu(wins, 1).sum(), "normal": np.trace(wins), "easy": np.tril(wins, -1).sum()}
+    return {level: float(total / 3) for level, total in sums.items()}
+
+
+class PPECorrectness(Benchmark):
+    """PPE's five correctness sets, from files or folders named after them.
+
+    Overall is the mean over the domains of the accuracy on `sampled_conflict_pairs` (indices from 0; a pair that the
+    set holds twice counts twice). Besides, for every domain: `auc`, the area under the ROC curve of score against
+    correctness within a prompt, averaged over prompts that have both right and wrong responses; and the expected
+    correctness of the highest of k random responses, its maximum over k and its value at the last k. These follow the
+    paper's text: the official code of the two was not at hand.
+
+    Frick et al. 2024, https://huggingface.co/papers/2410.14872; code https://github.com/lmarena/PPE.
+    """
+
+    name = "ppe-correctness"
+    rule = (
+        "the right response of each conflict pair must score above the wrong one; overall is the mean of the domains"
+    )
+    kind = "verified correctness"
+    source = "lmarena-ai/PPE-*-Best-of-K"
+    expected = {"MMLU-Pro": 512, "MATH": 512, "GPQA": 512, "MBPP-Plus": 507, "IFEval": 512}
+    hub = {domain: (f"lmarena-ai/PPE-{domain}-Best-of-K", "train") for domain in expected}
+    takes_failed = True
+
+    def local_rows(self, path: Path) -> Iterable[Row]:
+        files = {file: named_after(file, self.hub, "a domain of PPE") for file in folder_files(path)}
+        return [row for file, domain in files.items() for row in file_rows(file, domain)]
+
+    def item(self, row: Row) -> Item:
+        own_id, prompt = str(row.cell("question_id")), row.prompt()
+        labels = [bool(label) for label in row.listed("scores", bool | int | float, "true and false")]
+        numbers = sorted(int(name[9:]) for name in row.cells if re.fullmatch(r"response_\d+", name))
+        if len(numbers) != len(labels) or not labels:
+            said = f"has {len(numbers)} responses and {len(labels)} scores; wanted one score a response"
+            raise DataError(f"{row.place} {said}")
+        answers = [row.text(f"response_{number}") for number in numbers]
+        pairs = [_conflict(row, pair, labels) for pair in row.listed("sampled_conflict_pairs", list, "pairs")]
+        facts = {"labels": labels, "pairs": pairs}
+        item = made_item(f"{row.of}/{own_id}", prompt, row.of, answers, facts, own_id)
+        return replace(item, prompt_id=f"{row.of}/{item.prompt_id}")
+
+    def earned(self, item: Item, scores: Floats) -> Iterator[tuple[str, float]]:
+        labels = np.array(item.facts["labels"])
+        for right, wrong in item.facts["pairs"]:
+            yield item.subset, float(scores[right] > scores[wrong])
+        if labels.any() and not labels.all():
+            yield f"{item.subset}/auc", auroc(labels, scores)
+        curve = best_of_n_curve(scores, labels, np.arange(1, len(labels) + 1))[0]
+        for k, value in enumerate(curve.tolist(), 1):
+            yield f"{item.subset}/best of {k}", value
+
+    def figures(self, parts: Mapping[str, Figure]) -> Figures:
+        sections = named({domain: parts.get(domain) for domain in self.expected})
+        kinds: dict[str, dict[str, Figure | None]] = {"auc": {}, "best of k, max": {}, "best of k, end": {}}
+        for domain in self.expected:
+            curve = [figure for name, figure in parts.items() if name.startswith(f"{domain}/best of ")]
+            kinds["auc"][domain] = parts.get(f"{domain}/auc")
+            kinds["best of k, max"][domain] = max(curve, key=_of_the_sample, default=None)
+            kinds["best of k, end"][domain] = curve[-1] if curve else None
+        others: dict[str, Figure | None] = {}
+        for kind, own in kinds.items():
+            others |= {f"{domain} {kind}": figure for domain, figure in own.items()} | {kind: average(own.values())}
+        return Figures(average(sections.values()), sections, named(others))
+
+    def is_subset(self, part: str) -> bool:
+        return part in self.expected
+
+
+def _of_the_sample(figure: Figure) -> float:
+    return float(np.ravel(figure.value)[0])
+
+
+def _conflict(row: Row, pair: list[int], labels: Sequence[bool]) -> tuple[int, int]:
+    """Returns the indices of the right and the wrong response of a conflict pair."""
+    if len(pair) != 2 or not all(type(i) is int and 0 <= i < len(labels) for i in pair):
+        raise DataError(f"{row.place}: the conflict pair {pair} is not two indices from 0 to {len(labels) - 1}")
+    if labels[pair[0]] == labels[pair[1]]:
+        both = "right" if labels[pair[0]] else "wrong"
+        raise DataError(f"{row.place}: the conflict pair {pair} is of two {both} ones")
+    return (pair[0], pair[1]) if labels[pair[0]] else (pair[1], pair[0])
+
+
+PUBLIC = [RewardBench2(), RewardBench2("0.1.4"), RMBench(), PPECorrectness()]

@@ -1,0 +1,375 @@
+"""Items of a benchmark scored with any scorer, window by window, and their scores in files.
+
+A conversation is scored whole or not at all: an item with a candidate that the scorer does not hold is missing. A file
+has one line an item, candidates in the benchmark's order, null where an item was not scored:
+`{"id": …, "scores": […]}`. A run that is killed goes on where it stopped.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from rmtrl.data.messages import message_text
+from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
+from rmtrl.errors import DataError, RmtrlError, UsageError
+from rmtrl.evaluation.benchmarks.base import Item, Scores
+from rmtrl.evaluation.scoring import TokenScorer, is_number, unrendered
+from rmtrl.io import read_sound_rows, write_json
+from rmtrl.types import Conversation, Scorer, checked_scores, failed_at
+
+WINDOW_CONVERSATIONS = 500
+"""Scored at a time: enough to find rows of like length, little to lose when a run is killed."""
+
+ItemScores = NDArray[np.float64] | None
+"""Scores of one item's candidates in their order; `None` where a candidate is not held or the item does not count."""
+
+TEXT_FORMS = {
+    "plain": {"user": "\n\n", "assistant": "\n\n", "system": "\n\n"},
+    "transcript": {"user": f"{HUMAN} ", "assistant": f"{ASSISTANT} ", "system": "\n\n"},
+}
+"""What stands before a turn of each role, for models that were trained on text without a chat template."""
+
+
+def as_text(items: Sequence[Item], form: str) -> list[Item]:
+    """Returns the items with their candidates as text, for a model whose tokenizer has no chat template.
+
+    Args:
+        items (`Sequence[Item]`): Items whose candidates are message lists; those that are text stay as they are.
+        form (`str`): `"plain"`, turns with a blank line between, or `"transcript"`, turns after `Human:` and
+            `Assistant:` as in hh-rlhf.
+
+    Raises:
+        UsageError: If there is no such form, or a message has another role than system, user and assistant.
+
+    Example:
+
+    ```python
+    >>> item = Item("a", "a", "all", ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}],))
+    >>> as_text([item], "transcript")[0].candidates
+    ('\\n\\nHuman: Hi\\n\\nAssistant: Yes?',)
+    ```
+    """
+    if form not in TEXT_FORMS:
+        raise UsageError(f"got the text form {form!r}; wanted {' or '.join(TEXT_FORMS)}")
+    return [replace(item, candidates=tuple(_text(own, form, item.id) for own in item.candidates)) for item in items]
+
+
+def _text(conversation: Conversation, form: str, id: str) -> str:
+    if isinstance(conversation, str):
+        return conversation
+    try:
+        text = "".join(TEXT_FORMS[form][turn["role"]] + message_text(turn) for turn in conversation)
+    except KeyError as error:
+        raise UsageError(
+            f"item {id} has a turn of the role {error}; the text form {form} has no place for it"
+        ) from error
+    return text.removeprefix("\n\n") if form == "plain" else text
+
+
+def windows(items: Sequence[Item], size: int = WINDOW_CONVERSATIONS) -> list[range]:
+    """Returns the ranges of items that are scored together: at least `size` conversations each but the last.
+
+    They follow from the items alone, so a resumed run forms the batches of the run that was stopped.
+
+    Example:
+
+    ```python
+    >>> items = [Item(str(i), str(i), "all", ("a", "b")) for i in range(5)]
+    >>> windows(items, 4)
+    [range(0, 2), range(2, 4), range(4, 5)]
+    ```
+    """
+    starts, held = [0], 0
+    for index, item in enumerate(items):
+        if held >= size:
+            starts.append(index)
+            held = 0
+        held += len(item.candidates)
+    return [range(*ends) for ends in zip(starts, [*starts[1:], len(items)], strict=True) if ends[0] < ends[1]]
+
+
+def score_items(
+    scorer: Scorer,
+    items: Sequence[Item],
+    *,
+    done: int = 0,
+    window: int = WINDOW_CONVERSATIONS,
+    name: str = "items",
+    progress: bool = True,
+) -> Iterator[list[ItemScores]]:
+    """Yields the scores of each window of items, in the order of the items.
+
+    A conversation is scored whole or not at all: an item with a candidate that the scorer does not hold is `None`, and
+    so is one that the benchmark's rule leaves out.
+
+    Args:
+        scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
+        items (`Sequence[Item]`): All items of the benchmark.
+        done (`int`): Items already scored; windows that end within them are left out.
+        window (`int`): Conversations scored at a time.
+        name (`str`): What is scored, for the bar.
+        progress (`bool`): Whether a pass of more than two seconds shows a bar on stderr.
+
+    Raises:
+        RmtrlError: Of the scorer's own kind, if the scorer refuses an item.
+        ModelError: If the scorer returns another number of scores, or one that is no finite number.
+        RuntimeError: If the scorer fails otherwise. Each names the item where the error's `index` does, else the
+            first and the last of the window; nothing is scored again.
+
+    Example:
+
+    ```python
+    >>> for scores in score_items(scorer, items):
+    ...     print(sum(own is None for own in scores), "missing")
+    ```
+    """
+    ahead = [part for part in windows(items, window) if part.stop > done]
+    settings = {"desc": f"Scoring {name}", "unit": "item", "delay": 2, "disable": not progress}
+    with tqdm(total=len(items), initial=ahead[0].start if ahead else len(items), **settings) as bar:
+        for part in ahead:
+            yield _score_window(scorer, [items[i] for i in part])
+            bar.update(len(part))
+
+
+def missing_reasons(
+    scorer: TokenScorer, items: Sequence[Item], scores: Sequence[ItemScores], most_tokens: int | None
+) -> dict[str, int]:
+    """Returns why items have no score, with the number of them.
+
+    Args:
+        scorer ([`~rmtrl.evaluation.scoring.TokenScorer`]): The reward model.
+        items (`Sequence[Item]`): All items of the benchmark.
+        scores (`Sequence` of arrays or None): Their scores.
+        most_tokens (`int`, *optional*): Tokens that the model holds.
+
+    Example:
+
+    ```python
+    >>> missing_reasons(scorer, items, scores, scorer.most_tokens)
+    {"longer than the model's 512 tokens": 3, 'cannot be rendered: System role not supported': 1}
+    ```
+    """
+    too_long = f"longer than the model's {most_tokens:,} tokens" if most_tokens else "not held by the model"
+    missing = [item for item, own in zip(items, scores, strict=True) if own is None and not item.excluded]
+    errors = [next(filter(None, (unrendered(scorer, c) for c in item.candidates)), None) for item in missing]
+    said = [" ".join(str(error.__cause__ or error).split()) if error else "" for error in errors]
+    return dict(Counter(f"cannot be rendered: {text}" if text else too_long for text in said))
+
+
+def _score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
+    counted = [item for item in items if not item.excluded]
+    held = iter(_asked(scorer.holds, counted))
+    fits = [item for item in counted if all([next(held) for _ in item.candidates])]  # a list: every answer is taken
+    scores = _asked(lambda given: checked_scores(scorer.score(given), len(given)), fits)
+    each = np.split(np.asarray(scores, dtype=np.float64), np.cumsum([len(item.candidates) for item in fits])[:-1])
+    known = {item.id: own for item, own in zip(fits, each, strict=False)}
+    return [known.get(item.id) for item in items]
+
+
+def _asked(ask: Callable[[list[Conversation]], Any], items: Sequence[Item]) -> Any:
+    """Returns what a scorer says of the items' candidates; an error names its item, or the first and the last."""
+    given = [(item.id, conversation) for item in items for conversation in item.candidates]
+    try:
+        return ask([conversation for _, conversation in given]) if given else []
+    except Exception as error:  # whatever a scorer of any make raises: it is named and passed on
+        own = [given[index][0] for index in failed_at(error, len(given))]
+        where = f"item {own[0]}" if own[0] == own[-1] else f"one of the items {own[0]} to {own[-1]}"
+        if isinstance(error, RmtrlError):
+            raise type(error)(f"{where}: {error}") from error
+        raise RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}") from error
+
+
+# ---- files
+
+_FAILED = "$ERROR$"  # as in PPE's own files
+_FORM = 'wanted one line an item, such as {"id": "a", "scores": [1.5, 0.2]}'
+
+
+def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
+    """Returns the scores of a file in the order of the items; an item the file lacks, or has null for, is `None`.
+
+    An item is named by its id, or by its id in the benchmark's own files where only one item has it.
+
+    The word `$ERROR$` stands for a judge's failure on one candidate, −∞, which some benchmarks allow. Lines of
+    JudgeBench's own files, `{"pair_id", "score_A", "score_B"}`, are read too.
+
+    Raises:
+        DataError: If there is no such file, it is empty, a line is not of the form, an id is unknown or stands twice,
+            the number of scores is not that of the candidates, or a score is NaN or beyond a float.
+
+    Example:
+
+    ```python
+    >>> scores = read_scores("scores.jsonl", items)
+    ```
+    """
+    known = {item.id: item for item in items}
+    bare: dict[str, list[Item]] = {}
+    for item in items:
+        bare.setdefault(item.own_id or item.id, []).append(item)
+    found: dict[str, ItemScores] = {}
+    for place, line in read_sound_rows(Path(path), wanted=_FORM):
+        row = _row(place, line)
+        id = str(row["id"])
+        own = [known[id]] if id in known else bare.get(id, [])
+        if not own:
+            raise DataError(f"{place}: the benchmark has no item {id!r}; its ids are like {items[0].id!r}")
+        if len(own) > 1:
+            which = " and ".join(item.id for item in own[:3])
+            raise DataError(f"{place}: the id {id!r} is of {which}; give the whole id")
+        id = own[0].id
+        if id in found:
+            raise DataError(f"{place}: the item {id!r} stands twice; keep one of the lines")
+        found[id] = _scores_in(row, known[id], place)
+    return [found.get(item.id) for item in items]
+
+
+def _row(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a line with `id` and `scores`, those of JudgeBench's own files too."""
+    if {"pair_id", "score_A", "score_B"} <= set(row):
+        return {"id": row["pair_id"], "scores": [row["score_A"], row["score_B"]]}
+    if not {"id", "scores"} <= set(row):
+        raise DataError(f"{place} is {json.dumps(row)[:60]}; {_FORM}")
+    return row
+
+
+def _scores_in(row: Mapping[str, Any], item: Item, place: str) -> ItemScores:
+    """Returns the scores of a line that is of this item; None where it has null."""
+    values = row["scores"]
+    if values is None or (isinstance(values, list) and values and all(value is None for value in values)):
+        return None
+    if not isinstance(values, list) or len(values) != len(item.candidates):
+        got = f"{len(values)} scores" if isinstance(values, list) else f"the scores {str(values)[:40]!r}"
+        raise DataError(f"{place}: {got} for {item.id!r}; wanted {len(item.candidates)}, one a candidate, or null")
+    numbers = [-math.inf if value == _FAILED else value for value in values]
+    if not all(value == -math.inf or is_number(value) for value in numbers):
+        raise DataError(f"{place}: the scores of {item.id!r} are {str(values)[:60]}; wanted numbers, or null for all")
+    return np.array(numbers, dtype=np.float64)
+
+
+def score_lines(items: Sequence[Item], scores: Scores) -> Iterator[dict[str, Any]]:
+    """Yields the line of each item as a dictionary, in the form that [`read_scores`] reads."""
+    for item, own in zip(items, scores, strict=True):
+        values = None if own is None else [score if math.isfinite(score) else _FAILED for score in own.tolist()]
+        yield {"id": item.id, "scores": values}
+
+
+def score_into(
+    path: str | Path,
+    scorer: Scorer,
+    items: Sequence[Item],
+    *,
+    key: Mapping[str, Any],
+    name: str = "items",
+    say: Callable[[str], None] = print,
+) -> list[ItemScores]:
+    """Returns the scores of all items and leaves them in a file; what a killed run left there is not scored again.
+
+    Scores go to `<path>.partial`, window by window, and the file is renamed when complete; `.key` files beside them
+    say what they are scores of. Stored scores count only under an equal key, and only whole windows of them, so that
+    a resumed run has the numbers of one that was never stopped.
+
+    Args:
+        path (`str` or `Path`): File to write.
+        scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
+        items (`Sequence[Item]`): All items of the benchmark.
+        key (`Mapping[str, Any]`): Fingerprints of model and benchmark, rendering; JSON values.
+        name (`str`): What is scored, for the bar and for what is said.
+        say (`Callable`): Is told in one line what becomes of earlier work.
+
+    Raises:
+        DataError: If the file cannot be written.
+
+    Example:
+
+    ```python
+    >>> scores = score_into("outputs/eval/llmbar/scores.jsonl", scorer, items, key={"model": "…", "benchmark": "…"})
+    ```
+    """
+    path, partial = Path(path), _beside(Path(path), ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores = _resumed(path, items, key, name, say)
+        with partial.open("a", encoding="utf-8") as file:
+            for window in score_items(scorer, items, done=len(scores), name=name):
+                part = items[len(scores) : len(scores) + len(window)]
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in score_lines(part, window))
+                file.flush()
+                scores += window
+        partial.replace(path)
+        _beside(partial, ".key").replace(_beside(path, ".key"))
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}; give another folder") from error
+    return scores
+
+
+def _resumed(
+    path: Path, items: Sequence[Item], key: Mapping[str, Any], name: str, say: Callable[[str], None]
+) -> list[ItemScores]:
+    """Returns the usable scores of an earlier run, complete or stopped, which stand alone in the partial file then."""
+    partial = _beside(path, ".partial")
+    if path.exists() and _is_key(path, key):
+        path.replace(partial)
+        _beside(path, ".key").replace(_beside(partial, ".key"))
+    elif path.exists() and not partial.exists() and _is_key(partial, key):  # killed between the two renames
+        path.replace(partial)
+    if partial.exists() and _is_key(partial, key):
+        scores, n_bytes = _take_windows(partial, items)
+        with partial.open("r+b") as file:
+            file.truncate(n_bytes)
+        done = f"all {len(items):,}" if len(scores) == len(items) else f"{len(scores):,} of {len(items):,}"
+        end = ", same model and data" if len(scores) == len(items) else "; it goes on from there"
+        say(f"{name}: {done} items were scored by an earlier run{end}")
+        return scores
+    if path.exists() or partial.exists():
+        say(f"{name}: the scores in {path.parent} are of another model, rendering or data; scoring starts again")
+    # from here on the old file, which stays until the new one is whole, is nobody's
+    _beside(path, ".key").unlink(missing_ok=True)
+    partial.write_bytes(b"")  # before its key: a key without it says that the file was renamed
+    write_json(_beside(partial, ".key"), key)
+    return []
+
+
+def disown(path: Path) -> None:
+    """Forgets what the scores at `path` are of, so that no run takes them for its own."""
+    for place in (path, _beside(path, ".partial")):
+        _beside(place, ".key").unlink(missing_ok=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _is_key(path: Path, key: Mapping[str, Any]) -> bool:
+    """Returns whether the scores at a place are those of this key."""
+    try:
+        stored = json.loads(_beside(path, ".key").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stored == json.loads(json.dumps(key)))
+
+
+def _take_windows(path: Path, items: Sequence[Item]) -> tuple[list[ItemScores], int]:
+    """Returns the scores of the whole windows at the start of a file, and the bytes these lines take."""
+    scores: list[ItemScores] = []
+    ends = [0]
+    with path.open("rb") as file:
+        for item, line in zip(items, file, strict=False):
+            try:
+                row = _row(item.id, json.loads(line.decode()))
+                if not line.endswith(b"\n") or row["id"] != item.id:
+                    break
+                scores.append(_scores_in(row, item, item.id))
+            except (ValueError, TypeError, RecursionError):  # torn by the kill
+                break
+            ends.append(ends[-1] + len(line))
+    whole = max((part.stop for part in windows(items) if part.stop <= len(scores)), default=0)
+    return scores[:whole], ends[whole]

@@ -1,0 +1,245 @@
+"""The one loader of a model, whole or a base with its adapter; its device, its limits, and which adapter is on."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, load_peft_weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+from transformers.utils import cached_file
+
+from rmtrl.errors import FreshHeadError, ModelError
+
+_TRANSFORMERS = Version(transformers.__version__)
+
+CACHE = "cache" if Version("5.24.dev0") <= _TRANSFORMERS else "past_key_values"
+"""Name of the key-value cache in the arguments and outputs of a model; the older one warns from 5.24 on."""
+
+CHECKPOINTING = "activation_checkpointing" if Version("5.23.dev0") <= _TRANSFORMERS else "gradient_checkpointing"
+"""How a model's recomputation is called: `{CHECKPOINTING}_enable`, `is_{CHECKPOINTING}`, `{CHECKPOINTING}_kwargs`."""
+
+Check = Callable[[Any, Mapping[str, Any]], None]
+
+_TABLE = re.compile(r"(^|\.)(wpe|positions_embed|pos_encoding|embed_positions|\w*position_embeddings?)$")
+
+
+def load_tokenizer(path: str | Path, *, kind: str = "model", **settings: Any) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer at a folder or hub id.
+
+    Args:
+        path (`str` or `Path`): Folder or hub id.
+        kind (`str`): What should be there, for the error.
+        settings: As in `from_pretrained`.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    with _said(path, kind):
+        return AutoTokenizer.from_pretrained(path, **settings)
+
+
+def load_model(
+    path: str | Path, read: Callable[..., Any], check: Check, *, kind: str = "model", n_tokens: int = 0,
+    trains: bool = False, **settings: Any,
+) -> Any:  # fmt: skip
+    """Returns the model at a folder or hub id, whole or its base with the adapter there.
+
+    Args:
+        path (`str` or `Path`): Folder or hub id.
+        read (`Callable`): `from_pretrained` of the class, or `Auto` class, of the whole model or of the base.
+        check (`Callable`): Given model or base, and transformers' loading information, raises where it cannot serve;
+            `missing_keys` are those that an adapter does not hold either.
+        kind (`str`): What should be there, for the error.
+        n_tokens (`int`): Tokens of the tokenizer: an adapter that holds embeddings may hold more than its base.
+        trains (`bool`): Whether an adapter there goes on being trained.
+        settings: As in `from_pretrained`.
+
+    Raises:
+        ModelError: If there is none, or its base cannot be loaded.
+    """
+    with _said(path, kind):
+        adapter = find_file(path, "adapter_config.json") is not None
+        base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path) if adapter else str(path)
+    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), _quietly():
+        model, info = read(base, output_loading_info=True, **settings)
+    held = load_peft_weights(str(path), device="cpu") if adapter else {}
+    missing = {key for key in info["missing_keys"] if not any(name.endswith(f".{key}") for name in held)}
+    check(model, {**info, "missing_keys": missing, "adapted": adapter})
+    if not adapter:
+        return model
+    embeds = any("embed" in name or ".wte." in name for name in held)
+    if embeds and n_tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(n_tokens)  # training added a token
+    with _said(path, kind):
+        return PeftModel.from_pretrained(model, str(path), is_trainable=trains)
+
+
+def load_language_model(path: str | Path, **settings: Any) -> Any:
+    """Returns the causal language model at a folder or hub id, whole or base and adapter.
+
+    Args:
+        path (`str` or `Path`): Folder or hub id.
+        settings: As in [`load_model`].
+
+    Raises:
+        ModelError: If there is none.
+        FreshHeadError: If it holds no language model head, so that its probabilities would be random.
+    """
+
+    def check(model: Any, info: Mapping[str, Any]) -> None:
+        lacks = sorted(info["missing_keys"])
+        if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ()):
+            lacks = ["a trained language model head, as every sequence classification model does"]
+        if lacks:
+            raise FreshHeadError(
+                f"{path} lacks {lacks[0]}, so its probabilities would be random; give a language model (for a reward "
+                "model: RewardScorer)"
+            )
+
+    return load_model(path, AutoModelForCausalLM.from_pretrained, check, kind="language model", **settings)
+
+
+def find_file(path: str | Path, name: str) -> str | None:
+    """Returns where a file of a checkpoint folder or hub id stands on this machine, `None` where it has none."""
+    found: str | None = cached_file(
+        str(path), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return found
+
+
+def device_or_best(device: str | None = None) -> torch.device:
+    """Returns the device of a name, without one the accelerator, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device(device or accelerator or "cpu")
+
+
+@contextmanager
+def _said(path: str | Path, kind: str, before: str = "") -> Iterator[None]:
+    """Turns what loading raises into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"no {kind} at {path}: {before}{reason}; give a checkpoint folder or a hub id") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silences transformers: a missing head is an error of ours, not a table of keys."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def inside(model: Any, pad_token_id: int) -> int:
+    """Returns a token to fill rows with that the model has an embedding of: the pad token, where it is one."""
+    if pad_token_id < n_embeddings(model):
+        return pad_token_id
+    return int(model.config.get_text_config().eos_token_id == 0)  # the first that is not the end
+
+
+def base_model(model: Any) -> Any:
+    """Returns the model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def position_limit(model: Any) -> int | None:
+    """Returns the most tokens a model takes, `None` where nothing limits it.
+
+    A table of positions ends, and positions that turn with rotary embeddings are known up to those of the training;
+    relative ones, ALiBi and recurrent layers know no end. RoBERTa's first positions, up to its padding index, are
+    never used.
+    """
+    inner = base_model(model)
+    config, tables = inner.config.get_text_config(), position_tables(inner)
+    for table in tables:
+        if getattr(table, "padding_idx", None) is not None and hasattr(table, "weight"):
+            return int(len(table.weight) - table.padding_idx - 1)
+    rotates = any(value and re.search("rope|rotary", name) for name, value in config.to_dict().items())
+    known = tables or (rotates and not getattr(config, "alibi", False))
+    limit = getattr(config, "max_position_embeddings", None) or 0
+    return limit if limit > 0 and known else None
+
+
+def position_tables(model: Any) -> list[Any]:
+    """Returns the tables of positions in a model: beyond their end it cannot compute."""
+    return [part for name, part in (*model.named_modules(), *model.named_buffers()) if _TABLE.search(name)]
+
+
+def n_embeddings(model: Any) -> int:
+    """Returns how many tokens the model has embeddings of; one without a table of them, as CANINE is, takes any."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (NotImplementedError, AttributeError):
+        return sys.maxsize
+
+
+class AdapterSwitch:
+    """Makes another adapter of a model the active one for a while; what takes gradients is not touched.
+
+    PEFT's own `set_adapter` makes the adapter trainable, freezes all others, and walks over every module.
+
+    Args:
+        model ([`~peft.PeftModel`]): The model. It is no submodule of what holds the switch.
+
+    Example:
+
+    ```python
+    >>> with AdapterSwitch(policy)(None):
+    ...     logits = policy(input_ids).logits  # the base model's
+    ```
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+
+    @cached_property
+    def _layers(self) -> list[Any]:
+        # layers that a later adapter adds hold no adapter but that one: they need no switching to any known now
+        return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+    @property
+    def active(self) -> str | None:
+        """The adapter that is active, `None` if all are switched off."""
+        return None if self._layers[0]._disable_adapters else str(self.model.active_adapter)
+
+    @contextmanager
+    def __call__(self, adapter: str | None) -> Iterator[None]:
+        """Makes an adapter the active one, or none, in a `with` block."""
+        if adapter == self.active:
+            yield
+            return
+        name, before = self.model.active_adapter, [(m._active_adapter, m._disable_adapters) for m in self._layers]
+        try:
+            if adapter is not None:
+                self.model.active_adapter = adapter
+            for layer in self._layers:
+                layer._disable_adapters = adapter is None
+                if adapter is not None:
+                    layer._active_adapter = [adapter] if adapter in _adapters_of(layer) else []
+            yield
+        finally:
+            self.model.active_adapter = name
+            for layer, (active, disabled) in zip(self._layers, before, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Returns what [`torch.utils.checkpoint`] takes as `context_fn`: recomputing uses the forward's adapter."""
+        return nullcontext(), self(self.active)
+
+
+def _adapters_of(layer: Any) -> Any:
+    return layer._adapters if isinstance(layer, AuxiliaryTrainingWrapper) else layer._get_available_adapters()
