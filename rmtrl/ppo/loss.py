@@ -419,3 +419,8 @@ class AdaptiveKLController(FixedKLController):
         if not (math.isfinite(kl_coef) and kl_coef > 0):
             raise UsageError(f"got {state} as the state of the adaptive KL coefficient; wanted a kl_coef above 0")
         self.kl_coef = float(kl_coef)
+
+
+def make_kl_controller(kl_coef: float, target: float | None, horizon: float) -> FixedKLController:
+    """Returns the controller of a KL coefficient: fixed without a target."""
+    return FixedKLController(kl_coef) if target is None else AdaptiveKLController(kl_coef, target, horizon)

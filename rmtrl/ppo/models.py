@@ -15,7 +15,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.generation import TransformersGenerator
-from rmtrl.models import CHECKPOINTING, AdapterSwitch, base_model, find_file, load_language_model, position_limit
+from rmtrl.models import (
+    CHECKPOINTING,
+    AdapterSwitch,
+    base_model,
+    find_file,
+    load_language_model,
+    n_embeddings,
+    position_limit,
+)
 from rmtrl.ppo.backbone import SharedValue, with_score_head
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.loss import response_logits, token_logprobs
@@ -310,20 +318,14 @@ def make_value_model(source: Any, peft_config: PeftConfig | None = None) -> Sequ
     return SequenceValue(model)
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(*models: nn.Module | None) -> None:
     """Sets every dropout to 0 in place, those that attention reads from its own attributes too."""
-    for module in model.modules():
+    for module in (part for model in models if model is not None for part in model.modules()):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _rows(model: Any) -> Any:
-    """Returns the number of embeddings, `None` where a module has none that are known."""
-    known = isinstance(model, PreTrainedModel | PeftModel)
-    return model.get_input_embeddings().num_embeddings if known else None
 
 
 def make_generator(policy: Any, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> TransformersGenerator:
@@ -364,9 +366,12 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def forget_pad_outside(policy: Any) -> None:
-    """Takes a pad token that the policy has no embedding of out of its configuration: it could not be loaded again."""
+    """Takes a tokenizer's pad token out of a policy's configuration where it has no embedding of it.
+
+    Transformers has copied it there, and the policy could not be loaded again.
+    """
     for config in (policy.config.get_text_config(), policy.generation_config):
-        if config is not None and (config.pad_token_id or 0) >= _rows(policy):
+        if config is not None and (config.pad_token_id or 0) >= n_embeddings(policy):
             config.pad_token_id = None
 
 
@@ -379,12 +384,12 @@ def check_vocabulary(
         ModelError: If one does.
     """
     prompts = max((max(ids) for ids in prompt_ids), default=0)
-    sampled = (token for token in tokenizer.get_vocab().values() if token < _rows(models["model"]))
+    sampled = (token for token in tokenizer.get_vocab().values() if token < n_embeddings(models["model"]))
     unpadded = max((token for token in sampled if token != tokenizer.pad_token_id), default=0)
     highest = max(prompts, unpadded, *ends, 0)
     for name, model in models.items():
-        rows = _rows(model)
-        if rows is not None and highest >= rows:
+        rows = n_embeddings(model)
+        if highest >= rows:
             raise ModelError(
                 f"{name} has {rows:,} embeddings and token {highest:,} is in use; give models of one vocabulary, or "
                 "call resize_token_embeddings(len(tokenizer)) on each"

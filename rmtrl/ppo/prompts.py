@@ -193,7 +193,7 @@ def _without_padding(dataset: Dataset) -> list[list[int]]:
 
 def _token_ids(value: Any, row: int) -> list[int]:
     try:
-        ids = np.array(value)
+        ids = np.array(value.tolist() if isinstance(value, torch.Tensor) else value)
     except ValueError:  # lists of several lengths
         ids = np.array(None)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):

@@ -5,7 +5,7 @@ Whatever judges is called once and checked; a failure stops training and shows t
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +54,11 @@ def call_reward(
     [-6.0]
     ```
     """
-    name = f"reward {getattr(reward, '__name__', type(reward).__name__)!r}"
-    return _judged(
-        lambda: reward(prompts=prompts, completions=completions, **columns), prompts, completions, name=name
-    )
+    return Samples(prompts, completions, columns).judged(reward, name=_name_of(reward))
+
+
+def _name_of(reward: RewardFunction) -> str:
+    return f"reward {getattr(reward, '__name__', type(reward).__name__)!r}"
 
 
 def checked_rewards(values: Any, prompts: Conversations, completions: Conversations, *, name: str) -> Floats:
@@ -78,37 +79,57 @@ def checked_rewards(values: Any, prompts: Conversations, completions: Conversati
     [1.0, 0.5]
     ```
     """
-    return checked_scores(
-        values, len(completions), name=name, sample="completion", error=RewardError,
-        shown=lambda index: f": {shown(prompts[index], completions[index])}",
-    )  # fmt: skip
+    return Samples(prompts, completions).checked(values, name=name)
 
 
-def _judged(run: Callable[[], Any], prompts: Conversations, completions: Conversations, *, name: str) -> Floats:
-    """Returns what `run` gives each completion, checked; of none, it is not run."""
-    if not len(completions):
-        return np.zeros(0)
-    return checked_rewards(_attributed(run, prompts, completions, name=name), prompts, completions, name=name)
+@dataclass(frozen=True)
+class Samples:
+    """N completions of their prompts, and the columns beside them, as every judge receives them."""
 
+    prompts: Conversations
+    completions: Conversations
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
-def _attributed(run: Callable[[], Any], prompts: Conversations, completions: Conversations, *, name: str) -> Any:
-    """Returns what `run` does; where it raises, the [`RewardError`] shows the sample that the error is of."""
-    n = len(completions)
-    if len(prompts) != n:
-        raise RewardError(f"got {len(prompts)} prompts and {n} completions for the {name}; wanted as many of each")
-    try:
-        return run()
-    except (RewardError, UsageError):
-        raise
-    except Exception as error:
-        own = failed_at(error, n)
-        which = f"completion {own[0]} of {n}" if len(own) == 1 else f"one of completions 0 to {n - 1}"
-        first = "" if len(own) == 1 else "the first is "
-        raise RewardError(
-            f"the {name} failed for {which}: {type(error).__name__}: {' '.join(str(error).split())}: "
-            f"{first}{shown(prompts[own[0]], completions[own[0]])}",
-            index=own[0] if len(own) == 1 else None,
-        ) from error
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def shown(self, index: int) -> str:
+        """Returns a sample as a message of an error ends with it."""
+        return shown(self.prompts[index], self.completions[index])
+
+    def checked(self, values: Any, *, name: str) -> Floats:
+        """Returns what `name` gave, one finite number a completion, `(N,)`."""
+        return checked_scores(
+            values, len(self), name=name, sample="completion", error=RewardError,
+            shown=lambda index: f": {self.shown(index)}",
+        )  # fmt: skip
+
+    def judged(self, judge: RewardFunction, *, name: str) -> Floats:
+        """Returns what a function in TRL's form gives, checked; of no completion, it is not called."""
+        if not len(self):
+            return np.zeros(0)
+        given = {"prompts": self.prompts, "completions": self.completions, **self.columns}
+        return self.checked(self.attributed(lambda: judge(**given), name=name), name=name)
+
+    def attributed(self, run: Callable[[], Any], *, name: str) -> Any:
+        """Returns what `run` does; where it raises, the [`RewardError`] shows the sample that the error is of."""
+        n = len(self)
+        if len(self.prompts) != n:
+            raise RewardError(
+                f"got {len(self.prompts)} prompts and {n} completions for the {name}; wanted as many of each"
+            )
+        try:
+            return run()
+        except (RewardError, UsageError):
+            raise
+        except Exception as error:
+            own, said = failed_at(error, n), f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if len(own) == 1:
+                line = f"the {name} failed for completion {own[0]} of {n}: {said}: {self.shown(own[0])}"
+                raise RewardError(line, index=own[0]) from error
+            raise RewardError(
+                f"the {name} failed for one of completions 0 to {n - 1}: {said}: the first is {self.shown(0)}"
+            ) from error
 
 
 def shown(prompt: Conversation, completion: Conversation) -> str:
@@ -151,21 +172,17 @@ class Filter:
         if not np.isfinite(self.reward):
             raise UsageError(f"got the reward {self.reward} of the filter {self.name!r}; wanted a finite number")
 
-    def __call__(self, prompts: Conversations, completions: Conversations, columns: Mapping[str, Any]) -> Floats:
+    def blocks(self, samples: Samples) -> Floats:
         """Returns 1 where the filter blocks and 0 elsewhere, `(N,)`.
 
         Raises:
             RewardError: If `blocked` fails or returns anything but one bool a completion.
         """
-        name = f"filter {self.name!r}"
-        given = {"prompts": prompts, "completions": completions, **columns}
-        blocked = _judged(lambda: self.blocked(**given), prompts, completions, name=name)
-        wrong = np.flatnonzero((blocked != 0) & (blocked != 1))
-        if len(wrong):
-            index = int(wrong[0])
+        blocked = samples.judged(self.blocked, name=f"filter {self.name!r}")
+        for index in np.flatnonzero((blocked != 0) & (blocked != 1)).tolist():
             raise RewardError(
-                f"the {name} returned {blocked[index]:g} for completion {index}; wanted True (blocked) or False: "
-                f"{shown(prompts[index], completions[index])}"
+                f"the filter {self.name!r} returned {blocked[index]:g} for completion {index}; wanted True (blocked) "
+                f"or False: {samples.shown(index)}"
             )
         return blocked
 
@@ -396,10 +413,10 @@ class ComposedReward:
             UsageError: If a step needs `completion_ids` or `truncated` and they are not given.
         """
         self.parts_ = {}
-        rewards = self._scored(prompts, completions, columns)
-        rewards = self._filtered(rewards, prompts, completions, columns)
+        samples = Samples(prompts, completions, columns)
+        rewards = self._filtered(self._scored(samples), samples)
         if self.length_penalty is not None:
-            self.parts_["length_penalty"] = self.length_penalty(_lengths(completions, columns.get("completion_ids")))
+            self.parts_["length_penalty"] = self.length_penalty(_lengths(samples))
             rewards = rewards - self.parts_["length_penalty"]
         if self.normalise:
             rewards = self.parts_["normalised"] = self._normalised(rewards)
@@ -448,43 +465,38 @@ class ComposedReward:
             self.scorer = RewardScorer.from_pretrained(self.scorer, progress=False)
         return self.scorer
 
-    def _scored(self, prompts: Conversations, completions: Conversations, columns: dict[str, Any]) -> Floats:
+    def _scored(self, samples: Samples) -> Floats:
         """Returns the calibrated scores, lowered by their uncertainty, `(N,)`."""
-        scorer = self._load()
+        scorer, std = self._load(), None
         if isinstance(scorer, Mapping):
-            scores, std = np.zeros(len(completions)), None
-            for name, one in scorer.items():
-                self.parts_[name] = call_reward(one, prompts, completions, **columns)
-                scores = scores + (1.0 if self.weights is None else self.weights[name]) * self.parts_[name]
+            weights = self.weights or dict.fromkeys(scorer, 1.0)
+            self.parts_ |= {name: samples.judged(one, name=_name_of(one)) for name, one in scorer.items()}
+            scores = sum((weights[name] * self.parts_[name] for name in scorer), np.zeros(len(samples)))
         elif isinstance(scorer, UncertainScorer) and scorer.aggregation == "mean":
-            scores, std = _distribution(scorer, prompts, completions)
+            scores, std = _distribution(scorer, samples)
         else:
-            scores, std = call_reward(scorer, prompts, completions, **columns), None
+            scores = samples.judged(scorer, name=_name_of(scorer))
         inner = scorer.parts_ if isinstance(scorer, ComposedReward) else {}
         self.parts_ |= {"score": scores} | inner  # a reward within is shown by its own parts
-        rewards = self._calibrated(scores, prompts, completions)
+        rewards = self._calibrated(scores, samples)
         if self.calibration is not None:
             self.parts_["calibrated"] = rewards
-        if std is not None:
-            self.parts_["score_std"] = std
-            lowered = self._calibrated(scores - self.pessimism * std, prompts, completions)
-            self.parts_["uncertainty"] = rewards - lowered
-            return lowered
-        return rewards
+        if std is None:
+            return rewards
+        lowered = self._calibrated(scores - self.pessimism * std, samples)
+        self.parts_ |= {"score_std": std, "uncertainty": rewards - lowered}
+        return lowered
 
-    def _calibrated(self, scores: Floats, prompts: Conversations, completions: Conversations) -> Floats:
+    def _calibrated(self, scores: Floats, samples: Samples) -> Floats:
         calibration = self.calibration
-        if calibration is None:
+        if calibration is None or not len(samples):
             return scores
-        return _judged(lambda: calibration(scores), prompts, completions, name="calibration")
+        return samples.checked(samples.attributed(lambda: calibration(scores), name="calibration"), name="calibration")
 
-    def _filtered(
-        self, rewards: Floats, prompts: Conversations, completions: Conversations, columns: dict[str, Any]
-    ) -> Floats:
+    def _filtered(self, rewards: Floats, samples: Samples) -> Floats:
         fixed = np.full(len(rewards), np.inf)
         for own in self.filters:
-            blocked = own(prompts, completions, columns)
-            self.parts_[own.name] = blocked
+            blocked = self.parts_[own.name] = own.blocks(samples)
             fixed = np.where(blocked == 1.0, np.minimum(fixed, own.reward), fixed)
         return np.where(np.isfinite(fixed), fixed, rewards)
 
@@ -532,27 +544,21 @@ class ComposedReward:
             raise UsageError(f"got the name {sorted(twice)[0]!r} twice, or for a step that has it; give another")
 
 
-def _distribution(
-    scorer: UncertainScorer, prompts: Conversations, completions: Conversations
-) -> tuple[Floats, Floats]:
+def _distribution(scorer: UncertainScorer, samples: Samples) -> tuple[Floats, Floats]:
     """Returns scores and their standard deviations, `(N,)` each."""
-    if not len(completions):
+    if not len(samples):
         return np.zeros(0), np.zeros(0)
-    name = f"reward {scorer.__name__!r}"
-    sides: Any = zip(prompts, completions, strict=True)
-    found = _attributed(
-        lambda: scorer.distribution([prompt + answer for prompt, answer in sides]), prompts, completions, name=name
-    )
-    return (
-        checked_rewards(found.mean, prompts, completions, name=name),
-        checked_rewards(found.std, prompts, completions, name=f"uncertainty of the {name}"),
-    )
+    name = _name_of(scorer)
+    sides: Any = zip(samples.prompts, samples.completions, strict=True)
+    found = samples.attributed(lambda: scorer.distribution([prompt + own for prompt, own in sides]), name=name)
+    return samples.checked(found.mean, name=name), samples.checked(found.std, name=f"uncertainty of the {name}")
 
 
-def _lengths(completions: Conversations, completion_ids: Sequence[Sequence[int]] | None) -> list[int]:
+def _lengths(samples: Samples) -> list[int]:
     """Returns the length of each completion in tokens."""
+    completion_ids = samples.columns.get("completion_ids")
     if completion_ids is None:
         raise UsageError("the length penalty counts tokens; pass completion_ids, a list of token ids a completion")
-    if len(completion_ids) != len(completions):
-        raise RewardError(f"got completion_ids of {len(completion_ids)} for {len(completions)} completions")
+    if len(completion_ids) != len(samples):
+        raise RewardError(f"got completion_ids of {len(completion_ids)} for {len(samples)} completions")
     return [len(ids) for ids in completion_ids]

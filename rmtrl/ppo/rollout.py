@@ -3,6 +3,7 @@
 Every process generates and scores its share of the rows, computes its share of each pass, and knows all results.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from rmtrl.ppo.loss import response_logits, token_logprobs
 from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.reward_model import Reward, closes_cut_turns
 from rmtrl.ppo.rewards import call_reward, shown
+from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
 
 logger = get_logger(__name__)
 
@@ -74,28 +76,16 @@ def make_plan(
     ```
     """
     call = _CALL_TOKENS["cpu" if device_type == "cpu" else "accelerator"]
+    costs = Costs(cell=0.0, call=call, most_tokens=sys.maxsize, most_rows=rows_per_pass)
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
     size = len(lengths) // n_mini_batches
-    deals = (sorted(order[start : start + size], key=lambda row: lengths[row]) for start in range(0, len(order), size))
-    return Plan(tuple(_cut(rows, lengths, rows_per_pass, world_size, call) for rows in deals))
-
-
-def _cut(
-    rows: Sequence[int], lengths: Sequence[int], rows_per_pass: int, world_size: int, call: int
-) -> tuple[tuple[int, ...], ...]:
-    """Cuts rows sorted by length into passes of whole groups of `world_size`, for least padding and calls."""
-    # least cost of the first n groups of world_size rows, and where its last pass starts
-    best: list[tuple[int, int]] = [(0, 0)]
-    for end in range(1, len(rows) // world_size + 1):
-        width, starts = lengths[rows[end * world_size - 1]], range(max(0, end - rows_per_pass), end)
-        best.append(min((best[start][0] + (end - start) * width + call, start) for start in starts))
-    passes: list[tuple[int, ...]] = []
-    end = len(best) - 1
-    while end:
-        start = best[end][1]
-        passes.insert(0, tuple(rows[start * world_size : end * world_size]))
-        end = start
-    return tuple(passes)
+    mini_batches = []
+    for start in range(0, len(order), size):
+        rows = sorted(order[start : start + size], key=lambda row: lengths[row])
+        groups = [rows[first : first + world_size] for first in range(0, size, world_size)]  # a row a process
+        passes = like_lengths([lengths[group[-1]] for group in groups], costs)
+        mini_batches.append(tuple(tuple(row for place in own for row in groups[place]) for own in passes))
+    return Plan(tuple(mini_batches))
 
 
 @dataclass(frozen=True)

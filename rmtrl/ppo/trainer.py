@@ -28,7 +28,7 @@ from rmtrl.ppo._base import PPOBase, init_trainer
 from rmtrl.ppo.backbone import SharedValue, check_adapter, share_reward
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans, Rows
-from rmtrl.ppo.loss import AdaptiveKLController, FixedKLController
+from rmtrl.ppo.loss import make_kl_controller
 from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
 from rmtrl.ppo.reward_model import Reward, as_reward, as_rewards, training_reward, unscaled
 from rmtrl.ppo.rollout import Episodes, Plan, Rollout, Scores
@@ -123,22 +123,14 @@ class PPOTrainer(PPOBase):
     processing_class: PreTrainedTokenizerBase
 
     def __init__(
-        self,
-        args: PPOConfig,
-        processing_class: PreTrainedTokenizerBase,
-        model: "str | Path | PreTrainedModel | PeftModel",
-        ref_model: "str | Path | PreTrainedModel | None" = None,
-        reward_model: Any = None,
-        train_dataset: Dataset | None = None,
-        value_model: nn.Module | None = None,
-        data_collator: Any = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        self, args: PPOConfig, processing_class: PreTrainedTokenizerBase,
+        model: "str | Path | PreTrainedModel | PeftModel", ref_model: "str | Path | PreTrainedModel | None" = None,
+        reward_model: Any = None, train_dataset: Dataset | None = None, value_model: nn.Module | None = None,
+        data_collator: Any = None, eval_dataset: Dataset | dict[str, Dataset] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        callbacks: list[TrainerCallback] | None = None,
-        peft_config: PeftConfig | None = None,
-        *,
-        eval_scorers: "dict[str, Callable[..., Any]] | None" = None,
-    ) -> None:
+        callbacks: list[TrainerCallback] | None = None, peft_config: PeftConfig | None = None, *,
+        eval_scorers: dict[str, Callable[..., Any]] | None = None,
+    ) -> None:  # fmt: skip
         if reward_model is None or train_dataset is None:
             raise UsageError("PPOTrainer needs a reward_model and a train_dataset")
         models.check_roles(model, ref_model, reward_model, value_model)
@@ -155,45 +147,34 @@ class PPOTrainer(PPOBase):
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
         self.reward, reward_network = as_reward(reward_model, processing_class, self.train_prompts)
-        low, high = args.reward_clip_range or (0.0, 0.0)
+        clip = None if args.reward_clip_range is None else (args.reward_clip_range[0], args.reward_clip_range[1])
         self.reward = training_reward(
-            self.reward, clip=(low, high) if low < high else None,
-            normalise="mean_std" if args.normalize_rewards else False,
-        )  # fmt: skip
+            self.reward, clip=clip, normalise="mean_std" if args.normalize_rewards else False
+        )
         self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
         reference = models.load_policy(ref_model, **loading)
         self.ref_model, reference_adapter = models.choose_reference(policy, reference, peft_config, args)
-        shares = args.one_backbone and value_model is None
-        value = (
-            SharedValue(policy)
-            if shares
-            else models.choose_value_model(value_model, reward_network, policy, peft_config)
-        )
-        given = {"model": policy, "ref_model": reference, "reward_model": reward_network}
-        given["value_model"] = getattr(value, "model", value)
+        if args.one_backbone and value_model is None:
+            value: nn.Module = SharedValue(policy)
+        else:
+            value = models.choose_value_model(value_model, reward_network, policy, peft_config)
+        given = {"model": policy, "ref_model": reference, "reward_model": reward_network,
+                 "value_model": getattr(value, "model", value)}  # fmt: skip
         every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
         models.check_vocabulary(given, processing_class, every, self.generator.end_token_ids)
         models.check_positions(given, max(map(len, every)) + args.response_length)
-        for module in (policy, value, self.ref_model):
-            if module is not None:
-                models.disable_dropout(module)
+        models.disable_dropout(policy, value, self.ref_model)
         both = models.PolicyAndValue(policy, value, reference_adapter)
         init_trainer(
             self, model=both, args=args, data_collator=lambda rows: rows,
             train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
             callbacks=[_RunEvents(self), *(callbacks or [])], optimizers=optimizers,
         )  # fmt: skip
-        if self.ref_model is not None:
-            self.ref_model.to(self.accelerator.device)
-        if reward_network is not None:
-            reward_network.to(self.accelerator.device)
+        for network in filter(None, (self.ref_model, reward_network)):
+            network.to(self.accelerator.device)
         self.schedule = make_schedule(args, self.accelerator.num_processes, len(self.train_prompts))
         self.batch_size, self.num_total_batches = self.schedule.batch_size, self.schedule.n_updates
-        self.kl_controller = (
-            FixedKLController(args.kl_coef)
-            if args.kl_target is None
-            else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
-        )
+        self.kl_controller = make_kl_controller(args.kl_coef, args.kl_target, args.kl_horizon)
         self._start: RunState | None = None  # as the run was before it was first trained
         self._resumed: tuple[str, RunState] | None = None
         self._began: tuple[float, int] | None = None  # when this process trained first, and the updates before
@@ -253,9 +234,7 @@ class PPOTrainer(PPOBase):
     def _begin(self) -> None:
         """Takes up the run's state, once the models are loaded and before anything is trained."""
         assert self._start is not None
-        models.forget_pad_outside(
-            self.accelerator.unwrap_model(self.model).policy
-        )  # it was just copied from the tokenizer
+        models.forget_pad_outside(self.accelerator.unwrap_model(self.model).policy)
         stored = self._start
         if self._resumed is not None:
             folder, stored = self._resumed
@@ -333,7 +312,7 @@ class PPOTrainer(PPOBase):
             clear_device_cache()
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Returns 6 × weights × tokens of the passes of an update, as the host counts; sampling is not counted."""
+        """Returns the operations of an update's passes, 6 a weight and token; those of sampling are not counted."""
         weights = sum(weight.numel() for weight in self.model.parameters())
         tokens, self._trained_tokens = self._trained_tokens, 0
         return 6 * weights * tokens // self.accelerator.num_processes
@@ -344,13 +323,10 @@ class PPOTrainer(PPOBase):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the means of what the updates since the last log came to."""
         if self._metrics and "loss" in logs:
-            figures = {name: own[-1] if name in _LAST else sum(own) / len(own) for name, own in self._metrics.items()}
-            # the host's own know nothing of updates before this process
-            own = {
-                "loss": self._last_log["loss_since"] / (self.state.global_step - self._last_log["step"]),
-                "grad_norm": self._metrics["policy/grad_norm"][-1],
-            }
-            logs = logs | own | figures | {"lr": logs["learning_rate"]}
+            figures = {name: of[-1] if name in _LAST else sum(of) / len(of) for name, of in self._metrics.items()}
+            n_updates = self.state.global_step - self._last_log["step"]  # the host's own begin with this process
+            logs |= {"loss": self._last_log["loss_since"] / n_updates, "lr": logs["learning_rate"]} | figures
+            logs["grad_norm"] = self._metrics["policy/grad_norm"][-1]
             self._metrics.clear()
             self._last_log = {"step": self.state.global_step, "loss_since": 0.0}
         super().log(logs, start_time)
@@ -474,11 +450,9 @@ class PPOTrainer(PPOBase):
     # evaluation
 
     def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        ignore_keys: list[str] | None = None,
+        self, eval_dataset: Dataset | dict[str, Dataset] | None = None, ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+    ) -> dict[str, float]:  # fmt: skip
         """Returns the figures of `num_eval_generations` responses to each prompt, over all processes.
 
         `{prefix}_reward` (before normalisation, which moves with training, and clip), `_kl` (nats a response),

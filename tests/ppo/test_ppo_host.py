@@ -51,7 +51,7 @@ def test_a_plateau_of_the_reward_lowers_the_learning_rate(new_trainer, prompts, 
     assert [row["lr"] for row in logs(trainer)] == [1e-3, 1e-3, 5e-4, 2.5e-4]
 
 
-def test_operations_are_counted_as_the_host_counts_them(new_trainer):
+def test_operations_are_six_a_weight_and_token(new_trainer):
     trainer = new_trainer(max_steps=3)
     tokens, update = [], trainer.update
 
