@@ -11,7 +11,7 @@ from rmtrl.cli.console import Data, Json, Map, Split, print_json, print_table, r
 from rmtrl.errors import DataError
 
 if TYPE_CHECKING:
-    from rmtrl.data.bias import AnnotatorBias
+    from rmtrl.data.annotations.bias import AnnotatorBias
 
 
 def coverage(
@@ -29,10 +29,10 @@ def coverage(
     as_json: Json = False,
 ) -> None:
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
-    from rmtrl.data.annotations.forms import read_annotations
-    from rmtrl.data.bias import preference_rates
-    from rmtrl.data.coverage import coverage as compare
-    from rmtrl.data.coverage import read_design
+    from rmtrl.data.annotations.bias import preference_rates, vote_bias
+    from rmtrl.data.annotations.reading import read_annotations
+    from rmtrl.data.design import coverage as compare
+    from rmtrl.data.design import read_design
     from rmtrl.data.reading.loading import load_rows
 
     plan = read_design(design)
@@ -44,10 +44,11 @@ def coverage(
         pairs,
         plan,
         judgments_per_item=per_item,
-        criteria=() if judged is None else judged.ratings.criteria,
+        criteria=() if judged is None else judged.criteria,
         sources=Counter(str(row.get("source", "unknown")) for row in texts) or None,
     )
-    biases = [] if judged is None else _biases(judged, texts)
+    given = (_response(number, row) for number, row in enumerate(texts, 1))
+    biases = [] if judged is None else vote_bias(judged, dict(given))
     flagged = {bias.annotator: list(bias.flags) for bias in biases if bias.flags}
     if as_json:
         rates = {
@@ -73,9 +74,11 @@ def coverage(
 
 
 def _judgments_per_item(judged: Any) -> list[int]:
-    items = set(zip(judged.ratings.item.tolist(), judged.ratings.annotator.tolist(), strict=True))
-    counts = Counter(item for item, _ in items) or Counter(judged.votes.pair.tolist())
-    return list(counts.values())
+    from rmtrl.data.annotations.reading import ITEM
+
+    if len(judged.ratings):
+        return list(judged.ratings.groupby(ITEM).annotator.nunique())
+    return list(judged.votes.pair.value_counts())
 
 
 def _longer(bias: "AnnotatorBias") -> str:
@@ -85,27 +88,8 @@ def _longer(bias: "AnnotatorBias") -> str:
     return f", longer side {bias.longer}{above}"
 
 
-def _biases(judged: Any, texts: list[dict[str, Any]]) -> "list[AnnotatorBias]":
-    import numpy as np
-
-    from rmtrl.data.bias import annotator_bias
-
-    given = dict(_response(number, row) for number, row in enumerate(texts, 1))
-    lengths = np.array([_chars(given.get(item, judged.responses.get(item))) for item in judged.items])
-    votes = judged.votes
-    if not len(votes.pair):
-        return []
-    wins = np.array([1.0, 0.0, 0.5])[votes.choice]
-    first, second = votes.first[votes.pair], votes.second[votes.pair]
-    longer = lengths[first] - lengths[second]
-    prompts = [judged.items[item][0] for item in first]
-    names = [judged.annotators[number] for number in votes.annotator]
-    shown_wins, shown_longer = np.where(votes.swapped, 1 - wins, wins), np.where(votes.swapped, -longer, longer)
-    return annotator_bias(names, votes.pair, prompts, shown_wins, shown_longer, votes.swapped)
-
-
 def _response(number: int, row: dict[str, Any]) -> tuple[tuple[str, str], Any]:
-    from rmtrl.data.annotations.texts import as_text
+    from rmtrl.data.annotations.reading import as_text
 
     missing = [name for name in ("item_id", "prompt_id", "response") if row.get(name) is None]
     if missing:
@@ -115,11 +99,3 @@ def _response(number: int, row: dict[str, Any]) -> tuple[tuple[str, str], Any]:
         return (str(row["prompt_id"]), str(row["item_id"])), as_text(row["response"])
     except DataError as error:
         raise DataError(f"the response in row {number} of --responses: {error}") from error
-
-
-def _chars(text: Any) -> float:
-    from rmtrl.data.messages import conversation_text
-
-    if text is None:
-        return float("nan")
-    return float(len(conversation_text(text)))

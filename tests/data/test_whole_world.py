@@ -1,9 +1,9 @@
 """Every planted defect of the embedded world is found by the detector made for it; a clean world has none."""
 
 import pytest
-from test_bias import judged
+from world_votes import judged
 
-from rmtrl.data.bias import annotator_bias
+from rmtrl.data.annotations.bias import annotator_bias
 from rmtrl.data.clusters import with_clusters
 from rmtrl.data.contamination import contamination
 from rmtrl.data.splits import make_splits

@@ -1,21 +1,40 @@
 """Scores of items from ratings and votes: criterion score, Borda score, their blend, and the order within a prompt."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from rmtrl.data.annotations.ranking import TIE_BREAKS, TIE_RULES, rank_items
-from rmtrl.data.annotations.tables import Annotations, Item
+from rmtrl.data.annotations.reading import ITEM, Annotations, Item
 from rmtrl.errors import UsageError
-
-Floats = NDArray[np.float64]
+from rmtrl.metrics import Floats
 
 ALPHA = 0.6
 MAX_SPREAD = 0.25  # one step of a five-point scale
+_COLUMNS = (
+    "criterion",
+    "variance",
+    "borda",
+    "final",
+    "wins",
+    "comparisons",
+    "judgments",
+    "rank",
+    "excluded",
+    "flagged",
+)
+
+TIE_RULES = ("wins", "top_criterion", "criterion", "variance", "seeded")
+"""Rules that can break a tie: more wins, higher score on the criterion of most weight, higher criterion score, lower
+variance between annotators, hash of seed and ids (arbitrary, but always the same)."""
+
+TIE_BREAKS = ("wins", "top_criterion", "seeded")
+"""Default order of tie-breaks; the other in use is ("criterion", "variance", "seeded")."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +78,17 @@ class ItemScores:
     def rows(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary an item, ready for JSON, None where a score is undefined."""
 
-        def plain(value: float) -> float | None:
-            return float(value) if math.isfinite(value) else None
-
+        table = pd.DataFrame({name: getattr(self, name) for name in _COLUMNS})
+        by_criterion = pd.DataFrame(self.criterion_scores, columns=list(self.criteria))
         return [
-            {
-                "item_id": item_id,
-                "prompt_id": prompt_id,
-                "criteria": {n: plain(s) for n, s in zip(self.criteria, self.criterion_scores[k], strict=True)},
-                **{name: plain(getattr(self, name)[k]) for name in ("criterion", "variance", "borda", "final")},
-                "wins": float(self.wins[k]),
-                "comparisons": float(self.comparisons[k]),
-                "judgments": int(self.judgments[k]),
-                "rank": int(self.rank[k]) or None,
-                "excluded": bool(self.excluded[k]),
-                "flagged": bool(self.flagged[k]),
-            }
-            for k, (prompt_id, item_id) in enumerate(self.items)
+            {"item_id": item_id, "prompt_id": prompt_id, "criteria": scores, **row, "rank": row["rank"] or None}
+            for (prompt_id, item_id), scores, row in zip(self.items, _plain(by_criterion), _plain(table), strict=True)
         ]
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the rows with None for NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def blend(criterion: Any, borda: Any, alpha: float = ALPHA) -> Floats:
@@ -110,7 +122,7 @@ def aggregate(
 
     A rating x becomes (x − low) / (high − low). An item that lacks a criterion is scored by those it has, their
     weights scaled up to sum to 1, and counted as incomplete. Items whose final scores differ by no more than the
-    tolerance from the best of them are ranked by `tie_breaks`, see [`rmtrl.data.annotations.ranking`].
+    tolerance from the best of them are ranked by `tie_breaks`, see [`rank_items`].
 
     Args:
         annotations ([`Annotations`]): The judgments.
@@ -137,35 +149,42 @@ def aggregate(
     ```
     """
     _check(alpha, quorum, tie_breaks, tolerance, seed)
-    criteria, n_items = annotations.ratings.criteria, len(annotations.items)
-    shares = _criterion_weights(criteria, weights)
-    trust = annotator_trust(annotations.annotators, annotator_weights)
-    scores, variances = _criterion_scores(annotations, trust)
-    wins, comparisons, borda = _borda(annotations, trust)
-    criterion = _weighted(scores, shares)
-    judgments = _judgments(annotations)
-    spread = (np.sqrt(variances) > max_spread) & (shares > 0)
-    excluded = judgments < quorum
-    flagged = spread.any(axis=1) | _on_split_votes(annotations)
-    final = blend(criterion, borda, alpha)
-    incomplete = (np.isnan(scores) & (shares > 0)).any(axis=1) & np.isfinite(criterion)
-    top = scores[:, np.argmax(shares)] if len(criteria) else np.full(n_items, np.nan)
-    variance = _weighted(variances, shares)
-    better = {"wins": wins, "top_criterion": top, "criterion": criterion, "variance": -variance}
-    rules = [better.get(name) for name in tie_breaks]
+    criteria, items = list(annotations.criteria), pd.MultiIndex.from_tuples(annotations.items, names=ITEM)
+    shares = pd.Series(_criterion_weights(criteria, weights), criteria, float)
+    trust = annotator_trust(annotations, annotator_weights)
+    scores, variances = (table.reindex(items) for table in _criterion_scores(annotations, trust))
+    sides = _sides(annotations.votes, trust)
+    table = _borda(sides).reindex(items, fill_value=0)
+    table["borda"] = table.points / table.comparisons
+    table["criterion"], table["variance"] = _weighted(scores, shares), _weighted(variances, shares)
+    table["final"] = blend(table.criterion, table.borda, alpha)
+    judged = pd.concat([annotations.ratings, sides])[[*ITEM, "annotator"]].drop_duplicates()
+    table["judgments"] = judged.groupby(ITEM).size().reindex(items, fill_value=0)
+    table["excluded"] = table.judgments < quorum
+    counted = shares > 0
+    table["flagged"] = (table.split > 0) | (np.sqrt(variances.loc[:, counted]) > max_spread).any(axis=1)
+    incomplete = scores.loc[:, counted].isna().any(axis=1) & table.criterion.notna()
+    better = table.assign(variance=-table.variance, top_criterion=scores[shares.idxmax()] if criteria else math.nan)
+    rules = [None if name == "seeded" else better[name].to_numpy() for name in tie_breaks]
+    ranked = ~table.excluded.to_numpy()
+    table["rank"] = rank_items(
+        annotations.items, table.final.to_numpy(), ranked, rules, tolerance=tolerance, seed=seed
+    )
     return ItemScores(
-        annotations.items, criteria, dict(zip(criteria, shares.tolist(), strict=True)), scores, criterion, variance,
-        borda, wins, comparisons, final, judgments, excluded, flagged,
-        rank_items(annotations.items, final, ~excluded, rules, tolerance=tolerance, seed=seed),
-        {
-            "items": n_items,
-            "excluded": int(excluded.sum()),
-            "flagged": int(flagged.sum()),
-            "without_ratings": int(np.isnan(criterion).sum()),
-            "without_votes": int(np.isnan(borda).sum()),
+        items=annotations.items,
+        criteria=annotations.criteria,
+        weights=shares.to_dict(),
+        criterion_scores=scores.to_numpy(),
+        **{name: table[name].to_numpy() for name in _COLUMNS},
+        counts={
+            "items": len(table),
+            "excluded": int(table.excluded.sum()),
+            "flagged": int(table.flagged.sum()),
+            "without_ratings": int(table.criterion.isna().sum()),
+            "without_votes": int(table.borda.isna().sum()),
             "incomplete": int(incomplete.sum()),
         },
-    )  # fmt: skip
+    )
 
 
 def _check(alpha: float, quorum: int, tie_breaks: Sequence[str], tolerance: float, seed: int) -> None:
@@ -182,9 +201,9 @@ def _check(alpha: float, quorum: int, tie_breaks: Sequence[str], tolerance: floa
         raise UsageError(f"no tie-break {', '.join(unknown)}; wanted some of {', '.join(TIE_RULES)}")
 
 
-def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | None) -> Floats:
+def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | None) -> Sequence[float]:
     if weights is None:
-        return np.full(len(criteria), 1 / max(len(criteria), 1))
+        return [1 / len(criteria) for _ in criteria]
     unknown = [name for name in weights if name not in criteria]
     if unknown:
         raise UsageError(f"no ratings of {', '.join(unknown)}; the criteria are {', '.join(criteria) or 'none'}")
@@ -192,88 +211,114 @@ def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | N
         raise UsageError(f"got weights {dict(weights)}; wanted numbers of 0 or more")
     if not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
         raise UsageError(f"the weights sum to {sum(weights.values()):g}; wanted 1: divide each by the sum")
-    return np.array([weights.get(name, 0.0) for name in criteria])
+    return [weights.get(name, 0.0) for name in criteria]
 
 
-def annotator_trust(annotators: Sequence[str], weights: Mapping[str, float] | None) -> Floats:
-    """Returns the weight of each annotator, `(A,)`, 1 where not named.
+def annotator_trust(annotations: Annotations, weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Returns the weight of each annotator by name, 1 where not named.
 
     Args:
-        annotators (`Sequence[str]`): Names of the A annotators.
+        annotations ([`Annotations`]): The judgments.
         weights (`Mapping[str, float]`, *optional*): Weight by name, 0 or more.
 
     Raises:
         UsageError: If a name is unknown or a weight is negative or not finite.
+    """
+    weights, annotators = weights or {}, annotations.annotators
+    if unknown := [name for name in weights if name not in annotators]:
+        raise UsageError(f"no judgments by {', '.join(unknown)}; the annotators are {', '.join(annotators)}")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise UsageError(f"got annotator weights {dict(weights)}; wanted numbers of 0 or more")
+    return dict.fromkeys(annotators, 1.0) | dict(weights)
+
+
+def _criterion_scores(annotations: Annotations, trust: Mapping[str, float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the weighted mean and variance between annotators on 0–1, by item and criterion."""
+    ratings, (low, high) = annotations.ratings.set_index(ITEM), annotations.likert
+    scores = (ratings[list(annotations.criteria)] - low) / (high - low)
+    weight = ratings.weight * ratings.annotator.map(trust)
+    total = scores.notna().mul(weight, axis=0).groupby(level=ITEM).sum()
+    mean = scores.mul(weight, axis=0).groupby(level=ITEM).sum() / total
+    deviation = (scores - mean.reindex(scores.index)) ** 2
+    return mean, deviation.mul(weight, axis=0).groupby(level=ITEM).sum() / total
+
+
+def _weighted(values: pd.DataFrame, shares: pd.Series) -> pd.Series:
+    """Returns the mean over the criteria an item has."""
+    return values.mul(shares).sum(axis=1) / values.notna().mul(shares).sum(axis=1)
+
+
+def _sides(votes: pd.DataFrame, trust: Mapping[str, float]) -> pd.DataFrame:
+    """Returns one row a vote and item, with its points (1, ½ or 0) and whether the vote on its pair was split.
+
+    It was where a pair has two or more votes and no choice has more than half of them.
+    """
+    n = votes.groupby("pair").pair.transform("size")
+    largest = votes.groupby(["pair", "choice"]).pair.transform("size").groupby(votes.pair).transform("max")
+    votes = votes.assign(
+        weight=votes.weight * votes.annotator.map(trust), split=((n > 1) & (2 * largest <= n)).astype(int)
+    )
+    points = votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5})
+    return pd.concat([votes.assign(item_id=votes.a, points=points), votes.assign(item_id=votes.b, points=1 - points)])
+
+
+def _borda(sides: pd.DataFrame) -> pd.DataFrame:
+    """Returns wins, points and comparisons by weight of each item voted on, and whether a vote on it was split."""
+    sides = sides.assign(wins=sides.weight * (sides.points == 1), points=sides.weight * sides.points)
+    table = sides.groupby(ITEM).agg({"wins": "sum", "points": "sum", "weight": "sum", "split": "max"})
+    return table.rename(columns={"weight": "comparisons"})
+
+
+def rank_items(
+    items: Sequence[Item],
+    scores: NDArray[np.float64],
+    ranked: NDArray[np.bool_],
+    rules: Sequence[NDArray[np.float64] | None],
+    *,
+    tolerance: float = 1e-9,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Returns the rank of each item among those of its prompt, from 1 on, and 0 for items not ranked, `(I,)`.
+
+    Items whose score is within the tolerance of the best one not yet placed are tied with it, so the order does not
+    depend on that of the input. What no rule tells apart stands in the order of the ids.
+
+    Args:
+        items (`Sequence[Item]`): Prompt id and item id of the I items.
+        scores (`(I,)` array): Higher is better; NaN comes last.
+        ranked (`(I,)` array): Whether to rank the item.
+        rules (`Sequence` of `(I,)` arrays or `None`): Values that break ties, higher is better, NaN last; `None` is
+            the hash of seed and ids.
+        tolerance (`float`): Scores this near are a tie.
+        seed (`int`): Seed of the hash.
 
     Example:
 
     ```python
-    >>> annotator_trust(["ann", "bo"], {"bo": 0.5}).tolist()
-    [1.0, 0.5]
+    >>> items = [("p", "a"), ("p", "b"), ("p", "c")]
+    >>> rank_items(items, np.array([0.5, 0.9, 0.5]), np.ones(3, bool), [np.array([0.0, 1.0, 2.0])]).tolist()
+    [3, 1, 2]
     ```
     """
-    weights = weights or {}
-    unknown = [name for name in weights if name not in annotators]
-    if unknown:
-        raise UsageError(f"no judgments by {', '.join(unknown)}; the annotators are {', '.join(annotators)}")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
-        raise UsageError(f"got annotator weights {dict(weights)}; wanted numbers of 0 or more")
-    return np.array([weights.get(name, 1.0) for name in annotators])
+    table = pd.DataFrame(list(items), columns=ITEM).assign(score=_descending(scores))
+    keys = [f"rule {number}" for number in range(len(rules))]
+    for key, rule in zip(keys, rules, strict=True):
+        table[key] = [_hash(seed, item) for item in items] if rule is None else _descending(rule).round(9)
+    table = table[ranked].sort_values(["prompt_id", "score"])
+    best = ("", math.inf)  # prompt and score of the best item of a tie
+    ties = []
+    for prompt_id, score in zip(table.prompt_id, table.score, strict=True):
+        best = best if best[0] == prompt_id and score <= best[1] + tolerance else (prompt_id, score)
+        ties.append(best[1])
+    order = table.assign(score=ties).sort_values(["prompt_id", "score", *keys, "item_id"])
+    ranks = np.zeros(len(items), np.int64)
+    ranks[order.index] = order.groupby("prompt_id").cumcount() + 1
+    return ranks
 
 
-def _criterion_scores(annotations: Annotations, trust: Floats) -> tuple[Floats, Floats]:
-    """Returns the weighted mean and variance between annotators on 0–1, `(I, C)` each."""
-    ratings, n_items = annotations.ratings, len(annotations.items)
-    low, high = annotations.likert
-    scores = (ratings.scores - low) / (high - low)
-    means = np.full((n_items, len(ratings.criteria)), np.nan)
-    variances = means.copy()
-    for column, score in enumerate(scores.T):
-        known = np.isfinite(score)
-        item, score = ratings.item[known], score[known]
-        weight = ratings.weight[known] * trust[ratings.annotator[known]]
-        total = np.bincount(item, weight, n_items)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means[:, column] = np.bincount(item, weight * score, n_items) / total
-            deviation = (score - means[item, column]) ** 2
-            variances[:, column] = np.bincount(item, weight * deviation, n_items) / total
-    return means, variances
+def _descending(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isnan(values), np.inf, -values)
 
 
-def _weighted(values: Floats, shares: Floats) -> Floats:
-    """Returns the mean over the criteria an item has, `(I,)`."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, values, 0.0) @ shares / (known @ shares)
-
-
-def _borda(annotations: Annotations, trust: Floats) -> tuple[Floats, Floats, Floats]:
-    votes, n_items = annotations.votes, len(annotations.items)
-    weight = votes.weight * trust[votes.annotator]
-    wins, ties, comparisons = np.zeros(n_items), np.zeros(n_items), np.zeros(n_items)
-    for choice, side in ((0, votes.first), (1, votes.second)):
-        item = side[votes.pair]
-        wins += np.bincount(item, weight * (votes.choice == choice), n_items)
-        ties += np.bincount(item, weight * (votes.choice == 2), n_items)
-        comparisons += np.bincount(item, weight, n_items)
-    with np.errstate(invalid="ignore"):
-        return wins, comparisons, (wins + ties / 2) / comparisons
-
-
-def _judgments(annotations: Annotations) -> NDArray[np.int64]:
-    """Returns how many annotators judged each item in either way, `(I,)`."""
-    ratings, votes = annotations.ratings, annotations.votes
-    items = np.concatenate([ratings.item, votes.first[votes.pair], votes.second[votes.pair]])
-    annotators = np.concatenate([ratings.annotator, votes.annotator, votes.annotator])
-    distinct = np.unique(items * len(annotations.annotators) + annotators)
-    return np.bincount(distinct // len(annotations.annotators), minlength=len(annotations.items))
-
-
-def _on_split_votes(annotations: Annotations) -> NDArray[np.bool_]:
-    """Returns which items stand in a pair of two or more votes where no choice has more than half of them."""
-    votes = annotations.votes
-    counts = np.bincount(votes.pair * 3 + votes.choice, minlength=3 * len(votes.first)).reshape(-1, 3)
-    split = (counts.sum(1) > 1) & (counts.max(1, initial=0) * 2 <= counts.sum(1))
-    flagged = np.zeros(len(annotations.items), bool)
-    flagged[votes.first[split]] = flagged[votes.second[split]] = True
-    return flagged
+def _hash(seed: int, item: Item) -> str:
+    return hashlib.sha256("\x1f".join((str(seed), *item)).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,25 +1,28 @@
-"""How far annotators agree, by criterion and domain, with what that means in plain words."""
+"""How far annotators agree, by criterion and domain, with what that means in plain words.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+Every coefficient is computed from weighted units, so the value (all weights 1) and its bootstrap (weights: how often a
+unit was drawn) come from one formula and a thousand resamples cost little more than one. The values equal those of
+the packages krippendorff, statsmodels, scikit-learn and irrCAC.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 from tqdm.auto import tqdm
 
-from rmtrl.data.annotations.coefficients import (
-    SCALES,
-    Floats,
-    Ints,
-    Scale,
-    agreement_coefficients,
-    cohen_kappas,
-    count_values,
-)
-from rmtrl.data.annotations.tables import Annotations
+from rmtrl.data.annotations.reading import ITEM, Annotations
 from rmtrl.errors import UsageError
+from rmtrl.metrics import Floats, binomial_estimate, bootstrap_estimates, defined
 from rmtrl.types import Estimate
 
+Scale = Literal["nominal", "ordinal", "interval"]
+
+SCALES = ("nominal", "ordinal", "interval")
 TARGET = 0.6
 FEWEST = 10
 """Items judged twice or more below which no level of agreement is named."""
@@ -73,17 +76,15 @@ class Agreement:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
-
-        def plain(estimate: Estimate | None) -> dict[str, Any] | None:
-            return None if estimate is None else estimate.as_dict()
-
+        fields = ("criterion", "domain", "scale", "units", "paired_units", "judgments")
+        pairs = [
+            {"annotators": list(names), "kappa": found and found.as_dict()}
+            for names, found in self.cohen_pairs.items()
+        ]
         return {
-            **{name: getattr(self, name) for name in ("criterion", "domain", "scale", "units", "paired_units")},
-            "judgments": self.judgments,
-            **{name: plain(estimate) for name, estimate in self.coefficients.items()},
-            "cohen_pairs": [
-                {"annotators": list(names), "kappa": plain(estimate)} for names, estimate in self.cohen_pairs.items()
-            ],
+            **{name: getattr(self, name) for name in fields},
+            **{name: found and found.as_dict() for name, found in self.coefficients.items()},
+            "cohen_pairs": pairs,
             "interpretation": self.interpretation,
         }
 
@@ -122,35 +123,41 @@ def agreement(
     unknown = set(by) - {"criterion", "domain"}
     if unknown:
         raise UsageError(f"cannot report by {', '.join(sorted(unknown))}; wanted criterion, domain or both")
-    slices = list(_slices(annotations, scale, "domain" in by))
+    slices = [
+        (name, domain, judged)
+        for name, whole in _judgments(annotations)
+        for domain, judged in [(None, whole), *(whole.groupby("domain") if "domain" in by else ())]
+    ]
     return [
-        _agreement(name, domain, used, judged, annotations.annotators, n_resamples, seed)
-        for (name, domain, used), judged in tqdm(slices, desc="Agreement", unit="slice", delay=2)
+        _agreement(name, domain, "nominal" if name == "vote" else scale, judged, n_resamples=n_resamples, seed=seed)
+        for name, domain, judged in tqdm(slices, desc="Agreement", unit="slice", delay=2)
     ]
 
 
-def _agreement(
-    criterion: str,
-    domain: str | None,
-    scale: Scale,
-    judged: tuple[Ints, Ints, Floats],
-    annotators: Sequence[str],
-    n_resamples: int,
-    seed: int,
-) -> Agreement:
-    unit, _, value = judged
-    counts, values = count_values(unit, value)
-    found = agreement_coefficients(counts, values, scale=scale, n_resamples=n_resamples, seed=seed)
-    mean, pairs = cohen_kappas(*judged, scale=scale, n_resamples=n_resamples, seed=seed)
+def _judgments(annotations: Annotations) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields each criterion, and the votes, with domain, annotator, unit and value of its judgments."""
+    ratings, votes = annotations.ratings, annotations.votes
+    ratings = ratings.assign(domain=ratings.prompt_id.map(annotations.domains), unit=ratings.groupby(ITEM).ngroup())
+    for name in annotations.criteria:
+        yield name, ratings[["domain", "annotator", "unit"]].assign(value=ratings[name]).dropna(subset="value")
+    if len(votes):
+        judged = votes[["annotator"]].assign(domain=votes.prompt_id.map(annotations.domains), unit=votes.pair)
+        yield "vote", judged.assign(value=votes.choice)
+
+
+def _agreement(criterion: str, domain: str | None, scale: Scale, judged: pd.DataFrame, **options: Any) -> Agreement:
+    counts, values = count_values(judged.unit, judged.value)
+    found = agreement_coefficients(counts, values, scale=scale, **options)
+    mean, pairs = cohen_kappas(judged.unit, judged.annotator, judged.value, scale=scale, **options)
     return Agreement(
         criterion=criterion,
         domain=domain,
         scale=scale,
         units=len(counts),
         paired_units=int((counts.sum(1) > 1).sum()),
-        judgments=len(value),
+        judgments=len(judged),
         coefficients={"alpha": found["alpha"], "fleiss": found["fleiss"], "cohen": mean} | found,
-        cohen_pairs={(annotators[a], annotators[b]): estimate for (a, b), estimate in pairs.items()},
+        cohen_pairs=pairs,
     )
 
 
@@ -189,22 +196,200 @@ def interpret(alpha: float | None, low: float | None = None) -> str:
     return "no better than chance"
 
 
-def _slices(
-    annotations: Annotations, scale: Scale, by_domain: bool
-) -> Iterator[tuple[tuple[str, str | None, Scale], tuple[Ints, Ints, Floats]]]:
-    """Yields name, domain and scale of each slice with unit, annotator and value of its judgments."""
-    ratings, votes = annotations.ratings, annotations.votes
-    item_domains = annotations.item_domains
-    tables = [
-        (name, scale, ratings.item[known], ratings.annotator[known], score[known], item_domains[ratings.item[known]])
-        for name, score in zip(ratings.criteria, ratings.scores.T, strict=True)
-        for known in [np.isfinite(score)]
-    ]
-    if len(votes.pair):
-        domain = item_domains[votes.first[votes.pair]]
-        tables.append(("vote", "nominal", votes.pair, votes.annotator, votes.choice.astype(float), domain))
-    for name, used_scale, unit, annotator, value, domains in tables:
-        yield (name, None, used_scale), (unit, annotator, value)
-        for domain in np.unique(domains) if by_domain else ():
-            rows = domains == domain
-            yield (name, str(domain), used_scale), (unit[rows], annotator[rows], value[rows])
+# ---- coefficients
+
+
+def count_values(unit: ArrayLike, value: ArrayLike) -> tuple[NDArray[np.int64], Floats]:
+    """Returns how often each value was given to each unit, `(U, V)`, and the values, `(V,)` ascending.
+
+    Args:
+        unit (`(N,)` array): Unit of each judgment, any integers.
+        value (`(N,)` array): What was judged.
+
+    Example:
+
+    ```python
+    >>> count_values([0, 0, 1], [1, 3, 3])[0].tolist()
+    [[1, 1], [0, 1]]
+    ```
+    """
+    judged = pd.DataFrame({"unit": np.asarray(unit), "value": np.asarray(value, float)})
+    table = judged.groupby(["unit", "value"]).size().unstack(fill_value=0)
+    return table.to_numpy(), table.columns.to_numpy()
+
+
+def agreement_coefficients(
+    counts: ArrayLike,
+    values: ArrayLike | None = None,
+    *,
+    scale: Scale = "nominal",
+    n_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Estimate | None]:
+    """Returns alpha, Fleiss' kappa, AC1, Brennan-Prediger and raw agreement, None where undefined.
+
+    Units may have any number of judgments. With c_uk judgments of value k among the m_u of unit u:
+    `raw` = mean over units with m_u ≥ 2 of Σ_k c_uk (c_uk − 1) / (m_u (m_u − 1)); a kappa is (raw − e) / (1 − e) with
+    π_k = mean over all units of c_uk / m_u and e = Σ π_k² (Fleiss), Σ π_k (1 − π_k) / (V − 1) (Gwet's AC1) or 1 / V
+    (Brennan and Prediger), as in Gwet, Handbook of Inter-Rater Reliability, 2014. With equal m_u that is Fleiss' own
+    kappa. alpha = 1 − D_o / D_e after Krippendorff 2011 (https://repository.upenn.edu/asc_papers/43). The interval is
+    a percentile bootstrap over units.
+
+    Args:
+        counts (`(U, V)` array): Judgments of each value by unit.
+        values (`(V,)` array, *optional*): What the columns stand for, ascending; 0, 1, 2 … when absent.
+        scale (`str`): Scale of alpha: "nominal", "ordinal" or "interval".
+        n_resamples (`int`): Bootstrap resamples.
+        seed (`int`): Seed of the resampling.
+        level (`float`): Coverage of the interval.
+
+    Example:
+
+    ```python
+    >>> agreement_coefficients([[2, 0], [0, 2], [1, 1], [2, 0]], n_resamples=100)["raw"].value
+    0.75
+    ```
+    """
+    counts = np.asarray(counts, np.float64)
+    positions = np.arange(counts.shape[1], dtype=float) if values is None else np.asarray(values, float)
+    paired = int((counts.sum(1) > 1).sum())
+    # units with equal counts behave alike, so only the distinct ones are kept, with their number
+    patterns, number = np.unique(counts, axis=0, return_counts=True)
+    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed, "level": level}
+    estimates = _estimates(_coefficients_of(patterns, positions, scale), number, paired, patterns.size, **options)
+    raw = estimates["raw"]
+    if raw is not None and raw.value in (0.0, 1.0):  # every resample agrees, which says nothing of the population
+        estimates["raw"] = binomial_estimate(raw.value * paired, paired, level=level)
+    return estimates
+
+
+def _coefficients_of(counts: Floats, values: Floats, scale: str) -> Callable[[Floats], dict[str, Floats]]:
+    """Returns the function from weights of units `(B, U)` to coefficients `(B,)` each."""
+    judgments = counts.sum(1)
+    paired = judgments > 1
+    others = np.where(paired, judgments - 1, 1.0)
+    agreeing = np.where(paired, (counts * (counts - 1)).sum(1) / (np.maximum(judgments, 1) * others), 0.0)
+    shares = counts / np.maximum(judgments, 1)[:, None]
+
+    def coefficients(weights: Floats) -> dict[str, Floats]:
+        raw = weights @ agreeing / (weights @ paired)
+        pi = weights @ shares / weights.sum(1, keepdims=True)
+        chance = {
+            "fleiss": (pi**2).sum(1),
+            "ac1": (pi * (1 - pi)).sum(1) / (len(values) - 1),
+            "brennan_prediger": np.full(len(pi), 1 / max(len(values), 1)),
+        }
+        # chance agreement of 1 up to rounding: one value only, and nothing to correct for
+        kappas = {name: (raw - e) / np.where(e > 1 - 1e-12, np.nan, 1 - e) for name, e in chance.items()}
+        return {"alpha": _alpha(counts, weights * paired, others, values, scale), **kappas, "raw": raw}
+
+    return coefficients
+
+
+def _alpha(counts: Floats, weights: Floats, others: Floats, values: Floats, scale: str) -> Floats:
+    """Returns Krippendorff's alpha of each row of weights, `(B,)`, without the matrix of coincidences.
+
+    Interval: δ² = (x_v − x_w)², whose double sums come from first and second moments. Ordinal: the same with x_v the
+    mid-rank Σ_{k<v} n_k + n_v / 2. Nominal: δ² = 1 for v ≠ w.
+    """
+    judgments = others + 1
+    scaled = weights / others
+    totals = weights @ counts
+    n = totals.sum(1)
+    if scale == "nominal":
+        observed = scaled @ (judgments**2 - (counts**2).sum(1))
+        expected = n**2 - (totals**2).sum(1)
+    else:
+        ranks = np.cumsum(totals, 1) - totals / 2
+        x = ranks if scale == "ordinal" else np.broadcast_to(values - values.mean(), totals.shape)
+        squares = (((scaled * judgments) @ counts) * x**2).sum(1)
+        observed = 2 * (squares - (scaled * (x @ counts.T) ** 2).sum(1))
+        expected = 2 * (n * (totals * x**2).sum(1) - (totals * x).sum(1) ** 2)
+        expected = np.where((totals > 0).sum(1) > 1, expected, 0.0)
+    return 1 - (n - 1) * observed / expected
+
+
+def cohen_kappas(
+    unit: ArrayLike,
+    annotator: ArrayLike,
+    value: ArrayLike,
+    *,
+    scale: Scale = "nominal",
+    n_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[Estimate | None, dict[tuple[Any, Any], Estimate | None]]:
+    """Returns the mean of Cohen's kappa over pairs of annotators, and each pair's, None where undefined.
+
+    A pair counts with the units both have judged. The weights of disagreement are none (nominal), |i − j| (ordinal) or
+    (i − j)² (interval) in positions among the values the two gave there, as in scikit-learn's
+    `cohen_kappa_score(a, b, weights=None | "linear" | "quadratic")`.
+
+    Args:
+        unit, annotator, value (`(N,)` arrays): Unit, annotator and value of each judgment.
+        scale (`str`): "nominal", "ordinal" or "interval".
+        n_resamples, seed, level: As in [`agreement_coefficients`].
+
+    Example:
+
+    ```python
+    >>> mean, pairs = cohen_kappas([0, 0, 1, 1, 2, 2], [7, 8] * 3, [1, 1, 0, 0, 1, 0])
+    >>> round(pairs[7, 8].value, 3)
+    0.4
+    ```
+    """
+    judged = pd.DataFrame({"unit": np.asarray(unit), "annotator": np.asarray(annotator), "value": np.asarray(value)})
+    both = judged.merge(judged, on="unit", suffixes=("", "_other"))
+    both = both[both.annotator < both.annotator_other]
+    if both.empty:
+        return None, {}
+    both = both.assign(unit=both.groupby("unit").ngroup())
+    pairs, n_units = dict(iter(both.groupby(["annotator", "annotator_other"]))), both.unit.nunique()
+    statistics = [_kappa_of(pair, n_units, scale) for pair in pairs.values()]
+
+    def kappas(weights: Floats) -> dict[str, Floats]:
+        each = np.stack([statistic(weights) for statistic in statistics])
+        known = np.isfinite(each)
+        mean = np.where(known, each, 0).sum(0) / known.sum(0)
+        return {"mean": mean} | {str(k): kappa for k, kappa in enumerate(each)}
+
+    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed, "level": level}
+    found = _estimates(kappas, np.ones(n_units), n_units, both.value.nunique() ** 2 * len(pairs), **options)
+    mean, *each = found.values()
+    return mean, {
+        names: estimate and replace(estimate, n=len(pair))
+        for (names, pair), estimate in zip(pairs.items(), each, strict=True)
+    }
+
+
+def _kappa_of(pair: pd.DataFrame, n_units: int, scale: Scale) -> Callable[[Floats], Floats]:
+    """Returns the function from weights of units `(B, U)` to the kappa `(B,)` of two annotators."""
+    values, codes = np.unique([pair.value, pair.value_other], return_inverse=True)
+    size = len(values)
+    cell = [size, 1] @ codes.reshape(2, -1)
+    cells = sparse.csr_array((np.ones(len(pair)), (cell, pair.unit)), shape=(size**2, n_units))
+    distance = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
+    penalty = distance ** {"nominal": 0, "ordinal": 1, "interval": 2}[scale] * (distance > 0)
+
+    def kappa(weights: Floats) -> Floats:
+        tables = (cells @ weights.T).T.reshape(-1, size, size)
+        chance = np.einsum("bi,bj,ij->b", tables.sum(2), tables.sum(1), penalty) / tables.sum((1, 2))
+        return 1 - (tables * penalty).sum((1, 2)) / chance
+
+    return kappa
+
+
+def _estimates(
+    statistic: Callable[[Floats], Mapping[str, Floats]], number: ArrayLike, n: int, width: int, **options: Any
+) -> dict[str, Estimate | None]:
+    """Returns each statistic with a percentile interval over resampled units; `number` of them per pattern."""
+    found = bootstrap_estimates(statistic, len(np.asarray(number)), counts=number, width=width, **options)
+    estimates: dict[str, Estimate | None] = {}
+    for name, estimate in found.items():
+        value = estimate.value
+        low, high = (value, value) if np.isinf(estimate.low) else (estimate.low, estimate.high)  # of one unit
+        method = f"percentile bootstrap over units, {options['n_resamples']} resamples"
+        method = "all resamples equal" if low == high else method
+        estimates[name] = defined(Estimate(value, low, high, n, estimate.level, method))
+    return estimates

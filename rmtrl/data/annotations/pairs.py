@@ -2,19 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, groupby
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from datasets import Dataset
-from numpy.typing import NDArray
+import pandas as pd
+from datasets import Dataset, Features, List, Value
 
 from rmtrl.data.annotations.aggregation import ItemScores, annotator_trust
-from rmtrl.data.annotations.tables import Annotations
-from rmtrl.data.annotations.texts import VOTE_COUNTS, PairWriter
-from rmtrl.data.reading.normal_form import dataset_of
+from rmtrl.data.annotations.reading import CHOICES, ITEM, PAIR, Annotations
+from rmtrl.data.reading.normal_form import ExactJson, dataset_of
 from rmtrl.errors import DataError, UsageError
+from rmtrl.types import Conversation
 
 Disputed = Literal["adjudicate", "weight", "slice"]
 
@@ -23,6 +22,7 @@ ROUTES = ("train", "review_or_hold_out", "tie")
 MIN_GAP = 0.05
 MIN_VOTES = 2  # one vote agrees with nothing
 _ROUNDING = 1e-9
+_VOTE_COUNTS = ["votes_a", "votes_b", "votes_tie"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ class PairSet:
         review (`Dataset`): Disputed pairs that are not in `pairs`. With "slice" an evaluation set in the normal form;
             with "adjudicate" the two answers side by side, with their votes if from votes, and no label.
         counts (`dict[str, int]`): Pairs judged (`n`), by route, and by what became of them.
+        most_votes (`int`): Most votes that count on one pair; 0 where pairs are made from ratings.
     """
 
     pairs: Dataset
     review: Dataset
     counts: dict[str, int]
+    most_votes: int = 0
 
 
 def vote_agreement(votes: Sequence[str]) -> VoteAgreement:
@@ -113,43 +115,29 @@ def pairs_from_votes(
     if min_votes < 1:
         raise UsageError(f"got min_votes {min_votes}; wanted 1 or more")
     votes = annotations.votes
-    if not len(votes.pair):
+    if votes.empty:
         raise DataError(
             "got no votes to make pairs from; wanted lines with a, b and choice, or make them from ratings"
         )
-    trust = annotator_trust(annotations.annotators, annotator_weights)[votes.annotator]
-    cell, size = votes.pair * 3 + votes.choice, 3 * len(votes.first)
-    numbers = np.bincount(cell[trust > 0], minlength=size).reshape(-1, 3)
-    weights = np.bincount(cell, votes.weight * trust, size).reshape(-1, 3)
-    writer = PairWriter(annotations)
-    counts = Counter(n=len(numbers))
-    kept: list[dict[str, Any]] = []
-    review: list[dict[str, Any]] = []
-    for first, second, number, weight in zip(votes.first, votes.second, numbers, weights, strict=True):
-        if number.sum() < min_votes:
-            counts["too_few_votes"] += 1
-            continue
-        found = vote_agreement([*["a"] * number[0], *["b"] * number[1], *["tie"] * number[2]])
-        counts[found.route] += 1
-        sides = annotations.items[first], annotations.items[second]
-        if not writer.has(*sides):
-            counts["missing_text"] += 1
-            continue
-        label = {"route": found.route, "agreement": found.agreement}
-        aside = found.route == "review_or_hold_out" and disputed != "weight"
-        if aside and disputed == "adjudicate":
-            review.append(writer.side_by_side(*sides) | label | dict(zip(VOTE_COUNTS, number.tolist(), strict=True)))
-        else:
-            share = float((weight[0] + weight[2] / 2) / weight.sum())
-            row = writer.pair(*sides, share) | {"weight": float(weight.sum())} | label
-            (review if aside else kept).append(row)
-    form = writer.review_features if disputed == "adjudicate" else writer.vote_features
-    names = (*ROUTES, "too_few_votes", "missing_text")
-    return PairSet(
-        dataset_of(kept, writer.vote_features),
-        dataset_of(review, form),
-        {"n": counts["n"], "kept": len(kept), "review": len(review)} | {name: counts[name] for name in names},
+    trust = votes.annotator.map(annotator_trust(annotations, annotator_weights))
+    weight = votes.weight * trust
+    votes = votes.assign(weight=weight, points=weight * votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5}))
+    for code, name in enumerate(_VOTE_COUNTS):
+        votes[name] = (votes.choice == code) & (trust > 0)
+    table = votes.groupby(PAIR)[["weight", "points", *_VOTE_COUNTS]].sum().reset_index()
+    number = table[_VOTE_COUNTS].sum(axis=1)
+    few = number < min_votes
+    counts = {"n": len(table), "too_few_votes": int(few.sum())}
+    table = table[~few]
+    found = [vote_agreement(np.repeat(CHOICES, numbers).tolist()) for numbers in table[_VOTE_COUNTS].to_numpy()]
+    table = table.assign(
+        route=[each.route for each in found],
+        agreement=[each.agreement for each in found],
+        share=table.points / table.weight,
     )
+    label = ["route", "agreement"]
+    made = _pair_set(annotations, table, disputed, ["weight", *label], [*label, *_VOTE_COUNTS], counts)
+    return replace(made, most_votes=int(number.max()))
 
 
 def pairs_from_ratings(
@@ -190,40 +178,80 @@ def pairs_from_ratings(
         raise UsageError(f"got score {score!r}; wanted final or criterion")
     if not 0 <= min_gap <= 1:
         raise UsageError(f"got min_gap {min_gap}; wanted a difference on 0 to 1")
-    values: NDArray[np.float64] = getattr(scores, score)
-    usable = np.isfinite(values) & ~scores.excluded
-    if not np.isfinite(values).any():
+    items = pd.DataFrame(list(scores.items), columns=ITEM)
+    items = items.assign(score=getattr(scores, score), flagged=scores.flagged)
+    if items.score.isna().all():
         raise DataError("no item has a score to make pairs from; wanted lines with item_id and scores")
-    writer = PairWriter(annotations)
-    counts = Counter(items=len(usable), items_left_out=int((~usable).sum()))
-    kept: list[dict[str, Any]] = []
-    review: list[dict[str, Any]] = []
-    for _, group in groupby(np.flatnonzero(usable).tolist(), key=lambda k: annotations.items[k][0]):
-        for first, second in combinations(group, 2):
-            gap = float(values[first] - values[second])
-            tie = abs(gap) < max(min_gap - _ROUNDING, _ROUNDING)
-            flagged = scores.flagged[first] or scores.flagged[second]
-            route = "review_or_hold_out" if flagged else "tie" if tie else "train"
-            counts["n"] += 1
-            counts[route] += 1
-            sides = annotations.items[first], annotations.items[second]
-            if not writer.has(*sides):
-                counts["missing_text"] += 1
-                continue
-            aside = flagged and disputed != "weight"
-            if aside and disputed == "adjudicate":
-                review.append(writer.side_by_side(*sides) | {"route": route})
-            else:
-                row = writer.pair(*sides, 0.5 if tie else float(gap > 0)) | {"rating_gap": abs(gap), "route": route}
-                (review if aside else kept).append(row)
-    names = (*ROUTES, "missing_text", "items", "items_left_out")
-    return PairSet(
-        dataset_of(kept, writer.rating_features),
-        dataset_of(review, writer.rated_review_features if disputed == "adjudicate" else writer.rating_features),
-        {"n": counts["n"], "kept": len(kept), "review": len(review)} | {name: counts[name] for name in names},
-    )
+    usable = items[items.score.notna() & ~scores.excluded].rename(columns={"item_id": "a"})
+    table = usable.merge(usable.rename(columns={"a": "b"}), on="prompt_id", suffixes=("", "_b"))
+    table = table[table.a < table.b]
+    gap = table.score - table.score_b
+    tie = gap.abs() < max(min_gap - _ROUNDING, _ROUNDING)
+    route = np.where(table.flagged | table.flagged_b, "review_or_hold_out", np.where(tie, "tie", "train"))
+    table = table.assign(rating_gap=gap.abs(), share=np.where(tie, 0.5, gap > 0), route=route)
+    counts = {"items": len(items), "items_left_out": len(items) - len(usable)}
+    return _pair_set(annotations, table, disputed, ["rating_gap", "route"], ["route"], counts)
 
 
 def _check_disputed(disputed: str) -> None:
     if disputed not in DISPUTED:
         raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
+
+
+def _pair_set(
+    annotations: Annotations,
+    table: pd.DataFrame,
+    disputed: str,
+    of_pairs: list[str],
+    of_review: list[str],
+    counts: Mapping[str, int],
+) -> PairSet:
+    """Returns the pairs of a table with `route` and `share`, the preference for `a`; the label's columns are named."""
+    messages = any(isinstance(x, list) for x in (*annotations.prompts.values(), *annotations.responses.values()))
+    texts = _with_texts(annotations, table, messages)
+    textless = texts[["prompt", "response_a", "response_b"]].isna().any(axis=1)
+    texts = texts[~textless]
+    first = texts.share >= 0.5
+    texts = texts.assign(
+        chosen=texts.response_a.where(first, texts.response_b),
+        rejected=texts.response_b.where(first, texts.response_a),
+        preference=np.maximum(texts.share, 1 - texts.share),
+    )
+    aside = (texts.route == "review_or_hold_out") & (disputed != "weight")
+    pair = ["prompt", "chosen", "rejected", "preference", *of_pairs]
+    sides = ["prompt", "a", "b", "response_a", "response_b", *of_review]
+    pairs = _dataset(texts[~aside], pair, messages)
+    review = _dataset(texts[aside], sides if disputed == "adjudicate" else pair, messages)
+    routes = {route: int((table.route == route).sum()) for route in ROUTES}
+    found = {"n": len(table), "kept": len(pairs), "review": len(review), **routes, "missing_text": int(textless.sum())}
+    return PairSet(pairs, review, found | dict(counts))
+
+
+def _with_texts(annotations: Annotations, table: pd.DataFrame, messages: bool) -> pd.DataFrame:
+    """Returns the table with names and texts, None where one is not known; message lists if one of them is."""
+
+    def texts(role: str, found: list[Conversation | None]) -> pd.Series:
+        if messages:
+            found = [[{"role": role, "content": text}] if isinstance(text, str) else text for text in found]
+        return pd.Series(found, table.index, dtype=object)
+
+    prompt_ids, known = table.prompt_id, annotations.responses
+    return table.assign(
+        id=prompt_ids + ":" + table.a + ":" + table.b,
+        domain=prompt_ids.map(annotations.domains),
+        source=prompt_ids.map(annotations.sources),
+        prompt=texts("user", [annotations.prompts.get(prompt_id) for prompt_id in prompt_ids]),
+        response_a=texts("assistant", [known.get(item) for item in zip(prompt_ids, table.a, strict=True)]),
+        response_b=texts("assistant", [known.get(item) for item in zip(prompt_ids, table.b, strict=True)]),
+    )
+
+
+def _dataset(table: pd.DataFrame, columns: list[str], messages: bool) -> Dataset:
+    """Returns these columns behind the names, texts as message lists or as strings."""
+    text, number = Value("string"), Value("float64")
+    form = List(ExactJson()) if messages else text
+    kinds = dict.fromkeys(("prompt", "chosen", "rejected", "response_a", "response_b"), form)
+    kinds |= dict.fromkeys(("a", "b", "route"), text) | dict.fromkeys(_VOTE_COUNTS, Value("int64"))
+    names = ["id", "prompt_id", "domain", "source"]
+    features = dict.fromkeys(names, text) | {name: kinds.get(name, number) for name in columns}
+    return dataset_of(table[[*names, *columns]].to_dict("records"), Features(features))

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmtrl.data.annotations.aggregation import aggregate, blend
-from rmtrl.data.annotations.forms import read_annotations
-from rmtrl.data.annotations.ranking import rank_items
+from rmtrl.data.annotations.aggregation import aggregate, blend, rank_items
+from rmtrl.data.annotations.reading import read_annotations
 from rmtrl.errors import UsageError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "annotations.jsonl"

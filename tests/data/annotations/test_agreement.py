@@ -9,9 +9,16 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.inter_rater import fleiss_kappa
 
-from rmtrl.data.annotations.agreement import agreement, below_target, interpret
-from rmtrl.data.annotations.coefficients import SCALES, agreement_coefficients, cohen_kappas, count_values
-from rmtrl.data.annotations.forms import read_annotations
+from rmtrl.data.annotations.agreement import (
+    SCALES,
+    agreement,
+    agreement_coefficients,
+    below_target,
+    cohen_kappas,
+    count_values,
+    interpret,
+)
+from rmtrl.data.annotations.reading import read_annotations
 from rmtrl.errors import UsageError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "annotations.jsonl"
@@ -277,7 +284,7 @@ def test_a_negative_seed_raises():
 def test_pandalm_agreement_equals_the_libraries(real_data):
     path = real_data / "pandalm" / "testset-v1-first500.json"
     annotations = read_annotations([path])
-    assert (annotations.n, annotations.kept, len(annotations.votes.first)) == (1500, 1500, 500)
+    assert (annotations.n, annotations.kept, annotations.votes.pair.nunique()) == (1500, 1500, 500)
     (result,) = agreement(annotations)
     rows = json.loads(path.read_text())
     labels = np.array([[row[f"annotator{k}"] for row in rows] for k in (1, 2, 3)])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rmtrl.data.annotations.aggregation import aggregate
-from rmtrl.data.annotations.forms import read_annotations
 from rmtrl.data.annotations.pairs import pairs_from_ratings, pairs_from_votes, vote_agreement
+from rmtrl.data.annotations.reading import read_annotations
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
 from rmtrl.errors import DataError, UsageError

@@ -8,15 +8,15 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmtrl.data.annotations.aggregation import aggregate
 from rmtrl.data.annotations.agreement import agreement
-from rmtrl.data.annotations.forms import REASONS, read_annotations
 from rmtrl.data.annotations.pairs import DISPUTED, pairs_from_ratings, pairs_from_votes
-from rmtrl.data.annotations.texts import with_texts
+from rmtrl.data.annotations.reading import REASONS, read_annotations, with_texts
 from rmtrl.data.preferences import to_normal_form
 from rmtrl.errors import DataError, UsageError
 
@@ -59,25 +59,26 @@ def reasons(annotations):
 def test_example_file_holds_both_kinds():
     annotations = read_annotations([EXAMPLE])
     assert (annotations.n, annotations.kept, reasons(annotations)) == (31, 30, {"abstention": 1})
-    assert annotations.ratings.criteria == ("factuality", "usefulness")
-    assert (len(annotations.ratings.item), len(annotations.votes.pair), len(annotations.votes.first)) == (18, 12, 4)
+    assert annotations.criteria == ("factuality", "usefulness")
+    assert (len(annotations.ratings), len(annotations.votes.pair), annotations.votes.pair.nunique()) == (18, 12, 4)
     assert annotations.annotators == ("ann", "bo", "chi")
     assert annotations.domains["geo-1"] == "geography" and annotations.conflicts == 0
 
 
 def test_columns_hold_what_the_lines_say(read):
     second = RATING | {"item_id": "h", "usefulness": None, "safety": 2.5, "weight": 3}
-    ratings = read(RATING, second).ratings
-    assert ratings.criteria == ("safety", "usefulness")
-    np.testing.assert_array_equal(ratings.scores, [[2.5, math.nan], [math.nan, 4]])  # sorted by item: h, i
-    assert ratings.weight.tolist() == [3, 1] and ratings.item.tolist() == [0, 1]
+    annotations = read(RATING, second)
+    ratings = annotations.ratings
+    assert annotations.criteria == ("safety", "usefulness")
+    np.testing.assert_array_equal(ratings[["safety", "usefulness"]], [[2.5, math.nan], [math.nan, 4]])
+    assert ratings.weight.tolist() == [3, 1] and ratings.item_id.tolist() == ["h", "i"]  # sorted by item
 
 
 def test_order_of_the_sides_does_not_matter(read):
     turned = VOTE | {"annotator": "bo", "a": "y", "b": "x", "choice": "b"}
     tie = VOTE | {"annotator": "chi", "a": "y", "b": "x", "choice": " TIE "}
     votes = read(VOTE, turned, tie).votes
-    assert len(votes.first) == 1 and votes.choice.tolist() == [0, 0, 2]
+    assert votes.pair.nunique() == 1 and votes.choice.tolist() == [0, 0, 2]
     assert votes.swapped.tolist() == [False, True, True]  # what was shown first is still known
 
 
@@ -104,8 +105,7 @@ def test_the_order_of_the_lines_does_not_matter(tmp_path):
     assert (one.items, one.annotators, one.prompts, one.responses) == (
         other.items, other.annotators, other.prompts, other.responses)  # fmt: skip
     for table in ("ratings", "votes"):
-        for name, column in vars(getattr(one, table)).items():
-            np.testing.assert_array_equal(column, getattr(getattr(other, table), name))
+        pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table))
 
 
 FAULTS = [
@@ -151,7 +151,7 @@ def test_every_reason_has_a_test():
 
 def test_of_a_repeated_judgment_the_first_counts(read):
     annotations = read(RATING, RATING | {"usefulness": 1})
-    assert annotations.ratings.scores.tolist() == [[4.0]]
+    assert annotations.ratings.usefulness.tolist() == [4.0]
 
 
 def test_criteria_may_come_on_lines_of_their_own(read):
@@ -161,15 +161,15 @@ def test_criteria_may_come_on_lines_of_their_own(read):
 
 
 def test_text_columns_are_no_criteria(read):
-    assert read(RATING | {"note": "well put"}).ratings.criteria == ("usefulness",)
+    assert read(RATING | {"note": "well put"}).criteria == ("usefulness",)
 
 
 def test_columns_about_the_judging_are_criteria_only_where_named(read):
     row = RATING | {"seconds": 77, "line": 3, "confidence": 2, "safety": 5}
     annotations = read(row)
-    assert annotations.kept == 1 and annotations.ratings.criteria == ("safety", "usefulness")
+    assert annotations.kept == 1 and annotations.criteria == ("safety", "usefulness")
     named = read(row, criteria=["confidence", "safety"])
-    assert named.ratings.criteria == ("confidence", "safety") and named.ratings.scores.tolist() == [[2, 5]]
+    assert named.ratings.columns[4:].tolist() == ["confidence", "safety"] and named.ratings.safety.tolist() == [5]
     with pytest.raises(UsageError, match="no ratings of beauty.*confidence, line, safety, seconds, usefulness"):
         read(row, criteria=["beauty"])
 
@@ -178,6 +178,12 @@ def test_another_scale_can_be_given(read):
     assert read(RATING | {"usefulness": 90}, likert=(0, 100)).kept == 1
     with pytest.raises(UsageError, match="lower one first"):
         read(RATING, likert=(5, 1))
+
+
+def test_a_line_of_another_domain_still_gives_its_texts(read):
+    annotations = read(RATING, RATING | {"annotator": "bo", "domain": "art", "prompt": "Why?", "response": "one"})
+    assert annotations.conflicts == 1 and annotations.domains == {"p": "law"}
+    assert annotations.prompts == {"p": "Why?"} and annotations.responses == {("p", "i"): "one"}
 
 
 def test_conflicting_texts_are_counted_and_the_first_counts(read):
@@ -261,14 +267,14 @@ def test_other_formats_read_the_same(tmp_path, name):
         dataset.to_csv(path) if name.endswith(".csv") else dataset.to_parquet(path)
     annotations = read_annotations([path])
     assert (annotations.n, annotations.kept) == (3, 3)
-    assert ("p", "007") in annotations.items and annotations.ratings.scores.tolist() == [[4.0]]
+    assert ("p", "007") in annotations.items and annotations.ratings.usefulness.tolist() == [4.0]
 
 
 def test_several_files_are_one_set(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(RATING))
     (tmp_path / "b.jsonl").write_text("\n\n" + json.dumps(VOTE) + "\n")
     annotations = read_annotations([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
-    assert (len(annotations.ratings.item), len(annotations.votes.pair)) == (1, 1)
+    assert (len(annotations.ratings), len(annotations.votes.pair)) == (1, 1)
 
 
 def test_missing_and_empty_files_raise(tmp_path):
@@ -327,7 +333,7 @@ LINES = st.one_of(
 def test_no_line_stops_the_reading_and_none_is_lost(tmp_path, lines):
     (tmp_path / "fuzz.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + b"\n" + b'{"a": "\xff"}')
     annotations = read_annotations([tmp_path / "fuzz.jsonl"])
-    assert annotations.kept == len(annotations.ratings.item) + len(annotations.votes.pair)
+    assert annotations.kept == len(annotations.ratings) + len(annotations.votes.pair)
     assert annotations.rejected == sum(annotations.reasons.values()) == annotations.n - annotations.kept
     assert annotations.n >= 1
     json.dumps([annotations.as_dict(), annotations.rejects], ensure_ascii=False).encode("utf-8")

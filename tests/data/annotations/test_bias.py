@@ -1,20 +1,9 @@
 import numpy as np
 import pytest
+from world_votes import judged
 
-from rmtrl.data.bias import annotator_bias, preference_rates
+from rmtrl.data.annotations.bias import annotator_bias, preference_rates
 from rmtrl.data.synthetic.world import make_world
-
-
-def judged(world):
-    """Votes of a world as arrays: annotator, pair, prompt, whether a won, how much longer a is."""
-    words = {row["item_id"]: len(row["response"].split()) for row in world.responses}
-    return (
-        [v["annotator"] for v in world.votes],
-        [f"{v['a']} {v['b']}" for v in world.votes],
-        [v["prompt_id"] for v in world.votes],
-        [{"a": 1.0, "b": 0.0, "tie": 0.5}[v["choice"]] for v in world.votes],
-        [words[v["a"]] - words[v["b"]] for v in world.votes],
-    )
 
 
 @pytest.fixture(scope="module")

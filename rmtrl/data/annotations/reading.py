@@ -1,0 +1,465 @@
+"""Reads judgments, ratings of single answers and votes between two, into tables; counts every line it cannot use.
+
+One judgment a line. A rating is `{"item_id", "prompt_id", "annotator", "<criterion>": score, …}`, where every column
+that holds numbers is a criterion, save those that tell of the judging (`seconds`, `duration`, `time`, `timestamp`,
+`line`, `row`, `index`, `idx`, `confidence`, `version`), which are criteria only where asked for by name. A vote is
+`{"prompt_id", "annotator", "a", "b", "choice"}` with `choice` one of "a", "b", "tie" and "abstain", or the id of one
+of the two items; "A" and "B" are sides unless they are such an id. `a` is the side shown first. Both may carry
+`domain`, `source`, `weight`, `prompt` and the texts (`response`, or `response_a` and `response_b`). A file may mix the
+two. Lines of PandaLM's layout (`idx`, `instruction`, `input`, `response1`, `response2`, `annotator1` …) are as many
+votes as they have annotators.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from rmtrl.data.messages import read_messages, says
+from rmtrl.data.reading.loading import is_text, load_rows
+from rmtrl.data.reading.normal_form import prompt_hash
+from rmtrl.errors import DataError, UsageError
+from rmtrl.io import Row, read_rows, suffix_of
+from rmtrl.types import Conversation
+
+REASONS = (
+    "broken_json", "unknown_form", "missing_field", "wrong_type", "unknown_choice", "same_item", "bad_weight",
+    "non_numeric_score", "non_finite_score", "score_off_scale", "no_score", "abstention", "duplicate_judgment",
+)  # fmt: skip
+"""Why a judgment can be left out; the first fault found counts."""
+
+Item = tuple[str, str]
+"""An answer: its prompt's id and its own, so that ids like "a" may be used again under another prompt."""
+
+CHOICES = ("a", "b", "tie")
+ITEM = ["prompt_id", "item_id"]
+PAIR = ["prompt_id", "a", "b"]
+_RATER = [*ITEM, "annotator"]
+_NOT_CRITERIA = {"id", *ITEM, "annotator", "domain", "source", "prompt", "response", "weight"}
+_ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
+_PANDALM = {"instruction", "response1", "response2"}
+_ANSWERS = ("response1", "response2", "response_a", "response_b")
+_TEXT_CELLS = {*_NOT_CRITERIA - {"weight"}, *_ANSWERS, "idx", "a", "b", "choice", "instruction", "input"}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """All judgments of some files; equal for every order of the lines, where these do not contradict each other.
+
+    Args:
+        ratings (`DataFrame`): One row a rating, sorted by item and annotator: `prompt_id`, `item_id`, `annotator`,
+            `weight` (1 where none is given) and, under the name of each criterion, its score or NaN.
+        votes (`DataFrame`): One row a vote, sorted by pair and annotator: `prompt_id`, the item ids `a` and `b` (`a`
+            sorts first, whatever was shown first), `annotator`, `choice` (0 for `a`, 1 for `b`, 2 for a tie),
+            `weight`, `swapped` (`b` was shown first) and `pair`, the number of the pair.
+        criteria (`tuple[str, ...]`): Names of the criteria, sorted.
+        items (`tuple[Item, ...]`): Prompt id and item id of every item, sorted.
+        annotators (`tuple[str, ...]`): Names of the annotators, sorted.
+        domains (`dict[str, str]`): Domain by prompt id, "unknown" where no line gives one.
+        sources (`dict[str, str]`): Source by prompt id, the first by name of several; the file's name where no line
+            gives one.
+        prompts (`dict[str, Conversation]`): Text by prompt id, where a line has it.
+        responses (`dict[Item, Conversation]`): Text by item, where a line has it.
+        n (`int`): Judgments read, always `kept + rejected`.
+        reasons (`dict[str, int]`): Judgments left out by reason; every reason of `REASONS` is present.
+        rejects (`tuple[dict, ...]`): `file`, `row`, `reason` and `line` of each judgment left out.
+        conflicts (`int`): Lines whose domain or text differs from what an earlier line gave.
+        likert (`tuple[float, float]`): Ends of the rating scale.
+    """
+
+    ratings: pd.DataFrame
+    votes: pd.DataFrame
+    criteria: tuple[str, ...]
+    items: tuple[Item, ...]
+    annotators: tuple[str, ...]
+    domains: dict[str, str]
+    sources: dict[str, str]
+    prompts: dict[str, Conversation]
+    responses: dict[Item, Conversation]
+    n: int
+    reasons: dict[str, int]
+    rejects: tuple[dict[str, Any], ...]
+    conflicts: int
+    likert: tuple[float, float]
+
+    @property
+    def rejected(self) -> int:
+        """Judgments left out."""
+        return len(self.rejects)
+
+    @property
+    def kept(self) -> int:
+        """Judgments in use."""
+        return self.n - self.rejected
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the counts as a plain dictionary, ready for JSON."""
+        return {
+            "n": self.n,
+            "kept": self.kept,
+            "rejected": self.rejected,
+            "reasons": self.reasons,
+            "ratings": len(self.ratings),
+            "votes": len(self.votes),
+            "items": len(self.items),
+            "pairs": self.votes.pair.nunique(),
+            "annotators": len(self.annotators),
+            "criteria": list(self.criteria),
+            "conflicts": self.conflicts,
+        }
+
+
+def read_annotations(
+    paths: Sequence[str | Path],
+    *,
+    likert: tuple[float, float] = (1.0, 5.0),
+    criteria: Sequence[str] | None = None,
+) -> Annotations:
+    """Returns the judgments of one or several files.
+
+    A faulty line stops nothing: it is counted under its reason and kept in `rejects`. Of a repeated judgment (same
+    annotator, same pair, or same item and criterion) the first counts. Several lines may rate different criteria of
+    one item.
+
+    Args:
+        paths (`Sequence[str | Path]`): Files: jsonl, json, csv or parquet, each also .gz.
+        likert (`tuple[float, float]`): Ends of the rating scale; scores outside are left out.
+        criteria (`Sequence[str]`, *optional*): Columns that are criteria, and no others. When absent, every column
+            that holds numbers, save those named at the head of this module.
+
+    Raises:
+        DataError: If a file is missing, unreadable or empty.
+        UsageError: If the scale is empty or a criterion has no ratings.
+
+    Example:
+
+    ```python
+    >>> annotations = read_annotations(["examples/annotations.jsonl"])
+    >>> annotations.kept, annotations.criteria
+    (30, ('factuality', 'usefulness'))
+    ```
+    """
+    if not -math.inf < likert[0] < likert[1] < math.inf:
+        raise UsageError(
+            f"the rating scale is {likert[0]:g} to {likert[1]:g}; wanted two numbers, the lower one first"
+        )
+    reader = _Reader()
+    for path in map(Path, paths):
+        number = 0
+        for number, row in enumerate(_rows(path), 1):
+            reader.read(path.name, number, row)
+        if not number:
+            raise DataError(f"{path} is empty; wanted one judgment a line")
+    return reader.annotations(likert, criteria)
+
+
+def _rows(path: Path) -> Iterator[Row | str]:
+    """Yields the rows of a file, or what is wrong with one; a table has numbers where the text of a cell is one."""
+    if path.is_file() and suffix_of(path) in (".jsonl", ".ndjson", ".json"):
+        yield from (row for _, row in read_rows([path]))
+        return
+    table = (row for _, row in read_rows([path])) if path.is_file() and is_text(path) else load_rows(path)
+    for row in table:
+        if isinstance(row, str):
+            yield row
+            continue
+        # an empty cell is no value, but an empty answer beside another one was judged
+        answers = _ANSWERS if any(row.get(name) for name in _ANSWERS) else ()
+        yield {name: _cell(name, cell) for name, cell in row.items() if cell not in (None, "") or name in answers}
+
+
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name not in _TEXT_CELLS and re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", value):
+        return int(value) if value.isdecimal() and len(value) < 19 else float(value)
+    return value
+
+
+class _Fault(Exception):
+    """A judgment that cannot be used; the argument is a reason of `REASONS`."""
+
+
+Line = tuple[str, int, Row | str]
+"""File, number and content of a row; of a broken one, what is wrong with it."""
+
+
+@dataclass
+class _Reader:
+    """Gathers judgments line by line; whether a rating is sound shows at the end, when the criteria are known."""
+
+    n: int = 0
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    conflicts: int = 0
+    ratings: list[tuple[Row, Row, Line]] = field(
+        default_factory=list
+    )  # what was rated by whom, scores, where it stood
+    votes: dict[tuple[str, str, str, str], tuple[int, float, bool]] = field(default_factory=dict)
+    domains: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, Conversation] = field(default_factory=dict)
+    responses: dict[Item, Conversation] = field(default_factory=dict)
+
+    def read(self, file: str, number: int, row: Row | str) -> None:
+        """Takes what stands on a line: one judgment, or the votes of PandaLM's layout."""
+        line = (file, number, row)
+        for judgment in _pandalm_votes(row) if not isinstance(row, str) and set(row) >= _PANDALM else [row]:
+            self.n += 1
+            try:
+                if isinstance(judgment, str):
+                    raise _Fault("broken_json")
+                if "choice" in judgment or {"a", "b"} <= set(judgment):
+                    self._vote(judgment, file)
+                elif "item_id" in judgment:
+                    self._rating(judgment, line)
+                else:
+                    raise _Fault("unknown_form")
+            except _Fault as fault:
+                self._reject(line, str(fault))
+
+    def _reject(self, line: Line, reason: str) -> None:
+        file, number, row = line
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        self.rejects.append({"file": file, "row": number, "reason": reason, "line": text})
+
+    def _vote(self, row: Row, file: str) -> None:
+        prompt_id, annotator, a, b = (_id(row.get(name)) for name in ("prompt_id", "annotator", "a", "b"))
+        weight, choice = _weight(row), _choice(row.get("choice"), a, b)
+        if a == b:
+            raise _Fault("same_item")
+        prompt = _text(row, "prompt")
+        texts = {(prompt_id, a): _text(row, "response_a"), (prompt_id, b): _text(row, "response_b")}
+        key = (prompt_id, min(a, b), max(a, b), annotator)
+        if key in self.votes:
+            raise _Fault("duplicate_judgment")
+        self.votes[key] = (choice if a < b or choice == 2 else 1 - choice, weight, a > b)
+        self._remember(row, prompt_id, prompt, texts, file)
+
+    def _rating(self, row: Row, line: Line) -> None:
+        rating: Row = {name: _id(row.get(name)) for name in _RATER} | {"weight": _weight(row)}
+        prompt, response = _text(row, "prompt"), _text(row, "response")
+        scores = {name: score for name, score in row.items() if name not in _NOT_CRITERIA and score is not None}
+        self.ratings.append((rating, scores, line))
+        item = rating["prompt_id"], rating["item_id"]
+        self._remember(row, item[0], prompt, {item: response}, line[0])
+
+    def _remember(self, row: Row, prompt_id: str, prompt: Any, texts: Mapping[Item, Any], file: str) -> None:
+        """Keeps the first domain and texts, and of the sources, which may be several, the first by name."""
+        self.files.setdefault(prompt_id, file)
+        domain, source = (None if row.get(name) in (None, "") else str(row[name]) for name in ("domain", "source"))
+        if source is not None:
+            self.sources[prompt_id] = min(source, self.sources.get(prompt_id, source))
+        facts: list[tuple[dict[Any, Any], Any, Any]] = [
+            (self.domains, prompt_id, domain),
+            (self.prompts, prompt_id, prompt),
+            *((self.responses, item, text) for item, text in texts.items()),
+        ]
+        differs = [fact is not None and known.setdefault(key, fact) != fact for known, key, fact in facts]
+        self.conflicts += any(differs)
+
+    def annotations(self, likert: tuple[float, float], wanted: Sequence[str] | None) -> Annotations:
+        """Returns all that was read, as tables."""
+        sound = self._sound_ratings(likert, wanted)
+        criteria = sorted({name for _, scores in sound for name in scores})
+        ratings = pd.DataFrame([who | scores for who, scores in sound], columns=[*_RATER, "weight", *criteria])
+        votes = pd.DataFrame(
+            [(*key, *vote) for key, vote in sorted(self.votes.items())],
+            columns=[*PAIR, "annotator", "choice", "weight", "swapped"],
+        )
+        sides = [(prompt_id, side) for prompt_id, *pair, _ in self.votes for side in pair]
+        items = sorted({*zip(ratings.prompt_id, ratings.item_id, strict=True), *sides})
+        reasons = Counter(reject["reason"] for reject in self.rejects)
+        prompt_ids = dict.fromkeys(prompt_id for prompt_id, _ in items)
+        return Annotations(
+            ratings=ratings.astype(dict.fromkeys(("weight", *criteria), float)),
+            votes=votes.astype({"choice": int, "weight": float, "swapped": bool}).assign(
+                pair=votes.groupby(PAIR).ngroup()
+            ),
+            criteria=tuple(criteria),
+            items=tuple(items),
+            annotators=tuple(sorted({*ratings.annotator, *votes.annotator})),
+            domains={prompt_id: self.domains.get(prompt_id, "unknown") for prompt_id in prompt_ids},
+            sources={prompt_id: self.sources.get(prompt_id, self.files[prompt_id]) for prompt_id in prompt_ids},
+            prompts=self.prompts,
+            responses=self.responses,
+            n=self.n,
+            reasons={reason: reasons[reason] for reason in REASONS},
+            rejects=tuple(self.rejects),
+            conflicts=self.conflicts,
+            likert=likert,
+        )
+
+    def _sound_ratings(self, likert: tuple[float, float], wanted: Sequence[str] | None) -> list[tuple[Row, Row]]:
+        """Returns the usable ratings, sorted. A column is a criterion if any rating has a number there."""
+        rated = {name for _, scores, _ in self.ratings for name, score in scores.items() if _number(score) is not None}
+        if unknown := [name for name in wanted or () if name not in rated]:
+            found = ", ".join(sorted(rated)) or "none"
+            raise UsageError(f"no ratings of {', '.join(unknown)}; columns with numbers are {found}")
+        criteria = rated - _ASIDE if wanted is None else set(wanted)
+        sound: dict[tuple[Any, ...], tuple[Row, Row]] = {}
+        seen: set[tuple[Any, ...]] = set()
+        for rating, scores, line in self.ratings:
+            who = tuple(rating[name] for name in _RATER)
+            scores = {name: score for name, score in scores.items() if name in criteria}
+            judged = {(*who, name) for name in scores}
+            reason = _score_fault(scores, likert) or ("duplicate_judgment" if judged & seen else None)
+            if reason:
+                self._reject(line, reason)
+            else:
+                seen |= judged
+                sound[(*who, *sorted(scores))] = rating, scores
+        return [sound[key] for key in sorted(sound)]
+
+
+def _score_fault(scores: Row, likert: tuple[float, float]) -> str | None:
+    if not scores:
+        return "no_score"
+    numbers = [number for number in map(_number, scores.values()) if number is not None]
+    if len(numbers) < len(scores):
+        return "non_numeric_score"
+    if not np.isfinite(numbers).all():
+        return "non_finite_score"
+    return None if likert[0] <= min(numbers) and max(numbers) <= likert[1] else "score_off_scale"
+
+
+def _pandalm_votes(row: Row) -> list[Row]:
+    """Returns a vote an annotator of a line of PandaLM's layout; of a line that has none, a vote without a choice."""
+    prompt = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
+    shared = {name: row.get(name) for name in ("domain", "source", "weight")} | {"choice": None}
+    shared |= {"prompt": prompt, "prompt_id": row.get("prompt_id") or prompt_hash(prompt)}
+    if (idx := row.get("idx")) is not None:
+        shared |= {"a": f"{idx}-1", "b": f"{idx}-2"}
+    shared |= {"response_a": row["response1"], "response_b": row["response2"]}
+    choices = {"0": "tie", "1": "a", "2": "b"}
+    annotators = {name: value for name, value in row.items() if re.fullmatch(r"annotator\d+", name)}
+    return [
+        shared | {"annotator": name, "choice": None if value is None else choices.get(str(value), value)}
+        for name, value in annotators.items()
+    ] or [shared]
+
+
+def _choice(choice: Any, a: str, b: str) -> int:
+    """Returns the number of the choice. The documented words come first, so that items may be called "a" and "b"."""
+    if choice is None or choice == "":
+        raise _Fault("missing_field")
+    if isinstance(choice, str) and choice not in (*CHOICES, "abstain"):
+        choice = {a: "a", b: "b"}.get(choice) or choice.strip().lower()
+    if choice == "abstain":
+        raise _Fault("abstention")
+    if choice not in CHOICES:
+        raise _Fault("unknown_choice")
+    return CHOICES.index(choice)
+
+
+def _id(value: Any) -> str:
+    if value is None or value == "":
+        raise _Fault("missing_field")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _Fault("wrong_type")
+    return str(value)
+
+
+def _text(row: Row, name: str) -> Conversation | None:
+    try:
+        return as_text(row.get(name))
+    except DataError as error:
+        raise _Fault("wrong_type") from error
+
+
+def _weight(row: Row) -> float:
+    weight = 1.0 if row.get("weight") is None else _number(row["weight"])
+    if weight is None or not 0 < weight < math.inf:
+        raise _Fault("bad_weight")
+    return weight
+
+
+def _number(value: Any) -> float | None:
+    """Returns a number as a float, infinite where it is beyond those, and None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+# ---- texts
+
+
+def as_text(value: Any) -> Conversation | None:
+    """Returns a text or message list as it is, and a number or truth value as its text: "4" and "True" are answers.
+
+    Raises:
+        DataError: If it is anything else, or a message has neither content nor calls.
+
+    Example:
+
+    ```python
+    >>> as_text(4)
+    '4'
+    ```
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return str(value)
+    messages = read_messages("text", value)
+    if not messages or not all(message.get("role") and says(message) for message in messages):
+        raise DataError(f"got {str(value)[:40]!r}; wanted text or a list of messages with role and content")
+    return messages
+
+
+def with_texts(
+    annotations: Annotations, *, prompts: Dataset | None = None, responses: Dataset | None = None
+) -> Annotations:
+    """Returns the annotations with texts, domains and sources where they lack them.
+
+    Args:
+        annotations ([`Annotations`]): The judgments.
+        prompts (`Dataset`, *optional*): `prompt_id`, `prompt` and perhaps `domain` and `source`.
+        responses (`Dataset`, *optional*): `item_id`, `prompt_id` and `response`.
+
+    Raises:
+        DataError: If a column is missing or a text is neither text nor a list of messages.
+
+    Example:
+
+    ```python
+    >>> annotations = with_texts(annotations, prompts=load_rows("prompts.jsonl"))
+    ```
+    """
+    texts, answers = dict(annotations.prompts), dict(annotations.responses)
+    domains, sources = dict(annotations.domains), dict(annotations.sources)
+    for row in _rows_with("prompts", prompts, ["prompt_id", "prompt"]):
+        prompt_id = str(row["prompt_id"])
+        _add(texts, prompt_id, row["prompt"])
+        if prompt_id in domains and row.get("domain") and domains[prompt_id] == "unknown":
+            domains[prompt_id] = str(row["domain"])
+        if prompt_id in sources and row.get("source"):
+            sources[prompt_id] = str(row["source"])
+    for row in _rows_with("responses", responses, [*ITEM, "response"]):
+        _add(answers, (str(row["prompt_id"]), str(row["item_id"])), row["response"])
+    return replace(annotations, prompts=texts, responses=answers, domains=domains, sources=sources)
+
+
+def _rows_with(name: str, dataset: Dataset | None, needed: list[str]) -> Iterable[Any]:
+    found = needed if dataset is None else dataset.column_names
+    if missing := [column for column in needed if column not in found]:
+        raise DataError(f"the {name} have no column {', '.join(missing)}; they have {', '.join(found)}")
+    return dataset or ()
+
+
+def _add(texts: dict[Any, Conversation], key: Any, value: Any) -> None:
+    try:
+        text = as_text(value)
+    except DataError as error:
+        raise DataError(f"the text of {key}: {error}") from error
+    if text is not None:
+        texts.setdefault(key, text)
