@@ -1,14 +1,13 @@
 """What is preferred: rates by domain, language and source, and annotators who judge by length or by position."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from numpy.typing import ArrayLike
 
 from rmtrl.data.annotations.reading import Annotations, Item
 from rmtrl.data.messages import conversation_text
@@ -17,8 +16,6 @@ from rmtrl.types import Conversation, Estimate
 
 NOTABLE = 0.1
 """A rate that is surely (by its whole interval) ten points from the others' is reported; smaller ones are habits."""
-SHARE = {0: 1.0, 1: 0.0, 2: 0.5}
-"""What a vote's choice is to the first side."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,12 @@ class AnnotatorBias:
 
 
 def annotator_bias(
-    annotators: Sequence[str],
-    pairs: ArrayLike,
-    prompts: ArrayLike,
-    wins: ArrayLike,
-    longer: ArrayLike,
-    swapped: ArrayLike | None = None,
+    annotators: Iterable[str],
+    pairs: Iterable[Any],
+    prompts: Iterable[Any],
+    wins: Iterable[float],
+    longer: Iterable[float],
+    swapped: Iterable[bool] | None = None,
 ) -> list[AnnotatorBias]:
     """Returns how each annotator votes; one who always prefers the longer answer is flagged.
 
@@ -66,7 +63,7 @@ def annotator_bias(
     ([`preference_rates`]) show it.
 
     Args:
-        annotators (`(N,)` sequence of `str`): Who voted.
+        annotators (`Iterable[str]`): Who voted, of each of N votes.
         pairs (`(N,)` array): Which pair, whatever the order of its sides.
         prompts (`(N,)` array): Prompt of the pair; intervals resample prompts.
         wins (`(N,)` array): 1: the first side was chosen, 0: the second, ½: a tie.
@@ -80,18 +77,11 @@ def annotator_bias(
     ['long-winded']
     ```
     """
-    votes = pd.DataFrame(
-        {
-            "annotator": np.asarray(annotators, str),
-            "pair": np.asarray(pairs),
-            "prompt": np.asarray(prompts),
-            "wins": np.asarray(wins, float),
-            "longer": np.asarray(longer, float),
-        }
-    )
+    columns = ["annotator", "pair", "prompt", "wins", "longer"]
+    votes = pd.DataFrame(zip(annotators, pairs, prompts, wins, longer, strict=True), columns=columns)
     for_longer = votes.wins.where(votes.longer > 0, 1 - votes.wins).where(votes.longer.notna() & (votes.longer != 0))
     # who agrees with whom is seen where the sides of a pair stand alike
-    alike = votes.wins if swapped is None else votes.wins.where(~np.asarray(swapped, bool), 1 - votes.wins)
+    alike = votes.wins if swapped is None else votes.wins.where(~np.array(list(swapped)), 1 - votes.wins)
     equal = votes.groupby([votes.pair, alike]).pair.transform("size") - 1
     votes = votes.assign(
         for_longer=for_longer,
@@ -156,8 +146,8 @@ def vote_bias(annotations: Annotations, responses: Mapping[Item, Conversation]) 
         np.array([lengths.get(item, math.nan) for item in zip(votes.prompt_id, side, strict=True)])
         for side in (votes.a, votes.b)
     )
-    wins = votes.choice.map(SHARE)
-    shown_wins, shown_longer = wins.where(~votes.swapped, 1 - wins), np.where(votes.swapped, b - a, a - b)
+    shown_wins = votes.points.where(~votes.swapped, 1 - votes.points)
+    shown_longer = np.where(votes.swapped, b - a, a - b)
     return annotator_bias(votes.annotator, votes.pair, votes.prompt_id, shown_wins, shown_longer, votes.swapped)
 
 

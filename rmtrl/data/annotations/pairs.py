@@ -121,7 +121,7 @@ def pairs_from_votes(
         )
     trust = votes.annotator.map(annotator_trust(annotations, annotator_weights))
     weight = votes.weight * trust
-    votes = votes.assign(weight=weight, points=weight * votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5}))
+    votes = votes.assign(weight=weight, points=weight * votes.points)
     for code, name in enumerate(_VOTE_COUNTS):
         votes[name] = (votes.choice == code) & (trust > 0)
     table = votes.groupby(PAIR)[["weight", "points", *_VOTE_COUNTS]].sum().reset_index()
