@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmtrl.calibration.callback import CalibrationCallback
     from rmtrl.evaluation.callback import BenchmarkCallback
-    from rmtrl.ppo.callbacks import PPOCallback
     from rmtrl.ppo.config import PPOConfig
+    from rmtrl.ppo.evaluation import PPOCallback
     from rmtrl.ppo.overoptimization import OveroptimizationCallback
     from rmtrl.ppo.rewards import ComposedReward
     from rmtrl.ppo.trainer import PPOTrainer
@@ -29,8 +29,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "rmtrl.calibration.callback": ("CalibrationCallback",),
     "rmtrl.evaluation.callback": ("BenchmarkCallback",),
-    "rmtrl.ppo.callbacks": ("PPOCallback",),
     "rmtrl.ppo.config": ("PPOConfig",),
+    "rmtrl.ppo.evaluation": ("PPOCallback",),
     "rmtrl.ppo.overoptimization": ("OveroptimizationCallback",),
     "rmtrl.ppo.rewards": ("ComposedReward",),
     "rmtrl.ppo.trainer": ("PPOTrainer",),

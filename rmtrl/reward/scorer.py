@@ -66,7 +66,11 @@ class ModelScorer(Scorer):
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
-        return all_encoded(self.try_encode([conversation]))[0]
+        return self.encode_all([conversation])[0]
+
+    def encode_all(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Returns the token ids of each conversation, as they are scored."""
+        return all_encoded(self.try_encode(conversations))
 
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
         """Returns which conversations can be rendered and are within the model's positions, `(N,)`."""
@@ -194,7 +198,7 @@ class RewardScorer(ModelScorer):
             As [`RewardScorer.score`].
         """
         _check_conversations(conversations)
-        sequences = all_encoded(self.try_encode(conversations))
+        sequences = self.encode_all(conversations)
         if self.head.pooling != "mean":
             return self._run(sequences, None)
         return self._run(sequences, completion_starts(self.tokenizer, self._completed(conversations), sequences))
