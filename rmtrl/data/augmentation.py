@@ -6,7 +6,7 @@ from typing import Any, Literal
 from datasets import Dataset, concatenate_datasets
 
 from rmtrl.data.messages import message_text
-from rmtrl.data.reading.normal_form import dataset_of
+from rmtrl.data.normal_form import dataset_of
 from rmtrl.errors import DataError
 from rmtrl.types import Conversation
 

@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset
 from scipy import stats
 
-from rmtrl.data.reading.layouts import as_number
+from rmtrl.data.normal_form import as_number
 from rmtrl.data.splits import groups_of
 from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
