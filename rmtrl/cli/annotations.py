@@ -162,7 +162,7 @@ def pairs(
         shares = named_numbers("--weights", weights)
         scores = score_items(annotations, weights=shares, alpha=alpha, quorum=quorum, annotator_weights=trust)
         made = pairs_from_ratings(annotations, scores, score=score, min_gap=min_gap, disputed=disputed)  # type: ignore[arg-type]
-    _check_any(made)
+    _check_any(made, min_votes)
     _write({out: made.pairs, review: made.review, rejects: annotations.rejects})
     if both:
         print("rmtrl: the data holds votes and ratings; votes are used (--from ratings for the others)",
@@ -205,7 +205,7 @@ def _check_options(context: typer.Context, source: str) -> None:
         raise UsageError(f"{', '.join(given)} {verb} for --from {other}; these pairs are made from {source}")
 
 
-def _check_any(made: "PairSet") -> None:
+def _check_any(made: "PairSet", min_votes: int) -> None:
     counts = made.counts
     if counts["kept"] or counts["review"]:
         return
@@ -213,7 +213,8 @@ def _check_any(made: "PairSet") -> None:
     if textless > few:
         cause = f"{textless:,} of {counts['n']:,} have no text; give --prompts and --responses"
     elif few:
-        cause = f"{few:,} of {counts['n']:,} have too few votes; lower --min-votes"
+        got = f"{few:,} of {counts['n']:,} have {made.most_votes} at most, wanted {min_votes}"
+        cause = f"{got}: too few votes; lower --min-votes or get more votes"
     else:
         cause = "no prompt has two items with a score and the quorum; lower --quorum or give more ratings"
     raise DataError(f"no pair can be made: {cause}")

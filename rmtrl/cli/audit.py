@@ -164,13 +164,13 @@ def _lengths(responses: Sequence[Any], scorer: "RewardScorer | None") -> list[in
 
 
 def _probed(scorer: "RewardScorer", pairs: "Dataset", n: int, seed: int) -> "list[Probe]":
-    from rmtrl.evaluation.probes import probe, probe_end_token
+    from rmtrl.evaluation.probes import probe
     from rmtrl.types import Chat
 
     drawn = pairs.shuffle(seed=seed).select(range(min(n, len(pairs))))
     sides = ([Chat.of(row["prompt"], row) for row in drawn], list(drawn["chosen"]))
     settings: dict[str, Any] = {"prompt_ids": list(drawn["prompt_id"]), "seed": seed}
-    return [*probe(scorer, *sides, **settings), probe_end_token(scorer, *sides, **settings)]
+    return probe(scorer, *sides, end_token=True, **settings)
 
 
 def _write(
@@ -211,15 +211,9 @@ def _print(
         print("edits: mean change in standard deviations of the rewards; share raised; verdict")
         width = max(len(one.name) for one in tried)
         for one in tried:
-            change = (
-                "" if one.effect is None else f"{_interval(one.effect)}  {one.raised.value if one.raised else 0:4.0%}"
-            )
+            change = "" if one.effect is None else f"{one.effect:+.2f}  {one.raised.value if one.raised else 0:4.0%}"
             print(f"{one.name:<{width}}  {change:<30}  {one.verdict}")
         print()
     print(f"length: {found.verdict.verdict}")
     for reason in found.verdict.reasons:
         print(f"- {reason}")
-
-
-def _interval(estimate: Any) -> str:
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"

@@ -31,8 +31,8 @@ def coverage(
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
     from rmtrl.data.annotations.reading import read_annotations
-    from rmtrl.data.coverage import coverage as compare
-    from rmtrl.data.coverage import read_design
+    from rmtrl.data.design import coverage as compare
+    from rmtrl.data.design import read_design
     from rmtrl.data.loading import load_rows
 
     plan = read_design(design)
@@ -47,8 +47,8 @@ def coverage(
         criteria=() if judged is None else judged.criteria,
         sources=Counter(str(row.get("source", "unknown")) for row in texts) or None,
     )
-    given = dict(_response(number, row) for number, row in enumerate(texts, 1))
-    biases = [] if judged is None else vote_bias(judged, given)
+    given = (_response(number, row) for number, row in enumerate(texts, 1))
+    biases = [] if judged is None else vote_bias(judged, dict(given))
     flagged = {bias.annotator: list(bias.flags) for bias in biases if bias.flags}
     if as_json:
         rates = {

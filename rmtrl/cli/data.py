@@ -202,7 +202,7 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
-    from rmtrl.data.sampling import sample_by_domain
+    from rmtrl.data.design import sample_by_domain
 
     drawn = sample_by_domain(read_pairs(data, split, columns), size, prevalence=prevalence, stress=stress, seed=seed)
     n = write_rows(out, drawn.pairs)

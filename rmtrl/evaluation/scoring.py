@@ -110,7 +110,7 @@ def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -
     Raises:
         ModelError: If the scorer returns another number of scores, or one that is no finite number.
     """
-    held = np.asarray(scorer.holds(conversations), dtype=bool)
+    held = np.asarray(scorer.holds(conversations) if conversations else [], dtype=bool)
     given = [conversation for conversation, fits in zip(conversations, held, strict=True) if fits]
     scores = np.full(len(conversations), np.nan)
     scores[held] = checked_scores(scorer.score(given) if given else [], len(given))

@@ -20,7 +20,7 @@ from rmtrl.evaluation.overoptimization.curves import (
     n_grid,
 )
 from rmtrl.metrics import Floats
-from rmtrl.types import Estimate, json_ready
+from rmtrl.types import json_ready
 
 SCHEMA = "rmtrl/overoptimization/1"
 _POOR_FIT = 0.9  # r² below which the form does not describe the curve
@@ -311,7 +311,7 @@ def _curve_rows(part: Part) -> Iterator[list[str]]:
     yield ["n", "KL", *part.gains]
     powers = 2 ** np.arange(part.n_max.bit_length())
     for i in sorted({*np.abs(part.ns - powers[:, None]).argmin(1).tolist(), len(part.ns) - 1}):
-        yield [f"{part.ns[i]:,}", f"{part.kl[i]:.2f}", *(_cell(own[i], "+.3f") for own in part.gains.values())]
+        yield [f"{part.ns[i]:,}", f"{part.kl[i]:.2f}", *(f"{own[i]:+.3f}" for own in part.gains.values())]
 
 
 def _figure_rows(part: Part) -> Iterator[tuple[str, str]]:
@@ -326,25 +326,19 @@ def _figure_rows(part: Part) -> Iterator[tuple[str, str]]:
     for name, fit in part.fits.items():
         poor = ", which is poor: trust the data, not the fit" if fit.r_squared < _POOR_FIT else ""
         yield f"fit, {name}", f"alpha {fit.alpha:.4g}, beta {fit.beta:.4g}, r2 {fit.r_squared:.3f}{poor}"
-    yield "peak by fit", f"n = {_cell(part.peak_n, ',.0f')}, gain {_cell(part.peak)}"
-    yield "peak in the data", f"n = {_cell(part.peak_n_data, ',.0f')}"
+    yield "peak by fit", f"n = {part.peak_n:,.0f}, gain {part.peak:.3f}"
+    yield "peak in the data", f"n = {part.peak_n_data:,.0f}"
     yield "drawdown by fit", str(part.drawdown or none)
     yield "drawdown in the data", str(part.drawdown_data or none)
-    yield "proxy ahead of gold by", f"{_cell(part.gap)} standard deviations at n = {part.n_max:,}"
+    yield "proxy ahead of gold by", f"{part.gap:.3f} standard deviations at n = {part.n_max:,}"
 
 
 def _part_rows(title: str, parts: dict[str, Part]) -> Iterator[list[str]]:
     yield [title, "prompts", "gamma", "gold gain at n_max", "drawdown by fit", "turned over"]
     for name, part in parts.items():
-        gain, turned = _cell(part.gains[GOLD_BY_PROXY][-1], "+.3f"), "yes" if part.turned_over else "no"
-        yield [name, f"{part.n_prompts:,}", _cell(part.gamma), gain, _cell(part.drawdown), turned]
-
-
-def _cell(estimate: Estimate | None, form: str = ".3f") -> str:
-    if estimate is None:
-        return "none"
-    plain = form.removeprefix("+")
-    return f"{estimate.value:{form}} [{estimate.low:{plain}}, {estimate.high:{plain}}]"
+        gamma, lost = (f"{own:.3f}" if own else "none" for own in (part.gamma, part.drawdown))
+        gain, turned = f"{part.gains[GOLD_BY_PROXY][-1]:+.3f}", "yes" if part.turned_over else "no"
+        yield [name, f"{part.n_prompts:,}", gamma, gain, lost, turned]
 
 
 def _table(rows: Iterable[list[str]]) -> list[str]:
