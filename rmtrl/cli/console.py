@@ -15,7 +15,7 @@ from rmtrl.types import json_ready
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rmtrl.data.reading.row_reader import Faulty
+    from rmtrl.data.preferences import Faulty
 
 
 def _numbers(text: str) -> dict[str, float]:
@@ -207,7 +207,7 @@ def named_numbers(flag: str, text: str | None) -> dict[str, float] | None:
 
 def source_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields where each row of a file, a folder or a hub set stands, and the row to the letter where it is text."""
-    from rmtrl.data.reading.loading import load_rows, text_files
+    from rmtrl.data.loading import load_rows, text_files
 
     files = text_files(source)
     if not files:

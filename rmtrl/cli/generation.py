@@ -89,7 +89,7 @@ def read_row(place: str, row: dict[str, Any], fallback_id: str, *, candidates: b
     Raises:
         DataError: If the line lacks one, or has another form.
     """
-    from rmtrl.data.reading.normal_form import TEMPLATE
+    from rmtrl.data.normal_form import TEMPLATE
 
     prompt, own = row.get("prompt"), row.get("candidates")
     if not prompt or not isinstance(prompt, str | list):

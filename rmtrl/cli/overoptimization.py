@@ -77,7 +77,7 @@ def read_rows(source: str, columns: list[str] | None) -> "Dataset":
         DataError: If the file cannot be read, or lacks a column.
         UsageError: If a renaming is not of the form new=old, or its old column is none of the file.
     """
-    from rmtrl.data.reading.loading import load_rows
+    from rmtrl.data.loading import load_rows
 
     rows = load_rows(source)
     for entry in columns or ():
