@@ -50,7 +50,11 @@ def validate(
     check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
     if max_length is not None and tokenizer is None:
         raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
-    loaded = None if tokenizer is None else _load_tokenizer(tokenizer)
+    loaded = None
+    if tokenizer is not None:
+        from rmtrl.models import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer, kind="tokenizer")
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
     files = {out: result.kept if len(result.kept) else None, rejects: result.rejects}
@@ -62,15 +66,6 @@ def validate(
     show(counts, as_json, words=shown, warnings=result.warnings)
     if strict and len(result.rejects):
         raise typer.Exit(1)
-
-
-def _load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
 
 
 @app.command()
