@@ -1,4 +1,4 @@
-"""A run of benchmarks: a model or stored scores on each; with a folder all is written there and a killed run goes on."""
+"""A run of benchmarks: a model, or stored scores, on each; in its folder all is written, and a killed run goes on."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ from rmtrl.evaluation.items import (
     score_into,
     score_items,
     score_lines,
-)
+)  # fmt: skip
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
 from rmtrl.io import write_json, write_rows
 

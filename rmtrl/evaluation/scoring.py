@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import DataError, RenderingError
 from rmtrl.io import read_sound_rows
 from rmtrl.types import Chat, Conversation, Scorer, checked_scores
@@ -175,6 +176,11 @@ class ScoredPairs:
     def whole(self) -> NDArray[np.bool_]:
         """Which pairs have scores, `(N,)`."""
         return np.asarray(np.isfinite(self.scores).all(axis=1))
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """The `fingerprint` of the pairs, nothing of pairs that were not given."""
+        return {"fingerprint": fingerprint(self.pairs)} if self.named else {}
 
     def where(self, mask: NDArray[np.bool_]) -> "ScoredPairs":
         """Returns the pairs at which `mask` is true."""

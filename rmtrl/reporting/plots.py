@@ -29,11 +29,18 @@ _PANELS = [
 
 
 def save_figure(figure: "Figure", path: Path, *, dpi: float | str = "figure") -> None:
-    """Saves a figure beside and renames it, so that the file is the old one or the new one; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Saves a figure beside and renames it, so that the file is the old one or the new one; its folder is made.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
     beside = path.with_name(f".{path.stem}.new{path.suffix}")
-    figure.savefig(beside, dpi=dpi)
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(beside, dpi=dpi)
+        beside.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write into {path.parent}: {error.strerror or error}; give another folder") from error
 
 
 def reliability_diagram(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> "Figure":
