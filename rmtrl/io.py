@@ -1,4 +1,4 @@
-"""Files in and out, once for all stages: rows that are read one by one, objects, and files put in place whole.
+"""Files in and out, once for all stages: rows that are read one by one, objects, and files that are replaced whole.
 
 A row of a JSON or CSV file that is broken costs that row and no other: it comes as a string that says what is wrong
 with it. Only what makes the whole file unreadable raises: a broken archive, a JSON document cut short.
@@ -13,7 +13,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -277,7 +277,9 @@ def write_json(path: str | Path, value: Any) -> None:
     >>> write_json("metrics.json", {"pairwise_accuracy": 0.65, "n": 505})
     ```
     """
-    _put_in_place({Path(path): [json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"]})
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as beside:
+        beside.write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -298,41 +300,58 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return write_row_files({Path(path): rows})[0]
 
 
-def write_row_files(files: Mapping[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
-    """Writes several files as [`write_rows`] does; none takes its place before all are complete."""
+def write_row_files(files: dict[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
+    """Writes several files as [`write_rows`] does; all are complete before the first takes its place."""
     for path in files:
         if suffix_of(path) in (".parquet", ".csv"):
             raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
-    return _put_in_place({path: map(_line, _plain_rows(rows)) for path, rows in files.items()})
+    with ExitStack() as complete:  # left in reverse, so that the first file takes its place first
+        beside = {path: complete.enter_context(replacing(path)) for path in reversed(files)}
+        return [_write_lines(beside[path], path, rows) for path, rows in files.items()]
 
 
-def _put_in_place(files: Mapping[Path, Iterable[str]]) -> list[int]:
-    with ExitStack() as leftovers:
-        complete, counts = [], []
-        for given, lines in files.items():
-            path = given.resolve()  # a link keeps pointing where it points
-            beside = path.with_name(f".{path.name}.new")  # what a killed run left under this name is overwritten
-            try:
-                if path.exists() and not path.is_file():
-                    raise DataError(f"cannot write {given}: it exists and is not a file")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with beside.open("wb") as file:
-                    leftovers.callback(beside.unlink, missing_ok=True)
-                    counts.append(_write_lines(file, lines, compressed=path.suffix == ".gz"))
-            except OSError as error:
-                raise DataError(f"cannot write {given}: {error.strerror}") from error
-            complete.append((beside, path))
-        for beside, path in complete:
-            beside.replace(path)
-    return counts
+@contextmanager
+def replacing(path: str | Path, *, ending: str = "new") -> Iterator[Path]:
+    """Yields where to write a file, beside `path`; it takes its place when the block ends, and goes if it fails.
+
+    Args:
+        path (`str` or `Path`): File to write or replace; its folder is made.
+        ending (`str`): End of the name beside; what a killed run left under it is overwritten.
+
+    Raises:
+        DataError: If the file cannot be written.
+
+    Example:
+
+    ```python
+    >>> with replacing("plots/margins.png") as beside:
+    ...     figure.savefig(beside, format="png")
+    ```
+    """
+    final = Path(path).resolve()  # a link keeps pointing where it points
+    beside = final.with_name(f".{final.name}.{ending}")
+    try:
+        if final.exists() and not final.is_file():
+            raise DataError(f"cannot write {path}: it exists and is not a file")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        beside.replace(final)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink()
 
 
-def _write_lines(file: BinaryIO, lines: Iterable[str], *, compressed: bool) -> int:
+def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     n = 0
     # no time stamp and no name in the archive, so that the same lines are the same bytes
-    with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compressed else nullcontext(file) as target:
-        for n, line in enumerate(lines, 1):  # noqa: B007
-            target.write(line.encode())
+    with (
+        beside.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else file as to,
+    ):
+        for n, row in enumerate(_plain_rows(rows), 1):  # noqa: B007
+            to.write(_line(row))
     return n
 
 
@@ -365,8 +384,11 @@ def _parsed(texts: Iterable[str]) -> list[Any]:
     return list(json.loads(f"[{','.join(texts)}]"))  # one text is read several times as fast as many
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        return f"{_ENCODER.encode(row)}\n".encode()
     except ValueError:
-        return json.dumps(json_ready(row), ensure_ascii=False, allow_nan=False) + "\n"
+        return f"{_ENCODER.encode(json_ready(row))}\n".encode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)

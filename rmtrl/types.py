@@ -103,7 +103,11 @@ class Estimate:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,})"
+        return f"{self:.3f} (n = {self.n:,})"
+
+    def __format__(self, spec: str) -> str:
+        """Returns value and interval, each number in the form of `spec`; the text of `str` without one."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
 
 
 def json_ready(value: Any) -> Any:

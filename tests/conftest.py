@@ -107,6 +107,17 @@ def new_model(tokenizer):
     return make
 
 
+@pytest.fixture(scope="session")
+def model_and_tokenizer():
+    """A function that makes both, for fixtures that several tests share."""
+
+    def make(**settings: object) -> tuple[LlamaForSequenceClassification, PreTrainedTokenizerFast]:
+        tokenizer = make_tiny_tokenizer([" ".join(WORDS)] * 20, vocab_size=320)
+        return make_model(tokenizer, **settings), tokenizer
+
+    return make
+
+
 def make_model(tokenizer: PreTrainedTokenizerFast, **settings: object) -> LlamaForSequenceClassification:
     torch.manual_seed(0)
     defaults = dict(

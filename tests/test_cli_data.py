@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rmtrl.data.augmentation import augment
+from rmtrl.data.design import augment
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.splits import check_overlap
 from rmtrl.io import write_rows

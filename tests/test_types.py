@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rmtrl.errors import DataError, ModelError, RewardError
-from rmtrl.types import checked_scores, failed_at
+from rmtrl.types import Estimate, checked_scores, failed_at
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,9 @@ def test_an_error_is_of_the_sample_it_names_or_of_any():
     assert list(failed_at(DataError("x", index=1), 3)) == [1]
     for error in (DataError("x"), DataError("x", index=3), KeyError(0), DataError("x", index=-1)):
         assert list(failed_at(error, 3)) == [0, 1, 2]
+
+
+def test_an_estimate_shows_its_interval_in_the_form_asked_for():
+    estimate = Estimate(0.5, -0.25, 1.0, 1200)
+    assert f"{estimate:+.2f}" == "+0.50 [-0.25, +1.00]" and f"{estimate:,.0f}" == "0 [-0, 1]"
+    assert f"{estimate}" == str(estimate) == "0.500 [-0.250, 1.000] (n = 1,200)"

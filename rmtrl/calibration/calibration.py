@@ -426,26 +426,18 @@ def _times(estimate: Estimate, scale: float) -> Estimate:
 
 
 _SHOWN = {"ece": "ECE", "nll": "NLL", "brier": "Brier", "overconfidence": "overconfidence"}
-_NOT_MEASURED = "not measured"
 
 
 def summary(result: Calibration) -> dict[str, Any]:
     """Returns the lines that people read: the calibrator, and each figure before and after."""
-    before, after = result.judged
-    change = result.nll_change
+    (before, after), change, unknown = result.judged, result.nll_change, "not measured"
+    shown = {key: f"{after[key]:.3f}" if after else unknown for key in _SHOWN}
     return {
         "calibrator": f"{result.kind} ({result.reason})",
-        "temperature": result.temperature_estimate if result.is_measured else _NOT_MEASURED,
+        "temperature": result.temperature_estimate if result.is_measured else unknown,
         "fitted on": f"{result.n:,} pairs of {result.prompts:,} prompts; figures on {result.judged_on}",
         "agreement": before["agreement"],
-        **{
-            name: f"{_short(before[key])} -> {_short(after[key]) if after else _NOT_MEASURED}"
-            for key, name in _SHOWN.items()
-        },
-        "NLL change": f"{_short(change)}{', surely worse' * result.made_worse}" if change else _NOT_MEASURED,
-        "ECE if calibrated": f"{_short((after or before)['null_ece'])} at this n",
+        **{name: f"{before[key]:.3f} -> {shown[key]}" for key, name in _SHOWN.items()},
+        "NLL change": f"{change:.3f}{', surely worse' * result.made_worse}" if change else unknown,
+        "ECE if calibrated": f"{(after or before)['null_ece']:.3f} at this n",
     }
-
-
-def _short(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

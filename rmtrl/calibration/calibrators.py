@@ -218,9 +218,7 @@ def checked_pairs(
     return m, q, w
 
 
-def temperature_estimate(
-    margins: ArrayLike, groups: ArrayLike, labels: ArrayLike | None = None, *, level: float = 0.95
-) -> Estimate:
+def temperature_estimate(margins: ArrayLike, groups: ArrayLike, labels: ArrayLike | None = None) -> Estimate:
     """Returns the temperature with an interval that allows for several pairs of one prompt.
 
     With β = 1/T the score of a pair is m(q − σ(βm)) and the information Σ m²σ(1 − σ); summed by prompt they give the
@@ -230,7 +228,6 @@ def temperature_estimate(
         margins (`(N,)` array): Score of chosen minus score of rejected.
         groups (`(N,)` array): Prompt of each pair.
         labels (`(N,)` array, *optional*): Share of votes for chosen; 1 when absent.
-        level (`float`): Coverage of the interval.
 
     Returns:
         [`Estimate`]: With the bounds of the search as interval where T stands at one of them, NaN then, or there is
@@ -249,12 +246,12 @@ def temperature_estimate(
     n_groups = len(np.unique(np.asarray(groups)))
     if fitted.at_bound_ or n_groups < 2:
         value = float("nan") if fitted.at_bound_ else t
-        return Estimate(value, least, most, len(m), level, "bounds of the search: the pairs do not tell")
+        return Estimate(value, least, most, len(m), method="bounds of the search: the pairs do not tell")
     p = special.expit(m / t)
     variance = clustered_covariance((m * (q - p))[:, None], [[np.sum(m**2 * p * (1 - p))]], groups).item()
-    half = min(float(stats.t.ppf((1 + level) / 2, n_groups - 1) * t * np.sqrt(variance)), 700.0)
+    half = min(float(stats.t.ppf(0.975, n_groups - 1) * t * np.sqrt(variance)), 700.0)
     low, high = max(t * float(np.exp(-half)), least), min(t * float(np.exp(half)), most)
-    return Estimate(t, low, high, len(m), level, "cluster-robust t interval on log T, by prompt")
+    return Estimate(t, low, high, len(m), method="cluster-robust t interval on log T, by prompt")
 
 
 @dataclass(frozen=True)

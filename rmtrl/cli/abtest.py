@@ -91,7 +91,7 @@ def analyse(
     made = Plan.from_dict(read_object(plan))
     assigned = read_assignments(read_rows(assignments), made, source=str(assignments))
     given = [Outcome.of(row, source=str(outcomes)) for row in read_rows(outcomes)]
-    found = judge(made, assigned, given, hashes={made.hash})
+    found = judge(made, assigned, given)
     unequal = "outcomes are missing unequally from the arms (p = {:.2g}); find out why before believing"
     unbalanced = found.balance_p is not None and found.balance_p < UNBALANCED
     warnings = [unequal.format(found.balance_p)] if unbalanced else []

@@ -201,8 +201,8 @@ def coverage(
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
     from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, read_responses
-    from rmtrl.data.coverage import coverage as compare
-    from rmtrl.data.coverage import read_design
+    from rmtrl.data.design import coverage as compare
+    from rmtrl.data.design import read_design
     from rmtrl.data.reading.loading import load_rows
 
     plan = read_design(design)
@@ -244,7 +244,7 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
-    from rmtrl.data.sampling import sample_by_domain
+    from rmtrl.data.design import sample_by_domain
 
     drawn = sample_by_domain(read_pairs(data, split, columns), size, prevalence=prevalence, stress=stress, seed=seed)
     n = write_rows(out, drawn.pairs)

@@ -48,22 +48,21 @@ def score(
     """Score both sides of every pair; memory does not grow with the file."""
     import numpy as np
 
-    from rmtrl.evaluation.scoring import ScoredPairs, score_pairs
+    from rmtrl.evaluation.scoring import ScoredPairs, pair_lines
     from rmtrl.metrics import mean_estimate, pair_wins
     from rmtrl.reward.scorer import RewardScorer
 
     pairs = read_pairs(data, split, columns)
     scorer = RewardScorer.from_pretrained(model, progress=False)
-    windows: list[np.ndarray[Any, np.dtype[np.float64]]] = []
+    scores: list[list[float]] = []
 
     def lines() -> Iterator[dict[str, Any]]:
-        ids = iter(pairs["id"])
-        for scores in score_pairs(scorer, pairs, data):
-            windows.append(scores)
-            yield from ({"id": next(ids), "scores": own} for own in scores.tolist())
+        for line in pair_lines(scorer, pairs, data):
+            scores.append(line["scores"])
+            yield line
 
     write_rows(out, lines())
-    scored = ScoredPairs(pairs, np.concatenate(windows))
+    scored = ScoredPairs(pairs, np.array(scores))
     whole = scored.where(scored.whole)
     too_long = len(scored) - len(whole)
     accuracy = mean_estimate(pair_wins(*whole.scores.T), whole.pairs["prompt_id"])

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from scipy import stats
 from tqdm.auto import tqdm
 
 from rmtrl.data.clusters import (
@@ -30,6 +29,7 @@ from rmtrl.data.clusters import (
     shorten_pair,
 )
 from rmtrl.errors import DataError, UsageError
+from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Estimate
 
 KINDS = ("exact", "near", "ngram", "response")
@@ -290,10 +290,7 @@ def _judge(texts: _Texts, matches: Mapping[str, _Matches], ngram: int, written: 
 
 
 def _overlap(hits: Mapping[str, tuple[str, str]], n: int, example: Callable[[str, str], list[str]]) -> Overlap:
-    share, ids = None, sorted(hits)
-    if n:
-        interval = stats.binomtest(len(hits), n).proportion_ci()
-        share = Estimate(len(hits) / n, float(interval.low), float(interval.high), n, 0.95, "exact binomial")
+    share, ids = binomial_estimate(len(hits), n) if n else None, sorted(hits)
     shown = [(id, *example(*hits[id])) for id in ids[:_EXAMPLES]]
     examples = [{"prompt_id": id, "evaluation": asked, "train": learnt} for id, asked, learnt in shown]
     return Overlap(len(hits), n, share, ids, examples)

@@ -19,18 +19,7 @@ from scipy import stats
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import read_sound_rows, read_text
-from rmtrl.metrics import binomial_estimate, combined_estimate
-from rmtrl.metrics.trials import (
-    Bounds,
-    critical_values,
-    independent_discordance,
-    inflation,
-    mcnemar_z,
-    paired_difference,
-    paired_n,
-    two_proportion_n,
-    two_proportion_z,
-)  # fmt: skip
+from rmtrl.metrics import binomial_estimate, combined_estimate, trials
 from rmtrl.types import Estimate
 
 SCHEMA = "rmtrl/abtest-plan/1"
@@ -67,7 +56,7 @@ class Plan:
     discordant: float | None = None
     alpha: float = 0.05
     power: float = 0.8
-    bounds: Bounds = "obrien-fleming"
+    bounds: trials.Bounds = "obrien-fleming"
     safety_maximum: float | None = None
     safety_alpha: float = 0.05
     block: int = 10
@@ -124,7 +113,7 @@ def make_plan(
     alpha: float = 0.05,
     power: float = 0.8,
     looks: int = 1,
-    bounds: Bounds = "obrien-fleming",
+    bounds: trials.Bounds = "obrien-fleming",
     safety_maximum: float | None = None,
     safety_alpha: float = 0.05,
     block: int = 10,
@@ -148,7 +137,7 @@ def make_plan(
     """
     if effect <= 0:
         raise UsageError(
-            f"got the effect {effect:g}; wanted a gain above 0: count what the treatment should do more of"
+            f"got the effect {effect:g}; wanted a gain above 0: count what the treatment is to do more of"
         )
     if safety_maximum is not None and not 0 <= safety_maximum < 1:
         raise UsageError(f"got the safety maximum {safety_maximum:g}; wanted a rate from 0 to below 1")
@@ -158,12 +147,14 @@ def make_plan(
         raise UsageError(f"got blocks of {block}; wanted an even number, so that both arms come equally often")
     if discordant is not None and not paired:
         raise UsageError("got a share of discordant pairs for unpaired arms; leave it out, or plan a paired test")
-    single = two_proportion_n(baseline, effect, alpha=alpha, power=power)  # checks the rates of a paired test too
+    single = trials.two_proportion_n(
+        baseline, effect, alpha=alpha, power=power
+    )  # checks the rates of a paired test too
     if paired:
-        discordant = independent_discordance(baseline, effect) if discordant is None else discordant
-        single = paired_n(discordant, effect, alpha=alpha, power=power)
-    n = math.ceil(single * inflation(looks, kind=bounds, alpha=alpha, power=power))
-    values = tuple(float(value) for value in critical_values(looks, kind=bounds, alpha=alpha))
+        discordant = trials.independent_discordance(baseline, effect) if discordant is None else discordant
+        single = trials.paired_n(discordant, effect, alpha=alpha, power=power)
+    n = math.ceil(single * trials.inflation(looks, kind=bounds, alpha=alpha, power=power))
+    values = tuple(float(value) for value in trials.critical_values(looks, kind=bounds, alpha=alpha))
     return Plan(
         baseline, effect, max(n, looks), values, paired=paired, discordant=discordant, alpha=alpha, power=power,
         bounds=bounds, safety_maximum=safety_maximum, safety_alpha=safety_alpha, block=block, seed=seed,
@@ -378,9 +369,7 @@ class Analysis:
         return {"schema": "rmtrl/abtest/1", **asdict(self)}
 
 
-def analyse(
-    plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome], *, hashes: Iterable[str] = ()
-) -> Analysis:
+def analyse(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]) -> Analysis:
     """Returns what the outcomes show under the plan, and whether to stop.
 
     The looks are those of the plan whenever the analysis is run: look k is of the first n·k/K outcomes of each arm, in
@@ -394,18 +383,10 @@ def analyse(
         plan ([`Plan`]): The plan.
         assigned (`Mapping[str, str]`): Arm of each unit, from [`assign`].
         outcomes (`Sequence[Outcome]`): In the order in which they came in.
-        hashes (`Iterable[str]`): Hashes of plans that stand with the assignments.
 
     Raises:
-        DataError: If the assignments were made under another plan, or an outcome is of no assigned unit, of the other
-            arm, given twice, or lacks what the plan needs.
+        DataError: If an outcome is of no assigned unit, of the other arm, given twice, or lacks what the plan needs.
     """
-    changed = set(hashes) - {plan.hash}
-    if changed:
-        raise DataError(
-            f"the assignments were made under the plan {changed.pop()[:12]}, not {plan.hash[:12]}: criteria may not "
-            "change after data exist; analyse with the plan of the assignments"
-        )
     by_arm = _by_arm(plan, assigned, outcomes)
     rates = {arm: _rate([o.success for o in own.values()]) for arm, own in by_arm.items() if own}
     known = {arm: [o.violation for o in own.values() if o.violation is not None] for arm, own in by_arm.items()}
@@ -467,12 +448,16 @@ def _compare_arms(treatment: Successes, control: Successes, level: float) -> tup
     counts = [(int(arm.sum()), len(arm)) for arm in (treatment, control)]
     rates = [binomial_estimate(*own, level=level, kind="wilson") for own in counts]
     difference = combined_estimate(rates, (1, -1), method="Newcombe")
-    return two_proportion_z(*counts[0], *counts[1]), difference, "two proportions, pooled z"
+    return trials.two_proportion_z(*counts[0], *counts[1]), difference, "two proportions, pooled z"
 
 
 def _compare_pairs(treatment: Successes, control: Successes, level: float) -> tuple[float, Estimate, str]:
     gained, lost = int((treatment & ~control).sum()), int((control & ~treatment).sum())
-    return mcnemar_z(gained, lost), paired_difference(gained, lost, len(treatment), level=level), "McNemar"
+    return (
+        trials.mcnemar_z(gained, lost),
+        trials.paired_difference(gained, lost, len(treatment), level=level),
+        "McNemar",
+    )
 
 
 def _decide(plan: Plan, looks: Sequence[Look], violations: int, n: int) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.data.reading.normal_form import TEMPLATE
 from rmtrl.errors import DataError
-from rmtrl.evaluation.scoring import read_pair_scores, score_pairs
+from rmtrl.evaluation.scoring import is_number, read_pair_scores, score_pairs
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Chat, Conversation, Estimate
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 KEY_SCHEMA = "rmtrl/fresh-key/1"
 VERDICTS = ("a", "b", "tie")
 REVIEWERS = ("human", "model")
-_LARGEST = sys.float_info.max
 _SIGN = {"a": 1, "tie": 0, "b": -1}
 _TEXTS = ("prompt", "a", "b")
 _CUT = ("truncated_a", "truncated_b")
@@ -62,17 +60,12 @@ def generated(
         n (`int`): Completions of each prompt.
         seed (`int`): Seed of the sampling.
     """
-    completions = generator.generate(prompts, n, seed=seed)
-    return [
-        {"prompt": prompt, **_given(prompt), "completions": [one.text for one in own],
-         "truncated": [one.truncated for one in own]}
-        for prompt, own in zip(prompts, completions, strict=True)
-    ]  # fmt: skip
-
-
-def _given(prompt: Conversation) -> dict[str, Any]:
-    """Returns the tools and template variables of a prompt, as columns of its row."""
-    return {name: value for name in TEMPLATE if isinstance(prompt, Chat) and (value := getattr(prompt, name))}
+    rows = []
+    for prompt, own in zip(prompts, generator.generate(prompts, n, seed=seed), strict=True):
+        given = {name: value for name in TEMPLATE if isinstance(prompt, Chat) and (value := getattr(prompt, name))}
+        said = {"completions": [one.text for one in own], "truncated": [one.truncated for one in own]}
+        rows.append({"prompt": prompt, **given, **said})
+    return rows
 
 
 def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, policy: str = "") -> Review:
@@ -97,48 +90,63 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
     ['a', 'b', 'id', 'prompt', 'reviewer', 'verdict']
     ```
     """
-    usable: dict[str, tuple[dict[str, Any], list[tuple[int, Any]], Any]] = {}
+    usable: dict[str, tuple[Mapping[str, Any], list[int]]] = {}
     skipped: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
-        prompt, completions = row.get("prompt"), row.get("completions")
-        if not isinstance(prompt, str | list) or not isinstance(completions, list):
-            raise DataError(f'row {number} is no generation; wanted {{"prompt": …, "completions": [two or more]}}')
-        cut = row.get("truncated")
-        if cut is not None and (not isinstance(cut, list) or [type(c) for c in cut] != [bool] * len(completions)):
-            raise DataError(f"row {number} has truncated {str(cut)[:40]}; wanted true or false for each completion")
-        different = list({_text(c): (i, c) for i, c in reversed(list(enumerate(completions)))}.values())
-        given = {name: row[name] for name in TEMPLATE if row.get(name)}
-        asked = _text([prompt, given] if given else prompt)
-        prompt_id = str(row.get("prompt_id") or hashlib.sha256(asked.encode()).hexdigest()[:16])
+        _check_generation(row, number)
+        different = sorted({_text(one): i for i, one in reversed(list(enumerate(row["completions"])))}.values())
+        prompt_id = str(row.get("prompt_id") or _sha256(_text(_asked(row)))[:16])
         if len(different) < 2 or prompt_id in usable:
             skipped["fewer than two different completions" if len(different) < 2 else "repeated prompt"] += 1
             continue
-        usable[prompt_id] = {"prompt": prompt, **given}, sorted(different, key=lambda item: item[0]), cut
+        usable[prompt_id] = row, different
     if not 1 <= n <= len(usable):
-        raise DataError(
-            f"got {n} pairs to draw; wanted 1 to {len(usable)}, the prompts with two different completions"
-        )
+        most = f"{len(usable)}, the prompts with two different completions"
+        raise DataError(f"got {n} pairs to draw; wanted 1 to {most}")
     review, pairs = [], []
-    order = sorted(usable, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest())
     rng = np.random.default_rng(seed)
-    for number, prompt_id in enumerate(order[:n], 1):
-        asking, completions, cut = usable[prompt_id]
-        (i, a), (j, b) = (completions[k] for k in rng.permutation(len(completions))[:2])
-        row = {"id": f"fresh-{number:04}", **asking, "a": a, "b": b, "verdict": "", "reviewer": ""}
-        row |= dict(zip(_CUT, (cut[i], cut[j]), strict=True)) if cut else {}
-        review.append(row)
-        pairs.append({"id": row["id"], "prompt_id": prompt_id, "a": i, "b": j, "sha256": _seal(row)})
+    for number, prompt_id in enumerate(sorted(usable, key=lambda name: _sha256(f"{seed}:{name}"))[:n], 1):
+        row, different = usable[prompt_id]
+        i, j = (different[k] for k in rng.permutation(len(different))[:2])
+        shown = {"id": f"fresh-{number:04}", "prompt": row["prompt"], **_given(row)}
+        shown |= {"a": row["completions"][i], "b": row["completions"][j], "verdict": "", "reviewer": ""}
+        if cut := row.get("truncated"):
+            shown |= dict(zip(_CUT, (cut[i], cut[j]), strict=True))
+        review.append(shown)
+        pairs.append({"id": shown["id"], "prompt_id": prompt_id, "a": i, "b": j, "sha256": _seal(shown)})
     key = {"schema": KEY_SCHEMA, "policy": policy, "seed": seed, "skipped": dict(skipped), "pairs": pairs}
     return Review(tuple(review), key)
+
+
+def _check_generation(row: Mapping[str, Any], number: int) -> None:
+    completions, cut = row.get("completions"), row.get("truncated")
+    if not isinstance(row.get("prompt"), str | list) or not isinstance(completions, list):
+        raise DataError(f'row {number} is no generation; wanted {{"prompt": …, "completions": [two or more]}}')
+    if cut is not None and (not isinstance(cut, list) or [type(c) for c in cut] != [bool] * len(completions)):
+        raise DataError(f"row {number} has truncated {str(cut)[:40]}; wanted true or false for each completion")
+
+
+def _given(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tools and template variables of a row's prompt."""
+    return {name: row[name] for name in TEMPLATE if row.get(name)}
+
+
+def _asked(row: Mapping[str, Any]) -> Any:
+    given = _given(row)
+    return [row["prompt"], given] if given else row["prompt"]
 
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _seal(row: Mapping[str, Any]) -> str:
-    shown = [row.get(name) for name in _TEXTS] + [row[name] for name in TEMPLATE if row.get(name)]
-    return hashlib.sha256(_text(shown).encode()).hexdigest()
+    """Returns a hash of what a reviewer is shown."""
+    return _sha256(_text([*(row.get(name) for name in _TEXTS), *_given(row).values()]))
 
 
 @dataclass(frozen=True)
@@ -181,40 +189,40 @@ def import_verdicts(
     """
     if reviewed_by not in REVIEWERS:
         raise DataError(f"got the reviewer kind {reviewed_by!r}; wanted {' or '.join(REVIEWERS)}")
-    if key.get("schema") != KEY_SCHEMA or not isinstance(key.get("pairs"), list):
-        raise DataError(
-            f"got a key of the schema {key.get('schema')!r}; wanted {KEY_SCHEMA!r}, as fresh sample writes it"
-        )
-    if not all(isinstance(pair, Mapping) and {"id", "prompt_id", "sha256"} <= set(pair) for pair in key["pairs"]):
-        raise DataError("the key has a pair without id, prompt_id or sha256; take it as fresh sample wrote it")
-    known = {str(pair["id"]): pair for pair in key["pairs"]}
-    found: dict[str, dict[str, Any]] = {}
-    seen: set[str] = set()
+    known = _known_pairs(key)
+    found: dict[str, dict[str, Any] | None] = {}
     for row in rows:
         id = str(row.get("id"))
         if id not in known:
             raise DataError(f"the review has the id {id!r}, which the key does not know; give the key of this review")
-        if id in seen:
+        if id in found:
             raise DataError(f"the review has {id!r} twice; wanted one verdict a pair")
-        seen.add(id)
         if _seal(row) != known[id]["sha256"]:
             raise DataError(f"the text of {id!r} is not the one that was sampled; judge it as it was")
         verdict, name = _verdict(row), str(row.get("reviewer") or reviewer).strip()
         if verdict and not name:
             raise DataError(f"{id!r} has a verdict and no reviewer; name one in the row or with --reviewer")
-        if verdict:
-            found[id] = {
-                "id": id, "prompt_id": known[id]["prompt_id"], **{side: row[side] for side in _TEXTS},
-                **{name: row[name] for name in (*TEMPLATE, *_CUT) if name in row}, "verdict": verdict,
-                "reviewer": name, "reviewed_by": reviewed_by, "policy": key.get("policy", ""),
-            }  # fmt: skip
-    missing = [id for id in known if id not in found]
-    if missing and (not allow_missing or not found):
-        raise DataError(
-            f"{len(missing):,} of {len(known):,} pairs have no verdict, the first is {missing[0]!r}; judge them "
-            "all, or allow missing ones"
-        )
-    return Verdicts(tuple(found[id] for id in known if id in found), len(missing))
+        found[id] = {
+            "id": id, "prompt_id": known[id]["prompt_id"], **{side: row[side] for side in _TEXTS},
+            **{name: row[name] for name in (*TEMPLATE, *_CUT) if name in row}, "verdict": verdict,
+            "reviewer": name, "reviewed_by": reviewed_by, "policy": key.get("policy", ""),
+        } if verdict else None  # fmt: skip
+    judged = [own for id in known if (own := found.get(id))]
+    missing = [id for id in known if not found.get(id)]
+    if missing and (not allow_missing or not judged):
+        said = f"{len(missing):,} of {len(known):,} pairs have no verdict, the first is {missing[0]!r}"
+        raise DataError(f"{said}; judge them all, or allow missing ones")
+    return Verdicts(tuple(judged), len(missing))
+
+
+def _known_pairs(key: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the pairs of a key by id."""
+    schema, pairs = key.get("schema"), key.get("pairs")
+    if schema != KEY_SCHEMA or not isinstance(pairs, list):
+        raise DataError(f"got a key of the schema {schema!r}; wanted {KEY_SCHEMA!r}, as fresh sample writes it")
+    if not all(isinstance(pair, Mapping) and {"id", "prompt_id", "sha256"} <= set(pair) for pair in pairs):
+        raise DataError("the key has a pair without id, prompt_id or sha256; take it as fresh sample wrote it")
+    return {str(pair["id"]): pair for pair in pairs}
 
 
 def is_judged(row: Mapping[str, Any]) -> bool:
@@ -228,8 +236,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
         raise DataError(f"{row['id']!r} has the verdict {verdict!r}; wanted {', '.join(VERDICTS)}, or nothing")
     if ratings == [None, None]:
         return verdict
-    # compared, not converted: NaN fails, and an integer may be too large for a float
-    if not all(type(rating) in (int, float) and -_LARGEST <= rating <= _LARGEST for rating in ratings):  # type: ignore[operator]
+    if not all(map(is_number, ratings)):
         raise DataError(f"{row['id']!r} has the ratings {ratings}; wanted two finite numbers")
     first, second = ratings
     rated = "tie" if first == second else "a" if first > second else "b"  # type: ignore[operator]
@@ -284,7 +291,8 @@ def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     text_of: dict[str, str] = {}
     id_of: dict[str, str] = {}
     for row in rows:
-        id, reviewer = _checked(row)
+        _check_verdict(row)
+        id, reviewer = str(row["id"]), str(row["reviewer"]).strip().casefold()
         if (id, reviewer) in judged:
             raise DataError(f"the verdicts have {id!r} by {reviewer!r} twice; wanted one verdict of each reviewer")
         judged.add((id, reviewer))
@@ -302,21 +310,17 @@ def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
         raise DataError(f"none of the {len(text_of):,} pairs is decided; wanted verdicts a or b")
 
 
-def _checked(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns id and reviewer of a verdict that is whole."""
-    names = {name: row.get(name) for name in ("id", "prompt_id", "reviewer")}
-    lacking = [name for name, value in names.items() if type(value) not in (str, int) or not str(value).strip()]
-    lacking += [name for name in _TEXTS if not isinstance(row.get(name), str | list)]
-    if lacking:
-        raise DataError(
-            f"got {str(dict(row))[:60]} without {lacking[0]}; wanted verdicts, as rmtrl fresh import writes them"
-        )
-    if row.get("verdict") not in VERDICTS or row.get("reviewed_by") not in REVIEWERS:
-        raise DataError(
-            f"{row['id']!r} has the verdict {row.get('verdict')!r} by {row.get('reviewed_by')!r}; wanted "
-            f"{', '.join(VERDICTS)} by {' or '.join(REVIEWERS)}, as rmtrl fresh import writes them"
-        )
-    return str(row["id"]), str(row["reviewer"]).strip().casefold()
+def _check_verdict(row: Mapping[str, Any]) -> None:
+    """Raises where a row is no whole verdict."""
+    wanted = "as rmtrl fresh import writes them"
+    for name in ("id", "prompt_id", "reviewer", *_TEXTS):
+        value, kinds = row.get(name), (str, list) if name in _TEXTS else (str, int)
+        if type(value) not in kinds or (name not in _TEXTS and not str(value).strip()):
+            raise DataError(f"got {str(dict(row))[:60]} without {name}; wanted verdicts, {wanted}")
+    verdict, by = row.get("verdict"), row.get("reviewed_by")
+    if verdict not in VERDICTS or by not in REVIEWERS:
+        known = f"{', '.join(VERDICTS)} by {' or '.join(REVIEWERS)}"
+        raise DataError(f"{row['id']!r} has the verdict {verdict!r} by {by!r}; wanted {known}, {wanted}")
 
 
 def _majority(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -385,8 +389,13 @@ def score_verdicts(rows: Sequence[Mapping[str, Any]], scores_a: ArrayLike, score
     a_better = np.array([lead[id] > 0 for id in decided])
     wins = pair_wins(np.where(a_better, a[index], b[index]), np.where(a_better, b[index], a[index]))
     return FreshResult(
-        mean_estimate(wins, np.array([str(rows[i]["prompt_id"]) for i in index])), str(rows[0]["reviewed_by"]),
-        len(lead), len(lead) - len(decided), int((wins == 0.5).sum()), float(a_better.mean()),
-        str(rows[0].get("policy")), dict(Counter(str(row["reviewer"]).strip() for row in rows)),
-        len({str(row["id"]) for row in rows if any(row.get(flag) is True for flag in _CUT)}),
-    )  # fmt: skip
+        accuracy=mean_estimate(wins, np.array([str(rows[i]["prompt_id"]) for i in index])),
+        reviewed_by=str(rows[0]["reviewed_by"]),
+        pairs=len(lead),
+        ties=len(lead) - len(decided),
+        tied_scores=int((wins == 0.5).sum()),
+        a_preferred=float(a_better.mean()),
+        policy=str(rows[0].get("policy")),
+        reviewers=dict(Counter(str(row["reviewer"]).strip() for row in rows)),
+        truncated=len({str(row["id"]) for row in rows if any(row.get(flag) is True for flag in _CUT)}),
+    )

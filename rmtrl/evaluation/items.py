@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from rmtrl.data.messages import message_text
 from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
-from rmtrl.errors import DataError, RmtrlError, UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
-from rmtrl.evaluation.scoring import TokenScorer, is_number, unrendered
+from rmtrl.evaluation.scoring import TokenScorer, is_number, score_whole, unrendered
 from rmtrl.io import read_sound_rows, write_json
-from rmtrl.types import Conversation, Scorer, checked_scores, failed_at
+from rmtrl.types import Conversation, Scorer
 
 WINDOW_CONVERSATIONS = 500
 """Scored at a time: enough to find rows of like length, little to lose when a run is killed."""
@@ -119,10 +119,7 @@ def score_items(
         progress (`bool`): Whether a pass of more than two seconds shows a bar on stderr.
 
     Raises:
-        RmtrlError: Of the scorer's own kind, if the scorer refuses an item.
-        ModelError: If the scorer returns another number of scores, or one that is no finite number.
-        RuntimeError: If the scorer fails otherwise. Each names the item where the error's `index` does, else the
-            first and the last of the window; nothing is scored again.
+        RmtrlError: As [`~rmtrl.evaluation.scoring.score_whole`]; it names the item.
 
     Example:
 
@@ -166,25 +163,9 @@ def missing_reasons(
 
 def _score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
     counted = [item for item in items if not item.excluded]
-    held = iter(_asked(scorer.holds, counted))
-    fits = [item for item in counted if all([next(held) for _ in item.candidates])]  # a list: every answer is taken
-    scores = _asked(lambda given: checked_scores(scorer.score(given), len(given)), fits)
-    each = np.split(np.asarray(scores, dtype=np.float64), np.cumsum([len(item.candidates) for item in fits])[:-1])
-    known = {item.id: own for item, own in zip(fits, each, strict=False)}
+    scores = score_whole(scorer, [item.candidates for item in counted], [item.id for item in counted], kind="item")
+    known = {item.id: own for item, own in zip(counted, scores, strict=True)}
     return [known.get(item.id) for item in items]
-
-
-def _asked(ask: Callable[[list[Conversation]], Any], items: Sequence[Item]) -> Any:
-    """Returns what a scorer says of the items' candidates; an error names its item, or the first and the last."""
-    given = [(item.id, conversation) for item in items for conversation in item.candidates]
-    try:
-        return ask([conversation for _, conversation in given]) if given else []
-    except Exception as error:  # whatever a scorer of any make raises: it is named and passed on
-        own = [given[index][0] for index in failed_at(error, len(given))]
-        where = f"item {own[0]}" if own[0] == own[-1] else f"one of the items {own[0]} to {own[-1]}"
-        if isinstance(error, RmtrlError):
-            raise type(error)(f"{where}: {error}") from error
-        raise RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}") from error
 
 
 # ---- files

@@ -7,7 +7,7 @@ change that nobody sees should not move it. The patterns are those of Zhang et a
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.scoring import TokenScorer, joined
+from rmtrl.evaluation.scoring import joined, score_conversations, score_whole
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Conversation, Estimate, Scorer, checked_scores
 
@@ -227,6 +227,7 @@ def probe(
     edits: Sequence[Edit] = EDITS,
     *,
     prompt_ids: ArrayLike | None = None,
+    end_token: bool = False,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> list[Probe]:
@@ -240,6 +241,8 @@ def probe(
         prompts, responses (`Sequence[Conversation]`): N message lists or strings each; `prompt + response` is scored.
         edits (`Sequence[Edit]`): The edits.
         prompt_ids (`(N,)` array, *optional*): Prompt of each conversation; intervals resample prompts.
+        end_token (`bool`): Whether to try too, last, what it does to the rewards of a reward model when the end token
+            is missing, and what follows it: they should fall.
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
 
@@ -259,59 +262,36 @@ def probe(
     ```
     """
     prompts, responses, ids, rewards = _base(scorer, prompts, responses, prompt_ids)
-    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    settings: dict[str, Any] = {"spread": float(rewards.std()), "n_resamples": n_resamples, "seed": seed}
     results = []
     for edit in edits:
         edited = [_edited(edit, p, r) for p, r in zip(prompts, responses, strict=True)]
         found = {row: pair for row, pair in enumerate(edited) if pair is not None}
-        held = scorer.holds([both for pair in found.values() for both in pair]) if found else np.zeros(0, bool)
-        own = np.array(list(found), dtype=np.int64)[held.reshape(-1, 2).all(axis=1)]
-        before, after = ([found[row][side] for row in own] for side in (0, 1))
-        base = rewards[own] if edit.prompt is None else _scores(scorer, before)
-        change = (_scores(scorer, after) - base) / rewards.std()
-        counts = {"unchanged": len(edited) - len(found), "too_long": len(found) - len(own)}
-        results.append(_probe(edit.name, edit.should, change, ids[own], **counts, **settings))
+        asked = [pair if edit.prompt else pair[1:] for pair in found.values()]  # the answers as they are have rewards
+        scored = score_whole(scorer, asked, [str(row) for row in found], kind="conversation")
+        change = {row: own[-1] - (own[0] if edit.prompt else rewards[row])
+                  for row, own in zip(found, scored, strict=True) if own is not None}  # fmt: skip
+        counts = {"unchanged": len(edited) - len(found), "too_long": len(found) - len(change)}
+        results.append(_probe(edit.name, edit.should, change, ids, **counts, **settings))
+    if end_token:
+        whole = [joined(p, r) for p, r in zip(prompts, responses, strict=True)]
+        change = _changes_without_end(scorer, whole, rewards)
+        counts = {"unchanged": len(whole) - len(change), "too_long": 0}
+        results.append(_probe(END_TOKEN, "fall", change, ids, **counts, **settings))
     return results
 
 
-def probe_end_token(
-    scorer: TokenScorer,
-    prompts: Sequence[Conversation],
-    responses: Sequence[Conversation],
-    *,
-    prompt_ids: ArrayLike | None = None,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Probe:
-    """Returns what it does to the rewards when the end token, and what follows it, is missing: they should fall.
-
-    Args:
-        scorer ([`TokenScorer`]): A reward model.
-        prompts, responses, prompt_ids, n_resamples, seed: As in [`probe`].
-
-    Raises:
-        DataError: As [`probe`].
-
-    Example:
-
-    ```python
-    >>> probe_end_token(scorer, pairs["prompt"], pairs["chosen"]).verdict
-    'does not lower the reward, and should'
-    ```
-    """
-    prompts, responses, ids, rewards = _base(scorer, prompts, responses, prompt_ids)
-    whole = [scorer.encode(joined(p, r)) for p, r in zip(prompts, responses, strict=True)]
-    cut = [_without_end(tokens, scorer.tokenizer.eos_token_id) for tokens in whole]
-    rows = np.array([i for i, tokens in enumerate(cut) if tokens], dtype=np.int64)
-    after = checked_scores(scorer.score_ids([cut[i] for i in rows]) if len(rows) else [], len(rows))
-    change, counts = (after - rewards[rows]) / rewards.std(), {"unchanged": len(whole) - len(rows), "too_long": 0}
-    return _probe(END_TOKEN, "fall", change, ids[rows], **counts, n_resamples=n_resamples, seed=seed)
-
-
-def _without_end(tokens: list[int], end: int | None) -> list[int]:
-    """Returns the tokens before an end token that is last, or last but one (templates end in a line end)."""
-    last = [i for i in (len(tokens) - 2, len(tokens) - 1) if i > 0 and tokens[i] == end]
-    return tokens[: last[0]] if last else []
+def _changes_without_end(scorer: Any, conversations: Sequence[Conversation], rewards: Floats) -> dict[int, float]:
+    """Returns by conversation the change of its reward without the end token and what follows it."""
+    cut: dict[int, list[int]] = {}
+    for row, conversation in enumerate(conversations):
+        tokens = scorer.encode(conversation)
+        # last, or last but one: templates end in a line end
+        ends = [i for i in range(max(1, len(tokens) - 2), len(tokens)) if tokens[i] == scorer.tokenizer.eos_token_id]
+        if ends:
+            cut[row] = tokens[: ends[0]]
+    after = checked_scores(scorer.score_ids(list(cut.values())) if cut else [], len(cut))
+    return {row: reward - rewards[row] for row, reward in zip(cut, after.tolist(), strict=True)}
 
 
 def _base(
@@ -322,19 +302,14 @@ def _base(
     if not len(prompts) == len(responses) == len(ids):
         raise DataError(f"got {len(prompts)} prompts, {len(responses)} responses, {len(ids)} ids; wanted as many each")
     conversations = [joined(p, r) for p, r in zip(prompts, responses, strict=True)]
-    kept = np.flatnonzero(scorer.holds(conversations)).tolist() if conversations else []
+    rewards = score_conversations(scorer, conversations)
+    kept = np.flatnonzero(np.isfinite(rewards)).tolist()
     if len(kept) < 2:
-        raise DataError(
-            f"got {len(prompts)} conversations, of which the scorer holds {len(kept)}; wanted two or more to compare"
-        )
-    rewards = _scores(scorer, [conversations[i] for i in kept])
-    if np.ptp(rewards) == 0:
-        raise DataError(f"all {len(rewards)} rewards are {rewards[0]:g}; a constant score cannot be probed")
-    return [prompts[i] for i in kept], [responses[i] for i in kept], ids[kept], rewards
-
-
-def _scores(scorer: Any, conversations: Sequence[Conversation]) -> Floats:
-    return checked_scores(scorer.score(conversations) if conversations else [], len(conversations))
+        got = f"got {len(prompts)} conversations, of which the scorer holds {len(kept)}"
+        raise DataError(f"{got}; wanted two or more to compare")
+    if np.ptp(rewards[kept]) == 0:
+        raise DataError(f"all {len(kept)} rewards are {rewards[kept[0]]:g}; a constant score cannot be probed")
+    return [prompts[i] for i in kept], [responses[i] for i in kept], ids[kept], rewards[kept]
 
 
 def _edited(edit: Edit, prompt: Conversation, response: Conversation) -> tuple[Conversation, Conversation] | None:
@@ -357,13 +332,15 @@ def _edited(edit: Edit, prompt: Conversation, response: Conversation) -> tuple[C
 
 
 def _probe(
-    name: str, should: Should, change: Floats, ids: NDArray[Any], *, unchanged: int, too_long: int, **settings: Any
-) -> Probe:
-    """Returns the probe of changes that are in standard deviations of the rewards."""
-    if not len(change):
+    name: str, should: Should, changes: Mapping[int, float], ids: NDArray[Any], *, unchanged: int, too_long: int,
+    spread: float, **settings: Any,
+) -> Probe:  # fmt: skip
+    """Returns the probe of the changes of rewards, by conversation."""
+    if not changes:
         return Probe(name, should, None, None, unchanged, too_long, None, "changes no conversation here")
-    effect = mean_estimate(change, ids, proportion=False, **settings)
-    raised = mean_estimate(pair_wins(change, np.zeros(len(change))), ids, **settings)
+    change, prompts = np.array(list(changes.values())), ids[list(changes)]
+    effect = mean_estimate(change / spread, prompts, proportion=False, **settings)
+    raised = mean_estimate(pair_wins(change, np.zeros(len(change))), prompts, **settings)
     sound, said = _verdict(should, effect)
     if len(change) < LEAST:
         sound, said = None, f"not sure: {len(change)} conversations, wanted {LEAST} or more"

@@ -212,4 +212,4 @@ def _highest(ours: Mapping[str, Estimate | None]) -> list[str]:
 
 
 def _interval(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return "" if estimate is None else f"{estimate:.3f}"

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.provenance import fingerprint
-from rmtrl.errors import DataError, RenderingError
+from rmtrl.errors import DataError, RenderingError, RmtrlError
 from rmtrl.io import read_sound_rows
-from rmtrl.types import Chat, Conversation, Scorer, checked_scores
+from rmtrl.types import Chat, Conversation, Scorer, checked_scores, failed_at
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,7 +111,7 @@ def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -
     Raises:
         ModelError: If the scorer returns another number of scores, or one that is no finite number.
     """
-    held = np.asarray(scorer.holds(conversations), dtype=bool)
+    held = np.asarray(scorer.holds(conversations) if conversations else [], dtype=bool)
     given = [conversation for conversation, fits in zip(conversations, held, strict=True) if fits]
     scores = np.full(len(conversations), np.nan)
     scores[held] = checked_scores(scorer.score(given) if given else [], len(given))
@@ -210,19 +210,68 @@ def score_pairs(
     done, scored, ahead = 0, 0, iter(rows)
     with tqdm(total=len(rows), desc="Scoring", unit="pair", delay=2) as progress:
         while window := list(islice(ahead, _WINDOW_PAIRS)):
-            whole = [conversation(row, side) for row in window for side in sides]
-            held = np.asarray(scorer.holds(whole), dtype=bool)
-            places = [f"{source} row {number}" for number in range(done + 1, done + 1 + len(window)) for _ in sides]
-            check_rendered(scorer, whole, held, places)
-            fits = held.reshape(-1, 2).all(axis=1)
-            given = [own for own, fit in zip(whole, np.repeat(fits, 2), strict=True) if fit]
-            scores = np.full((len(window), 2), np.nan)
-            scores[fits] = checked_scores(scorer.score(given) if given else [], len(given)).reshape(-1, 2)
-            yield scores
-            done, scored = done + len(window), scored + int(fits.sum())
+            whole = [[conversation(row, side) for side in sides] for row in window]
+            numbers = [str(number) for number in range(done + 1, done + 1 + len(window))]
+            found = score_whole(scorer, whole, numbers, kind=f"{source} row")
+            missing = [index for index, own in enumerate(found) if own is None]
+            check_rendered(
+                scorer,
+                [own for index in missing for own in whole[index]],
+                np.zeros(2 * len(missing), dtype=np.bool_),
+                [f"{source} row {numbers[index]}" for index in missing for _ in sides],
+            )
+            yield np.array([[np.nan, np.nan] if own is None else own for own in found])
+            done, scored = done + len(window), scored + len(window) - len(missing)
             progress.update(len(window))
     if not scored:
         raise DataError(f"all {len(rows):,} pairs are longer than the model holds; {source} has none to score")
+
+
+def score_whole(
+    scorer: Scorer, groups: Sequence[Sequence[Conversation]], names: Sequence[str], *, kind: str
+) -> list[Floats | None]:
+    """Returns the scores of each group of conversations; None where the scorer does not hold one of them.
+
+    Args:
+        scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
+        groups (`Sequence[Sequence[Conversation]]`): What is scored whole or not at all: pairs, candidates of an item.
+        names (`Sequence[str]`): Name of each group.
+        kind (`str`): What a group is, in one word.
+
+    Raises:
+        RmtrlError: Of the scorer's own kind, if the scorer refuses a conversation.
+        ModelError: If the scorer returns another number of scores, or one that is no finite number.
+        RuntimeError: If the scorer fails otherwise. Each names the group where the error's `index` does, else the
+            first and the last; nothing is scored again.
+    """
+    named = list(zip(names, groups, strict=True))
+    held = iter(_asked(scorer.holds, named, kind))
+    fits = [all([next(held) for _ in group]) for group in groups]  # a list: every answer is taken
+    given = [own for own, fit in zip(named, fits, strict=True) if fit]
+    scores = iter(_asked(lambda whole: checked_scores(scorer.score(whole), len(whole)), given, kind))
+    return [np.array([next(scores) for _ in group]) if fit else None for group, fit in zip(groups, fits, strict=True)]
+
+
+def _asked(
+    ask: Callable[[list[Conversation]], Any], named: Sequence[tuple[str, Sequence[Conversation]]], kind: str
+) -> Any:
+    """Returns what a scorer says of the conversations of named groups; an error names its group."""
+    given = [(name, conversation) for name, group in named for conversation in group]
+    try:
+        return ask([conversation for _, conversation in given]) if given else []
+    except Exception as error:  # whatever a scorer of any make raises: it is named and passed on
+        own = [given[index][0] for index in failed_at(error, len(given))]
+        where = f"{kind} {own[0]}" if own[0] == own[-1] else f"one of the {kind}s {own[0]} to {own[-1]}"
+        if isinstance(error, RmtrlError):
+            raise type(error)(f"{where}: {error}") from error
+        raise RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}") from error
+
+
+def pair_lines(scorer: Any, pairs: "Dataset", source: str) -> Iterator[dict[str, Any]]:
+    """Yields the line of each pair, as [`read_pair_scores`] takes it; what it raises is said at [`score_pairs`]."""
+    ids = iter(pairs["id"])
+    for scores in score_pairs(scorer, pairs, source):
+        yield from ({"id": next(ids), "scores": own} for own in scores.tolist())
 
 
 def read_pair_scores(path: Path) -> dict[str, Floats]:

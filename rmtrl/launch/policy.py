@@ -159,7 +159,6 @@ def summary(folder: str, figures: Mapping[str, Mapping[str, Estimate]]) -> str:
         start, end, gain = (figure[which] for which in ("start", "end", "gain"))
         moved = gain.low > 0 or gain.high < 0
         lines.append(
-            f"  {name:<18} {start.value:8.3f} {end.value:8.3f}  {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-            + ("" if moved else "  (not told from 0)")
+            f"  {name:<18} {start.value:8.3f} {end.value:8.3f}  {gain:+.3f}" + ("" if moved else "  (not told from 0)")
         )
     return "\n".join([*lines, f"  n = {gain.n:,} prompts; 95 % intervals"])

@@ -175,24 +175,17 @@ def _measured(probabilities: ArrayLike, labels: ArrayLike | None, bins: int, equ
 
 
 def calibrated_null_ece(
-    probabilities: ArrayLike,
-    *,
-    bins: int = BINS,
-    equal_mass: bool = False,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    probabilities: ArrayLike, *, bins: int = BINS, equal_mass: bool = False, n_resamples: int = 1000, seed: int = 0
 ) -> Estimate:
     """Returns the ECE that these probabilities would show at this n if they were true.
 
-    Labels are drawn from the probabilities, one judgment a pair; the interval is that of the draws. A measured ECE
+    Labels are drawn from the probabilities, one judgment a pair; the interval holds 95 % of the draws. A measured ECE
     inside it is no evidence of miscalibration.
 
     Args:
         probabilities (`(N,)` array): Probability that chosen is preferred.
         bins, equal_mass: As in [`ece`].
         n_resamples (`int`): Number of draws.
-        level (`float`): Share of draws inside the interval.
         seed (`int`): Seed of the draws.
 
     Example:
@@ -203,7 +196,7 @@ def calibrated_null_ece(
     ```
     """
     confidence, _ = confidences(probabilities, None)
-    return _null_errors(confidence, bins, equal_mass, n_resamples=n_resamples, level=level, seed=seed)["ece"]
+    return _null_errors(confidence, bins, equal_mass, n_resamples=n_resamples, seed=seed)["ece"]
 
 
 @dataclass(frozen=True)
@@ -343,7 +336,7 @@ def _bin_index(confidence: Floats, bins: int, equal_mass: bool) -> NDArray[np.in
 
 
 def _null_errors(
-    confidence: Floats, bins: int, equal_mass: bool, *, n_resamples: int, seed: int, level: float = 0.95
+    confidence: Floats, bins: int, equal_mass: bool, *, n_resamples: int, seed: int
 ) -> dict[str, Estimate]:
     """Returns the errors over bins where labels are drawn from the confidences."""
     index, n = _bin_index(confidence, bins, equal_mass), len(confidence)
@@ -361,8 +354,8 @@ def _null_errors(
     method = f"{n_resamples} draws of labels from the probabilities"
     found = {}
     for name, errors in (("ece", mean), ("mce", largest)):
-        low, high = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
-        found[name] = Estimate(float(errors.mean()), float(low), float(high), n, level, method)
+        low, high = np.quantile(errors, [0.025, 0.975])
+        found[name] = Estimate(float(errors.mean()), float(low), float(high), n, method=method)
     return found
 
 

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtrl.errors import DataError
+from rmtrl.io import replacing
 from rmtrl.metrics import ReliabilityCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rmtrl.evaluation.audit import LengthCurve
     from rmtrl.evaluation.overoptimization import Part
+    from rmtrl.metrics.lengths import LengthCurve
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -29,18 +30,9 @@ _PANELS = [
 
 
 def save_figure(figure: "Figure", path: Path, *, dpi: float | str = "figure") -> None:
-    """Saves a figure beside and renames it, so that the file is the old one or the new one; its folder is made.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    beside = path.with_name(f".{path.stem}.new{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(beside, dpi=dpi)
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write into {path.parent}: {error.strerror or error}; give another folder") from error
+    """Saves a figure beside and renames it, so that the file is the old one or the new one; its folder is made."""
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=dpi, format=path.suffix[1:])
 
 
 def reliability_diagram(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> "Figure":
@@ -111,7 +103,7 @@ def reward_against_length(
     """Returns a figure of every response's reward against its length, with the mean reward of each bin of lengths.
 
     Args:
-        curve ([`~rmtrl.evaluation.audit.LengthCurve`]): Reward by length.
+        curve ([`~rmtrl.metrics.lengths.LengthCurve`]): Reward by length.
         scores, lengths (`(N,)` arrays): Reward and length of each response.
         unit (`str`): Unit of the lengths.
         title (`str`): Title of the figure.
@@ -119,7 +111,7 @@ def reward_against_length(
     Example:
 
     ```python
-    >>> from rmtrl.evaluation.audit import length_curve
+    >>> from rmtrl.metrics.lengths import length_curve
     >>> figure = reward_against_length(length_curve(scores, lengths), scores, lengths)
     >>> figure.savefig("reward_against_length.png")
     ```

@@ -1,7 +1,6 @@
 """A Bayesian last layer: the Laplace approximation of Bradley–Terry in the weights of a trained head."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, optimize, special
 
 from rmtrl.errors import DataError, ModelError, UsageError
+from rmtrl.io import replacing
 from rmtrl.reward.heads import last_layers
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.reward.uncertainty import Floats, ScoreDistribution, UncertainScorer, check_pairs
@@ -152,14 +152,8 @@ class LaplaceScorer(UncertainScorer):
         values = {"coef": self._fitted(), "covariance": self.covariance_, "center": self.center_}
         numbers = {"prior_precision": self.prior_precision_, "n_pairs": self.n_pairs_, "refit": self.refit}
         path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{FILE}.{os.getpid()}.new")
-        try:
-            with beside.open("wb") as file:
-                np.savez(file, head=self._head()[0], probe=self._features([_PROBE])[0], **values, **numbers)  # type: ignore[arg-type]
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez(file, head=self._head()[0], probe=self._features([_PROBE])[0], **values, **numbers)  # type: ignore[arg-type]
         return path
 
     @classmethod

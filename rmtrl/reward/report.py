@@ -112,11 +112,11 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
     domains = _difference(accuracy["test"], accuracy["spillover"])
     spread = figures["train"]["reward"]["std"] / max(figures["test"]["reward"]["std"], 1e-12)
     said = [
-        f"overfitting: {memory.value:+.3f} [{memory.low:+.3f}, {memory.high:+.3f}] better on pairs it was trained on; "
+        f"overfitting: {memory:+.3f} better on pairs it was trained on; "
         "fewer epochs, a lower learning rate or more pairs"
         if memory.low > 0
         else "no overfitting shown",
-        f"does not carry over to held-out domains: {domains.value:+.3f} [{domains.low:+.3f}, {domains.high:+.3f}] lost"
+        f"does not carry over to held-out domains: {domains:+.3f} lost"
         if domains.low > 0
         else "carries over to held-out domains as far as n shows",
     ]
@@ -137,5 +137,5 @@ def _verdict(test: Mapping[str, Any]) -> str:
     if accuracy.low <= 0.5:
         return "not better than a coin at this n: more pairs, more steps or another learning rate"
     if over.low <= 0:
-        return f"not shown to beat length alone (difference {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}])"
-    return f"beats a coin, and length alone by {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"
+        return f"not shown to beat length alone (difference {over:+.3f})"
+    return f"beats a coin, and length alone by {over:+.3f}"

@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from rmtrl.data.augmentation import augment
+from rmtrl.data.design import augment
 from rmtrl.data.splits import make_splits
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rmtrl.data.sampling import allocate, sample_by_domain
+from rmtrl.data.design import allocate, sample_by_domain
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError
 

@@ -15,13 +15,10 @@ from rmtrl.evaluation.audit import (
     CONVICTED,
     UNDECIDED,
     audit_length,
-    length_curve,
-    length_regressions,
-    length_shares,
     length_verdict,
-    partial_spearman,
 )
 from rmtrl.metrics import length_bias
+from rmtrl.metrics.lengths import length_curve, length_regressions, length_shares, partial_spearman
 from rmtrl.types import Estimate
 
 

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.evaluation.benchmarks.base import Benchmark, Item
@@ -34,29 +36,43 @@ def made_items(rows):
     ]  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def items(rows):
     return made_items(rows)
 
 
-@pytest.fixture
-def train(tmp_path, new_model, tokenizer, pairs):
-    """Trains six steps; returns the trainer."""
+@pytest.fixture(scope="module")
+def train_in(rows, model_and_tokenizer):
+    """Trains six steps in a folder; returns the trainer."""
 
-    def run(*callbacks, eval_dataset=None, **settings):
+    def run(folder, *callbacks, eval_dataset=None, **settings):
         settings = {
             "max_steps": 6, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
             "per_device_train_batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True,
         } | settings  # fmt: skip
-        args = RewardConfig(str(tmp_path / "run"), bf16=False, report_to="none", **settings)
+        args = RewardConfig(str(folder / "run"), bf16=False, report_to="none", **settings)
+        model, tokenizer = model_and_tokenizer(attention_dropout=0.1)
+        pairs = Dataset.from_list(rows(12))
         trainer = RewardTrainer(
-            new_model(attention_dropout=0.1), args, train_dataset=pairs, eval_dataset=eval_dataset or pairs,
-            processing_class=tokenizer, callbacks=list(callbacks),
+            model, args, train_dataset=pairs, eval_dataset=eval_dataset or pairs, processing_class=tokenizer,
+            callbacks=list(callbacks),
         )  # fmt: skip
         trainer.train()
         return trainer
 
     return run
+
+
+@pytest.fixture
+def train(train_in, tmp_path):
+    return partial(train_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(train_in, tmp_path_factory, items):
+    """Folder, trainer and callback of one run with a benchmark, which its tests only look at."""
+    folder, callback = tmp_path_factory.mktemp("words"), BenchmarkCallback(Words(), items)
+    return folder, train_in(folder, callback), callback
 
 
 def logged(trainer, key):
@@ -67,12 +83,12 @@ def accuracy(scorer, items):
     return np.mean([np.diff(scorer.score(list(item.candidates)))[0] < 0 for item in items])
 
 
-def test_each_evaluation_logs_the_figures_of_the_model_as_it_then_is(train, items, tmp_path):
-    trainer = train(BenchmarkCallback(Words(), items))
+def test_each_evaluation_logs_the_figures_of_the_model_as_it_then_is(run, items):
+    folder, trainer, _ = run
     figures = logged(trainer, "eval_words")
     assert len(figures) == 3 and len(logged(trainer, "eval_words/odd")) == 3
     for step, figure in zip((2, 4, 6), figures, strict=True):
-        scorer = RewardScorer.from_pretrained(tmp_path / "run" / f"checkpoint-{step}", progress=False)
+        scorer = RewardScorer.from_pretrained(folder / "run" / f"checkpoint-{step}", progress=False)
         assert figure == pytest.approx(accuracy(scorer, items))
         odd = logged(trainer, "eval_words/odd")[step // 2 - 1]
         assert odd == pytest.approx(accuracy(scorer, [item for item in items if item.subset == "odd"]))
@@ -87,24 +103,22 @@ def test_heads_of_every_kind_are_scored_as_their_checkpoint_is(train, items, tmp
     assert logged(trainer, "eval_words")[-1] == pytest.approx(accuracy(scorer, items))
 
 
-def test_training_is_the_same_with_and_without(train, items):
-    without, beside = train(), train(BenchmarkCallback(Words(), items))
+def test_training_is_the_same_with_and_without(train, run):
+    without, beside = train(), run[1]
     for key in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
         assert logged(without, key) == logged(beside, key)
 
 
-def test_the_mode_of_the_model_stays_as_it_was(train, items):
-    callback = BenchmarkCallback(Words(), items)
-    trainer = train(callback)
+def test_the_mode_of_the_model_stays_as_it_was(run):
+    _, trainer, callback = run
     for training in (True, False):
         trainer.model.train(training)
         callback.on_rewards(trainer.args, trainer.state, trainer.control, pairs=trainer.pairs_, prefix="eval_")
         assert trainer.model.training is training
 
 
-def test_nothing_is_scored_in_training_and_prediction(train, items, pairs):
-    callback = BenchmarkCallback(Words(), items)
-    trainer = train(callback)
+def test_nothing_is_scored_in_training_and_prediction(run, pairs):
+    _, trainer, _ = run
     assert not any("words" in key for entry in trainer.state.log_history for key in entry if "eval" not in key)
     assert "test_words" not in trainer.predict(pairs).metrics
 

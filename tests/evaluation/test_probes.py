@@ -10,7 +10,7 @@ from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
 from rmtrl.errors import RmtrlError
 from rmtrl.evaluation.audit import audit_length
-from rmtrl.evaluation.probes import EDITS, END_TOKEN, Edit, probe, probe_end_token
+from rmtrl.evaluation.probes import EDITS, END_TOKEN, Edit, probe
 from rmtrl.metrics import mean_estimate
 
 ADVERSARIAL = Path(__file__).parents[2] / "examples" / "adversarial.jsonl"
@@ -264,7 +264,7 @@ def test_a_missing_end_token_is_seen_where_the_scorer_reads_it(model, tokenizer)
     scorer = RewardScorer(model, tokenizer, progress=False)
     prompts = [[{"role": "user", "content": f"red blue {w}"}] for w in ("one", "two", "sun")]
     replies = [[{"role": "assistant", "content": w}] for w in ("good sea", "bad", "yes thanks")]
-    found = probe_end_token(scorer, prompts, replies)
+    (found,) = probe(scorer, prompts, replies, [], end_token=True)
     ids = [scorer.encode(p + r) for p, r in zip(prompts, replies, strict=True)]
     assert all(i[-1] == tokenizer.eos_token_id for i in ids)
     whole, cut = scorer.score_ids(ids), scorer.score_ids([i[:-1] for i in ids])

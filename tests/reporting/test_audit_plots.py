@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rmtrl.evaluation.audit import length_curve
+from rmtrl.metrics.lengths import length_curve
 from rmtrl.reporting.plots import margin_against_length, reward_against_length
 
 

@@ -150,7 +150,7 @@ def aggregate(
     """
     _check(alpha, quorum, tie_breaks, tolerance, seed)
     criteria, items = list(annotations.criteria), pd.MultiIndex.from_tuples(annotations.items, names=ITEM)
-    shares = pd.Series(_criterion_weights(criteria, weights), criteria, float)
+    shares = pd.Series(_criterion_weights(criteria, weights), dtype=float)
     trust = annotator_trust(annotations, annotator_weights)
     scores, variances = (table.reindex(items) for table in _criterion_scores(annotations, trust))
     sides = _sides(annotations.votes, trust)
@@ -201,17 +201,13 @@ def _check(alpha: float, quorum: int, tie_breaks: Sequence[str], tolerance: floa
         raise UsageError(f"no tie-break {', '.join(unknown)}; wanted some of {', '.join(TIE_RULES)}")
 
 
-def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | None) -> Sequence[float]:
+def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
     if weights is None:
-        return [1 / len(criteria) for _ in criteria]
-    unknown = [name for name in weights if name not in criteria]
-    if unknown:
-        raise UsageError(f"no ratings of {', '.join(unknown)}; the criteria are {', '.join(criteria) or 'none'}")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
-        raise UsageError(f"got weights {dict(weights)}; wanted numbers of 0 or more")
-    if not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
-        raise UsageError(f"the weights sum to {sum(weights.values()):g}; wanted 1: divide each by the sum")
-    return [weights.get(name, 0.0) for name in criteria]
+        return {name: 1 / len(criteria) for name in criteria}
+    given = _checked(weights, criteria, "ratings of", "criteria")
+    if not math.isclose(sum(given.values()), 1, abs_tol=1e-6):
+        raise UsageError(f"the weights sum to {sum(given.values()):g}; wanted 1: divide each by the sum")
+    return dict.fromkeys(criteria, 0.0) | given
 
 
 def annotator_trust(annotations: Annotations, weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -224,12 +220,16 @@ def annotator_trust(annotations: Annotations, weights: Mapping[str, float] | Non
     Raises:
         UsageError: If a name is unknown or a weight is negative or not finite.
     """
-    weights, annotators = weights or {}, annotations.annotators
-    if unknown := [name for name in weights if name not in annotators]:
-        raise UsageError(f"no judgments by {', '.join(unknown)}; the annotators are {', '.join(annotators)}")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
-        raise UsageError(f"got annotator weights {dict(weights)}; wanted numbers of 0 or more")
-    return dict.fromkeys(annotators, 1.0) | dict(weights)
+    names = annotations.annotators
+    return dict.fromkeys(names, 1.0) | _checked(weights or {}, names, "judgments by", "annotators")
+
+
+def _checked(weights: Mapping[str, float], names: Sequence[str], judged: str, kind: str) -> dict[str, float]:
+    if unknown := [name for name in weights if name not in names]:
+        raise UsageError(f"no {judged} {', '.join(unknown)}; the {kind} are {', '.join(names) or 'none'}")
+    if not all(0 <= weight < math.inf for weight in weights.values()):
+        raise UsageError(f"got weights of {kind} {dict(weights)}; wanted numbers of 0 or more")
+    return dict(weights)
 
 
 def _criterion_scores(annotations: Annotations, trust: Mapping[str, float]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -258,8 +258,7 @@ def _sides(votes: pd.DataFrame, trust: Mapping[str, float]) -> pd.DataFrame:
     votes = votes.assign(
         weight=votes.weight * votes.annotator.map(trust), split=((n > 1) & (2 * largest <= n)).astype(int)
     )
-    points = votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5})
-    return pd.concat([votes.assign(item_id=votes.a, points=points), votes.assign(item_id=votes.b, points=1 - points)])
+    return pd.concat([votes.assign(item_id=votes.a), votes.assign(item_id=votes.b, points=1 - votes.points)])
 
 
 def _borda(sides: pd.DataFrame) -> pd.DataFrame:

@@ -236,9 +236,7 @@ def agreement_coefficients(
     values: ArrayLike | None = None,
     *,
     scale: Scale = "nominal",
-    n_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    **options: Any,
 ) -> dict[str, Estimate | None]:
     """Returns alpha, Fleiss' kappa, AC1, Brennan-Prediger and raw agreement, None where undefined.
 
@@ -253,9 +251,7 @@ def agreement_coefficients(
         counts (`(U, V)` array): Judgments of each value by unit.
         values (`(V,)` array, *optional*): What the columns stand for, ascending; 0, 1, 2 … when absent.
         scale (`str`): Scale of alpha: "nominal", "ordinal" or "interval".
-        n_resamples (`int`): Bootstrap resamples.
-        seed (`int`): Seed of the resampling.
-        level (`float`): Coverage of the interval.
+        options: `n_resamples`, `seed` and `level` of [`~rmtrl.metrics.bootstrap_estimates`].
 
     Example:
 
@@ -269,11 +265,10 @@ def agreement_coefficients(
     paired = int((counts.sum(1) > 1).sum())
     # units with equal counts behave alike, so only the distinct ones are kept, with their number
     patterns, number = np.unique(counts, axis=0, return_counts=True)
-    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed, "level": level}
     estimates = _estimates(_coefficients_of(patterns, positions, scale), number, paired, patterns.size, **options)
     raw = estimates["raw"]
     if raw is not None and raw.value in (0.0, 1.0):  # every resample agrees, which says nothing of the population
-        estimates["raw"] = binomial_estimate(raw.value * paired, paired, level=level)
+        estimates["raw"] = binomial_estimate(raw.value * paired, paired, level=raw.level)
     return estimates
 
 
@@ -324,14 +319,7 @@ def _alpha(counts: Floats, weights: Floats, others: Floats, values: Floats, scal
 
 
 def cohen_kappas(
-    unit: ArrayLike,
-    annotator: ArrayLike,
-    value: ArrayLike,
-    *,
-    scale: Scale = "nominal",
-    n_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    unit: ArrayLike, annotator: ArrayLike, value: ArrayLike, *, scale: Scale = "nominal", **options: Any
 ) -> tuple[Estimate | None, dict[tuple[Any, Any], Estimate | None]]:
     """Returns the mean of Cohen's kappa over pairs of annotators, and each pair's, None where undefined.
 
@@ -342,7 +330,7 @@ def cohen_kappas(
     Args:
         unit, annotator, value (`(N,)` arrays): Unit, annotator and value of each judgment.
         scale (`str`): "nominal", "ordinal" or "interval".
-        n_resamples, seed, level: As in [`agreement_coefficients`].
+        options: As in [`agreement_coefficients`].
 
     Example:
 
@@ -367,7 +355,6 @@ def cohen_kappas(
         mean = np.where(known, each, 0).sum(0) / known.sum(0)
         return {"mean": mean} | {str(k): kappa for k, kappa in enumerate(each)}
 
-    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed, "level": level}
     found = _estimates(kappas, np.ones(n_units), n_units, both.value.nunique() ** 2 * len(pairs), **options)
     mean, *each = found.values()
     return mean, {
@@ -397,12 +384,11 @@ def _estimates(
     statistic: Callable[[Floats], Mapping[str, Floats]], number: ArrayLike, n: int, width: int, **options: Any
 ) -> dict[str, Estimate | None]:
     """Returns each statistic with a percentile interval over resampled units; `number` of them per pattern."""
-    found = bootstrap_estimates(statistic, len(np.asarray(number)), counts=number, width=width, **options)
+    found = bootstrap_estimates(statistic, len(np.asarray(number)), counts=number, width=width, by="unit", **options)
     estimates: dict[str, Estimate | None] = {}
     for name, estimate in found.items():
-        value = estimate.value
-        low, high = (value, value) if np.isinf(estimate.low) else (estimate.low, estimate.high)  # of one unit
-        method = f"percentile bootstrap over units, {options['n_resamples']} resamples"
-        method = "all resamples equal" if low == high else method
-        estimates[name] = defined(Estimate(value, low, high, n, estimate.level, method))
+        one = np.isinf(estimate.low)  # a single unit, so no interval
+        low, high = (estimate.value, estimate.value) if one else (estimate.low, estimate.high)
+        method = "all resamples equal" if low == high else estimate.method.replace("by unit", "over units")
+        estimates[name] = defined(replace(estimate, low=low, high=high, n=n, method=method))
     return estimates

@@ -17,8 +17,6 @@ from rmtrl.types import Conversation, Estimate
 
 NOTABLE = 0.1
 """A rate that is surely (by its whole interval) ten points from the others' is reported; smaller ones are habits."""
-SHARE = {0: 1.0, 1: 0.0, 2: 0.5}
-"""What a vote's choice is to the first side."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,8 @@ def vote_bias(annotations: Annotations, responses: Mapping[Item, Conversation]) 
         np.array([lengths.get(item, math.nan) for item in zip(votes.prompt_id, side, strict=True)])
         for side in (votes.a, votes.b)
     )
-    wins = votes.choice.map(SHARE)
-    shown_wins, shown_longer = wins.where(~votes.swapped, 1 - wins), np.where(votes.swapped, b - a, a - b)
+    shown_wins = votes.points.where(~votes.swapped, 1 - votes.points)
+    shown_longer = np.where(votes.swapped, b - a, a - b)
     return annotator_bias(votes.annotator, votes.pair, votes.prompt_id, shown_wins, shown_longer, votes.swapped)
 
 
@@ -180,13 +178,13 @@ def preference_rates(pairs: Dataset, columns: Sequence[str] = ("domain", "langua
     ```
     """
     names = [column for column in columns if column in pairs.column_names]
-    table = pd.DataFrame({name: [str(v) for v in pairs.with_format(None)[name]] for name in (*names, "prompt_id")})
+    table = pd.DataFrame({name: [str(v) for v in pairs.with_format(None)[name][:]] for name in (*names, "prompt_id")})
     gaps = [
         len(conversation_text(chosen)) - len(conversation_text(rejected))
         for batch in pairs.select_columns(["chosen", "rejected"]).iter(1000)
         for chosen, rejected in zip(batch["chosen"], batch["rejected"], strict=True)
     ]
-    tie = np.asarray(pairs["preference"]) == 0.5 if "preference" in pairs.column_names else False
+    tie = np.asarray(pairs["preference"][:]) == 0.5 if "preference" in pairs.column_names else False
     table = table.assign(longer=(np.sign(gaps) + 1) / 2, tie=tie)
     return {name: {value: _rates(rows) for value, rows in table.groupby(name)} for name in names}
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -42,22 +42,24 @@ class PairSet:
         review (`Dataset`): Disputed pairs that are not in `pairs`. With "slice" an evaluation set in the normal form;
             with "adjudicate" the two answers side by side, with their votes if from votes, and no label.
         counts (`dict[str, int]`): Pairs judged (`n`), by route, and by what became of them.
+        most_votes (`int`): Most votes that count on one pair; 0 where pairs are made from ratings.
     """
 
     pairs: Dataset
     review: Dataset
     counts: dict[str, int]
+    most_votes: int = 0
 
-    @property
-    def why_none(self) -> str:
-        """Why there is no pair and none to review, empty where there is one."""
+    def why_none(self, min_votes: int) -> str:
+        """Returns why there is no pair and none to review, empty where there is one."""
         n, textless, few = (self.counts.get(name, 0) for name in ("n", "missing_text", "too_few_votes"))
         if self.counts["kept"] or self.counts["review"]:
             return ""
         if textless > few:
             return f"{textless:,} of {n:,} have no text; give --prompts and --responses"
         if few:
-            return f"{few:,} of {n:,} have too few votes; lower --min-votes"
+            got = f"{few:,} of {n:,} have {self.most_votes} at most, wanted {min_votes}"
+            return f"{got}: too few votes; lower --min-votes or get more votes"
         return "no prompt has two items with a score and the quorum; lower --quorum or give more ratings"
 
     @property
@@ -138,11 +140,12 @@ def pairs_from_votes(
         )
     trust = votes.annotator.map(annotator_trust(annotations, annotator_weights))
     weight = votes.weight * trust
-    votes = votes.assign(weight=weight, points=weight * votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5}))
+    votes = votes.assign(weight=weight, points=weight * votes.points)
     for code, name in enumerate(_VOTE_COUNTS):
         votes[name] = (votes.choice == code) & (trust > 0)
     table = votes.groupby(PAIR)[["weight", "points", *_VOTE_COUNTS]].sum().reset_index()
-    few = table[_VOTE_COUNTS].sum(axis=1) < min_votes
+    number = table[_VOTE_COUNTS].sum(axis=1)
+    few = number < min_votes
     counts = {"n": len(table), "too_few_votes": int(few.sum())}
     table = table[~few]
     found = [vote_agreement(np.repeat(CHOICES, numbers).tolist()) for numbers in table[_VOTE_COUNTS].to_numpy()]
@@ -152,7 +155,8 @@ def pairs_from_votes(
         share=table.points / table.weight,
     )
     label = ["route", "agreement"]
-    return _pair_set(annotations, table, disputed, ["weight", *label], [*label, *_VOTE_COUNTS], counts)
+    made = _pair_set(annotations, table, disputed, ["weight", *label], [*label, *_VOTE_COUNTS], counts)
+    return replace(made, most_votes=int(number.max()))
 
 
 def pairs_from_ratings(

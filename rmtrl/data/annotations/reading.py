@@ -58,8 +58,8 @@ class Annotations:
         ratings (`DataFrame`): One row a rating, sorted by item and annotator: `prompt_id`, `item_id`, `annotator`,
             `weight` (1 where none is given) and, under the name of each criterion, its score or NaN.
         votes (`DataFrame`): One row a vote, sorted by pair and annotator: `prompt_id`, the item ids `a` and `b` (`a`
-            sorts first, whatever was shown first), `annotator`, `choice` (0 for `a`, 1 for `b`, 2 for a tie),
-            `weight`, `swapped` (`b` was shown first) and `pair`, the number of the pair.
+            sorts first, whatever was shown first), `annotator`, `choice` (0 for `a`, 1 for `b`, 2 for a tie), `points`
+            (what that is to `a`: 1, 0, ½), `weight`, `swapped` (`b` was shown first) and `pair`, the pair's number.
         criteria (`tuple[str, ...]`): Names of the criteria, sorted.
         items (`tuple[Item, ...]`): Prompt id and item id of every item, sorted.
         annotators (`tuple[str, ...]`): Names of the annotators, sorted.
@@ -236,6 +236,8 @@ class _Reader:
                     raise _Fault("unknown_form")
             except _Fault as fault:
                 self._reject(line, str(fault))
+            except DataError:  # of a text
+                self._reject(line, "wrong_type")
 
     def _reject(self, line: Line, reason: str) -> None:
         file, number, row = line
@@ -247,8 +249,8 @@ class _Reader:
         weight, choice = _weight(row), _choice(row.get("choice"), a, b)
         if a == b:
             raise _Fault("same_item")
-        prompt = _text(row, "prompt")
-        texts = {(prompt_id, a): _text(row, "response_a"), (prompt_id, b): _text(row, "response_b")}
+        prompt = as_text(row.get("prompt"))
+        texts = {(prompt_id, a): as_text(row.get("response_a")), (prompt_id, b): as_text(row.get("response_b"))}
         key = (prompt_id, min(a, b), max(a, b), annotator)
         if key in self.votes:
             raise _Fault("duplicate_judgment")
@@ -257,7 +259,7 @@ class _Reader:
 
     def _rating(self, row: Row, line: Line) -> None:
         rating: Row = {name: _id(row.get(name)) for name in _RATER} | {"weight": _weight(row)}
-        prompt, response = _text(row, "prompt"), _text(row, "response")
+        prompt, response = as_text(row.get("prompt")), as_text(row.get("response"))
         scores = {name: score for name, score in row.items() if name not in _NOT_CRITERIA and score is not None}
         self.ratings.append((rating, scores, line))
         item = rating["prompt_id"], rating["item_id"]
@@ -282,19 +284,17 @@ class _Reader:
         sound = self._sound_ratings(likert, wanted)
         criteria = sorted({name for _, scores in sound for name in scores})
         ratings = pd.DataFrame([who | scores for who, scores in sound], columns=[*_RATER, "weight", *criteria])
-        votes = pd.DataFrame(
-            [(*key, *vote) for key, vote in sorted(self.votes.items())],
-            columns=[*PAIR, "annotator", "choice", "weight", "swapped"],
-        )
+        columns = [*PAIR, "annotator", "choice", "weight", "swapped"]
+        votes = pd.DataFrame([(*key, *vote) for key, vote in sorted(self.votes.items())], columns=columns)
+        votes = votes.astype({"choice": int, "weight": float, "swapped": bool})
+        votes = votes.assign(pair=votes.groupby(PAIR).ngroup(), points=votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5}))
         sides = [(prompt_id, side) for prompt_id, *pair, _ in self.votes for side in pair]
         items = sorted({*zip(ratings.prompt_id, ratings.item_id, strict=True), *sides})
         reasons = Counter(reject["reason"] for reject in self.rejects)
         prompt_ids = dict.fromkeys(prompt_id for prompt_id, _ in items)
         return Annotations(
             ratings=ratings.astype(dict.fromkeys(("weight", *criteria), float)),
-            votes=votes.astype({"choice": int, "weight": float, "swapped": bool}).assign(
-                pair=votes.groupby(PAIR).ngroup()
-            ),
+            votes=votes,
             criteria=tuple(criteria),
             items=tuple(items),
             annotators=tuple(sorted({*ratings.annotator, *votes.annotator})),
@@ -377,13 +377,6 @@ def _id(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _Fault("wrong_type")
     return str(value)
-
-
-def _text(row: Row, name: str) -> Conversation | None:
-    try:
-        return as_text(row.get(name))
-    except DataError as error:
-        raise _Fault("wrong_type") from error
 
 
 def _weight(row: Row) -> float:

@@ -13,16 +13,6 @@ from rmtrl.data.synthetic.world import (
 )
 
 __all__ = [
-    "ANNOTATORS",
-    "GOLD_WEIGHTS",
-    "Annotator",
-    "GoldScorer",
-    "PlantedDefects",
-    "World",
-    "gold_score",
-    "gold_scores",
-    "make_demonstrations",
-    "make_preferences",
-    "make_world",
-    "planted_defects",
-]
+    "ANNOTATORS", "GOLD_WEIGHTS", "Annotator", "GoldScorer", "PlantedDefects", "World", "gold_score", "gold_scores",
+    "make_demonstrations", "make_preferences", "make_world", "planted_defects",
+]  # fmt: skip

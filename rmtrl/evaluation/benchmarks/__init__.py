@@ -5,7 +5,7 @@ from pathlib import Path
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks import one_rule, own_rules
 from rmtrl.evaluation.benchmarks.base import Benchmark
-from rmtrl.evaluation.benchmarks.user import UserBenchmark
+from rmtrl.evaluation.benchmarks.one_rule import UserBenchmark
 
 _PUBLIC: dict[str, Benchmark] = {own.name: own for own in (*one_rule.PUBLIC, *own_rules.PUBLIC)}
 

@@ -360,8 +360,9 @@ class Benchmark:
 
     def earned(self, item: Item, scores: Floats) -> Iterable[tuple[str, float]]:
         """Returns the parts that an item enters, whatever its scores, and its credit in each."""
-        correct = list(item.facts["correct"])
-        return [(self.part_of(item), float(scores[correct].max() > np.delete(scores, correct).max()))]
+        correct, own = item.facts["correct"], scores.tolist()
+        wrong = [score for index, score in enumerate(own) if index not in correct]
+        return [(self.part_of(item), float(max(own[index] for index in correct) > max(wrong)))]
 
     def part_of(self, item: Item) -> str:
         """Returns the part that an item enters."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import (
@@ -26,7 +27,7 @@ from rmtrl.evaluation.benchmarks.base import (
     named_after,
     pooled,
 )
-from rmtrl.metrics import auroc, best_of_n_curve
+from rmtrl.metrics import best_of_n_curve, pair_wins
 
 
 class RewardBench2(Benchmark):
@@ -248,7 +249,8 @@ class PPECorrectness(Benchmark):
         for right, wrong in item.facts["pairs"]:
             yield item.subset, float(scores[right] > scores[wrong])
         if labels.any() and not labels.all():
-            yield f"{item.subset}/auc", auroc(labels, scores)
+            ranks = stats.rankdata(scores)  # a difference of two failures, both −∞, is no number
+            yield f"{item.subset}/auc", float(pair_wins(ranks[labels][:, None], ranks[~labels]).mean())
         curve = best_of_n_curve(scores, labels, np.arange(1, len(labels) + 1))[0]
         for k, value in enumerate(curve.tolist(), 1):
             yield f"{item.subset}/best of {k}", value

@@ -313,18 +313,13 @@ class PromptCurves:
     @classmethod
     def of(cls, proxies: Sequence[Floats], golds: Sequence[Floats], ns: NDArray[np.int64]) -> "PromptCurves":
         """Returns the curves of prompts from their samples' scores, `(N_p,)` each."""
-        return cls(
-            ns,
-            {
-                GOLD_BY_PROXY: best_of_n_curves(proxies, golds, ns),
-                PROXY_BY_PROXY: best_of_n_curves(proxies, proxies, ns),
-                GOLD_BY_GOLD: best_of_n_curves(golds, golds, ns),
-            },
-            {
-                name: np.array([own.std(ddof=1) if np.ptp(own) else 0.0 for own in scores])
-                for name, scores in (("gold", golds), ("proxy", proxies))
-            },
-        )
+        values = {
+            GOLD_BY_PROXY: best_of_n_curves(proxies, golds, ns),
+            PROXY_BY_PROXY: best_of_n_curves(proxies, proxies, ns),
+            GOLD_BY_GOLD: best_of_n_curves(golds, golds, ns),
+        }
+        scores = {"gold": golds, "proxy": proxies}
+        return cls(ns, values, {name: np.array([_spread(own) for own in side]) for name, side in scores.items()})
 
     @property
     def why_not(self) -> str:
@@ -338,6 +333,10 @@ class PromptCurves:
         """Returns the curves of some of the prompts."""
         chosen = {name: curves[rows] for name, curves in self.values.items()}
         return PromptCurves(self.ns, chosen, {name: own[rows] for name, own in self.spread.items()})
+
+
+def _spread(scores: Floats) -> float:
+    return float(np.std(scores, ddof=1)) if np.ptp(scores) else 0.0  # not rounding, where all are equal
 
 
 def measure_part(curves: PromptCurves, *, n_resamples: int = 1000, seed: int = 0) -> Part:

@@ -22,7 +22,7 @@ from rmtrl.evaluation.overoptimization.curves import (
     n_grid,
 )
 from rmtrl.metrics import Floats
-from rmtrl.types import Estimate, json_ready
+from rmtrl.types import json_ready
 
 SCHEMA = "rmtrl/overoptimization/1"
 _POOR_FIT = 0.9  # r² below which the form does not describe the curve
@@ -215,13 +215,14 @@ def measure_overoptimization(
     0.202 [0.191, 0.215] (n = 200)
     ```
     """
-    prompts = _Prompts.of(samples)
+    prompts = _by_prompt(samples)
     n_max, notes = _largest_n(prompts, n_max)
     if samples.truncated is not None and samples.truncated.any():
         notes.append(f"{int(samples.truncated.sum()):,} of {len(samples):,} samples were cut off before their end")
     options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    curves = PromptCurves.of(prompts.proxies, prompts.golds, n_grid(n_max, points))
-    last = prompts.steps == prompts.steps[-1]
+    curves = PromptCurves.of(prompts["proxy"], prompts["gold"], n_grid(n_max, points))
+    in_domain, at_step = prompts["domain"].to_numpy(), prompts["step"].to_numpy()
+    last = at_step == at_step[-1]
     if why := curves.where(last).why_not:
         raise DataError(f"the samples{' of the last step' * (not last.all())} have {why}: nothing can be measured")
     whole = measure_part(curves.where(last), **options)
@@ -233,58 +234,43 @@ def measure_overoptimization(
         notes.extend(f"{name} is left out: {own.why_not}" for name, own in chosen.items() if own.why_not)
         return {name: measure_part(own, **options) for name, own in chosen.items() if not own.why_not}
 
-    domains, steps = list(dict.fromkeys(prompts.domains.tolist())), list(dict.fromkeys(prompts.steps.tolist()))
+    domains, steps = (list(dict.fromkeys(column.tolist())) for column in (in_domain, at_step))
     unknown = [name for name in held_out if name not in domains]
     if unknown:
         raise UsageError(f"no sample is of the held-out domain {unknown[0]}; the domains are {', '.join(domains)}")
     if len(steps) > 1:
         notes.append(f"the whole is step {steps[-1]}, the last of {len(steps)}")
-    away = np.isin(prompts.domains, list(held_out))
+    away = np.isin(in_domain, list(held_out))
     return Overoptimization(
         whole=whole,
-        domains=parts({name: last & (prompts.domains == name) for name in sorted(domains)}) if domains[1:] else {},
+        domains=parts({name: last & (in_domain == name) for name in sorted(domains)}) if domains[1:] else {},
         held_out=parts({"in domain": last & ~away, "held out": last & away}) if held_out else {},
-        steps=parts({str(step): prompts.steps == step for step in steps}) if steps[1:] else {},
+        steps=parts({str(step): at_step == step for step in steps}) if steps[1:] else {},
         rl=_over_training(samples, notes),
         n_samples=len(samples),
-        samples_per_prompt=(int(prompts.sizes.min()), int(prompts.sizes.max())),
+        samples_per_prompt=(int(prompts["size"].min()), int(prompts["size"].max())),
         notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True)
-class _Prompts:
-    """Samples by prompt and step, in the order of the steps."""
-
-    names: NDArray[np.str_]
-    steps: NDArray[Any]
-    domains: NDArray[np.str_]
-    proxies: list[NDArray[np.float64]]
-    golds: list[NDArray[np.float64]]
-
-    @classmethod
-    def of(cls, samples: Samples) -> "_Prompts":
-        step = 0 if samples.step is None else samples.step
-        domain = "" if samples.domain is None else samples.domain
-        frame = pd.DataFrame({"step": step, "prompt": samples.prompt_id, "domain": domain})
-        groups = frame.groupby(["step", "prompt"])
-        order = np.argsort(groups.ngroup().to_numpy(), kind="stable")
-        edges = np.cumsum(groups.size().to_numpy())[:-1]
-        first = groups["domain"].first().reset_index()
-        return cls(
-            first["prompt"].to_numpy(str), first["step"].to_numpy(), first["domain"].to_numpy(str),
-            np.split(samples.proxy[order], edges), np.split(samples.gold[order], edges),
-        )  # fmt: skip
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        return np.array([len(own) for own in self.proxies])
+def _by_prompt(samples: Samples) -> pd.DataFrame:
+    """Returns step, prompt, domain, size, proxy and gold scores of every prompt, in the order of the steps."""
+    columns = {
+        "step": 0 if samples.step is None else samples.step,
+        "prompt": samples.prompt_id,
+        "domain": "" if samples.domain is None else np.asarray(samples.domain, str),
+        "proxy": samples.proxy,
+        "gold": samples.gold,
+    }
+    groups = pd.DataFrame(columns).groupby(["step", "prompt"])
+    prompts = groups.agg(domain=("domain", "first"), size=("gold", "size"), proxy=("proxy", list), gold=("gold", list))
+    return prompts.reset_index()
 
 
-def _largest_n(prompts: _Prompts, n_max: int | None) -> tuple[int, list[str]]:
+def _largest_n(prompts: pd.DataFrame, n_max: int | None) -> tuple[int, list[str]]:
     """Returns the largest n and what there is to say of prompts with unequally many samples."""
-    sizes = prompts.sizes
-    fewest, name = int(sizes.min()), prompts.names[sizes.argmin()]
+    sizes = prompts["size"].to_numpy()
+    fewest, name = int(sizes.min()), prompts["prompt"][sizes.argmin()]
     if n_max is not None and n_max > fewest:
         short = int((sizes < n_max).sum())
         raise UsageError(
@@ -298,7 +284,7 @@ def _largest_n(prompts: _Prompts, n_max: int | None) -> tuple[int, list[str]]:
         notes.append(f"prompts have {fewest} to {sizes.max()} samples: each curve uses all of its own")
         if n_max is None and fewest < np.median(sizes):
             notes.append(f"n ends at {fewest}, the fewest ({name}); the median prompt has {int(np.median(sizes))}")
-    constant = sum(bool(np.ptp(own) == 0) for own in prompts.proxies)
+    constant = sum(min(own) == max(own) for own in prompts["proxy"])
     if constant:
         notes.append(
             f"the proxy scores all samples alike in {constant:,} of {len(sizes):,} prompts: it chooses nothing"
@@ -310,11 +296,10 @@ def _over_training(samples: Samples, notes: list[str]) -> ScalingFit | None:
     """Returns the form of reinforcement learning fitted to mean gold by step; the step of least KL is the origin."""
     if samples.step is None or samples.kl is None:
         return None
-    steps = np.unique(samples.step)
-    kl = np.array([samples.kl[samples.step == step].mean() for step in steps])
-    gold = np.array([samples.gold[samples.step == step].mean() for step in steps])
+    frame = pd.DataFrame({"step": samples.step, "kl": samples.kl, "gold": samples.gold})
+    kl, gold = (column.to_numpy() for _, column in frame.groupby("step").mean().items())
     start = int(kl.argmin())
-    if kl[start] < 0 or len(steps) < 3:
+    if kl[start] < 0 or len(kl) < 3:
         notes.append("no fit over training: it needs three steps, and mean KL of 0 or more")
         return None
     if kl[start] > 0.01:
@@ -375,7 +360,7 @@ def _curve_rows(part: Part) -> Iterator[list[str]]:
     yield ["n", "KL", *part.gains]
     powers = 2 ** np.arange(part.n_max.bit_length())
     for i in sorted({*np.abs(part.ns - powers[:, None]).argmin(1).tolist(), len(part.ns) - 1}):
-        yield [f"{part.ns[i]:,}", f"{part.kl[i]:.2f}", *(_cell(own[i], "+.3f") for own in part.gains.values())]
+        yield [f"{part.ns[i]:,}", f"{part.kl[i]:.2f}", *(f"{own[i]:+.3f}" for own in part.gains.values())]
 
 
 def _figure_rows(part: Part) -> Iterator[tuple[str, str]]:
@@ -390,25 +375,19 @@ def _figure_rows(part: Part) -> Iterator[tuple[str, str]]:
     for name, fit in part.fits.items():
         poor = ", which is poor: trust the data, not the fit" if fit.r_squared < _POOR_FIT else ""
         yield f"fit, {name}", f"alpha {fit.alpha:.4g}, beta {fit.beta:.4g}, r2 {fit.r_squared:.3f}{poor}"
-    yield "peak by fit", f"n = {_cell(part.peak_n, ',.0f')}, gain {_cell(part.peak)}"
-    yield "peak in the data", f"n = {_cell(part.peak_n_data, ',.0f')}"
+    yield "peak by fit", f"n = {part.peak_n:,.0f}, gain {part.peak:.3f}"
+    yield "peak in the data", f"n = {part.peak_n_data:,.0f}"
     yield "drawdown by fit", str(part.drawdown or none)
     yield "drawdown in the data", str(part.drawdown_data or none)
-    yield "proxy ahead of gold by", f"{_cell(part.gap)} standard deviations at n = {part.n_max:,}"
+    yield "proxy ahead of gold by", f"{part.gap:.3f} standard deviations at n = {part.n_max:,}"
 
 
 def _part_rows(title: str, parts: dict[str, Part]) -> Iterator[list[str]]:
     yield [title, "prompts", "gamma", "gold gain at n_max", "drawdown by fit", "turned over"]
     for name, part in parts.items():
-        gain, turned = _cell(part.gains[GOLD_BY_PROXY][-1], "+.3f"), "yes" if part.turned_over else "no"
-        yield [name, f"{part.n_prompts:,}", _cell(part.gamma), gain, _cell(part.drawdown), turned]
-
-
-def _cell(estimate: Estimate | None, form: str = ".3f") -> str:
-    if estimate is None:
-        return "none"
-    plain = form.removeprefix("+")
-    return f"{estimate.value:{form}} [{estimate.low:{plain}}, {estimate.high:{plain}}]"
+        gamma, lost = (f"{own:.3f}" if own else "none" for own in (part.gamma, part.drawdown))
+        gain, turned = f"{part.gains[GOLD_BY_PROXY][-1]:+.3f}", "yes" if part.turned_over else "no"
+        yield [name, f"{part.n_prompts:,}", gamma, gain, lost, turned]
 
 
 def _table(rows: Iterable[list[str]]) -> list[str]:

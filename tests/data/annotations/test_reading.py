@@ -180,6 +180,12 @@ def test_another_scale_can_be_given(read):
         read(RATING, likert=(5, 1))
 
 
+def test_a_line_of_another_domain_still_gives_its_texts(read):
+    annotations = read(RATING, RATING | {"annotator": "bo", "domain": "art", "prompt": "Why?", "response": "one"})
+    assert annotations.conflicts == 1 and annotations.domains == {"p": "law"}
+    assert annotations.prompts == {"p": "Why?"} and annotations.responses == {("p", "i"): "one"}
+
+
 def test_conflicting_texts_are_counted_and_the_first_counts(read):
     other = RATING | {"annotator": "bo", "response": "two", "domain": "art"}
     annotations = read(RATING | {"response": "one"}, other)

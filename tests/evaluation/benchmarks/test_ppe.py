@@ -6,11 +6,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from rmtrl.errors import DataError
-from rmtrl.evaluation.benchmarks.base import Figure
+from rmtrl.evaluation.benchmarks.base import Figure, Item
 from rmtrl.evaluation.benchmarks.one_rule import PPEPreference
 from rmtrl.evaluation.benchmarks.own_rules import PPECorrectness
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.metrics import auroc, best_of_n_curve
+from rmtrl.metrics import best_of_n_curve
 
 
 def preference(id, winner):
@@ -98,7 +98,8 @@ def test_auc_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scores, labels = rng.integers(0, 6, 32).astype(float), rng.permutation(np.arange(32) < 12)
-        assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+        item = Item("q", "q", "MATH", ("x",) * 32, {"labels": labels, "pairs": []})
+        assert dict(PPECorrectness().earned(item, scores))["MATH/auc"] == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_best_of_k_is_the_mean_over_all_subsets():

@@ -1,6 +1,6 @@
 import pytest
 
-from rmtrl.data.coverage import Design, coverage, read_design
+from rmtrl.data.design import Design, coverage, read_design
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import UsageError
 

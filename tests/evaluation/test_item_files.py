@@ -216,7 +216,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_scores import ITEMS, KEY, Counting, score_into
+from test_item_files import ITEMS, KEY, Counting, score_into
 
 class Slow(Counting):
     def score(self, conversations):
