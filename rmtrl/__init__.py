@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmtrl.calibration.callback import CalibrationCallback
     from rmtrl.evaluation.callback import BenchmarkCallback
-    from rmtrl.ppo.callbacks import PPOCallback
     from rmtrl.ppo.config import PPOConfig
+    from rmtrl.ppo.evaluation import PPOCallback
     from rmtrl.ppo.overoptimization import OveroptimizationCallback
     from rmtrl.ppo.rewards import ComposedReward
     from rmtrl.ppo.trainer import PPOTrainer
@@ -40,7 +40,7 @@ _HOMES = {
     "MCDropoutScorer": "rmtrl.reward.ensemble",
     "MarginCallback": "rmtrl.reward.callbacks",
     "OveroptimizationCallback": "rmtrl.ppo.overoptimization",
-    "PPOCallback": "rmtrl.ppo.callbacks",
+    "PPOCallback": "rmtrl.ppo.evaluation",
     "PPOConfig": "rmtrl.ppo.config",
     "PPOTrainer": "rmtrl.ppo.trainer",
     "PairRewards": "rmtrl.types",

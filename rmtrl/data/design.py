@@ -322,19 +322,11 @@ def sample_by_domain(
     weight = {name: (weights.get(name, 0.0) / total) / (n / drawn) if n else 0.0 for name, n in wanted.items()}
     kept = rows[rows.prompt_id.isin(taken.index)]
     sampled = dataset.select(kept.index).select_columns([n for n in dataset.column_names if n != "sampling_weight"])
+    sampled = sampled.add_column("sampling_weight", kept.prompt_id.map(taken.domain.map(weight)).tolist())
     written = kept.domain.value_counts().to_dict()
-    return Sample(
-        sampled.add_column("sampling_weight", kept.prompt_id.map(taken.domain.map(weight)).tolist()),
-        {
-            name: {
-                "available": available.get(name, 0),
-                "drawn": wanted.get(name, 0),
-                "pairs": written.get(name, 0),
-                "weight": round(weight.get(name, 0.0), 6),
-            }
-            for name in sorted({*available, *written})
-        },
-    )
+    table = pd.DataFrame({"available": available, "drawn": wanted, "pairs": written, "weight": weight}).fillna(0)
+    table = table.astype({"available": int, "drawn": int, "pairs": int}).round(6).sort_index()
+    return Sample(sampled, table.to_dict("index"))
 
 
 def _check_weights(

@@ -18,8 +18,8 @@ from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
-from rmtrl.ppo.assembly import read_language_model
 from rmtrl.ppo.config import PPOConfig
+from rmtrl.ppo.models import load_policy as load_language_policy
 from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Estimate, Scorer
@@ -100,7 +100,7 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     quantization = get_quantization_config(model_args)
     if quantization is not None:
         settings |= {"quantization_config": quantization}
-    return read_language_model(path, adapted=bool(model_args.use_peft), **settings)
+    return load_language_policy(path, adapted=bool(model_args.use_peft), **settings)
 
 
 def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:

@@ -12,39 +12,27 @@ from transformers.utils import is_torch_bf16_gpu_available
 from rmtrl.errors import UsageError
 from rmtrl.ppo._base import PPOBaseConfig
 
+# what the settings must be, and which of them
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_mini_batches": (lambda value: value >= 1, "1 or more"),
-    "num_ppo_epochs": (lambda value: value >= 1, "1 or more"),
-    "response_length": (lambda value: value >= 1, "1 or more"),
-    "local_rollout_forward_batch_size": (lambda value: value >= 1, "1 or more"),
-    "num_generations": (lambda value: value >= 1, "1 or more"),
-    "num_eval_generations": (lambda value: value >= 1, "1 or more"),
-    "total_episodes": (lambda value: value >= 1, "1 or more"),
-    "max_prompt_length": (lambda value: value >= 1, "1 or more"),
-    "temperature": (lambda value: value > 0, "above 0"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0, up to 1"),
-    "kl_coef": (lambda value: value >= 0, "0 or more"),
-    "kl_target": (lambda value: value > 0, "above 0"),
-    "kl_horizon": (lambda value: value > 0, "above 0"),
-    "cliprange": (lambda value: value > 0, "above 0"),
-    "cliprange_value": (lambda value: value > 0, "above 0"),
-    "gamma": (lambda value: 0 < value <= 1, "above 0, up to 1"),
-    "lam": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "entropy_coef": (lambda value: value >= 0, "0 or more"),
-    "vf_coef": (lambda value: value >= 0, "0 or more"),
-    "max_approx_kl": (lambda value: value > 0, "above 0"),
-    "max_kl": (lambda value: value > 0, "above 0"),
-    "missing_eos_penalty": (lambda value: value > 0, "above 0"),
+    "1 or more": (
+        lambda value: value >= 1,
+        "num_mini_batches num_ppo_epochs response_length local_rollout_forward_batch_size num_generations "
+        "num_eval_generations total_episodes max_prompt_length",
+    ),
+    "0 or more": (lambda value: value >= 0, "kl_coef entropy_coef vf_coef"),
+    "above 0": (
+        lambda value: value > 0,
+        "temperature kl_target kl_horizon cliprange cliprange_value max_approx_kl max_kl missing_eos_penalty",
+    ),
+    "above 0, up to 1": (lambda value: 0 < value <= 1, "top_p gamma"),
+    "from 0 to 1": (lambda value: 0 <= value <= 1, "lam"),
 }
 
 # settings of generation that have a field of their own
 _GENERATION = {
-    "max_new_tokens": "response_length",
-    "max_length": "response_length",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "eos_token_id": "stop_token_id",
-}
+    "max_new_tokens": "response_length", "max_length": "response_length", "temperature": "temperature",
+    "top_p": "top_p", "eos_token_id": "stop_token_id",
+}  # fmt: skip
 
 # the others that act where samples are drawn one by one, each row by its own noise
 _GENERATION_ALLOWED = {
@@ -145,7 +133,13 @@ class PPOConfig(PPOBaseConfig):
 
     def __post_init__(self) -> None:
         if isinstance(self.generation_kwargs, str):
-            self.generation_kwargs = _from_json(self.generation_kwargs)
+            try:
+                self.generation_kwargs = dict(json.loads(self.generation_kwargs))
+            except (ValueError, TypeError) as error:
+                example = "'{\"min_new_tokens\": 4}'"
+                raise UsageError(
+                    f"`generation_kwargs` must be JSON such as {example}, got {self.generation_kwargs!r}"
+                ) from error
         if str(self.stop_token).lower() in ("none", "null"):  # as flags say it
             self.stop_token = None
         if self.load_best_model_at_end and self.metric_for_best_model is None:
@@ -166,20 +160,21 @@ class PPOConfig(PPOBaseConfig):
 
     def _check(self) -> None:
         """Raises the first setting that cannot be used."""
-        for name, (holds, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise UsageError(f"`{name}` must be {wanted}, got {value!r}")
+        for wanted, (holds, names) in _RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise UsageError(f"`{name}` must be {wanted}, got {value!r}")
+        ends, cut_off = self.reward_clip_range, (self.missing_eos_penalty, self.missing_eos_score)
         if self.stop_token not in ("eos", None):
             raise UsageError(f"`stop_token` must be 'eos' or None, got {self.stop_token!r}; or set `stop_token_id`")
         if self.kl_estimator not in ("k1", "k3"):
             raise UsageError(f"`kl_estimator` must be 'k1' or 'k3', got {self.kl_estimator!r}")
-        ends = self.reward_clip_range
         if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
             raise UsageError(f"`reward_clip_range` must be two numbers, the lower first, got {ends!r}")
-        if not self.stops and (self.missing_eos_penalty is not None or self.missing_eos_score is not None):
+        if not self.stops and cut_off != (None, None):
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` need a stop token; set `stop_token='eos'`")
-        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+        if None not in cut_off:
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` exclude each other; set one")
         if self.neftune_noise_alpha is not None:
             raise UsageError("`neftune_noise_alpha` moves log probabilities between passes over a batch; leave it out")
@@ -197,12 +192,3 @@ class PPOConfig(PPOBaseConfig):
 
 # TRL has a field of this name, whose value would hide the number of processes from transformers
 PPOConfig.world_size = property(TrainingArguments.world_size.fget, lambda self, value: None)  # type: ignore
-
-
-def _from_json(text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"`generation_kwargs` must be JSON such as '{{\"min_new_tokens\": 4}}', got {text!r}"
-        ) from error

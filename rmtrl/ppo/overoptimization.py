@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, studentized_range, t
+from numpy.typing import ArrayLike
+from scipy.stats import linregress, norm, studentized_range, t
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rmtrl.errors import UsageError
-from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, PromptMeans
+from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, PromptMeans
 from rmtrl.types import Estimate
 
 logger = logging.getLogger(__name__)
-
-Floats = NDArray[np.float64]
 
 
 @lru_cache
@@ -77,32 +75,6 @@ def change_estimate(changes: ArrayLike, *, level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n, level, "paired t")
 
 
-def length_driven(reward_change: ArrayLike, length_change: ArrayLike) -> Floats:
-    """Returns values whose mean is the reward's change that length explains, less that which it does not, `(P,)`.
-
-    The line of the reward's change over the length's change, prompt by prompt, explains slope · mean length change,
-    and leaves its intercept: the change at equal length. A mean above 0 says that more than half of a gain is length.
-    The values are the difference of the two and each prompt's influence on it, so that their mean has an interval.
-
-    Args:
-        reward_change, length_change (`(P,)` arrays): Change of each prompt's means; lengths must not all change alike.
-
-    Example:
-
-    ```python
-    >>> float(length_driven([1.0, 2.0, 3.0], [10, 20, 30]).mean())
-    2.0
-    ```
-    """
-    reward, length = np.asarray(reward_change, float), np.asarray(length_change, float)
-    apart, spread = length - length.mean(), length.var()
-    slope = apart @ reward / len(reward) / spread
-    residual = reward - reward.mean() - slope * apart
-    explained = slope * length + length.mean() * apart * residual / spread
-    difference: Floats = 2 * explained - reward
-    return difference
-
-
 class OveroptimizationCallback(PPOCallback):
     """Warns, or ends the training, once the judge's score falls while the reward that is trained on does not.
 
@@ -124,7 +96,8 @@ class OveroptimizationCallback(PPOCallback):
       (needs `num_eval_generations` above 1); such a policy says one thing, and a reward that hardly varies teaches
       little (Razin et al. 2025, https://huggingface.co/papers/2503.15477);
     - length: responses grew, and more than half of the reward's gain goes with it from prompt to prompt (Singhal et
-      al. 2023, https://huggingface.co/papers/2310.03716, found 70 to 90 % in usual runs), see [`length_driven`].
+      al. 2023, https://huggingface.co/papers/2310.03716, found 70 to 90 % in usual runs): the gain at equal length,
+      the intercept of its line over the change of length, is below half of it.
 
     A limit on KL is `max_kl` of [`PPOConfig`]: how much is too much depends on reward model and policy. Logged are
     `{prefix}_overoptimization_suspected` and `{prefix}_overoptimization_alarm` (0 or 1), and the judge's change since
@@ -226,34 +199,22 @@ class OveroptimizationCallback(PPOCallback):
     def _proxy_alone(self, evaluation: PolicyEvaluation, level: float) -> str:
         """Returns what is to be said, nothing if all is well."""
         now, start = evaluation.now, evaluation.progress.start
-        signs = [self._spread(now, start, level), self._length(now, start, level)]
-        found = "; ".join(sign for sign in signs if sign)
+        found = "; ".join(filter(None, [_spread_sign(now, start, level), self._length_sign(now, start, level)]))
         since = f"from step {start.step} to {now.step}"
         return f"a weak sign of overoptimization, from the proxy alone, {since}: {found}" if found else ""
 
-    def _spread(self, now: PromptMeans, start: PromptMeans, level: float) -> str:
-        name = "within_prompt_std"
-        if name not in now.by_prompt or name not in start.by_prompt:
+    def _length_sign(self, now: PromptMeans, start: PromptMeans, level: float) -> str:
+        gains, growths = (now.by_prompt[name] - start.by_prompt[name] for name in (self.proxy, "length_tokens"))
+        gain, growth = change_estimate(gains, level=level), change_estimate(growths, level=level)
+        if min(gain.low, growth.low) <= 0 or np.ptp(growths) == 0:
             return ""
-        over_half = change_estimate(now.by_prompt[name] - start.by_prompt[name] / 2, level=level)
-        if over_half.high >= 0:
-            return ""
-        return (
-            f"the reward's spread within a prompt fell from {start.mean(name):.3g} to {now.mean(name):.3g}: less half "
-            f"of the former {_said(over_half)}"
-        )
-
-    def _length(self, now: PromptMeans, start: PromptMeans, level: float) -> str:
-        gain, growth = (now.by_prompt[name] - start.by_prompt[name] for name in (self.proxy, "length_tokens"))
-        if np.ptp(growth) == 0:
-            return ""
-        values = (gain, growth, length_driven(gain, growth))
-        gained, grown, driven = (change_estimate(own, level=level) for own in values)
-        if min(gained.low, grown.low, driven.low) <= 0:
+        line = linregress(growths, gains)
+        at_equal_length = line.intercept + t.ppf((1 + level) / 2, len(gains) - 2) * line.intercept_stderr
+        if at_equal_length >= gain.value / 2:
             return ""
         return (
-            f"more than half of the gain in {self.proxy}, {_said(gained)}, goes with length, {_said(grown)} tokens: "
-            f"what length explains less the rest {_said(driven)}"
+            f"more than half of the gain in {self.proxy}, {_said(gain)}, goes with length, {_said(growth)} tokens: "
+            f"at equal length it is {line.intercept:+.3g}, at most {at_equal_length:+.3g}"
         )
 
     def _best(self, args: TrainingArguments, evaluation: PolicyEvaluation) -> str:
@@ -262,6 +223,19 @@ class OveroptimizationCallback(PPOCallback):
         step = evaluation.progress.best[self.judge].step
         folder = Path(str(args.output_dir)) / f"checkpoint-{step}"
         return f"; {self.judge} was best at step {step}" + (f", saved as {folder}" if folder.is_dir() else "")
+
+
+def _spread_sign(now: PromptMeans, start: PromptMeans, level: float) -> str:
+    name = "within_prompt_std"
+    if name not in now.by_prompt or name not in start.by_prompt:
+        return ""
+    over_half = change_estimate(now.by_prompt[name] - start.by_prompt[name] / 2, level=level)
+    if over_half.high >= 0:
+        return ""
+    return (
+        f"the reward's spread within a prompt fell from {start.mean(name):.3g} to {now.mean(name):.3g}: less half "
+        f"of the former {_said(over_half)}"
+    )
 
 
 def _planned(args: TrainingArguments, state: TrainerState) -> int:

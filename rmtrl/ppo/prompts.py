@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -168,35 +169,35 @@ def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[
 def _check(prompt: Any, row: int) -> None:
     if not isinstance(prompt, str | list):
         raise DataError(f"prompt {row} is {prompt!r}; wanted text or messages")
-    if isinstance(prompt, list):
-        if not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
-            raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
-        if all(map(is_blank, prompt)):
-            raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
-        return
-    if not prompt.strip():
-        raise DataError(f"prompt {row} is empty; a policy has nothing to continue")
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError(f"prompt {row} is empty; a policy has nothing to continue")
+    elif not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
+        raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
+    elif all(map(is_blank, prompt)):
+        raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
 
 
 def _without_padding(dataset: Dataset) -> list[list[int]]:
+    """Returns the column `input_ids` as lists, less what a column `attention_mask` takes out."""
     ids = [_token_ids(value, row) for row, value in enumerate(dataset["input_ids"])]
     if "attention_mask" not in dataset.column_names:
         return ids
-    masks = [torch.as_tensor(mask).tolist() for mask in dataset["attention_mask"]]
-    for row, (own, mask) in enumerate(zip(ids, masks, strict=True)):
+    for row, (own, given) in enumerate(zip(ids, dataset["attention_mask"], strict=True)):
+        mask = torch.as_tensor(given).bool()
         if len(own) != len(mask):
             raise DataError(f"prompt {row} has {len(own)} input_ids and an attention_mask of {len(mask)}")
-    return [
-        [token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(ids, masks, strict=True)
-    ]
+        ids[row] = torch.tensor(own)[mask].tolist()
+    return ids
 
 
 def _token_ids(value: Any, row: int) -> list[int]:
-    listed = isinstance(value, list | tuple)
-    whole = isinstance(value, torch.Tensor) or (listed and all(isinstance(token, int) for token in value))
-    ids = torch.as_tensor(value) if whole else torch.empty(0, 0)
-    if ids.ndim != 1 or (ids.is_floating_point() and len(ids)):
+    try:
+        ids = np.array(value.tolist() if isinstance(value, torch.Tensor) else value)
+    except ValueError:  # lists of several lengths
+        ids = np.array(None)
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise DataError(f"prompt {row} has the input_ids {str(value)[:80]}; wanted a list of token ids")
-    if any(token < 0 for token in ids.tolist()):
+    if (ids < 0).any():
         raise DataError(f"prompt {row} has input_ids below 0; leave labels' -100 out")
     return [int(token) for token in ids]

@@ -5,18 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from accelerate.logging import get_logger
-from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rmtrl.errors import ModelError, RewardError, UsageError
+from rmtrl.errors import ModelError, UsageError
 from rmtrl.models import base_model
-from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_calls import call_reward, shown
 from rmtrl.ppo.rewards import ComposedReward
 from rmtrl.reward.rendering import encode_prompt
 from rmtrl.reward.scorer import RewardScorer
@@ -59,16 +55,21 @@ class TokenReward:
         self.scorer = scorer
         self.__name__ = type(scorer).__name__
         self.tokenised = prompts.tokenised
-        ends = dict.fromkeys((*end_token_ids, int(scorer.tokenizer.eos_token_id)))
-        probed = range(0, len(prompts), -(-len(prompts) // _PROBED))
-        exact = all(any(self._joins(prompts, i, own, end) for end in ends for own in _ANSWERS) for i in probed)
-        self.route: Literal["ids", "text"] = "ids" if prompts.tokenised or exact else "text"
+        ends = {*end_token_ids, int(scorer.tokenizer.eos_token_id)}
+        self.route: Literal["ids", "text"] = "ids" if self.tokenised or self._joins(prompts, ends) else "text"
 
-    def _joins(self, prompts: Prompts, index: int, answer: str, end: int) -> bool:
-        """Whether prompt, answer and end, one after the other, are the tokens that the reward model renders."""
-        answered = self.scorer.tokenizer(text=answer, add_special_tokens=False)["input_ids"]
-        whole = [*prompts.ids[index], *answered, end]
-        return self._rendered(prompts.prompts[index], prompts.answer(index, answer)) == whole
+    def _joins(self, prompts: Prompts, ends: set[int]) -> bool:
+        """Whether prompt, answer and an end, one after the other, are the tokens that the reward model renders."""
+        rows = range(0, len(prompts), -(-len(prompts) // _PROBED))
+        joins = [False] * len(rows)
+        for answer in _ANSWERS:
+            answered = self.scorer.tokenizer(text=answer, add_special_tokens=False)["input_ids"]
+            rendered = self._rendered(
+                [prompts.prompts[row] for row in rows], [prompts.answer(r, answer) for r in rows]
+            )
+            for place, (row, ids) in enumerate(zip(rows, rendered, strict=True)):
+                joins[place] |= ids[:-1] == [*prompts.ids[row], *answered] and ids[-1] in ends
+        return all(joins)
 
     def __call__(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], *,
@@ -76,29 +77,29 @@ class TokenReward:
         **columns: Any,
     ) -> list[float]:  # fmt: skip
         """Returns the score of each prompt with its completion, as it was sampled."""
-        samples = zip(prompts, completions, prompt_ids, completion_ids, truncated, strict=True)
-        return [float(score) for score in self.scorer.score_ids([self._tokens(*sample) for sample in samples])]
-
-    def _tokens(
-        self, prompt: Any, completion: Any, prompt_ids: Sequence[int], completion_ids: Sequence[int], truncated: bool
-    ) -> list[int]:
-        """Returns the tokens by which a sample is scored; on the way of ids one that was cut off has no end token."""
-        sampled = [*prompt_ids, *completion_ids]
+        samples = [[*asked, *answered] for asked, answered in zip(prompt_ids, completion_ids, strict=True)]
         if self.tokenised:
-            return sampled if truncated else self._ended(sampled)
-        rendered = self._rendered(prompt, completion)
-        if self.route == "text":
-            return rendered
-        joined = rendered[: len(prompt_ids)] == list(prompt_ids)
+            tokens = [own if cut else self._ended(own) for own, cut in zip(samples, truncated, strict=True)]
+        else:
+            tokens = self._rendered(prompts, completions)
+            if self.route == "ids":
+                tokens = list(map(self._as_sampled, samples, map(len, prompt_ids), tokens, truncated))
+        return [float(score) for score in self.scorer.score_ids(tokens)]
+
+    def _as_sampled(self, sampled: list[int], n_prompt: int, rendered: list[int], truncated: bool) -> list[int]:
+        """Returns the tokens sampled where they read as the rendering, else it; what was cut off has no end token."""
         reads = sampled + rendered[-1:] if truncated else sampled
-        if joined and self._text(reads) == self._text(rendered):
+        if rendered[:n_prompt] == sampled[:n_prompt] and self._text(reads) == self._text(rendered):
             return sampled
         return rendered[:-1] if truncated else rendered
 
-    def _rendered(self, prompt: Any, completion: Any) -> list[int]:
-        if isinstance(prompt, str):  # one that opens with a start token of its own has no second one for a policy
-            return encode_prompt(self.scorer.tokenizer, prompt + completion + str(self.scorer.tokenizer.eos_token))
-        return self.scorer.encode(prompt + completion)
+    def _rendered(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[int]]:
+        """Returns the reward model's own rendering of each prompt with its completion; all are text, or messages."""
+        whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        tokenizer = self.scorer.tokenizer
+        if isinstance(whole[0], str):  # a start token of its own is not doubled for a policy
+            return [encode_prompt(tokenizer, text + str(tokenizer.eos_token)) for text in whole]
+        return self.scorer.encode_all(whole)
 
     def _ended(self, ids: list[int]) -> list[int]:
         """Returns the tokens of a text with the end token that such texts end with, in place of another one."""
@@ -199,47 +200,3 @@ def _same_vocabulary(scorer: RewardScorer, tokenizer: PreTrainedTokenizerBase) -
     if scorer.head.pooling == "mean" or own.eos_token_id is None:
         return False
     return own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
-
-
-def score_episodes(
-    reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes, rows: Sequence[int]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Returns what a reward gives some episodes, `(n,)`, and what its parts gave, where it has parts.
-
-    Args:
-        reward: In TRL's form. It receives messages where the prompt is messages, else text; the other columns of the
-            data; and `prompt_ids`, `completion_ids` and `truncated`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Decodes.
-        prompts ([`Prompts`]): The data set of the prompts.
-        episodes ([`Episodes`]): All episodes.
-        rows (`Sequence[int]`): Which of them to score.
-
-    Raises:
-        RewardError: If the reward fails, or returns something else than a number an episode that float32 holds.
-    """
-    indices = [episodes.indices[row] for row in rows]
-    texts = completions(tokenizer, episodes, rows)
-    given = [prompts.prompts[index] for index in indices]
-    values = call_reward(
-        reward,
-        given,
-        [prompts.answer(index, text) for index, text in zip(indices, texts, strict=True)],
-        prompt_ids=[episodes.prompt_ids[row] for row in rows],
-        completion_ids=[episodes.completion_ids[row] for row in rows],
-        truncated=[episodes.truncated[row] for row in rows],
-        **prompts.columns(indices),
-    )  # fmt: skip
-    too_large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
-    if len(too_large):
-        row = int(too_large[0])
-        raise RewardError(
-            f"the reward {getattr(reward, '__name__', type(reward).__name__)!r} gave {values[row]:g} for completion "
-            f"{row}; wanted a number that float32 holds (3.4e38 at most): {shown(given[row], texts[row])}"
-        )
-    parts = getattr(reward, "parts_", {})
-    return values, {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
-
-
-def completions(tokenizer: PreTrainedTokenizerBase, episodes: Episodes, rows: Sequence[int]) -> list[str]:
-    """Returns the text of some responses, special tokens left out."""
-    return list(tokenizer.batch_decode([episodes.completion_ids[row] for row in rows], skip_special_tokens=True))

@@ -1,20 +1,331 @@
-"""One reward composed of many steps: a scorer, its calibration and uncertainty, filters, a length penalty, a scale."""
+"""One reward composed of many steps: a scorer, its calibration and uncertainty, filters, a length penalty, a scale.
+
+Whatever judges is called once and checked; a failure stops training and shows the sample: it is never a number.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.calibration.calibration import Calibration
+from rmtrl.data.messages import message_text
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.ppo.reward_calls import Conversations, Floats, RewardFunction, attributed, call_reward, checked_rewards
-from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments
 from rmtrl.reward.scorer import RewardScorer
-from rmtrl.reward.uncertainty import ScoreDistribution, UncertainScorer
+from rmtrl.reward.uncertainty import UncertainScorer
+from rmtrl.types import Conversation, checked_scores, failed_at, shorten
+
+Floats = NDArray[np.float64]
+Conversations = Sequence[Conversation]
+RewardFunction = Callable[..., Any]
+"""TRL's form: `f(prompts=, completions=, **columns) -> list[float]`; every `Scorer` is one."""
+
+_PARTS = ("score", "score_std", "calibrated", "uncertainty", "length_penalty", "normalised", "clipped", "reward")
+
+
+def call_reward(
+    reward: RewardFunction, prompts: Conversations, completions: Conversations, /, **columns: Any
+) -> Floats:
+    """Returns what a reward function gives each completion, checked, `(N,)` float64; of none, it is not called.
+
+    It is called once. Where it raises, the error names the sample by its `index` where it has one, else the batch.
+
+    Args:
+        reward (`Callable`): A scorer or a function in TRL's form.
+        prompts, completions (`Sequence[Conversation]`): N of each.
+        columns: Passed on.
+
+    Raises:
+        RewardError: If the reward raises, or returns anything but one finite number a completion.
+        UsageError: If the reward says that a setting cannot be used.
+
+    Example:
+
+    ```python
+    >>> def brevity(completions, **columns):
+    ...     return [-len(completion) for completion in completions]
+    >>> call_reward(brevity, ["Hi. "], ["Hello!"]).tolist()
+    [-6.0]
+    ```
+    """
+    return Samples(prompts, completions, columns).judged(reward, name=_name_of(reward))
+
+
+def _name_of(reward: RewardFunction) -> str:
+    return f"reward {getattr(reward, '__name__', type(reward).__name__)!r}"
+
+
+def checked_rewards(values: Any, prompts: Conversations, completions: Conversations, *, name: str) -> Floats:
+    """Returns the values as `(N,)` float64.
+
+    Args:
+        values (`Sequence[float]`, array or tensor): One number a completion.
+        prompts, completions (`Sequence[Conversation]`): N of each, to show where a value cannot be used.
+        name (`str`): What returned them, as it follows "the" in the message.
+
+    Raises:
+        RewardError: If there are not N, or one is None, not a number, NaN or infinite.
+
+    Example:
+
+    ```python
+    >>> checked_rewards([1, 0.5], ["a", "b"], ["c", "d"], name="reward model").tolist()
+    [1.0, 0.5]
+    ```
+    """
+    return Samples(prompts, completions).checked(values, name=name)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N completions of their prompts, and the columns beside them, as every judge receives them."""
+
+    prompts: Conversations
+    completions: Conversations
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def shown(self, index: int) -> str:
+        """Returns a sample as a message of an error ends with it."""
+        return shown(self.prompts[index], self.completions[index])
+
+    def checked(self, values: Any, *, name: str) -> Floats:
+        """Returns what `name` gave, one finite number a completion, `(N,)`."""
+        return checked_scores(
+            values, len(self), name=name, sample="completion", error=RewardError,
+            shown=lambda index: f": {self.shown(index)}",
+        )  # fmt: skip
+
+    def judged(self, judge: RewardFunction, *, name: str) -> Floats:
+        """Returns what a function in TRL's form gives, checked; of no completion, it is not called."""
+        if not len(self):
+            return np.zeros(0)
+        given = {"prompts": self.prompts, "completions": self.completions, **self.columns}
+        return self.checked(self.attributed(lambda: judge(**given), name=name), name=name)
+
+    def attributed(self, run: Callable[[], Any], *, name: str) -> Any:
+        """Returns what `run` does; where it raises, the [`RewardError`] shows the sample that the error is of."""
+        n = len(self)
+        if len(self.prompts) != n:
+            raise RewardError(
+                f"got {len(self.prompts)} prompts and {n} completions for the {name}; wanted as many of each"
+            )
+        try:
+            return run()
+        except (RewardError, UsageError):
+            raise
+        except Exception as error:
+            own, said = failed_at(error, n), f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if len(own) == 1:
+                line = f"the {name} failed for completion {own[0]} of {n}: {said}: {self.shown(own[0])}"
+                raise RewardError(line, index=own[0]) from error
+            raise RewardError(
+                f"the {name} failed for one of completions 0 to {n - 1}: {said}: the first is {self.shown(0)}"
+            ) from error
+
+
+def shown(prompt: Conversation, completion: Conversation) -> str:
+    """Returns prompt and completion as a message of an error ends with them."""
+    return f"prompt {shorten(text_of(prompt))!r}, completion {shorten(text_of(completion))!r}"
+
+
+def text_of(conversation: Conversation) -> str:
+    """Returns the text of a conversation, without roles; a tool call counts as text."""
+    if isinstance(conversation, str):
+        return conversation
+    return " ".join(message_text(message) or str(message.get("tool_calls") or "") for message in conversation)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A fixed reward for the completions that a function blocks, such as a safety rule.
+
+    Args:
+        name (`str`): Key under which the blocked completions stand in [`~rmtrl.ppo.rewards.ComposedReward.parts_`].
+        blocked (`Callable`): `f(prompts=, completions=, **columns)`, one bool a completion: whether it is blocked.
+        reward (`float`, *optional*, defaults to `-1.0`): What a blocked completion gets in place of its score, in
+            units after calibration. It must lie below what ordinary answers get, or being blocked pays.
+
+    Raises:
+        UsageError: If the reward is not finite.
+
+    Example:
+
+    ```python
+    >>> Filter("links", lambda completions, **columns: ["http" in text for text in completions], reward=-2.0)
+    ```
+    """
+
+    name: str
+    blocked: Callable[..., Sequence[bool]]
+    reward: float = -1.0
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.reward):
+            raise UsageError(f"got the reward {self.reward} of the filter {self.name!r}; wanted a finite number")
+
+    def blocks(self, samples: Samples) -> Floats:
+        """Returns 1 where the filter blocks and 0 elsewhere, `(N,)`.
+
+        Raises:
+            RewardError: If `blocked` fails or returns anything but one bool a completion.
+        """
+        blocked = samples.judged(self.blocked, name=f"filter {self.name!r}")
+        for index in np.flatnonzero((blocked != 0) & (blocked != 1)).tolist():
+            raise RewardError(
+                f"the filter {self.name!r} returned {blocked[index]:g} for completion {index}; wanted True (blocked) "
+                f"or False: {samples.shown(index)}"
+            )
+        return blocked
+
+
+def truncated_filter(reward: float = -1.0, *, end_token_ids: Sequence[int] = ()) -> Filter:
+    """Returns the filter of completions that were cut off before their end, the EOS trick.
+
+    OpenAI's summarisation reward replaces the score by −1 (Huang et al. 2024, https://huggingface.co/papers/2403.17031).
+
+    Args:
+        reward (`float`, *optional*, defaults to `-1.0`): What a completion without an end gets.
+        end_token_ids (`Sequence[int]`, *optional*): Ids that end a completion. Needed with GRPOTrainer and
+            RLOOTrainer, which pass `completion_ids` but do not say what was `truncated`.
+
+    Example:
+
+    ```python
+    >>> ended = truncated_filter(end_token_ids=[2])
+    >>> ended.blocked(prompts=["", ""], completions=["a", "b"], completion_ids=[[5, 2], [5, 6]])
+    [False, True]
+    ```
+    """
+    return Filter("truncated", partial(_truncated, end_token_ids=tuple(end_token_ids)), reward)
+
+
+def empty_filter(reward: float = -1.0) -> Filter:
+    """Returns the filter of completions without text.
+
+    Example:
+
+    ```python
+    >>> empty_filter().blocked(prompts=["", ""], completions=["a", " "])
+    [False, True]
+    ```
+    """
+    return Filter("empty", _empty, reward)
+
+
+def _truncated(*, end_token_ids: tuple[int, ...], **columns: Any) -> list[bool]:
+    truncated, completion_ids = columns.get("truncated"), columns.get("completion_ids")
+    if truncated is not None:
+        return [bool(value) for value in truncated]
+    if completion_ids is None or not end_token_ids:
+        raise UsageError(
+            "the filter 'truncated' was not told what was cut off; pass truncated, or completion_ids with "
+            "truncated_filter(end_token_ids=[tokenizer.eos_token_id])"
+        )
+    return [not len(ids) or int(ids[-1]) not in end_token_ids for ids in completion_ids]
+
+
+def _empty(*, completions: Sequence[Conversation], **columns: Any) -> list[bool]:
+    return [not text_of(completion).strip() for completion in completions]
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """What is taken off a completion's reward for its length: min(`per_token` · max(0, length − free), `most`).
+
+    DAPO's soft overlong punishment with L_max = 100 and L_cache = 20 (Yu et al. 2025,
+    https://huggingface.co/papers/2503.14476) is `LengthPenalty(80, 1 / 20, most=1.0)`.
+
+    Args:
+        free_tokens (`int`): Length up to which nothing is taken off.
+        per_token (`float`): What each further token costs, in units of the calibrated reward.
+        most (`float`, *optional*, defaults to `inf`): Largest penalty.
+
+    Raises:
+        UsageError: If a number is negative or not finite.
+
+    Example:
+
+    ```python
+    >>> LengthPenalty(free_tokens=2, per_token=0.5)([1, 2, 4]).tolist()
+    [0.0, 0.0, 1.0]
+    ```
+    """
+
+    free_tokens: int
+    per_token: float
+    most: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.free_tokens < np.inf and 0 <= self.per_token < np.inf and self.most >= 0):
+            raise UsageError(
+                f"got LengthPenalty({self.free_tokens}, {self.per_token}, most={self.most}); wanted numbers from 0"
+            )
+
+    def __call__(self, length_tokens: ArrayLike) -> Floats:
+        """Returns the penalties, `(N,)`, of lengths `(N,)`."""
+        over = np.asarray(length_tokens, dtype=np.float64) - self.free_tokens
+        return np.minimum(self.per_token * over.clip(min=0.0), self.most)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of numbers, which merge exactly.
+
+    Example:
+
+    ```python
+    >>> Moments.of([1.0, 2.0]).merged(Moments.of([3.0])).mean
+    2.0
+    ```
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    sum_squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> "Moments":
+        """Returns the moments of `values`, `(N,)`; of none, those that change nothing."""
+        array = np.asarray(values, dtype=np.float64)
+        if not array.size:
+            return cls()
+        mean = float(array.mean())
+        return cls(float(array.size), mean, float(((array - mean) ** 2).sum()))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Returns the moments of both sets of numbers together (Chan, Golub and LeVeque 1983)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        between = delta**2 * self.count * other.count / count
+        return Moments(count, self.mean + delta * other.count / count, self.sum_squares + other.sum_squares + between)
+
+    def over_processes(self) -> "Moments":
+        """Returns the moments of all processes' numbers, the same on each; every process has to call it."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, self)
+        total = Moments()
+        for own in gathered:
+            total = total.merged(own)
+        return total
+
+    @property
+    def std(self) -> float:
+        """Standard deviation (divisor N); 0 where the numbers differ by rounding alone."""
+        std = float(np.sqrt(self.sum_squares / self.count)) if self.count else 0.0
+        return std if std > 1e-6 * abs(self.mean) else 0.0
 
 
 class ComposedReward:
@@ -102,10 +413,10 @@ class ComposedReward:
             UsageError: If a step needs `completion_ids` or `truncated` and they are not given.
         """
         self.parts_ = {}
-        rewards = self._scored(prompts, completions, columns)
-        rewards = self._filtered(rewards, prompts, completions, columns)
+        samples = Samples(prompts, completions, columns)
+        rewards = self._filtered(self._scored(samples), samples)
         if self.length_penalty is not None:
-            self.parts_["length_penalty"] = self.length_penalty(_lengths(completions, columns.get("completion_ids")))
+            self.parts_["length_penalty"] = self.length_penalty(_lengths(samples))
             rewards = rewards - self.parts_["length_penalty"]
         if self.normalise:
             rewards = self.parts_["normalised"] = self._normalised(rewards)
@@ -154,44 +465,38 @@ class ComposedReward:
             self.scorer = RewardScorer.from_pretrained(self.scorer, progress=False)
         return self.scorer
 
-    def _scored(self, prompts: Conversations, completions: Conversations, columns: dict[str, Any]) -> Floats:
+    def _scored(self, samples: Samples) -> Floats:
         """Returns the calibrated scores, lowered by their uncertainty, `(N,)`."""
-        scorer = self._load()
+        scorer, std = self._load(), None
         if isinstance(scorer, Mapping):
-            scores, std = np.zeros(len(completions)), None
-            for name, one in scorer.items():
-                self.parts_[name] = call_reward(one, prompts, completions, **columns)
-                scores = scores + (1.0 if self.weights is None else self.weights[name]) * self.parts_[name]
+            weights = self.weights or dict.fromkeys(scorer, 1.0)
+            self.parts_ |= {name: samples.judged(one, name=_name_of(one)) for name, one in scorer.items()}
+            scores = sum((weights[name] * self.parts_[name] for name in scorer), np.zeros(len(samples)))
         elif isinstance(scorer, UncertainScorer) and scorer.aggregation == "mean":
-            scores, std = _distribution(scorer, prompts, completions)
+            scores, std = _distribution(scorer, samples)
         else:
-            scores, std = call_reward(scorer, prompts, completions, **columns), None
+            scores = samples.judged(scorer, name=_name_of(scorer))
         inner = scorer.parts_ if isinstance(scorer, ComposedReward) else {}
         self.parts_ |= {"score": scores} | inner  # a reward within is shown by its own parts
-        rewards = self._calibrated(scores, prompts, completions)
+        rewards = self._calibrated(scores, samples)
         if self.calibration is not None:
             self.parts_["calibrated"] = rewards
-        if std is not None:
-            self.parts_["score_std"] = std
-            lowered = self._calibrated(scores - self.pessimism * std, prompts, completions)
-            self.parts_["uncertainty"] = rewards - lowered
-            return lowered
-        return rewards
+        if std is None:
+            return rewards
+        lowered = self._calibrated(scores - self.pessimism * std, samples)
+        self.parts_ |= {"score_std": std, "uncertainty": rewards - lowered}
+        return lowered
 
-    def _calibrated(self, scores: Floats, prompts: Conversations, completions: Conversations) -> Floats:
+    def _calibrated(self, scores: Floats, samples: Samples) -> Floats:
         calibration = self.calibration
-        if calibration is None or not len(scores):
+        if calibration is None or not len(samples):
             return scores
-        mapped = attributed(lambda: calibration(scores), prompts, completions, name="calibration")
-        return checked_rewards(mapped, prompts, completions, name="calibration")
+        return samples.checked(samples.attributed(lambda: calibration(scores), name="calibration"), name="calibration")
 
-    def _filtered(
-        self, rewards: Floats, prompts: Conversations, completions: Conversations, columns: dict[str, Any]
-    ) -> Floats:
+    def _filtered(self, rewards: Floats, samples: Samples) -> Floats:
         fixed = np.full(len(rewards), np.inf)
         for own in self.filters:
-            blocked = own(prompts, completions, columns)
-            self.parts_[own.name] = blocked
+            blocked = self.parts_[own.name] = own.blocks(samples)
             fixed = np.where(blocked == 1.0, np.minimum(fixed, own.reward), fixed)
         return np.where(np.isfinite(fixed), fixed, rewards)
 
@@ -239,32 +544,21 @@ class ComposedReward:
             raise UsageError(f"got the name {sorted(twice)[0]!r} twice, or for a step that has it; give another")
 
 
-_PARTS = ("score", "score_std", "calibrated", "uncertainty", "length_penalty", "normalised", "clipped", "reward")
-
-
-def _distribution(
-    scorer: UncertainScorer, prompts: Conversations, completions: Conversations
-) -> tuple[Floats, Floats]:
+def _distribution(scorer: UncertainScorer, samples: Samples) -> tuple[Floats, Floats]:
     """Returns scores and their standard deviations, `(N,)` each."""
-    if not len(completions):
+    if not len(samples):
         return np.zeros(0), np.zeros(0)
-    name = f"reward {scorer.__name__!r}"
-
-    def run() -> ScoreDistribution:
-        sides: Any = zip(prompts, completions, strict=True)
-        return scorer.distribution([prompt + completion for prompt, completion in sides])
-
-    found = attributed(run, prompts, completions, name=name)
-    return (
-        checked_rewards(found.mean, prompts, completions, name=name),
-        checked_rewards(found.std, prompts, completions, name=f"uncertainty of the {name}"),
-    )
+    name = _name_of(scorer)
+    sides: Any = zip(samples.prompts, samples.completions, strict=True)
+    found = samples.attributed(lambda: scorer.distribution([prompt + own for prompt, own in sides]), name=name)
+    return samples.checked(found.mean, name=name), samples.checked(found.std, name=f"uncertainty of the {name}")
 
 
-def _lengths(completions: Conversations, completion_ids: Sequence[Sequence[int]] | None) -> list[int]:
+def _lengths(samples: Samples) -> list[int]:
     """Returns the length of each completion in tokens."""
+    completion_ids = samples.columns.get("completion_ids")
     if completion_ids is None:
         raise UsageError("the length penalty counts tokens; pass completion_ids, a list of token ids a completion")
-    if len(completion_ids) != len(completions):
-        raise RewardError(f"got completion_ids of {len(completion_ids)} for {len(completions)} completions")
+    if len(completion_ids) != len(samples):
+        raise RewardError(f"got completion_ids of {len(completion_ids)} for {len(samples)} completions")
     return [len(ids) for ids in completion_ids]

@@ -1,169 +1,308 @@
-"""Responses sampled and looked at: their log probabilities under policy and reference, their values and scores."""
+"""Episodes of a policy: sampled, cut into passes of like length, and looked at by models and reward.
 
+Every process generates and scores its share of the rows, computes its share of each pass, and knows all results.
+"""
+
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from trl.models import unwrap_model_for_generation
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
-from rmtrl.errors import ModelError
-from rmtrl.generation import sampling_key
-from rmtrl.ppo.batches import make_plan
-from rmtrl.ppo.episodes import Episodes, Rollout, Scores
-from rmtrl.ppo.logprobs import response_logits, token_logprobs
+from rmtrl.errors import ModelError, RewardError
+from rmtrl.ppo.config import PPOConfig
+from rmtrl.ppo.loss import response_logits, token_logprobs
 from rmtrl.ppo.prompts import Prompts
-from rmtrl.ppo.reward_model import closes_cut_turns, score_episodes
+from rmtrl.ppo.reward_model import Reward, closes_cut_turns
+from rmtrl.ppo.rewards import call_reward, shown
+from rmtrl.reward.shared_prefix.batches import Costs, like_lengths
 
 logger = get_logger(__name__)
 
+_CALL_TOKENS = {"cpu": 96, "accelerator": 2048}  # what a forward takes before its first token, in tokens
 
-class PPORollout:
-    """The part of [`PPOTrainer`] that makes episodes and scores them."""
 
-    def rollout(self: Any, prompts: Prompts, indices: Sequence[int], keys: Sequence[int], *, step: int = 0) -> Rollout:
-        """Returns a response to each prompt, with the log probabilities and values of its tokens.
+@dataclass(frozen=True)
+class Plan:
+    """Rows of a batch by mini-batch, and by forward pass within one.
 
-        Args:
-            prompts ([`Prompts`]): The data set.
-            indices (`Sequence[int]`): Which of its prompts, over all processes.
-            keys (`Sequence[int]`): A [`~rmtrl.generation.sampling_key`] each.
-            step (`int`): The update, which the deal into mini-batches follows from.
+    A row stands beside the same rows in the pass that takes its first log probability and in every pass that trains
+    on it, so the ratio starts at exactly 1 in any precision.
+
+    Args:
+        mini_batches (`tuple[tuple[tuple[int, ...], ...], ...]`): Rows of each forward pass of each mini-batch, over
+            all processes; process r of w takes every w-th row from the r-th on.
+    """
+
+    mini_batches: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def own(self, mini_batch: int, rank: int, world_size: int) -> list[list[int]]:
+        """Returns this process's rows of a mini-batch, a list a forward pass; every process has as many passes."""
+        return [list(rows[rank::world_size]) for rows in self.mini_batches[mini_batch]]
+
+    def rows(self, mini_batch: int) -> list[int]:
+        """Returns the rows of a mini-batch over all processes."""
+        return [row for rows in self.mini_batches[mini_batch] for row in rows]
+
+
+def make_plan(
+    lengths: Sequence[int], n_mini_batches: int, *, rows_per_pass: int, world_size: int, seed: int, device_type: str
+) -> Plan:
+    """Returns a plan: rows dealt to mini-batches at random, each cut where the least padding is computed.
+
+    Args:
+        lengths (`Sequence[int]`): Tokens of each row.
+        n_mini_batches (`int`): Divides the number of rows.
+        rows_per_pass (`int`): Most rows of one process in a forward pass.
+        world_size (`int`): Processes; divides the rows of a mini-batch.
+        seed (`int`): Seed of the deal.
+        device_type (`str`): `"cpu"` or another: a pass on an accelerator is worth more padding.
+
+    Example:
+
+    ```python
+    >>> plan = make_plan([9, 1, 9, 1], 1, rows_per_pass=4, world_size=1, seed=0, device_type="cpu")
+    >>> sorted(map(sorted, plan.mini_batches[0]))
+    [[0, 1, 2, 3]]
+    ```
+    """
+    call = _CALL_TOKENS["cpu" if device_type == "cpu" else "accelerator"]
+    costs = Costs(cell=0.0, call=call, most_tokens=sys.maxsize, most_rows=rows_per_pass)
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
+    size = len(lengths) // n_mini_batches
+    mini_batches = []
+    for start in range(0, len(order), size):
+        rows = sorted(order[start : start + size], key=lambda row: lengths[row])
+        groups = [rows[first : first + world_size] for first in range(0, size, world_size)]  # a row a process
+        passes = like_lengths([lengths[group[-1]] for group in groups], costs)
+        mini_batches.append(tuple(tuple(row for place in own for row in groups[place]) for own in passes))
+    return Plan(tuple(mini_batches))
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """B prompts and their responses, over all processes.
+
+    Args:
+        indices (`list[int]`): Which prompt of its data set each row continues.
+        prompt_ids (`list[list[int]]`): Token ids of each prompt.
+        completion_ids (`list[list[int]]`): Token ids of each response, the stop token included.
+        truncated (`list[bool]`): Whether the response was cut off before a stop token.
+    """
+
+    indices: list[int]
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    truncated: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, prompt and response."""
+        return [len(p) + len(c) for p, c in zip(self.prompt_ids, self.completion_ids, strict=True)]
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """Where there is a response token, `(B, R)` bool, on the CPU."""
+        lengths = torch.tensor([len(ids) for ids in self.completion_ids])
+        return torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def batch(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns token ids and attention mask of some rows, `(b, T)`, and row and column of each response token.
+
+        Rows are padded on the right; the response tokens come in the order of `mask[rows]`.
         """
-        episodes = self.sample(prompts, indices, keys)
-        plan = make_plan(
-            episodes.lengths, self.args.num_mini_batches, rows_per_pass=self._train_batch_size,
-            world_size=self.accelerator.num_processes, seed=sampling_key(self.args.seed, "mini-batches", step),
-            device_type=self.accelerator.device.type,
-        )  # fmt: skip
-        logprobs, values = self.token_figures(episodes, plan)
-        ref_logprobs, _ = self.token_figures(episodes, plan, reference=True)
-        self.check_finite(
-            logprobs, "log probabilities of the policy are", ref_logprobs, "log probabilities of the reference are",
-            values, "values of the value model are",
-        )  # fmt: skip
-        mask = episodes.mask.to(self.accelerator.device)
-        return Rollout(episodes, plan, mask, logprobs, ref_logprobs, values)
+        own = [torch.tensor(self.prompt_ids[row] + self.completion_ids[row]) for row in rows]
+        starts, ends = (torch.tensor([given[row] for row in rows])[:, None] for given in (self._starts, self.lengths))
+        places = torch.arange(int(ends.max()))
+        at, columns = ((places >= starts) & (places < ends)).nonzero(as_tuple=True)
+        return pad_sequence(own, batch_first=True), (places < ends).long(), at, columns
 
-    def sample(self: Any, prompts: Prompts, indices: Sequence[int], keys: Sequence[int]) -> Episodes:
-        """Returns the episodes of all processes, each having generated its share of the rows."""
-        own = self._own_rows(len(indices))
-        prompt_ids = [prompts.ids[index] for index in indices]
-        made = self.generate([prompt_ids[row] for row in own], [keys[row] for row in own])
-        empty = next((row for row, ids in zip(own, made, strict=True) if not ids), None)
-        if empty is not None:
-            raise ModelError(f"generate() returned no token for prompt {indices[empty]}; wanted one at least")
-        longest = int(self._shared([0], torch.tensor([max(map(len, made), default=0)]), 1, largest=True)[0])
-        ids = torch.zeros(len(own), longest + 1, dtype=torch.long)
-        for row, tokens in zip(ids, made, strict=True):
-            row[0], row[1 : len(tokens) + 1] = len(tokens), torch.tensor(tokens)
-        everything = self._shared(own, ids, len(indices)).tolist()
-        completion_ids = [row[1 : row[0] + 1] for row in everything]
-        ends = set(self.generator.end_token_ids)
-        truncated = [bool(ends) and ids[-1] not in ends for ids in completion_ids]
-        return Episodes(list(indices), prompt_ids, completion_ids, truncated)
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [len(ids) for ids in self.prompt_ids]
 
-    def generate(self: Any, prompt_ids: list[list[int]], keys: list[int]) -> list[list[int]]:
-        """Returns the token ids of a response to each prompt, at most `response_length`, its stop token included.
+    def texts(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[int]) -> list[str]:
+        """Returns the text of some responses, special tokens left out."""
+        return list(tokenizer.batch_decode([self.completion_ids[row] for row in rows], skip_special_tokens=True))
 
-        The one method to override for another way of generating, such as vLLM.
 
-        Args:
-            prompt_ids (`list[list[int]]`): Token ids of this process's prompts.
-            keys (`list[int]`): What each sample's randomness should follow from.
-        """
-        unwrapped: Any = nullcontext(self.accelerator.unwrap_model(self.model_wrapped))
-        if self.is_deepspeed_enabled:
-            gather = self.args.ds3_gather_for_generation
-            unwrapped = unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather)
-        with torch.no_grad(), self.accelerator.autocast(), unwrapped as model:
-            self.generator.model = model.policy
-            return [list(made.token_ids) for made in self.generator.complete(prompt_ids, keys)]
+@dataclass(frozen=True)
+class Rollout:
+    """Episodes with what policy, reference and value model make of them, on the accelerator.
 
-    @torch.no_grad()
-    def token_figures(
-        self: Any, episodes: Episodes, plan: Any, *, reference: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns log probability of each response token and value of the state before it, `(B, R)`, 0 elsewhere."""
-        mask = episodes.mask
-        logprobs, values = torch.zeros(2, *mask.shape, device=self.accelerator.device)
-        self.model_wrapped.train()  # as in the update: dropout is off, and the same kernels run
-        mine: list[int] = []
-        for mini_batch in range(len(plan.mini_batches)):
-            for rows in plan.own(mini_batch, self.accelerator.process_index, self.accelerator.num_processes):
-                own, own_values = self._forward(episodes, rows, reference=reference)
-                place = torch.tensor(rows)[:, None].expand(-1, mask.shape[1])[mask[rows]]
-                column = torch.arange(mask.shape[1]).expand(len(rows), -1)[mask[rows]]
-                logprobs[place, column] = own
-                if own_values is not None:
-                    values[place, column] = own_values
-                mine += rows
-        return self._shared(mine, logprobs[mine], len(episodes)), self._shared(mine, values[mine], len(episodes))
+    Args:
+        episodes ([`Episodes`]): What was sampled.
+        plan ([`Plan`]): Which rows are computed together.
+        mask (`(B, R)` bool tensor): Where there is a response token.
+        logprobs, ref_logprobs (`(B, R)` float32 tensors): Log probability of each token; 0 outside the mask.
+        values (`(B, R)` float32 tensor): Value of the state before each token; 0 outside the mask.
+    """
 
-    def _forward(
-        self: Any, episodes: Episodes, rows: Sequence[int], *, reference: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch = [part.to(self.accelerator.device) for part in episodes.batch(rows)]
-        with self.accelerator.autocast():  # the model's own wrapper does so from the start of training only
-            if reference and self.ref_model is not None:
-                logits = response_logits(self.ref_model, batch[0], batch[1], batch[2], batch[3] - 1)
-                return token_logprobs(logits, batch[0][batch[2], batch[3]], self.args.temperature)[0], None
-            logprobs, _, values = self.model_wrapped(*batch, self.args.temperature, reference=reference)
-        return logprobs, values
+    episodes: Episodes
+    plan: Plan
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    values: torch.Tensor
 
-    def score(self: Any, rollout: Rollout) -> Scores:
-        """Returns the score of each response, over all processes.
+    def n_tokens(self, mini_batch: int) -> int:
+        """Returns the tokens of a mini-batch, prompts and responses."""
+        return sum(self.episodes.lengths[row] for row in self.plan.rows(mini_batch))
 
-        Raises:
-            RewardError: If the reward fails, or returns something else than a finite number a response.
-        """
-        self._warn_of_cut_turns(rollout.episodes)
-        scores, parts = self.score_with(self.reward, self.train_prompts, rollout.episodes)
-        return Scores(self.with_missing_eos(scores, rollout.episodes), parts)
 
-    def _warn_of_cut_turns(self: Any, episodes: Episodes) -> None:
-        handled = self.args.missing_eos_penalty is not None or self.args.missing_eos_score is not None
-        if any(episodes.truncated) and not handled and closes_cut_turns(self.reward):
-            logger.warning_once(
-                "a response was cut off at response_length, and the reward reads text, in which its turn is closed "
-                "as if it had ended; set missing_eos_penalty or missing_eos_score, or add a truncated_filter()"
-            )
+@dataclass(frozen=True)
+class Scores:
+    """What the reward gave.
 
-    def with_missing_eos(self: Any, scores: torch.Tensor, episodes: Episodes) -> torch.Tensor:
-        """Returns the scores, `(B,)`, with what the settings say of responses that were cut off."""
-        cut = torch.tensor(episodes.truncated, device=scores.device)
-        if self.args.missing_eos_penalty is not None:
-            return scores - self.args.missing_eos_penalty * cut
-        if self.args.missing_eos_score is not None:
-            return scores.masked_fill(cut, self.args.missing_eos_score)
-        return scores
+    Args:
+        scores (`(B,)` float32 tensor): Score of each response.
+        parts (`dict[str, (B,) array]`): What a composed reward's steps gave.
+    """
 
-    def score_with(
-        self: Any, reward: Callable[..., Any], prompts: Prompts, episodes: Episodes
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Returns what a reward gives each response, `(B,)`, and its parts, each process scoring its own rows."""
-        own = self._own_rows(len(episodes))
-        values, parts = score_episodes(reward, self.processing_class, prompts, episodes, own)
-        scores = self._shared(own, torch.tensor(values), len(episodes)).float()
-        shared = {n: self._shared(own, torch.tensor(part), len(episodes)).cpu().numpy() for n, part in parts.items()}
-        return scores, shared
+    scores: torch.Tensor
+    parts: dict[str, NDArray[np.float64]]
 
-    def _own_rows(self: Any, n: int) -> list[int]:
-        """Returns the rows of n that this process generates and scores: a run of them."""
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        return list(range(rank * n // world_size, (rank + 1) * n // world_size))
 
-    def _shared(
-        self: Any, rows: Sequence[int], values: torch.Tensor, n: int, *, largest: bool = False
-    ) -> torch.Tensor:
-        """Returns `(n, …)` on every process from the rows that each has; every row is some one process's."""
-        if largest:
-            return self.accelerator.gather(values.to(self.accelerator.device)).max()[None]
-        whole = torch.zeros(n, *values.shape[1:], dtype=values.dtype, device=self.accelerator.device)
-        whole[list(rows)] = values.to(self.accelerator.device)
-        return self.accelerator.reduce(whole, "sum")
+def sample_episodes(
+    accelerator: Accelerator, prompts: Prompts, indices: Sequence[int], keys: Sequence[int],
+    generate: Callable[[list[list[int]], list[int]], list[list[int]]], end_token_ids: Sequence[int],
+) -> Episodes:  # fmt: skip
+    """Returns a response to each prompt, over all processes, each having generated its share of the rows.
 
-    def _count_stops(self: Any, episodes: Episodes) -> float:
-        ends = set(self.generator.end_token_ids)
-        return float(sum(token in ends for ids in episodes.completion_ids for token in ids))
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Knows the processes.
+        prompts ([`Prompts`]): The data set.
+        indices, keys (`Sequence[int]`): Which of its prompts, and a [`~rmtrl.generation.sampling_key`] each.
+        generate (`Callable`): From token ids of prompts and keys to token ids of responses.
+        end_token_ids (`Sequence[int]`): Tokens that end a response.
+
+    Raises:
+        ModelError: If a response has no token.
+    """
+    own = own_rows(accelerator, len(indices))
+    prompt_ids = [prompts.ids[index] for index in indices]
+    made = generate([prompt_ids[row] for row in own], [keys[row] for row in own])
+    empty = next((row for row, ids in zip(own, made, strict=True) if not ids), None)
+    if empty is not None:
+        raise ModelError(f"generate() returned no token for prompt {indices[empty]}; wanted one at least")
+    completion_ids = gather_object(made)
+    truncated = [bool(end_token_ids) and ids[-1] not in end_token_ids for ids in completion_ids]
+    return Episodes(list(indices), prompt_ids, completion_ids, truncated)
+
+
+def own_rows(accelerator: Accelerator, n: int) -> list[int]:
+    """Returns the rows of n that this process generates and scores: a run of them, so that all stand in order."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return list(range(rank * n // world_size, (rank + 1) * n // world_size))
+
+
+@torch.no_grad()
+def token_figures(
+    accelerator: Accelerator, model: Any, episodes: Episodes, plan: Plan, temperature: float, *,
+    reference: bool = False, ref_model: Any = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Returns log probability of each response token and value of the state before it, `(B, R)`, 0 elsewhere.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Knows processes, device and precision.
+        model ([`PolicyAndValue`]): Policy and value model, in the wrapper they are trained in.
+        episodes, plan: The rows and which of them are computed together.
+        temperature (`float`): Divides the logits.
+        reference (`bool`): Whether the reference's log probabilities are wanted; the values are 0 then.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*): The reference, where it is no adapter of the model.
+    """
+    figures = torch.zeros(2, *episodes.mask.shape, device=accelerator.device)
+    model.train()  # as in the update: dropout is off, and the same kernels run
+    for mini_batch in range(len(plan.mini_batches)):
+        for rows in plan.own(mini_batch, accelerator.process_index, accelerator.num_processes):
+            ids, attended, at, columns = (part.to(accelerator.device) for part in episodes.batch(rows))
+            with accelerator.autocast():  # the model's own wrapper does so from the start of training only
+                if reference and ref_model is not None:
+                    logits = response_logits(ref_model, ids, attended, at, columns - 1)
+                    logprobs, values = token_logprobs(logits, ids[at, columns], temperature)[0], None
+                else:
+                    logprobs, _, values = model(ids, attended, at, columns, temperature, reference=reference)
+            row, column = episodes.mask[rows].nonzero(as_tuple=True)
+            place = torch.tensor(rows)[row], column
+            figures[0][place] = logprobs
+            if values is not None:
+                figures[1][place] = values
+    logprobs, values = accelerator.reduce(figures, "sum")
+    return logprobs, values
+
+
+def score_episodes(
+    reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes, rows: Sequence[int]
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Returns what a reward gives some episodes, `(n,)`, and what its parts gave, where it has parts.
+
+    Args:
+        reward: In TRL's form. It receives messages where the prompt is messages, else text; the other columns of the
+            data; and `prompt_ids`, `completion_ids` and `truncated`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Decodes.
+        prompts ([`Prompts`]): The data set of the prompts.
+        episodes ([`Episodes`]): All episodes.
+        rows (`Sequence[int]`): Which of them to score.
+
+    Raises:
+        RewardError: If the reward fails, or returns something else than a number an episode that float32 holds.
+    """
+    indices = [episodes.indices[row] for row in rows]
+    texts = episodes.texts(tokenizer, rows)
+    given = [prompts.prompts[index] for index in indices]
+    answers = [prompts.answer(index, text) for index, text in zip(indices, texts, strict=True)]
+    columns = {
+        name: [getattr(episodes, name)[row] for row in rows] for name in ("prompt_ids", "completion_ids", "truncated")
+    }
+    values = call_reward(reward, given, answers, **columns, **prompts.columns(indices))
+    too_large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(too_large):
+        row = int(too_large[0])
+        raise RewardError(
+            f"the reward {getattr(reward, '__name__', type(reward).__name__)!r} gave {values[row]:g} for completion "
+            f"{row}; wanted a number that float32 holds (3.4e38 at most): {shown(given[row], texts[row])}"
+        )
+    parts = getattr(reward, "parts_", {})
+    return values, {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
+
+
+def scores_of(
+    accelerator: Accelerator, reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes
+) -> tuple[torch.Tensor, dict[str, NDArray[np.float64]]]:
+    """Returns what a reward gives each episode, `(B,)`, and its parts; each process scores its own rows."""
+    own = own_rows(accelerator, len(episodes))
+    values, parts = score_episodes(reward, tokenizer, prompts, episodes, own)
+    scores, *columns = (np.array(gather_object(column.tolist())) for column in (values, *parts.values()))
+    return torch.tensor(scores, device=accelerator.device).float(), dict(zip(parts, columns, strict=True))
+
+
+def with_missing_eos(scores: torch.Tensor, truncated: Sequence[bool], args: PPOConfig) -> torch.Tensor:
+    """Returns the scores, `(B,)`, with what the settings say of responses that were cut off."""
+    cut = torch.tensor(truncated, device=scores.device)
+    if args.missing_eos_penalty is not None:
+        return scores - args.missing_eos_penalty * cut
+    if args.missing_eos_score is not None:
+        return scores.masked_fill(cut, args.missing_eos_score)
+    return scores
+
+
+def warn_of_cut_turns(reward: Reward, truncated: Sequence[bool], args: PPOConfig) -> None:
+    """Says once that a reward reads text, in which responses that were cut off look finished."""
+    handled = args.missing_eos_penalty is not None or args.missing_eos_score is not None
+    if any(truncated) and not handled and closes_cut_turns(reward):
+        logger.warning_once(
+            "a response was cut off at response_length, and the reward reads text, in which its turn is closed "
+            "as if it had ended; set missing_eos_penalty or missing_eos_score, or add a truncated_filter()"
+        )

@@ -1,64 +1,57 @@
-"""PPO for language models: TRL's constructor, configuration and log keys over a loop of small methods."""
+"""PPO for language models: TRL's constructor, configuration and log keys in the loop of transformers' Trainer."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput, speed_metrics
+from trl.models import unwrap_model_for_generation
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.generation import sampling_key
-from rmtrl.ppo import checkpoint
+from rmtrl.ppo import evaluation, models, state, update
+from rmtrl.ppo import rollout as rollouts
 from rmtrl.ppo._base import PPOBase, init_trainer
-from rmtrl.ppo.assembly import (
-    add_policy_adapter,
-    check_best_metric,
-    check_positions,
-    check_roles,
-    check_vocabulary,
-    choose_reference,
-    choose_value_model,
-    forget_pad_outside,
-    give_pad_token,
-    load_policy,
-    longest_prompt,
-    make_generator,
-)
-from rmtrl.ppo.backbone import SharedValue, check_adapter
+from rmtrl.ppo.backbone import SharedValue, check_adapter, share_reward
 from rmtrl.ppo.config import PPOConfig
-from rmtrl.ppo.episodes import rollout_metrics
-from rmtrl.ppo.evaluation import PPOEvaluation
-from rmtrl.ppo.kl import AdaptiveKLController, FixedKLController
-from rmtrl.ppo.models import PolicyAndValue, disable_dropout
-from rmtrl.ppo.optimization import PPOUpdate
+from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans, Rows
+from rmtrl.ppo.loss import make_kl_controller
 from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
-from rmtrl.ppo.reward_model import as_reward, as_rewards, training_reward
-from rmtrl.ppo.rollout import PPORollout
-from rmtrl.ppo.shared_reward import share_reward
-from rmtrl.reward.checks import check_weights
+from rmtrl.ppo.reward_model import Reward, as_reward, as_rewards, training_reward, unscaled
+from rmtrl.ppo.rollout import Episodes, Plan, Rollout, Scores
+from rmtrl.ppo.schedule import RestOfEpoch, make_schedule
+from rmtrl.ppo.state import RunState
+from rmtrl.ppo.update import Experience
+from rmtrl.reward.checks import check_finite, check_weights
+from rmtrl.types import Estimate
 
 logger = get_logger(__name__)
 
-_LAST = ("eps", "episode", "lr", "objective/kl_coef", "tokens_per_second")  # logged as they stand, not as a mean
+_LAST = ("eps", "episode", "objective/kl_coef", "tokens_per_second")  # logged as they stand, not as a mean
 
 
-class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
+class PPOTrainer(PPOBase):
     """
     Trainer for Proximal Policy Optimization, with TRL's constructor, configuration and log keys.
 
-    TRL's own, where TRL has one, is the parent; the loop is written anew, in methods that can be overridden:
-    [`~PPOTrainer.rollout`] ([`~PPOTrainer.generate`] in it), [`~PPOTrainer.score`], [`~PPOTrainer.advantages`],
-    [`~PPOTrainer.update`] and [`~PPOTrainer.log`]. `train(resume_from_checkpoint=…)`, `evaluate()`, `save_model()`,
-    callbacks and the fields of [`~transformers.TrainingArguments`] work as in any Trainer; a step is one update.
+    TRL's own, where TRL has one, is the parent; the loop is that of [`~transformers.Trainer`], whose step is one
+    update, in methods that can be overridden: [`~PPOTrainer.rollout`] ([`~PPOTrainer.generate`] in it),
+    [`~PPOTrainer.score`], [`~PPOTrainer.advantages`], [`~PPOTrainer.update`] and [`~PPOTrainer.log`].
+    `train(resume_from_checkpoint=…)`, `evaluate()`, `save_model()`, callbacks and the fields of
+    [`~transformers.TrainingArguments`] work as in any Trainer.
 
     What differs from TRL's:
 
@@ -70,6 +63,12 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
     - Sampling follows from seed, episode and position alone; the checkpoint's own generation settings, but for its
       end tokens, play no part.
     - The value model may be left out; it and the KL controller are saved, so that a resumed run is the same run.
+
+    [`~PPOTrainer.get_train_dataloader`] yields the prompts of one micro-batch and [`~PPOTrainer.training_step`] is an
+    update once the accumulation is complete, up to the clip and step of its last gradient, which are the host's.
+    Private methods of the host that are touched: `_init_training_state` (epochs need not divide into updates),
+    `_get_grad_norm` (every norm is checked and counted), `_track_num_input_tokens` (an update counts its own),
+    `_load_from_checkpoint` and `_load_best_model` (two models in one).
 
     A batch is cut into mini-batches once an update, at random; each pass over it takes them in a new order. Dropout
     is off. `data_collator` is accepted and not used: rows are token lists until the forward pass.
@@ -120,107 +119,75 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
     """
 
     args: PPOConfig
-    model: PolicyAndValue
+    model: models.PolicyAndValue
     processing_class: PreTrainedTokenizerBase
-    _carried: dict[str, Any] | None = None  # KL controller and reward as they were before the first run
 
     def __init__(
-        self,
-        args: PPOConfig,
-        processing_class: PreTrainedTokenizerBase,
-        model: "str | Path | PreTrainedModel | PeftModel",
-        ref_model: "str | Path | PreTrainedModel | None" = None,
-        reward_model: Any = None,
-        train_dataset: Dataset | None = None,
-        value_model: nn.Module | None = None,
-        data_collator: Any = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        self, args: PPOConfig, processing_class: PreTrainedTokenizerBase,
+        model: "str | Path | PreTrainedModel | PeftModel", ref_model: "str | Path | PreTrainedModel | None" = None,
+        reward_model: Any = None, train_dataset: Dataset | None = None, value_model: nn.Module | None = None,
+        data_collator: Any = None, eval_dataset: Dataset | dict[str, Dataset] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        callbacks: list[TrainerCallback] | None = None,
-        peft_config: PeftConfig | None = None,
-        *,
-        eval_scorers: "dict[str, Callable[..., Any]] | None" = None,
-    ) -> None:
+        callbacks: list[TrainerCallback] | None = None, peft_config: PeftConfig | None = None, *,
+        eval_scorers: dict[str, Callable[..., Any]] | None = None,
+    ) -> None:  # fmt: skip
         if reward_model is None or train_dataset is None:
             raise UsageError("PPOTrainer needs a reward_model and a train_dataset")
-        check_roles(model, ref_model, reward_model, value_model)
+        models.check_roles(model, ref_model, reward_model, value_model)
         loading: dict[str, Any] = {"n_tokens": len(processing_class), "adapted": peft_config is not None}
-        policy = add_policy_adapter(load_policy(model, **loading), peft_config, args.model_adapter_name)
-        give_pad_token(processing_class)
-        self.generator = make_generator(policy, processing_class, args)
-        self.max_prompt_length = limit = longest_prompt(policy, args)
+        policy = models.add_policy_adapter(models.load_policy(model, **loading), peft_config, args.model_adapter_name)
+        models.give_pad_token(processing_class)
+        self.generator = models.make_generator(policy, processing_class, args)
+        self.max_prompt_length = limit = models.longest_prompt(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
         self.eval_prompts = read_sets(eval_dataset, processing_class, max_length=limit) if eval_dataset else {}
-        check_best_metric(args, list(self.eval_prompts))
+        models.check_best_metric(args, list(self.eval_prompts))
 
         if args.one_backbone:
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
         self.reward, reward_network = as_reward(reward_model, processing_class, self.train_prompts)
-        low, high = args.reward_clip_range or (0.0, 0.0)
+        clip = None if args.reward_clip_range is None else (args.reward_clip_range[0], args.reward_clip_range[1])
         self.reward = training_reward(
-            self.reward, clip=(low, high) if low < high else None,
-            normalise="mean_std" if args.normalize_rewards else False,
-        )  # fmt: skip
-        self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
-        reference = load_policy(ref_model, **loading)
-        self.ref_model, reference_adapter = choose_reference(policy, reference, peft_config, args)
-        shares = args.one_backbone and value_model is None
-        value = SharedValue(policy) if shares else choose_value_model(value_model, reward_network, policy, peft_config)
-        models = {"model": policy, "ref_model": reference, "reward_model": reward_network}
-        models["value_model"] = getattr(value, "model", value)
-        every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
-        check_vocabulary(models, processing_class, every, self.generator.end_token_ids)
-        check_positions(models, max(map(len, every)) + args.response_length)
-        for module in (policy, value, self.ref_model):
-            if module is not None:
-                disable_dropout(module)
-        init_trainer(
-            self, model=PolicyAndValue(policy, value, reference_adapter), args=args, data_collator=lambda rows: rows,
-            train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
-            callbacks=callbacks, optimizers=optimizers,
-        )  # fmt: skip
-        if self.ref_model is not None:
-            self.ref_model.to(self.accelerator.device)
-        if reward_network is not None:
-            reward_network.to(self.accelerator.device)
-        self._set_batch_sizes()
-        self.kl_controller = (
-            FixedKLController(args.kl_coef)
-            if args.kl_target is None
-            else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
+            self.reward, clip=clip, normalise="mean_std" if args.normalize_rewards else False
         )
+        self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
+        reference = models.load_policy(ref_model, **loading)
+        self.ref_model, reference_adapter = models.choose_reference(policy, reference, peft_config, args)
+        if args.one_backbone and value_model is None:
+            value: nn.Module = SharedValue(policy)
+        else:
+            value = models.choose_value_model(value_model, reward_network, policy, peft_config)
+        given = {"model": policy, "ref_model": reference, "reward_model": reward_network,
+                 "value_model": getattr(value, "model", value)}  # fmt: skip
+        every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
+        models.check_vocabulary(given, processing_class, every, self.generator.end_token_ids)
+        models.check_positions(given, max(map(len, every)) + args.response_length)
+        models.disable_dropout(policy, value, self.ref_model)
+        both = models.PolicyAndValue(policy, value, reference_adapter)
+        init_trainer(
+            self, model=both, args=args, data_collator=lambda rows: rows,
+            train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
+            callbacks=[_RunEvents(self), *(callbacks or [])], optimizers=optimizers,
+        )  # fmt: skip
+        for network in filter(None, (self.ref_model, reward_network)):
+            network.to(self.accelerator.device)
+        self.schedule = make_schedule(args, self.accelerator.num_processes, len(self.train_prompts))
+        self.batch_size, self.num_total_batches = self.schedule.batch_size, self.schedule.n_updates
+        self.kl_controller = make_kl_controller(args.kl_coef, args.kl_target, args.kl_horizon)
+        self._start: RunState | None = None  # as the run was before it was first trained
+        self._resumed: tuple[str, RunState] | None = None
+        self._began: tuple[float, int] | None = None  # when this process trained first, and the updates before
+        self._last_log: dict[str, Any] = {"step": 0, "loss_since": 0.0}
         self._metrics: dict[str, list[float]] = defaultdict(list)
-        self.evaluation_: dict[str, Any] = {}
-        self.samples_: dict[str, list[dict[str, Any]]] = {}
-        self.progress_: dict[str, Any] = {}
+        self._grad_norms: list[float] = []
+        self._trained_tokens = 0
+        self._experience: Experience | None = None  # of the update that is under way
+        self.evaluation_: dict[str, Estimate] = {}
+        self.samples_: dict[str, Rows] = {}
+        self.progress_: dict[str, Progress] = {}
 
-    def _set_batch_sizes(self) -> None:
-        args, world_size = self.args, self.accelerator.num_processes
-        if args.auto_find_batch_size:
-            raise UsageError(
-                "auto_find_batch_size would start the run anew with other batches; give a per_device_train_batch_size "
-                "that fits in memory, with gradient_accumulation_steps for the rest of the batch"
-            )
-        self.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.batch_size = self.local_batch_size * world_size
-        if self.local_batch_size % args.num_mini_batches:
-            raise UsageError(
-                f"num_mini_batches {args.num_mini_batches} does not divide the {self.local_batch_size} episodes of a "
-                "process's batch (per_device_train_batch_size × gradient_accumulation_steps)"
-            )
-        if self.batch_size % args.num_generations:
-            raise UsageError(f"num_generations {args.num_generations} does not divide a batch of {self.batch_size}")
-        self.prompts_per_batch = self.batch_size // args.num_generations
-        if len(self.train_prompts) < self.prompts_per_batch:
-            raise DataError(
-                f"got {len(self.train_prompts):,} prompts and a batch takes {self.prompts_per_batch:,}; give more "
-                "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
-            )
-        episodes = args.total_episodes or args.num_train_epochs * len(self.train_prompts) * args.num_generations
-        self.num_total_batches = args.max_steps if args.max_steps > 0 else -(-int(episodes) // self.batch_size)
-
-    # the loop
+    # the host's loop
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -236,121 +203,388 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
             ModelError: If the run cannot go on from the checkpoint.
             RewardError: If a reward fails.
         """
+        self._start = self._start or self._run_state()  # a second run starts as the first
+        folder, self._resumed, self._began = None, None, None
         if resume_from_checkpoint:
-            resume_from_checkpoint = checkpoint.to_resume(self, resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            folder, stored = state.find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+            stored.check_same_run(self._start, folder)
+            if not self.is_deepspeed_enabled:
+                state.check_optimizer(folder)
+            self._resumed = folder, stored
+        return super().train(folder, trial, ignore_keys_for_eval)
 
-    def _inner_training_loop(
-        self, batch_size: int | None = None, args: Any = None, resume_from_checkpoint: str | None = None,
-        trial: Any = None, ignore_keys_for_eval: Any = None,
-    ) -> TrainOutput:  # fmt: skip
-        """Runs the updates: transformers' own loop with one update in place of an epoch's batches."""
-        self.accelerator.free_memory()
-        forget_pad_outside(self.model.policy)  # transformers has just copied the tokenizer's
-        max_steps, per_epoch = self.num_total_batches, max(1, len(self.train_prompts) // self.prompts_per_batch)
-        epochs = -(-max_steps // per_epoch)
-        self._init_training_state(max_steps, per_epoch, epochs, resume_from_checkpoint, trial)
-        self._prepare_for_training(max_steps, None, resume_from_checkpoint)
-        self._start_time, self._initial_global_step = time.time(), self.state.global_step
-        self._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
-        self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=self.args.device), 0.0
-        self._globalstep_last_logged = self.state.global_step
-        self._metrics.clear()
-        self._carried = self._carried or checkpoint.carried(self)
-        checkpoint.load_carried(self, self._carried)  # a second run starts as the first
-        if resume_from_checkpoint is not None:
-            checkpoint.load_state(resume_from_checkpoint, self)
-            self._load_rng_state(resume_from_checkpoint)
-        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        if self.args.eval_on_start:
-            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
-        while self.state.global_step < max_steps and not self.control.should_training_stop:
-            self._step(trial)
-        return self._finalize_training(trial, max_steps * self.batch_size, self._start_time)
+    def get_train_dataloader(self) -> DataLoader[dict[str, list[int]]]:
+        """Returns the prompts of the updates of the present epoch still to come, those of a micro-batch at a time."""
+        rest = RestOfEpoch(self.schedule, lambda: self.state.global_step)
+        return DataLoader(rest, batch_size=None, generator=torch.Generator())  # the run's random state is not drawn on
 
-    def _step(self, trial: Any) -> None:
-        """One update, from prompts to callbacks."""
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, int, int, int, int]:
+        """Returns what the host's loop counts by: whole batches, of which some epochs hold one less."""
+        schedule, max_steps = self.schedule, self.num_total_batches
+        most = -(-schedule.n_prompts // schedule.prompts_per_batch)  # updates in an epoch
+        epochs, steps = schedule.epoch_of(max_steps - 1) + 1, most * args.gradient_accumulation_steps
+        return epochs, most, schedule.n_prompts, max_steps * self.batch_size, self.batch_size, steps, max_steps
+
+    def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
+        """Returns the epoch to go on in; the loader begins at the next update, so nothing is skipped in it."""
+        super()._init_training_state(max_steps, per_epoch, epochs, *rest)
+        step = self.state.global_step
+        return (epochs if step >= max_steps else self.schedule.epoch_of(step)), 0
+
+    def _begin(self) -> None:
+        """Takes up the run's state, once the models are loaded and before anything is trained."""
+        assert self._start is not None
+        models.forget_pad_outside(self.accelerator.unwrap_model(self.model).policy)
+        stored = self._start
+        if self._resumed is not None:
+            folder, stored = self._resumed
+            stored.check_same_reference(self._start, folder)
+        self.kl_controller.load_state_dict(stored.kl_controller)
+        if stored.reward:
+            self.reward.load_state_dict(stored.reward)  # type: ignore[attr-defined]
+        self._last_log, self._grad_norms = dict(stored.last_log), []
+        self._metrics = defaultdict(list, {name: list(values) for name, values in stored.metrics.items()})
+        self.load_evaluation_state(stored.evaluation)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Returns 0 until the accumulation is complete, then the loss of an update, whose last gradient is left.
+
+        The batch is taken whole, at its last micro-batch: responses of like length are computed together.
+        """
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
         step, started = self.state.global_step, time.time()
-        if step == self._initial_global_step or self._ends_epoch(step):
-            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
-        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+        self._began = self._began or (started, step)
+        self._set_optimizer("train")
         rollout = self.rollout(*self.next_prompts(step), step=step)
-        experience = self.advantages(rollout, self.score(rollout))
-        figures = rollout_metrics(experience, self.args.num_generations) | self.update(experience, step=step)
-        learning_rate = self._get_learning_rate()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.lr_scheduler.step()  # type: ignore[union-attr]
+        experience = self._experience = self.advantages(rollout, self.score(rollout))
+        figures = update.rollout_metrics(experience, self.args.num_generations) | self.update(experience, step=step)
         self.kl_controller.update(figures["objective/kl"], self.batch_size)
-
-        self.state.global_step = step + 1
-        episode = self.state.global_step * self.batch_size
+        episode, tokens = (step + 1) * self.batch_size, sum(rollout.episodes.lengths)
         self.state.episode = episode  # type: ignore[attr-defined]
-        self.state.epoch = self.state.global_step * self.prompts_per_batch / len(self.train_prompts)
-        tokens = sum(rollout.episodes.lengths)
         self.state.num_input_tokens_seen += tokens
+        ends = set(self.generator.end_token_ids)
         figures |= {
-            "eps": (episode - self._initial_global_step * self.batch_size) / (time.time() - self._start_time),
+            "eps": (episode - self._began[1] * self.batch_size) / (time.time() - self._began[0]),
             "tokens_per_second": tokens / (time.time() - started),
-            "val/num_eos_tokens": self._count_stops(rollout.episodes),
+            "val/num_eos_tokens": float(sum(t in ends for ids in rollout.episodes.completion_ids for t in ids)),
             "objective/kl_coef": experience.kl_coef,
-            "lr": learning_rate,
             "episode": float(episode),
         }
         for name, value in figures.items():
             self._metrics[name].append(value)
-        if self.args.max_kl is not None and figures["objective/kl_k1"] > self.args.max_kl:
+        loss = figures["loss/policy_avg"] + self.args.vf_coef * figures["loss/value_avg"]
+        self._last_log["loss_since"] += loss
+        return torch.tensor(loss, device=self.args.device)
+
+    def _set_optimizer(self, mode: str) -> None:
+        """Brings an optimizer without schedule, which keeps two sets of weights, to those of a mode."""
+        if callable(switch := getattr(self.optimizer, mode, None)):
+            switch()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Returns a norm that is finite, and counts it."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None:  # with one the step is left out, and its scale lowered
+            self._check_finite(torch.as_tensor(grad_norm), "the gradient norm is")
+        self._grad_norms.append(float(grad_norm))
+        return grad_norm
+
+    def _end_update(self) -> None:
+        """What is known once the host has taken the update's last step."""
+        step, experience = self.state.global_step, self._experience
+        if self.args.max_kl is not None and (kl := self._metrics["objective/kl_k1"][-1]) > self.args.max_kl:
             logger.warning(
-                f"KL to the reference is {figures['objective/kl_k1']:.2f} nats a response, over max_kl "
-                f"{self.args.max_kl}: training ends"
+                f"KL to the reference is {kl:.2f} nats a response, over max_kl {self.args.max_kl}: training ends"
             )
             self.control.should_training_stop = True
-        self._tr_loss += figures["loss/policy_avg"] + self.args.vf_coef * figures["loss/value_avg"]
-        self.log_samples(experience)
-        if self.args.torch_empty_cache_steps and step % self.args.torch_empty_cache_steps == 0:
+        self.state.epoch = step * self.schedule.prompts_per_batch / self.schedule.n_prompts
+        self._metrics["policy/grad_norm"].append(sum(self._grad_norms) / len(self._grad_norms))
+        self._grad_norms.clear()
+        n = self.args.num_sample_generations
+        if n > 0 and (step - 1) % max(1, self.num_total_batches // n) == 0 and experience is not None:
+            columns, episodes = {"reward": experience.scores.scores.tolist()}, experience.rollout.episodes
+            rows = evaluation.response_rows(self.processing_class, self.train_prompts, episodes, columns)
+            self.samples_["train"] = rows
+            self.log_table(rows, "completions")
+        self._experience = None
+        if self.args.torch_empty_cache_steps and (step - 1) % self.args.torch_empty_cache_steps == 0:
             clear_device_cache()
-        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-        self._log_save_evaluate(figures["policy/grad_norm"], trial, learning_rate)
-        if self._ends_epoch(step + 1) or self.control.should_training_stop:
-            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-            self._log_save_evaluate(figures["policy/grad_norm"], trial, learning_rate)
 
-    def _ends_epoch(self, step: int) -> bool:
-        """Whether the update before this step took the last prompt of a pass over the data set."""
-        n, taken = len(self.train_prompts), step * self.prompts_per_batch
-        return taken // n > (taken - self.prompts_per_batch) // n
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Returns the operations of an update's passes, 6 a weight and token; those of sampling are not counted."""
+        weights = sum(weight.numel() for weight in self.model.parameters())
+        tokens, self._trained_tokens = self._trained_tokens, 0
+        return 6 * weights * tokens // self.accelerator.num_processes
 
-    def _log_save_evaluate(self, grad_norm: float, trial: Any, learning_rate: float) -> None:
-        self._maybe_log_save_evaluate(
-            self._tr_loss, grad_norm, self.model, trial, self.state.epoch, None, self._start_time, learning_rate
-        )
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Counts nothing: an update has counted its own tokens."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, with the means of what the updates since the last log came to."""
+        if self._metrics and "loss" in logs:
+            figures = {name: of[-1] if name in _LAST else sum(of) / len(of) for name, of in self._metrics.items()}
+            n_updates = self.state.global_step - self._last_log["step"]  # the host's own begin with this process
+            logs |= {"loss": self._last_log["loss_since"] / n_updates, "lr": logs["learning_rate"]} | figures
+            logs["grad_norm"] = self._metrics["policy/grad_norm"][-1]
+            self._metrics.clear()
+            self._last_log = {"step": self.state.global_step, "loss_since": 0.0}
+        super().log(logs, start_time)
+
+    # an update
 
     def next_prompts(self, step: int) -> tuple[Prompts, list[int], list[int]]:
         """Returns the prompts of an update: their data set, which of them, and a sampling key for each episode.
 
         They are taken in a new random order on every pass over the data set, which follows from the seed alone.
         """
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        n, first = len(self.train_prompts), step * self.prompts_per_batch
-        orders = {
-            epoch: torch.randperm(n, generator=torch.Generator().manual_seed(sampling_key(seed, "prompts", epoch)))
-            for epoch in {first // n, (first + self.prompts_per_batch - 1) // n}
-        }
-        taken = [int(orders[k // n][k % n]) for k in range(first, first + self.prompts_per_batch)]
-        indices = [index for index in taken for _ in range(self.args.num_generations)]
-        keys = [sampling_key(self.args.seed, "episode", step * self.batch_size + row) for row in range(len(indices))]
-        return self.train_prompts, indices, keys
+        return self.train_prompts, *self.schedule.episodes(step)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, with the means of what the updates since the last log came to."""
-        if self._metrics and "loss" in logs:
-            logs = logs | {
-                name: values[-1] if name in _LAST else sum(values) / len(values)
-                for name, values in self._metrics.items()
-            }
-            self._metrics.clear()
-        super().log(logs, start_time)
+    def rollout(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int], *, step: int = 0) -> Rollout:
+        """Returns a response to each prompt, with the log probabilities and values of its tokens.
+
+        Args:
+            prompts ([`Prompts`]): The data set.
+            indices (`Sequence[int]`): Which of its prompts, over all processes.
+            keys (`Sequence[int]`): A [`~rmtrl.generation.sampling_key`] each.
+            step (`int`): The update, which the deal into mini-batches follows from.
+        """
+        args, episodes = self.args, self.sample(prompts, indices, keys)
+        seed = sampling_key(args.seed, "mini-batches", step)
+        plan = self._plan(episodes, args.num_mini_batches, args.per_device_train_batch_size, seed)
+        logprobs, values = self.token_figures(episodes, plan)
+        ref_logprobs, _ = self.token_figures(episodes, plan, reference=True)
+        self._check_finite(logprobs, "log probabilities of the policy are")
+        self._check_finite(ref_logprobs, "log probabilities of the reference are")
+        self._check_finite(values, "values of the value model are")
+        return Rollout(episodes, plan, episodes.mask.to(self.accelerator.device), logprobs, ref_logprobs, values)
+
+    def sample(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int]) -> Episodes:
+        """Returns a response to each prompt, over all processes, each having generated its share of the rows."""
+        ends = self.generator.end_token_ids
+        return rollouts.sample_episodes(
+            self.accelerator, prompts, indices, keys, generate=self.generate, end_token_ids=ends
+        )
+
+    def generate(self, prompt_ids: list[list[int]], keys: list[int]) -> list[list[int]]:
+        """Returns the token ids of a response to each prompt, at most `response_length`, its stop token included.
+
+        The one method to override for another way of generating, such as vLLM.
+
+        Args:
+            prompt_ids (`list[list[int]]`): Token ids of this process's prompts.
+            keys (`list[int]`): What each sample's randomness should follow from.
+        """
+        unwrapped: Any = nullcontext(self.accelerator.unwrap_model(self.model_wrapped))
+        if self.is_deepspeed_enabled:
+            gather = self.args.ds3_gather_for_generation
+            unwrapped = unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather)
+        with torch.no_grad(), self.accelerator.autocast(), unwrapped as model:
+            self.generator.model = model.policy
+            return [list(made.token_ids) for made in self.generator.complete(prompt_ids, keys)]
+
+    def _plan(self, episodes: Episodes, n_mini_batches: int, rows_per_pass: int, seed: int) -> Plan:
+        return rollouts.make_plan(
+            episodes.lengths, n_mini_batches, rows_per_pass=rows_per_pass, world_size=self.accelerator.num_processes,
+            seed=seed, device_type=self.accelerator.device.type,
+        )  # fmt: skip
+
+    def token_figures(
+        self, episodes: Episodes, plan: Plan, *, reference: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns log probability of each response token and value of the state before it, `(B, R)`, 0 elsewhere."""
+        return rollouts.token_figures(
+            self.accelerator, self.model_wrapped, episodes, plan, self.args.temperature, reference=reference,
+            ref_model=self.ref_model,
+        )  # fmt: skip
+
+    def score(self, rollout: Rollout) -> Scores:
+        """Returns the score of each response, over all processes.
+
+        Raises:
+            RewardError: If the reward fails, or returns something else than a finite number a response.
+        """
+        truncated = rollout.episodes.truncated
+        rollouts.warn_of_cut_turns(self.reward, truncated, self.args)
+        scores, parts = self.score_with(self.reward, self.train_prompts, rollout.episodes)
+        return Scores(rollouts.with_missing_eos(scores, truncated, self.args), parts)
+
+    def score_with(self, reward: Reward, prompts: Prompts, episodes: Episodes) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Returns what a reward gives each response, `(B,)`, and its parts, over all processes."""
+        return rollouts.scores_of(self.accelerator, reward, self.processing_class, prompts, episodes)
+
+    def advantages(self, rollout: Rollout, scores: Scores) -> Experience:
+        """Returns the episodes with rewards by token, whitened advantages and returns."""
+        return update.make_experience(rollout, scores, self.kl_controller.kl_coef, self.args)
+
+    def update(self, experience: Experience, *, step: int = 0) -> dict[str, float]:
+        """Returns the figures of `num_ppo_epochs` passes over a batch, `num_mini_batches` optimizer steps each.
+
+        The last step is not taken: its gradient is left to the host.
+        """
+        limit, sums = self.args.max_approx_kl, list[torch.Tensor]()
+        for mini_batch in update.mini_batches(self.args, step):
+            if sums:
+                self._step_within()
+            self._trained_tokens += experience.rollout.n_tokens(mini_batch)
+            loss, own = update.backward(self.accelerator, self.model_wrapped, experience, mini_batch, self.args)
+            self._check_finite(loss, "the loss is")
+            sums.append(own)
+            if limit is not None and update.over_tokens(self.accelerator, own)["policy/approxkl_avg"] > limit:
+                break
+        figures = update.over_tokens(self.accelerator, torch.stack(sums).sum(0))
+        return figures | {"policy/optimizer_steps": float(len(sums))}
+
+    def _step_within(self) -> None:
+        """Takes a step of an update that is not its last, with the host's events around it."""
+        model, limit = self.model_wrapped, self.args.max_grad_norm
+        self._get_grad_norm(model, self.accelerator.clip_grad_norm_(model.parameters(), limit) if limit > 0 else None)
+        self.control = self.callback_handler.on_pre_optimizer_step(self.args, self.state, self.control)
+        self.optimizer.step()  # type: ignore[union-attr]
+        self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
+        model.zero_grad()
+
+    def _check_finite(self, tensor: torch.Tensor, what: str) -> None:
+        check_finite(f"update {self.state.global_step + 1}", tensor, what)
+
+    # evaluation
+
+    def evaluate(
+        self, eval_dataset: Dataset | dict[str, Dataset] | None = None, ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:  # fmt: skip
+        """Returns the figures of `num_eval_generations` responses to each prompt, over all processes.
+
+        `{prefix}_reward` (before normalisation, which moves with training, and clip), `_kl` (nats a response),
+        `_length_tokens`, `_truncated`, `_score_length_correlation`, the score of each of `eval_scorers` under
+        its name, and the ends of 95 % intervals as `_reward_low` and so on; `evaluation_` holds the same as
+        [`Estimate`]s over prompts. The same prompts are always answered with the same noise, so that two evaluations
+        differ by the policy alone: `_reward_gain`, `_length_tokens_gain` and that of each scorer are changes since
+        the run's first evaluation, their intervals those of the paired differences.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Replaces the trainer's own.
+            ignore_keys: Not used.
+            metric_key_prefix (`str`): Opens each key; sets of a dictionary add their name.
+        """
+        sets = self.eval_prompts if eval_dataset is None else self._read(eval_dataset)
+        if not sets:
+            raise DataError("there is nothing to evaluate on; give eval_dataset")
+        alone, started = set(sets) == {"eval"}, time.time()
+        n, scores = self.args.num_eval_generations, ("reward", *self.eval_scorers)
+        metrics: dict[str, float] = {}
+        tables: dict[str, Rows] = {}
+        for name, prompts in sets.items():
+            prefix = metric_key_prefix if alone else f"{metric_key_prefix}_{name}"
+            figures, rows = self.evaluate_policy(prompts)
+            now = PromptMeans.of(self.state.global_step, rows, n)
+            key = sampling_key(prompts.digest, n, scores)
+            progress = evaluation.next_progress(self.progress_.get(prefix), now, key, scores, prefix)
+            found = PolicyEvaluation(prefix, figures | progress.gains(now), now, progress)
+            self.progress_[prefix] = progress
+            self.evaluation_ |= {f"{prefix}_{key}": estimate for key, estimate in found.figures.items()}
+            self.samples_[prefix] = tables["eval" if alone else prefix] = rows
+            metrics |= evaluation.flat(found.figures, prefix)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, PPOCallback):
+                    scalars = callback.on_policy_evaluation(self.args, self.state, self.control, evaluation=found)
+                    metrics |= {f"{prefix}_{key}": value for key, value in scalars.items()}
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=sum(map(len, sets.values())))
+        self.log(metrics)
+        for name, rows in tables.items():
+            self.log_table(rows, f"{name}_completions")
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Returns the responses to each prompt as texts, and their figures; nothing is logged.
+
+        `evaluation_` and, with scores and texts, `samples_` hold them too.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`]): Prompts.
+            ignore_keys: Not used.
+            metric_key_prefix (`str`): Opens each key.
+
+        Raises:
+            UsageError: If several sets are given.
+        """
+        if isinstance(test_dataset, dict):
+            raise UsageError(f"predict takes one data set, got a dict of {len(test_dataset)}; call it for each")
+        figures, rows = self.evaluate_policy(self._read(test_dataset)["eval"])
+        self.evaluation_ |= {f"{metric_key_prefix}_{key}": estimate for key, estimate in figures.items()}
+        self.samples_[metric_key_prefix] = rows
+        texts = np.array([row["completion"] for row in rows])
+        return PredictionOutput(texts, None, evaluation.flat(figures, metric_key_prefix))
+
+    def evaluate_policy(self, prompts: Prompts) -> tuple[dict[str, Estimate], Rows]:
+        """Returns the figures of fresh responses to each prompt, with intervals over prompts, and the responses."""
+        args, n, world_size = self.args, self.args.num_eval_generations, self.accelerator.num_processes
+        self._set_optimizer("eval")
+        indices = [index for index in range(len(prompts)) for _ in range(n)]
+        filled = indices + indices[:1] * (-len(indices) % world_size)  # a row more for a process that would have none
+        keys = [sampling_key(args.seed, "evaluation", row) for row in range(len(filled))]
+        episodes = self.sample(prompts, filled, keys)
+        plan = self._plan(episodes, 1, args.per_device_eval_batch_size, 0)
+        log_ratio = self.token_figures(episodes, plan)[0] - self.token_figures(episodes, plan, reference=True)[0]
+        judges = {"reward": self.reward} | self.eval_scorers
+        scores = {name: self.score_with(unscaled(own), prompts, episodes)[0] for name, own in judges.items()}
+        scores["reward"] = rollouts.with_missing_eos(scores["reward"], episodes.truncated, args)
+        columns = {name: own.tolist() for name, own in (scores | {"kl": log_ratio.sum(1)}).items()}
+        columns |= {"length_tokens": [len(ids) for ids in episodes.completion_ids], "truncated": episodes.truncated}
+        rows = evaluation.response_rows(self.processing_class, prompts, episodes, columns)[: len(indices)]
+        return evaluation.policy_figures(rows, n), rows
+
+    def evaluation_state(self) -> dict[str, Any]:
+        """Returns the evaluations that later ones are compared with, ready for JSON."""
+        return {prefix: progress.as_dict() for prefix, progress in self.progress_.items()}
+
+    def load_evaluation_state(self, stored: dict[str, Any]) -> None:
+        """Restores what `evaluation_state` returned; a set whose prompts or scorers are others by now starts anew."""
+        self.progress_ = {prefix: Progress.from_dict(progress) for prefix, progress in stored.items()}
+
+    def _read(self, dataset: Any) -> dict[str, Prompts]:
+        return read_sets(dataset, self.processing_class, max_length=self.max_prompt_length)
+
+    def log_table(self, rows: Rows, name: str) -> None:
+        """Sends a table of samples to wandb, where it is reported to."""
+        if "wandb" in (self.args.report_to or ()) and self.is_world_process_zero():
+            evaluation.log_table(rows, name, self.state.global_step)
+
+    def generate_completions(self, sampling: bool = False) -> None:
+        """Prints five responses to the evaluation prompts with their rewards, and logs the table of all.
+
+        Args:
+            sampling (`bool`): Whether to answer the prompts of one batch alone.
+        """
+        most = self.args.per_device_eval_batch_size * self.accelerator.num_processes if sampling else None
+        for name, prompts in self.eval_prompts.items():
+            _, rows = self.evaluate_policy(replace(prompts, ids=prompts.ids[:most]))
+            for row in rows[:5] if self.is_world_process_zero() else []:
+                print(f"{name}: {row['prompt']!r} -> {row['completion']!r} (reward {row['reward']:.3f})")
+            self.log_table(rows, "completions" if name == "eval" else f"{name}_completions")
 
     # checkpoints
+
+    def _run_state(self) -> RunState:
+        """Returns what a resumed run needs beside models and optimizer."""
+        args, prompts = self.args, self.train_prompts
+        reference = self.accelerator.unwrap_model(self.model).policy if self.ref_model is None else self.ref_model
+        spread = self.ref_model is None and (self.is_deepspeed_enabled or self.is_fsdp_enabled)  # over processes
+        run = {
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+            "num_generations": args.num_generations,
+            "prompts": f"{len(prompts)} ({prompts.digest:x})",
+            "reference": None if spread else state.reference_digest(reference),
+        }
+        reward: dict[str, Any] = getattr(self.reward, "state_dict", dict)()
+        kl_controller, metrics = self.kl_controller.state_dict(), dict(self._metrics)
+        return RunState(
+            self.batch_size, run, kl_controller, reward, dict(self._last_log), metrics, self.evaluation_state()
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the policy for inference, and the value model in the folder `value_model` beside it.
@@ -359,7 +593,15 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
             ModelError: If their weights are not finite; what stood in the folder is left as it was.
         """
         check_weights(f"after update {self.state.global_step}", self.model)
-        checkpoint.save(self, Path(str(output_dir or self.args.output_dir)), with_state=_internal_call)
+        spread = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if spread else None
+        if self.args.should_save:
+            folder = Path(str(output_dir or self.args.output_dir))
+            state.save_models(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, weights)
+            self.processing_class.save_pretrained(folder)
+            torch.save(self.args, folder / "training_args.bin")
+            if _internal_call:
+                self._run_state().write(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -367,10 +609,23 @@ class PPOTrainer(PPORollout, PPOUpdate, PPOEvaluation, PPOBase):
         if self.is_fsdp_enabled:  # sharded weights are the host's own
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            checkpoint.load_models(self, Path(resume_from_checkpoint))
+            state.load_models(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            checkpoint.load_models(self, Path(str(self.state.best_model_checkpoint)))
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+class _RunEvents(TrainerCallback):
+    """Tells a trainer where the host's loop stands."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._begin()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._end_update()

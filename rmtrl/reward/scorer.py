@@ -182,7 +182,11 @@ class RewardScorer(Scorer):
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
-        return encode_all(self.tokenizer, self._completed([conversation]), start_twice=self._starts_twice)[0]
+        return self.encode_all([conversation])[0]
+
+    def encode_all(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Returns the token ids of each conversation, as they are scored."""
+        return encode_all(self.tokenizer, self._completed(conversations), start_twice=self._starts_twice)
 
     @property
     def _starts_twice(self) -> bool:

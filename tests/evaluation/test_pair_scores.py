@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 
 from rmtrl import RewardScorer
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, ModelError
 from rmtrl.evaluation.scoring import ScoredPairs, conversation, joined, read_pair_scores, score_pairs
-from rmtrl.types import Chat
+from rmtrl.types import Chat, Scorer
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 ASKED, ANSWER = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Yes"}]
@@ -61,3 +61,18 @@ def test_stored_scores_are_those_of_the_pairs_that_the_file_has(tmp_path):
         ScoredPairs.of_file(write(tmp_path / "z.jsonl", {"id": "z", "scores": [1, 2]}), pairs)
     with pytest.raises(DataError, match="1 ids of the pairs are not unique"):
         ScoredPairs.of_file(path, Dataset.from_list([{"id": "a"}] * 2))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(ModelError("no", index=3), "^pairs.jsonl row 2: no$"),
+     (KeyError("no"), "stopped at one of the pairs.jsonl rows 1 to 3: KeyError")],
+)  # fmt: skip
+def test_a_scorer_that_fails_on_pairs_names_their_rows(error, says):
+    class Failing(Scorer):
+        def score(self, conversations):
+            raise error
+
+    rows = [{"prompt": "red", "chosen": " one", "rejected": " two"}] * 3
+    with pytest.raises((ModelError, RuntimeError), match=says):
+        list(score_pairs(Failing(), rows, "pairs.jsonl"))

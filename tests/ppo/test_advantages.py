@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rmtrl.errors import DataError
-from rmtrl.ppo.advantages import gae, shaped_rewards, whiten
+from rmtrl.ppo.loss import gae, shaped_rewards, whiten
 
 LENGTHS = torch.tensor([1, 4, 7, 2])
 MASK = torch.arange(7) < LENGTHS[:, None]

@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.launch.policy import load_policy as load_recipe_policy
-from rmtrl.ppo.assembly import check_vocabulary, load_policy
+from rmtrl.ppo.models import check_vocabulary, load_policy
 
 LORA = dict(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 

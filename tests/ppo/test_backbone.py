@@ -25,9 +25,9 @@ from transformers import (
 from rmtrl import RewardScorer
 from rmtrl.errors import FreshHeadError, ModelError, UsageError
 from rmtrl.models import CHECKPOINTING, AdapterSwitch
+from rmtrl.ppo.backbone import SharedScorer, why_separate
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import SequenceValue
-from rmtrl.ppo.shared_reward import SharedScorer, why_separate
 from rmtrl.ppo.trainer import PPOTrainer
 from rmtrl.reward.heads import Head
 
@@ -358,9 +358,9 @@ def test_what_cannot_share_stays_apart_and_one_line_says_why(
 ):
     path = make(base, new_reward, tmp_path)
     tokenizer.save_pretrained(path)
-    with caplog.at_level(logging.WARNING, logger="rmtrl.ppo.shared_reward"):
+    with caplog.at_level(logging.WARNING, logger="rmtrl.ppo.backbone"):
         trainer = shared(reward_model=path)
-    (record,) = [r for r in caplog.records if r.name == "rmtrl.ppo.shared_reward"]
+    (record,) = [r for r in caplog.records if r.name == "rmtrl.ppo.backbone"]
     assert len(record.getMessage().splitlines()) == 1
     assert re.search(reason, record.getMessage())
     assert "reward" not in trainer.model.policy.peft_config

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rmtrl.ppo.batches import make_plan
+from rmtrl.ppo.rollout import make_plan
 
 
 def plan(lengths, n_mini_batches=1, **settings):

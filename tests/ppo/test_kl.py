@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from rmtrl.errors import UsageError
-from rmtrl.ppo.kl import AdaptiveKLController, FixedKLController, kl_terms
+from rmtrl.ppo.loss import AdaptiveKLController, FixedKLController, kl_terms
 
 
 def test_terms_by_hand():

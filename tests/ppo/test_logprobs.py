@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from rmtrl.errors import ModelError
-from rmtrl.ppo.logprobs import response_logits, token_logprobs
+from rmtrl.ppo.loss import response_logits, token_logprobs
 
 
 def plain(logits, tokens, temperature=1.0):

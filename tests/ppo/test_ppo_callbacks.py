@@ -13,11 +13,10 @@ from transformers import TrainerControl, TrainerState
 
 from rmtrl.errors import UsageError
 from rmtrl.metrics import mean_estimate
-from rmtrl.ppo.callbacks import PolicyEvaluation, PPOCallback, Progress, PromptMeans
+from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans
 from rmtrl.ppo.overoptimization import (
     OveroptimizationCallback,
     change_estimate,
-    length_driven,
     simultaneous_level,
     too_few,
 )
@@ -110,20 +109,6 @@ def test_few_prompts_prove_nothing():
     assert change_estimate([-1.0] * 6).high == -1.0
     assert [too_few(n, simultaneous_level(20)) for n in (12, 13)] == [True, False]
     assert math.isinf(change_estimate([1.0]).high)
-
-
-def test_what_length_explains_is_that_of_least_squares_and_its_interval_covers():
-    rng, inside = np.random.default_rng(1), 0
-    for run in range(400):
-        grown = rng.normal(5, 2, size=60)
-        gain = 0.3 * grown + 1.0 + rng.normal(size=60)
-        values = length_driven(gain, grown)
-        if run == 0:
-            intercept, slope = statsmodels.api.OLS(gain, statsmodels.api.add_constant(grown)).fit().params
-            assert values.mean() == pytest.approx(slope * grown.mean() - intercept)
-        estimate = change_estimate(values)
-        inside += estimate.low <= 0.3 * 5 - 1.0 <= estimate.high
-    assert 0.92 <= inside / 400 <= 0.98
 
 
 # what an evaluation remembers

@@ -32,7 +32,7 @@ def test_figures_of_a_broken_model_are_named(new_trainer, which):
 def test_a_gradient_without_end_stops_before_the_weights_are_lost(new_trainer):
     trainer = new_trainer()
     before = [weight.clone() for weight in trainer.model.parameters()]
-    trainer._clip_grad_norm = lambda model: torch.tensor(float("inf"))
+    trainer.accelerator.clip_grad_norm_ = lambda weights, limit: torch.tensor(float("inf"))
     with pytest.raises(ModelError, match="update 1: the gradient norm is not finite"):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))

@@ -6,8 +6,7 @@ from datasets import Dataset
 
 from rmtrl.errors import RewardError, UsageError
 from rmtrl.metrics.ranks import correlation_estimate
-from rmtrl.ppo.reward_steps import truncated_filter
-from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.ppo.rewards import ComposedReward, truncated_filter
 from rmtrl.types import Scorer
 
 

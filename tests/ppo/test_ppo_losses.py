@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rmtrl.ppo.losses import policy_loss, value_loss
+from rmtrl.ppo.loss import policy_loss, value_loss
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,16 @@ from rmtrl.calibration.calibration import calibrate
 from rmtrl.calibration.rewards import AffineReward, CalibratedScorer
 from rmtrl.errors import DataError, RewardError, UsageError
 from rmtrl.ppo.reward_model import training_reward
-from rmtrl.ppo.reward_steps import Filter, LengthPenalty, Moments, empty_filter, truncated_filter
-from rmtrl.ppo.rewards import ComposedReward, call_reward, checked_rewards
+from rmtrl.ppo.rewards import (
+    ComposedReward,
+    Filter,
+    LengthPenalty,
+    Moments,
+    call_reward,
+    checked_rewards,
+    empty_filter,
+    truncated_filter,
+)
 from rmtrl.reward.uncertainty import MemberScorer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 from rmtrl.types import Scorer

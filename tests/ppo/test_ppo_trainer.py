@@ -493,7 +493,7 @@ def test_callbacks_see_the_events_of_any_trainer_in_order(new_trainer, max_steps
         max_steps=max_steps, num_ppo_epochs=1, num_mini_batches=1, callbacks=[events], logging_strategy="no",
     )  # fmt: skip
     trainer.train()
-    step = ["step_begin", "pre_optimizer_step", "optimizer_step", "step_end"]
+    step = ["step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end"]
     epoch = ["epoch_begin", *step * 3, "epoch_end"]
     second = ["epoch_begin", *step, "epoch_end"] if max_steps == 4 else []
     assert events.seen == ["train_begin", *epoch, *second, "log", "train_end"]

@@ -9,9 +9,8 @@ from tokenizers.processors import TemplateProcessing
 
 from rmtrl.errors import DataError, RenderingError
 from rmtrl.generation import TransformersGenerator
-from rmtrl.ppo.episodes import Episodes
 from rmtrl.ppo.prompts import read_prompts
-from rmtrl.ppo.reward_model import score_episodes
+from rmtrl.ppo.rollout import Episodes, score_episodes
 
 
 def read(tokenizer, max_length=None, **columns):

@@ -1,14 +1,13 @@
 """What is preferred: rates by domain, language and source, and annotators who judge by length or by position."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from numpy.typing import ArrayLike
 
 from rmtrl.data.annotations.reading import Annotations, Item
 from rmtrl.data.messages import conversation_text
@@ -50,12 +49,12 @@ class AnnotatorBias:
 
 
 def annotator_bias(
-    annotators: Sequence[str],
-    pairs: ArrayLike,
-    prompts: ArrayLike,
-    wins: ArrayLike,
-    longer: ArrayLike,
-    swapped: ArrayLike | None = None,
+    annotators: Iterable[str],
+    pairs: Iterable[Any],
+    prompts: Iterable[Any],
+    wins: Iterable[float],
+    longer: Iterable[float],
+    swapped: Iterable[bool] | None = None,
 ) -> list[AnnotatorBias]:
     """Returns how each annotator votes; one who always prefers the longer answer is flagged.
 
@@ -64,7 +63,7 @@ def annotator_bias(
     ([`preference_rates`]) show it.
 
     Args:
-        annotators (`(N,)` sequence of `str`): Who voted.
+        annotators (`Iterable[str]`): Who voted, of each of N votes.
         pairs (`(N,)` array): Which pair, whatever the order of its sides.
         prompts (`(N,)` array): Prompt of the pair; intervals resample prompts.
         wins (`(N,)` array): 1: the first side was chosen, 0: the second, ½: a tie.
@@ -78,18 +77,11 @@ def annotator_bias(
     ['long-winded']
     ```
     """
-    votes = pd.DataFrame(
-        {
-            "annotator": np.asarray(annotators, str),
-            "pair": np.asarray(pairs),
-            "prompt": np.asarray(prompts),
-            "wins": np.asarray(wins, float),
-            "longer": np.asarray(longer, float),
-        }
-    )
+    columns = ["annotator", "pair", "prompt", "wins", "longer"]
+    votes = pd.DataFrame(zip(annotators, pairs, prompts, wins, longer, strict=True), columns=columns)
     for_longer = votes.wins.where(votes.longer > 0, 1 - votes.wins).where(votes.longer.notna() & (votes.longer != 0))
     # who agrees with whom is seen where the sides of a pair stand alike
-    alike = votes.wins if swapped is None else votes.wins.where(~np.asarray(swapped, bool), 1 - votes.wins)
+    alike = votes.wins if swapped is None else votes.wins.where(~np.array(list(swapped)), 1 - votes.wins)
     equal = votes.groupby([votes.pair, alike]).pair.transform("size") - 1
     votes = votes.assign(
         for_longer=for_longer,

@@ -233,24 +233,24 @@ def folder_files(path: Path, ignore: Sequence[str] = ()) -> list[Path]:
     return files
 
 
-def named_after(file: Path, sets: Iterable[str], kind: str = "") -> str:
-    """Returns the set that a file, or a folder it lies in, is named after; empty where there is none.
+def named_after(file: Path, sets: Iterable[str], kind: str, folders: int = 2) -> str:
+    """Returns the set that a file, or one of the `folders` it lies in, is named after.
 
     Raises:
-        DataError: If there is none, and the `kind` of set is given that there should be.
+        DataError: If there is none; the message says what `kind` of set is wanted.
 
     Example:
 
     ```python
-    >>> named_after(Path("data/PPE-MBPP-Plus-Best-of-K/train.jsonl"), ["MATH", "MBPP-Plus"])
+    >>> named_after(Path("data/PPE-MBPP-Plus-Best-of-K/train.jsonl"), ["MATH", "MBPP-Plus"], "a domain of PPE")
     'MBPP-Plus'
     ```
     """
-    places = [_letters(place) for place in (file.name, *(folder.name for folder in file.parents[:2]))]
-    found = next((own for place in places for own in sets if _letters(own) in place), "")
-    if kind and not found:
-        raise DataError(f"{file} is not named after {kind}; wanted one of {', '.join(sets)}")
-    return found
+    for place in (file.name, *(folder.name for folder in file.parents[:folders])):
+        for own in sets:
+            if _letters(own) in _letters(place):
+                return own
+    raise DataError(f"{file} is not named after {kind}; wanted one of {', '.join(sets)}")
 
 
 def _letters(name: str) -> str:

@@ -115,7 +115,7 @@ class LLMBar(Benchmark):
     def local_rows(self, path: Path) -> Iterator[Row]:
         known = set()
         for file in folder_files(path, ignore=("result.json", "statistics.json")):
-            if (of := named_after(file, self.hub, "a set of LLMBar")) in known:
+            if (of := named_after(file, self.hub, "a set of LLMBar", folders=1)) in known:
                 raise DataError(f"{file} is another file of the set {of}; give one file a set")
             known.add(of)
             yield from file_rows(file, of)

@@ -154,10 +154,11 @@ class RMBench(Benchmark):
     expected = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}
     hub = {"": ("THU-KEG/RM-Bench", "train")}
 
-    def local_rows(self, path: Path) -> Iterable[Row]:
+    def local_rows(self, path: Path) -> Iterator[Row]:
         files = folder_files(path)
         total = [file for file in files if file.name.startswith("total_dataset")]
-        return [row for file in total or files for row in file_rows(file, named_after(file, self.expected))]
+        for file in total or files:
+            yield from file_rows(file, next((name for name in self.expected if file.name.startswith(name)), ""))
 
     def item(self, row: Row) -> Item:
         domain = str(row.cells.get("domain") or row.of)

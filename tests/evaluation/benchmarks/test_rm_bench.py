@@ -109,6 +109,7 @@ def test_the_real_safety_rows_are_read_whole_and_the_rest_is_named(real_data):
     ("name", "rows", "message"),
     [
         ("other.json", [row(1)], "row 1 has no domain; name the file after it: chat, code"),
+        ("math/other.json", [row(1)], "row 1 has no domain; name the file after it: chat, code"),
         ("total_dataset.json", [row(1, domain="poems")], "row 1: domain is 'poems'; wanted one of chat"),
         ("chat.json", [{**row(1), "rejected": ["a", "b"]}], "row 1: rejected holds 2 texts; wanted 3"),
     ],
