@@ -136,7 +136,7 @@ def pairs(
     from rmtrl.data.annotations.aggregation import aggregate as score_items
     from rmtrl.data.annotations.pairs import pairs_from_ratings, pairs_from_votes
     from rmtrl.data.annotations.reading import with_texts
-    from rmtrl.data.reading.loading import load_rows
+    from rmtrl.data.loading import load_rows
 
     texts = {"prompts": prompts, "responses": responses}
     named = [*map(str, files), *(name for name in texts.values() if name)]

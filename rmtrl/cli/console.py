@@ -15,7 +15,7 @@ from rmtrl.types import json_ready
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rmtrl.data.reading.row_reader import Faulty
+    from rmtrl.data.preferences import Faulty
 
 
 Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, also .gz), folder or hub id.")]

@@ -203,7 +203,7 @@ def coverage(
     from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, read_responses
     from rmtrl.data.design import coverage as compare
     from rmtrl.data.design import read_design
-    from rmtrl.data.reading.loading import load_rows
+    from rmtrl.data.loading import load_rows
 
     plan = read_design(design)
     pairs = read_pairs(data, split, columns)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmtrl.data.reading.normal_form import TEMPLATE
+from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError
 from rmtrl.evaluation.scoring import is_number, read_pair_scores, score_pairs
 from rmtrl.metrics import mean_estimate, pair_wins

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from rmtrl.data.reading.loading import source_rows
-from rmtrl.data.reading.normal_form import TEMPLATE
+from rmtrl.data.loading import source_rows
+from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization import Samples
 from rmtrl.evaluation.scoring import check_rendered, joined, score_conversations

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from rmtrl.data.annotations.aggregation import ItemScores, annotator_trust
 from rmtrl.data.annotations.reading import CHOICES, ITEM, PAIR, Annotations
-from rmtrl.data.reading.normal_form import ExactJson, dataset_of
+from rmtrl.data.normal_form import ExactJson, dataset_of
 from rmtrl.errors import DataError, UsageError
 from rmtrl.types import Conversation
 

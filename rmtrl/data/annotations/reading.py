@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
-from rmtrl.data.reading.loading import is_text, load_rows
-from rmtrl.data.reading.normal_form import prompt_hash
+from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import Row, read_rows, suffix_of
 from rmtrl.types import Conversation

@@ -9,7 +9,7 @@ import pandas as pd
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from rmtrl.data.reading.loading import load_rows
+from rmtrl.data.loading import load_rows
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization.curves import (
     CONVENTION,
