@@ -141,7 +141,10 @@ def _judgments(annotations: Annotations) -> Iterator[tuple[str, pd.DataFrame]]:
     ratings, votes = annotations.ratings, annotations.votes
     ratings = ratings.assign(domain=ratings.prompt_id.map(annotations.domains), unit=ratings.groupby(ITEM).ngroup())
     for name in annotations.criteria:
-        yield name, ratings[["domain", "annotator", "unit"]].assign(value=ratings[name]).dropna(subset="value")
+        yield (
+            name,
+            ratings[["domain", "annotator", "unit"]].assign(value=annotations.ratings[name]).dropna(subset="value"),
+        )
     if len(votes):
         judged = votes[["annotator"]].assign(domain=votes.prompt_id.map(annotations.domains), unit=votes.pair)
         yield "vote", judged.assign(value=votes.choice)
