@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from rmtrl.data.messages import canonical, conversation_text
-from rmtrl.data.reading.normal_form import TEMPLATE
+from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, UsageError
 from rmtrl.types import Conversation
 

@@ -15,9 +15,9 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
-from rmtrl.data.reading.loading import progress_bars
-from rmtrl.data.reading.normal_form import TEMPLATE
+from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, RenderingError, UsageError
 from rmtrl.io import LARGE_ROWS, table_columns
 from rmtrl.types import Chat, Conversation, Message
@@ -75,10 +75,11 @@ class ValidationResult:
 
     @property
     def why(self) -> str:
-        """The reasons with their counts, and the first fault that has words of its own."""
+        """The reasons with their counts, the first fault that has words of its own, and the warnings."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items() if count)
         faults = self.rejects["fault"] if "fault" in self.rejects.column_names else []
-        return reasons + next((f"; the first: {fault}" for fault in faults if fault), "")
+        first = next((f"; the first: {fault}" for fault in faults if fault), "")
+        return "; ".join([f"{reasons}{first}", *self.warnings])
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as a plain dictionary, ready for JSON."""

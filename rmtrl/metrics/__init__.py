@@ -14,6 +14,7 @@ from rmtrl.metrics.estimates import (
     defined,
     mean_by_group,
     mean_estimate,
+    mean_estimates,
     resamples,
     reweighted_estimate,
     too_few,
@@ -54,7 +55,7 @@ __all__ = [
     "binomial_estimate", "bootstrap_estimate", "bootstrap_estimates", "brier", "calibrated_null_ece",
     "calibration_metrics", "change_estimate", "clustered_covariance", "combined_estimate", "correlation_estimate",
     "defined", "domain_accuracy", "ece", "kendall", "length_bias", "margin_nll", "mce", "mean_by_group",
-    "mean_estimate", "nll", "overconfidence", "pair_wins", "pairwise_accuracy", "pearson", "probit_probability",
-    "reliability_curve", "resamples", "reward_metrics", "reweighted_estimate", "spearman", "too_few",
-    "worst_group_accuracy",
+    "mean_estimate", "mean_estimates", "nll", "overconfidence", "pair_wins", "pairwise_accuracy", "pearson",
+    "probit_probability", "reliability_curve", "resamples", "reward_metrics", "reweighted_estimate", "spearman",
+    "too_few", "worst_group_accuracy",
 ]  # fmt: skip

@@ -210,6 +210,29 @@ def mean_estimate(
     return Estimate(mean, ratio.low, ratio.high, n, level, ratio.method)
 
 
+def mean_estimates(
+    values: ArrayLike, by: ArrayLike, groups: ArrayLike | None = None, **options: Any
+) -> dict[Any, Estimate]:
+    """Returns the [`mean_estimate`] of the values of each kind, in the order of the sorted kinds.
+
+    Args:
+        values (`(N,)` array): One value a pair.
+        by (`(N,)` array): Kind of each pair: its domain, its bin.
+        groups, options: As in [`mean_estimate`].
+
+    Example:
+
+    ```python
+    >>> {name: e.value for name, e in mean_estimates([1, 0, 1], ["maths", "maths", "chat"]).items()}
+    {'chat': 1.0, 'maths': 0.5}
+    ```
+    """
+    values, by = np.asarray(values, float), np.asarray(by)
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    members = {kind: by == kind for kind in np.unique(by).tolist()}
+    return {kind: mean_estimate(values[own], groups[own], **options) for kind, own in members.items()}
+
+
 def mean_by_group(values: ArrayLike, groups: ArrayLike) -> Floats:
     """Returns the mean of each group, in the order of their sorted names, `(G,)`.
 

@@ -18,8 +18,10 @@ from rmtrl.metrics.estimates import (
     bootstrap_estimates,
     clustered_covariance,
     combined_estimate,
+    mean_by_group,
     mean_estimate,
-)  # fmt: skip
+    mean_estimates,
+)
 from rmtrl.metrics.ranks import correlation_estimate, pair_wins, spearman
 from rmtrl.types import Estimate
 
@@ -222,11 +224,8 @@ def length_curve(
     ```
     """
     scores, lengths = np.asarray(scores, float), np.asarray(lengths, float)
-    prompts = np.arange(len(scores)) if prompts is None else np.asarray(prompts)
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1]))
     index = np.searchsorted(edges, lengths, side="left")
-    members = [index == b for b in np.unique(index)]
-    found = [mean_estimate(scores[rows], prompts[rows], proportion=False, seed=seed) for rows in members]
-    reward, low, high = (np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high"))
-    count = np.array([rows.sum() for rows in members], dtype=np.int64)
-    return LengthCurve(np.array([lengths[rows].mean() for rows in members]), reward, low, high, count)
+    found = mean_estimates(scores, index, prompts, proportion=False, seed=seed).values()
+    parts = (np.array([getattr(e, part) for e in found]) for part in ("value", "low", "high", "n"))
+    return LengthCurve(mean_by_group(lengths, index), *parts)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from rmtrl.errors import DataError
-from rmtrl.metrics.estimates import Floats, bootstrap_estimates, mean_estimate
+from rmtrl.metrics.estimates import Floats, bootstrap_estimates, mean_by_group, mean_estimate, mean_estimates
 from rmtrl.types import Estimate
 
 BINS = 20
@@ -240,12 +240,8 @@ def reliability_curve(
     """
     confidence, correct = confidences(probabilities, labels)
     index = _bin_index(confidence, bins, equal_mass)
-    groups = np.arange(len(confidence)) if groups is None else np.asarray(groups)
-    members = [index == b for b in np.unique(index)]
-    found = [mean_estimate(correct[rows], groups[rows]) for rows in members]
-    mean = np.array([confidence[rows].mean() for rows in members])
-    rate, low, high = (np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high"))
-    count = np.array([rows.sum() for rows in members], dtype=np.int64)
+    mean, found = mean_by_group(confidence, index), mean_estimates(correct, index, groups).values()
+    rate, low, high, count = (np.array([getattr(e, part) for e in found]) for part in ("value", "low", "high", "n"))
     return ReliabilityCurve(
         np.concatenate([1 - mean[::-1], mean]), np.concatenate([1 - rate[::-1], rate]),
         np.concatenate([1 - high[::-1], low]), np.concatenate([1 - low[::-1], high]),

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from rmtrl.errors import DataError, UsageError
-from rmtrl.metrics.estimates import Floats, bootstrap_estimate, mean_estimate
+from rmtrl.metrics.estimates import Floats, bootstrap_estimate, mean_estimates
 from rmtrl.types import Estimate, PairRewards
 
 Ints = NDArray[np.int64]
@@ -62,10 +62,7 @@ def domain_accuracy(
     {'chat': 1.0, 'maths': 0.5}
     ```
     """
-    wins, domains = np.asarray(wins, float), np.asarray(domains, str)
-    groups = np.arange(len(wins)) if groups is None else np.asarray(groups)
-    members = {str(name): domains == name for name in np.unique(domains)}
-    return {name: mean_estimate(wins[own], groups[own], **options) for name, own in members.items()}
+    return mean_estimates(wins, np.asarray(domains, str), groups, **options)
 
 
 def worst_group_accuracy(

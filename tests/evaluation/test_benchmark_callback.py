@@ -98,8 +98,8 @@ def test_each_evaluation_logs_the_figures_of_the_model_as_it_then_is(run, items)
     "settings", [{"n_heads": 2}, {"head": "mlp", "head_dropout": 0.2}, {"pooling": "mean"}], ids=str
 )
 def test_heads_of_every_kind_are_scored_as_their_checkpoint_is(train, items, tmp_path, settings):
-    trainer = train(BenchmarkCallback(Words(), items), **settings)
-    scorer = RewardScorer.from_pretrained(tmp_path / "run" / "checkpoint-6", progress=False)
+    trainer = train(BenchmarkCallback(Words(), items), max_steps=2, **settings)
+    scorer = RewardScorer.from_pretrained(tmp_path / "run" / "checkpoint-2", progress=False)
     assert logged(trainer, "eval_words")[-1] == pytest.approx(accuracy(scorer, items))
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_scored_in_training_and_prediction(run, pairs):
 
 
 def test_it_evaluates_without_training_and_with_several_sets(train, items, pairs):
-    trainer = train(BenchmarkCallback(Words(), items), eval_dataset={"a": pairs, "b": pairs})
+    trainer = train(BenchmarkCallback(Words(), items), eval_dataset={"a": pairs, "b": pairs}, max_steps=2)
     metrics = trainer.evaluate()
     assert metrics["eval_a_words"] == metrics["eval_b_words"] == logged(trainer, "eval_a_words")[-1]
 
@@ -146,8 +146,10 @@ def test_it_can_choose_the_checkpoint_and_is_recorded_there(train, items, tmp_pa
 
 
 def test_a_benchmark_that_chose_nothing_is_not_recorded(train, items, tmp_path):
-    train(BenchmarkCallback(Words(), items), metric_for_best_model="accuracy", load_best_model_at_end=True)
-    assert "selected_on" not in json.loads((tmp_path / "run" / "checkpoint-6" / "rmtrl.json").read_text())
+    train(
+        BenchmarkCallback(Words(), items), metric_for_best_model="accuracy", load_best_model_at_end=True, max_steps=2
+    )
+    assert "selected_on" not in json.loads((tmp_path / "run" / "checkpoint-2" / "rmtrl.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rmtrl.metrics import (
     combined_estimate,
     mean_by_group,
     mean_estimate,
+    mean_estimates,
     resamples,
 )
 from rmtrl.types import Estimate
@@ -142,3 +143,10 @@ def test_the_sandwich_is_that_of_statsmodels():
     theirs = sm.OLS(y, x).fit(cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False})
     scores = x * (y - x @ theirs.params)[:, None]
     assert clustered_covariance(scores, x.T @ x, groups) * 11 / 12 == pytest.approx(theirs.cov_params())
+
+
+def test_the_mean_of_each_kind_is_that_of_its_rows():
+    values, kinds, groups = np.array([1.0, 0, 1, 0, 1]), np.array([2, 1, 2, 1, 1]), list("aabbc")
+    found = mean_estimates(values, kinds, groups, proportion=False)
+    assert list(found) == [1, 2] and found[1] == mean_estimate([0, 0, 1], ["a", "b", "c"], proportion=False)
+    np.testing.assert_allclose(mean_by_group(values, kinds), [e.value for e in found.values()])
