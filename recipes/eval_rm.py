@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from rmtrl.cli.evaluation import Task, evaluate_model, finish, make_task, read_tasks
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
+from rmtrl.evaluation.run import Task, evaluate_model, in_words, read_tasks, summary
 from rmtrl.launch import parse_recipe
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
@@ -79,7 +79,7 @@ class EmbeddedWorld(Benchmark):
 
 def read_benchmarks(recipe: EvalRecipeArguments) -> list[Task]:
     others = read_tasks([name for name in recipe.benchmarks if name != "embedded"])
-    return [make_task(EmbeddedWorld(recipe)), *others] if "embedded" in recipe.benchmarks else others
+    return [Task.of(EmbeddedWorld(recipe)), *others] if "embedded" in recipe.benchmarks else others
 
 
 def main() -> None:
@@ -98,7 +98,8 @@ def main() -> None:
         batch_tokens=recipe.batch_tokens,
         trust_remote_code=recipe.trust_remote_code,
     )
-    finish([run], out, started=started, as_json=False)
+    summary([run], out, started=started)
+    print(in_words([run]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers import logging as transformers_logging
 from transformers.utils import cached_file
 
-from rmtrl.errors import DataError, FreshHeadError, ModelError
+from rmtrl.errors import DataError, FreshHeadError, ModelError, UsageError
 
 _TRANSFORMERS = Version(transformers.__version__)
 
@@ -118,9 +118,19 @@ def find_file(path: str | Path, name: str) -> str | None:
 
 
 def device_or_best(device: str | None = None) -> torch.device:
-    """Returns the device of a name, without one the accelerator, else the CPU."""
+    """Returns the device of a name, without one the accelerator, else the CPU.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device(device or accelerator or "cpu")
+    try:
+        found = torch.device(device or accelerator or "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"no device {device}: {reason}; wanted one such as cpu or cuda") from error
+    return found
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`rmtrl annotations …`: JSON that stays, files that are written whole, one line for input it cannot use."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_aggregate_for_people(rmtrl):
 def test_aggregate_shows_people_the_first_items(rmtrl, file, tmp_path):
     arguments = ("annotations", "aggregate", EXAMPLE, "--weights", "usefulness=0.6,factuality=0.4")
     code, stdout, _ = rmtrl(*arguments)
-    assert code == 0 and "geo-1, geo-1-a    0.970, rank 1" in stdout and "more" not in stdout
+    assert code == 0 and re.search(r"^geo-1, geo-1-a +0\.970 +1 ", stdout, re.M) and "more" not in stdout
     assert "geo-1-a" not in rmtrl(*arguments, "--out", tmp_path / "items.jsonl")[1]
     rows = [{"item_id": f"i{k:02}", "prompt_id": "p", "annotator": "ann", "safety": 3} for k in range(23)]
     stdout = rmtrl("annotations", "aggregate", file(rows), "--quorum", "1")[1]
@@ -264,7 +265,7 @@ def test_coverage_names_who_votes_for_the_side_shown_first(cover):
 
 def test_coverage_says_where_lengths_are_unknown(cover):
     code, stdout, stderr = cover(texts=False)
-    assert code == 0 and "None" not in stdout and "always-a: first side 1.000" in stdout
+    assert code == 0 and "None" not in stdout and re.search(r"^annotator +always-a$", stdout, re.M)
     assert "lengths of the answers are unknown; give --responses" in stderr
 
 

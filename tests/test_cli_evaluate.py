@@ -8,9 +8,9 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from rmtrl import RewardScorer
-from rmtrl.cli.evaluation import evaluate_model, read_tasks
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.fingerprints import items_fingerprint
+from rmtrl.evaluation.run import evaluate_model, read_tasks
 
 
 def write(path, *rows):

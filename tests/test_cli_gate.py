@@ -305,8 +305,8 @@ def test_fresh_input_that_cannot_be_used_is_one_line(rmtrl, tmp_path, generation
 
     for arguments, message in [
         (("sample", generations, "--out", out, "--key", key, "--n", 1000), "wanted 1 to 130"),
-        (("sample", generations, "--out", generations, "--key", key), "given twice"),
-        (("sample", generations, "--out", out, "--key", out), "given twice"),
+        (("sample", generations, "--out", generations, "--key", key), "is read as input"),
+        (("sample", generations, "--out", out, "--key", out), "give two files"),
         (("sample", review, "--out", out, "--key", key), "no generation"),
         (("sample", review, "--out", tmp_path, "--key", key), "no generation"),
         (("import", review, "--key", key, "--by", "human", *taking), "120 of 120 pairs have no verdict"),

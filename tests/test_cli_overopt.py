@@ -164,4 +164,4 @@ def test_a_missing_file_and_a_folder_that_cannot_be_written(rmtrl, tmp_path):
     assert code == 2 and "no such file" in stderr and stderr.count("\n") == 1
     (tmp_path / "file").write_text("")
     code, _, stderr = rmtrl("overopt", write(tmp_path / "s.jsonl", frame()), "--out", tmp_path / "file" / "deep")
-    assert code == 2 and "cannot write into" in stderr and stderr.count("\n") == 1
+    assert code == 2 and "cannot write" in stderr and stderr.count("\n") == 1

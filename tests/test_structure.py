@@ -141,6 +141,15 @@ def test_a_configuration_sets_known_fields_and_its_header_is_the_command(path, m
     assert header.startswith(f"# {launcher} recipes/{recipe}.py --config {path.relative_to(ROOT)}")
 
 
+def test_files_that_are_no_code_are_package_data():
+    (line,) = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("rmtrl = [")]
+    patterns = [pattern.strip('", ') for pattern in line.removeprefix("rmtrl = [").rstrip("]").split(",")]
+    files = [path for path in (ROOT / "rmtrl").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert len(files) >= 5
+    for path in files:
+        assert any(path.relative_to(ROOT / "rmtrl").match(pattern) for pattern in patterns), path
+
+
 def test_version_is_that_of_the_changelog():
     assert f"## {rmtrl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

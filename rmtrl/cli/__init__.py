@@ -12,35 +12,18 @@ from typing import Any
 
 import typer
 
-from rmtrl.cli import (
-    abtest,
-    annotations,
-    audit,
-    calibration,
-    coverage,
-    data,
-    evaluation,
-    gate,
-    generation,
-    overoptimization,
-    scoring,
-)
+from rmtrl.cli import abtest, annotations, data, evaluation, gate, models
 from rmtrl.errors import UsageError, exit_on_error
 
 app = typer.Typer(help="Reward models you can trust.", no_args_is_help=True, add_completion=False)
-app.add_typer(data.app, name="data")
-app.add_typer(annotations.app, name="annotations")
-app.add_typer(gate.fresh, name="fresh")
-app.add_typer(abtest.app, name="abtest")
-app.command()(gate.gate)
-data.app.command()(coverage.coverage)
-app.command()(scoring.inspect)
-app.command()(scoring.score)
-app.command()(calibration.calibrate)
-app.command()(evaluation.evaluate)
-app.command()(audit.audit)
-app.command()(overoptimization.overopt)
-app.command()(generation.rerank)
+groups = {"data": data.app, "annotations": annotations.app, "fresh": gate.fresh, "abtest": abtest.app}
+for name, group in groups.items():
+    app.add_typer(group, name=name)
+for command in (
+    gate.gate, models.inspect, models.score, evaluation.calibrate, evaluation.evaluate, evaluation.audit,
+    evaluation.overopt, models.rerank,
+):  # fmt: skip
+    app.command()(command)
 
 
 # of click, or of the copy of it that typer carries
@@ -68,7 +51,8 @@ def _said(error: Any) -> str:
     given = next((f"{flag} {value}" for flag, value in pairwise(sys.argv) if flag in options), "")
     wanted = error.message or ""
     if " is not one of " in wanted:
-        wanted = "wanted " + wanted.partition(" is not one of ")[2].replace("'", "").replace(", ", " or ")
+        choices = wanted.partition(" is not one of ")[2].replace("'", "").split(", ")
+        wanted = f"wanted {' or '.join(choices) if len(choices) == 2 else ', '.join(choices)}"
     said = f"got {given}; {wanted}" if given and wanted else str(error.format_message())
     return f"{said.rstrip('.')}; see {context.command_path if context else 'rmtrl'} --help"
 

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmtrl.errors import UsageError
-from rmtrl.io import read_sound_rows
+from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object, read_sound_rows
 from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rmtrl.data.reading.row_reader import Faulty
-
-
-def _numbers(text: str) -> dict[str, float]:
-    """Returns the numbers of an option of the form name=number,name=number."""
-    try:
-        return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
-    except ValueError as error:
-        raise typer.BadParameter("wanted name=number,name=number") from error
+    from rmtrl.data.preferences import Faulty
 
 
 Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, also .gz), folder or hub id.")]
@@ -45,21 +37,36 @@ Numbers = dict[str, float]
 
 
 def numbers(said: str) -> Any:
-    """Returns an option that takes name=number,name=number."""
-    return typer.Option(parser=_numbers, metavar="NAME=NUMBER,…", help=said)
+    """Returns an option that takes name=number,name=number, or a JSON file of them."""
+
+    def parsed(text: str) -> Numbers:
+        try:
+            if Path(text).is_file():
+                return read_object(Path(text))
+            return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
+        except DataError as error:
+            raise typer.BadParameter(str(error)) from error
+        except ValueError as error:
+            raise typer.BadParameter("wanted name=number,name=number") from error
+
+    return typer.Option(parser=parsed, metavar="NAME=NUMBER,…", help=said)
 
 
 # ---- input
 
 
+def renames(columns: list[str] | None, *, example: str = "chosen=good_answer") -> dict[str, str]:
+    """Returns the old name of each new one that `--map` gives."""
+    wrong = [entry for entry in columns or () if not all(entry.partition("="))]
+    if wrong:
+        raise UsageError(f"got --map {wrong[0]}; wanted new=old, for example --map {example}")
+    return dict(entry.split("=", 1) for entry in columns or ())
+
+
 def read_pairs(data: str, split: str, columns: list[str] | None, *, faulty: "Faulty" = "raise") -> "Dataset":
     from rmtrl.data.preferences import read_preferences
 
-    wrong = [entry for entry in columns or () if "=" not in entry]
-    if wrong:
-        raise UsageError(f"got --map {wrong[0]}; wanted new=old, for example --map chosen=good_answer")
-    renamed = dict(entry.split("=", 1) for entry in columns or ())
-    return read_preferences(data, split=split, columns=renamed, faulty=faulty)
+    return read_preferences(data, split=split, columns=renames(columns), faulty=faulty)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -85,7 +92,8 @@ def check_outputs(inputs: Iterable[str | Path], outputs: Mapping[str, Path | Non
         if given is None:
             continue
         path = given.resolve()
-        if given.exists() and (source := next((read[own] for own in (path, *path.parents) if own in read), None)):
+        places = (path, *path.parents) if given.exists() else (path,)
+        if source := next((read[own] for own in places if own in read), None):
             raise UsageError(f"got {flag} {given}, which is read as input {source}; give another file")
         if (other := taken.setdefault(path, flag)) != flag:
             raise UsageError(f"got {given} for both {other} and {flag}; give two files")
@@ -190,37 +198,3 @@ def _is_nested(value: Any) -> bool:
 
 def _label(name: str) -> str:
     return _LABELS.get(name, str(name).replace("_", " "))
-
-
-# ---- until every command shows its result
-
-
-def named_numbers(flag: str, text: str | None) -> dict[str, float] | None:
-    """Returns the numbers of an option of the form name=number,name=number; None where it is not given."""
-    if text is None:
-        return None
-    try:
-        return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
-    except ValueError as error:
-        raise UsageError(f"got {flag} {text}; wanted name=number,name=number") from error
-
-
-def source_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields where each row of a file, a folder or a hub set stands, and the row to the letter where it is text."""
-    from rmtrl.data.reading.loading import load_rows, text_files
-
-    files = text_files(source)
-    if not files:
-        yield from ((f"{source} row {number}", row) for number, row in enumerate(load_rows(source), 1))
-    for file in files:
-        yield from read_sound_rows(file)
-
-
-def print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def print_table(rows: Mapping[str, Any]) -> None:
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")

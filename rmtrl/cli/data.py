@@ -1,7 +1,8 @@
 """`rmtrl data …`: check, clean, split, sample and make preference data before training."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,7 +21,7 @@ from rmtrl.cli.console import (
     numbers,
     read_pairs,
     show,
-)
+)  # fmt: skip
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files, write_rows
 
@@ -50,7 +51,11 @@ def validate(
     check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
     if max_length is not None and tokenizer is None:
         raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
-    loaded = None if tokenizer is None else _load_tokenizer(tokenizer)
+    loaded = None
+    if tokenizer is not None:
+        from rmtrl.models import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer, kind="tokenizer")
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
     files = {out: result.kept if len(result.kept) else None, rejects: result.rejects}
@@ -62,15 +67,6 @@ def validate(
     show(counts, as_json, words=shown, warnings=result.warnings)
     if strict and len(result.rejects):
         raise typer.Exit(1)
-
-
-def _load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
 
 
 @app.command()
@@ -185,6 +181,52 @@ def unseal(
     from rmtrl.data.publishing import unseal as open_sealed
 
     show({**open_sealed(folder, out, purpose=purpose), "out": str(out)}, as_json)
+
+
+@app.command()
+def coverage(
+    data: Data,
+    design: Annotated[str, typer.Option(help="A preset (blueprint, benchmark) or a YAML file.")] = "blueprint",
+    annotations: Annotated[
+        list[Path] | None, typer.Option(help="Annotation file, for judgments per item and biases; may be repeated.")
+    ] = None,
+    responses: Annotated[
+        Path | None, typer.Option(help="File with item_id, prompt_id, source, response: response mix and lengths.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 where the design is not met or a bias is found.")] = False,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
+    from rmtrl.data.annotations.bias import preference_rates, vote_bias
+    from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, read_responses
+    from rmtrl.data.design import coverage as compare
+    from rmtrl.data.design import read_design
+    from rmtrl.data.loading import load_rows
+
+    plan = read_design(design)
+    pairs = read_pairs(data, split, columns)
+    texts = list(load_rows(responses)) if responses else []
+    judged = read_annotations(annotations) if annotations else None
+    sources = Counter(str(row.get("source", "unknown")) for row in texts) or None
+    given = read_responses(texts, source="--responses")
+    if judged is None:
+        result, biases = compare(pairs, plan, sources=sources), []
+    else:
+        per_item = judgments_per_item(judged)
+        result = compare(pairs, plan, judgments_per_item=per_item, criteria=judged.criteria, sources=sources)
+        biases = vote_bias(judged, given)
+    flagged = {bias.annotator: bias.flags for bias in biases if bias.flags}
+    found = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), **result.as_dict(),
+             "preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}  # fmt: skip
+    shown = {name: found[name] for name in ("n", "met", "balance", "checks", "annotators")}
+    warnings = [f"annotator {name} {', '.join(flags).replace('_', ' ')}" for name, flags in flagged.items()]
+    if biases and all(bias.longer is None for bias in biases):
+        warnings.insert(0, "lengths of the answers are unknown; give --responses")
+    show(found, as_json, words=shown, warnings=warnings)
+    if strict and (flagged or not result.met):
+        raise typer.Exit(1)
 
 
 @app.command()

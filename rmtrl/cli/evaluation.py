@@ -1,27 +1,33 @@
-"""`rmtrl evaluate`: benchmarks scored with reward models, or judged from stored scores."""
+"""`rmtrl evaluate`, `calibrate`, `audit` and `overopt`: what a reward model's scores are worth."""
 
 import hashlib
-import re
-import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli.console import Json, print_json
+from rmtrl.cli.console import (
+    AnyModel,
+    Data,
+    Json,
+    Map,
+    Numbers,
+    RandomSeed,
+    Scores,
+    Split,
+    check_model_or_scores,
+    numbers,
+    read_pairs,
+    renames,
+    show,
+)  # fmt: skip
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_json, write_rows
+from rmtrl.io import write_json
 
 if TYPE_CHECKING:
-    from rmtrl.evaluation.benchmarks.base import Benchmark, Item
-    from rmtrl.evaluation.benchmarks.results import BenchmarkResult
-    from rmtrl.evaluation.items import ItemScores
-    from rmtrl.reward.scorer import RewardScorer
+    from rmtrl.evaluation.audit import PairAudit
+    from rmtrl.evaluation.scoring import ScoredPairs
 
 
 def evaluate(
@@ -29,20 +35,20 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option(help="Checkpoint folder or hub id of a reward model; may be repeated.")
     ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Scores instead of a model: a line `id`, `scores` an item.")
-    ] = None,
+    scores: Scores = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for scores and results; a killed run goes on there.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="For a model without chat template: `plain` or `transcript` text.")
+        Literal["plain", "transcript"] | None, typer.Option(help="Text for a model without chat template.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device; the accelerator by default.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.", min=1)] = 8192,
     as_json: Json = False,
 ) -> None:
     """Score benchmarks and report their figures with intervals; several models make a table."""
+    from rmtrl.evaluation.run import evaluate_model, in_words, judge_scores, read_tasks, run_folders, summary
+
     started = time.time()
     if bool(model) == bool(scores):
         raise UsageError("give --model (once or more) or --scores FILE, one of the two")
@@ -54,250 +60,186 @@ def evaluate(
     if scores:
         runs = [judge_scores(scores, tasks[0], out)]
     else:
-        names = list(dict.fromkeys(model or ()))
-        folders = _folders(names, out)
+        folders = run_folders(list(dict.fromkeys(model or ())), out)
         settings = {"device": device, "batch_tokens": batch_tokens}
-        runs = [evaluate_model(name, tasks, folders[name], text=text, **settings) for name in names]
-    finish(runs, out, started=started, as_json=as_json)
+        runs = [evaluate_model(name, tasks, folder, text=text, **settings) for name, folder in folders.items()]
+    whole = summary(runs, out, started=started)
+    show(whole, as_json, words=in_words(runs))
 
 
-@dataclass(frozen=True)
-class Task:
-    """A benchmark and its rows, read; `source` is where from."""
-
-    benchmark: "Benchmark"
-    items: "list[Item]"
-    source: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """The results of one model, by benchmark, what goes with each into its file, and why others have none."""
-
-    model: dict[str, Any]
-    results: "dict[str, BenchmarkResult]"
-    records: dict[str, dict[str, Any]]
-    unscored: dict[str, str]
-    selected_on: tuple[str, ...] = ()
-
-
-def read_tasks(named: Sequence[str]) -> list[Task]:
-    """Returns the benchmarks of `NAME` or `NAME=PATH` with their rows; all are read before a model is loaded."""
-    from rmtrl.evaluation.benchmarks import benchmark
-
-    tasks = []
-    for entry in named:
-        name, _, path = entry.partition("=")
-        if "=" in entry and not path:
-            raise UsageError(f"got --benchmark {entry}; wanted NAME or NAME=PATH")
-        tasks.append(make_task(benchmark(name), path or None))
-    names = [task.benchmark.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            given = " and ".join(entry for entry, own in zip(named, names, strict=True) if own == name)
-            raise UsageError(f"the benchmark {name} is given twice, as {given}; its figure would count twice")
-    return tasks
-
-
-def make_task(benchmark: "Benchmark", path: str | None = None) -> Task:
-    """Returns a benchmark with its rows."""
-    from rmtrl.evaluation.fingerprints import items_fingerprint
-
-    items = benchmark.read(path)
-    return Task(benchmark, items, path or benchmark.source, items_fingerprint(items))
-
-
-def evaluate_model(
-    model: str, tasks: Sequence[Task], out: Path | None, *, text: str | None = None, **settings: Any
-) -> Run:
-    """Returns the results of one model; with `out`, scores and results stand there, and a killed run goes on.
-
-    Args:
-        model (`str`): Checkpoint folder or hub id.
-        tasks (`Sequence[Task]`): The benchmarks.
-        out (`Path`, *optional*): Folder for one folder a benchmark.
-        text (`str`, *optional*): Form of the text for a model without chat template; see [`as_text`].
-        settings: As in [`RewardScorer.from_pretrained`].
-    """
+def calibrate(
+    data: Annotated[
+        str | None, typer.Argument(help="Calibration pairs (file, folder, hub id); with --scores their prompts.")
+    ] = None,
+    model: AnyModel = None,
+    scores: Scores = None,
+    test: Annotated[
+        str | None, typer.Option(help="Pairs (with --scores: their scores) that the figures are reported on.")
+    ] = None,
+    test_data: Annotated[str | None, typer.Option(help="Pairs of the --test scores, to know their prompts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write calibration.json here.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the model here with its temperature in the head's weights.")
+    ] = None,
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
+    from rmtrl.calibration.calibration import calibrate as fit
+    from rmtrl.calibration.calibration import summary
+    from rmtrl.data.splits import check_overlap
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.items import as_text, missing_reasons
-    from rmtrl.reward.rendering import Rendering
-    from rmtrl.reward.scorer import RewardScorer
+    from rmtrl.evaluation.scoring import ScoredPairs
 
-    _check_device(settings.get("device"))
-    items = [as_text(task.items, text) if text else task.items for task in tasks]
-    scorer = RewardScorer.from_pretrained(model, progress=False, **settings)
-    if not text and not scorer.tokenizer.chat_template:
-        raise UsageError(f"{model} has no chat template; say how its training text looked: text plain or transcript")
-    fingerprint = model_fingerprint(model)
-    chosen = selected_on(model, tasks)
-    rendering = {**Rendering.of(scorer.tokenizer, max_length=None).as_dict(), "text": text}
-    dtype = str(scorer.model.dtype).removeprefix("torch.")
-    run = Run({"name": model, **fingerprint, "dtype": dtype}, {}, {}, {}, chosen)
-    for task, own in zip(tasks, items, strict=True):
-        started = time.time()
-        key = {"model": fingerprint, "benchmark": task.fingerprint, "rendering": rendering, "dtype": dtype}
-        scores = _score(task.benchmark.name, scorer, own, key, out)
-        more = {"rendering": rendering, "selected_on": task.benchmark.name in chosen}
-        try:
-            why = missing_reasons(scorer, own, scores, scorer.most_tokens)
-            _add(run, task, scores, out, started=started, more=more, missing_reasons=why)
-        except DataError as error:  # the other benchmarks stand
-            _add_unscored(run, task, str(error), out)
-    return run
+    check_model_or_scores(model, scores)
+    if model is not None and data is None:
+        raise UsageError("got --model without pairs to score; name the calibration pairs")
+    if export is not None and model is None:
+        raise UsageError("got --export without --model; there is no model to export")
+    if test_data is not None and (scores is None or test is None):
+        raise UsageError("got --test-data, the pairs of test scores, without --scores and --test; name these too")
+    files = {"calibration": data, "test": test} if model else {"calibration": scores, "test": test}
+    sources = {name: str(file) for name, file in files.items() if file is not None}
+    given = {"calibration": data, "test": test if model else test_data}
+    pairs = {name: read_pairs(file, split, columns) for name, file in given.items() if file is not None}
+    if model is not None:
+        from rmtrl.reward.scorer import RewardScorer
 
-
-def _check_device(device: str | None) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"no device {device}: {str(error).splitlines()[0]}; wanted one such as cpu or cuda"
-        ) from error
-
-
-def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
-    """Returns the result of stored scores."""
-    from rmtrl.evaluation.items import disown, read_scores, score_lines
-
-    started = time.time()
-    scores = read_scores(path, task.items)
-    run = Run({"name": str(path), "scores_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, {}, {}, {})
-    _add(run, task, scores, out, started=started, more={})
-    if out:
-        path = out / _slug(task.benchmark.name) / "scores.jsonl"
-        disown(path)
-        write_rows(path, score_lines(task.items, scores))
-    return run
-
-
-def _score(
-    name: str, scorer: "RewardScorer", items: "Sequence[Item]", key: Mapping[str, Any], out: Path | None
-) -> "list[ItemScores]":
-    from rmtrl.evaluation.items import score_into, score_items
-
-    if out is None:
-        return [scores for window in score_items(scorer, items, name=name) for scores in window]
-    path = out / _slug(name) / "scores.jsonl"
-    return score_into(path, scorer, items, key=key, name=name, say=_say)
-
-
-def _add(
-    run: Run, task: Task, scores: "Sequence[ItemScores]", out: Path | None, *, started: float, more: dict[str, Any],
-    missing_reasons: Mapping[str, int] | None = None,
-) -> None:  # fmt: skip
-    """Adds the result of one benchmark to the run and, with `out`, writes it."""
-    from rmtrl.data.provenance import environment
-    from rmtrl.evaluation.benchmarks.results import result_of
-
-    name = task.benchmark.name
-    run.results[name] = result = result_of(task.benchmark, task.items, scores, missing_reasons=missing_reasons)
-    run.records[name] = {
-        **result.as_dict(),
-        "model": run.model,
-        "data": {"source": task.source, "rows": len(task.items), "fingerprint": task.fingerprint},
-        **more,
-        **_times(started),
-        "environment": environment(),
-    }
-    if out:
-        write_json(out / _slug(name) / "result.json", run.records[name])
-
-
-def _add_unscored(run: Run, task: Task, why: str, out: Path | None) -> None:
-    name = task.benchmark.name
-    run.unscored[name] = why
-    if out:  # in place of the result of an earlier run
-        record = {"schema": "rmtrl/benchmark-result/1", "name": name, "overall": None, "not_scorable": why}
-        write_json(out / _slug(name) / "result.json", record | {"model": run.model})
-
-
-def finish(runs: Sequence[Run], out: Path | None, *, started: float, as_json: bool) -> None:
-    """Prints the report, or JSON, of all runs and with `out` writes `results.json` there.
-
-    Raises:
-        DataError: If no model could be scored on any benchmark.
-    """
-    from rmtrl.evaluation.report import report
-
-    results = {run.model["name"]: run.results for run in runs}
-    chosen = {run.model["name"]: run.selected_on for run in runs}
-    unscored = {run.model["name"]: run.unscored for run in runs}
-    if not any(results.values()):
-        raise DataError("; ".join(why for own in unscored.values() for why in own.values()))
-    whole = _whole(runs, results, chosen, unscored) | _times(started)
-    if out:
-        write_json(out / "results.json", whole)
-    if as_json:
-        print_json(whole)
+        check_overlap(pairs)
+        scorer = RewardScorer.from_pretrained(model, progress=False)
+        sets = {name: ScoredPairs.of_model(scorer, rows, sources[name]) for name, rows in pairs.items()}
     else:
-        print(report(results, chosen, unscored))
+        sets = {name: ScoredPairs.of_file(Path(source), pairs.get(name)) for name, source in sources.items()}
+    kept = {name: _with_scores(own, sources[name]) for name, own in sets.items()}
+    check_overlap({name: own.pairs for name, own in kept.items() if own.named})
+    first = kept["calibration"]
+    chosen, rejected = first.scores.T
+    labels = first.column("preference")
+    result = fit(chosen, rejected, first.pairs["prompt_id"], first.column("domain"), labels=labels)
+    if tested := kept.get("test"):
+        chosen, rejected = tested.scores.T
+        result = result.with_test(chosen, rejected, tested.pairs["prompt_id"], labels=tested.column("preference"))
+    known = {name: {"name": sources[name], "pairs": len(kept[name]), **own.fingerprint} for name, own in sets.items()}
+    result = result.with_data(known, None if model is None else model_fingerprint(model))
+    whole = result.as_dict()
+    if out is not None:
+        write_json(out, whole)
+    if export is not None:
+        from rmtrl.calibration.export import export_temperature
+
+        export_temperature(str(model), export, calibration=result)
+    dropped = sum(len(own) for own in sets.values()) - sum(len(own) for own in kept.values())
+    words = {**summary(result), "pairs without scores": dropped, "out": out, "exported to": export}
+    warnings = (*result.warnings, *_unknown_prompts(sets))
+    show({**whole, "model": model, "dropped": dropped}, as_json, words=words, warnings=warnings)
 
 
-def _whole(runs: Sequence[Run], results: Any, chosen: Mapping[str, Sequence[str]], unscored: Any) -> dict[str, Any]:
-    from rmtrl.evaluation.report import averages, published_rows, warnings
-
-    common, means = averages(results)
-    return {
-        "schema": "rmtrl/evaluation/1",
-        "models": [
-            {"model": run.model, "selected_on": list(run.selected_on), "benchmarks": run.records,
-             "not_scorable": run.unscored,
-             "average": means[run.model["name"]].as_dict() if means else None}
-            for run in runs
-        ],
-        "average_over": common if means else [],
-        "warnings": warnings(results, chosen, unscored),
-        "published": [asdict(row) for row in published_rows(results)],
-    }  # fmt: skip
+def _with_scores(scored: "ScoredPairs", source: str) -> "ScoredPairs":
+    if not scored.whole.any():
+        raise DataError(
+            f"none of the {len(scored):,} pairs of {source} has scores; they may all be over the model's length"
+        )
+    return scored.where(scored.whole)
 
 
-def selected_on(model: str, tasks: Sequence[Task]) -> tuple[str, ...]:
-    """Returns those of the benchmarks that chose a checkpoint, by its `rmtrl.json` and those of the checkpoints in it.
-
-    A benchmark is known by its content, or by its name at the end of the metric: `eval_<name>`, `eval_<set>_<name>`.
-    """
-    from rmtrl.reward.checkpoint import stored_record
-
-    folders = [model, *(str(file.parent) for file in Path(model).glob("checkpoint-*/rmtrl.json"))]
-    records = [stored_record(folder) for folder in folders]
-    entries = [entry for record in records for entry in record.get("selected_on", [])]
-    chose = {entry["benchmark"] for entry in entries} | {entry["fingerprint"] for entry in entries}
-    metrics = [str((record.get("config") or {}).get("metric_for_best_model") or "") for record in records]
-    metrics = [f"_{metric.split('/')[0]}" for metric in metrics]
-    return tuple(
-        name
-        for name, fingerprint in ((task.benchmark.name, task.fingerprint) for task in tasks)
-        if chose & {name, fingerprint} or any(metric.endswith(f"_{name}") for metric in metrics)
-    )
+def _unknown_prompts(sets: "dict[str, ScoredPairs]") -> list[str]:
+    unknown = [name for name, own in sets.items() if not own.named]
+    if not unknown:
+        return []
+    said = f"the pairs of the {' and '.join(unknown)} scores were not named, so each counts as a prompt of its own: "
+    unseen = ", and prompts in both sets go unseen; name them as DATA and --test-data" if len(sets) > 1 else ""
+    return [f"{said}intervals may be too small{unseen}"]
 
 
-def _times(started: float) -> dict[str, Any]:
-    begun = datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds")
-    return {"started": begun, "seconds": round(time.time() - started, 1)}
+def audit(
+    data: Data,
+    model: AnyModel = None,
+    scores: Scores = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and plots.")] = None,
+    probes: Annotated[bool, typer.Option(help="Also edit answers and see what it does; needs --model.")] = True,
+    probe_rows: Annotated[int, typer.Option(help="Chosen answers to edit, drawn at random.", min=2)] = 200,
+    target_mix: Annotated[
+        Numbers | None, numbers("Mix of domains to report accuracy for, as weights, or a JSON file of them.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if convicted.")] = False,
+    seed: RandomSeed = 0,
+    columns: Map = None,
+    split: Split = "test",
+    as_json: Json = False,
+) -> None:
+    """Say whether a reward model pays for length, and what edits that improve nothing do to its rewards."""
+    from rmtrl.data.provenance import fingerprint
+    from rmtrl.evaluation.audit import CONVICTED, audit_pairs
+    from rmtrl.evaluation.fingerprints import model_fingerprint
+    from rmtrl.evaluation.scoring import ScoredPairs
+
+    check_model_or_scores(model, scores)
+    pairs = read_pairs(data, split, columns)
+    scorer, known_model, known_scores = None, None, None
+    if scores is not None:
+        scored = ScoredPairs.of_file(scores, pairs)
+        known_scores = {"source": str(scores), "sha256": hashlib.sha256(scores.read_bytes()).hexdigest()}
+    else:
+        from rmtrl.reward.scorer import RewardScorer
+
+        scorer, known_model = RewardScorer.from_pretrained(str(model), progress=False), {"name": model}
+        scored = ScoredPairs.of_model(scorer, pairs, data)
+        known_model |= model_fingerprint(str(model))
+    n_probes = probe_rows if probes else 0
+    found = audit_pairs(scored, len(pairs), scorer=scorer, target_mix=target_mix, probe_rows=n_probes, seed=seed)
+    named = None if Path(data).is_file() else split  # a file is one split by any name
+    known_data = {"source": data, "split": named, "rows": len(pairs), "fingerprint": fingerprint(pairs)}
+    origin = {"model": known_model, "scores": known_scores, "data": known_data, "seed": seed}
+    whole = {**found.as_dict(), **origin}
+    if out is not None:
+        _write_audit(out, whole, found)
+    missing = found.without_scores
+    warnings = [f"{missing:,} pairs have no scores and were left out"] if missing else []
+    show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
+    if strict and found.length.verdict.verdict == CONVICTED:
+        raise typer.Exit(1)
 
 
-def _folders(names: Sequence[str], out: Path | None) -> dict[str, Path | None]:
-    """Returns where the results of each model go: with several models, a folder each."""
-    if out is None or len(names) < 2:
-        return dict.fromkeys(names, out)
-    slugs = Counter(map(_slug, names))
-    return {
-        name: out / (slug if slugs[slug := _slug(name)] == 1 and slug else f"{slug or 'model'}-{_short_hash(name)}")
-        for name in names
-    }
+def _write_audit(out: Path, whole: dict[str, Any], found: "PairAudit") -> None:
+    from rmtrl.reporting.plots import margin_against_length, reward_against_length, save_figure
+
+    scores, lengths, unit = found.scores, found.lengths, found.length.unit
+    rewards = reward_against_length(found.length.curve, scores.ravel(), lengths.ravel(), unit=unit)
+    save_figure(rewards, out / "plots" / "reward_against_length.png")
+    margins = margin_against_length(scores[0] - scores[1], lengths[0] - lengths[1], unit=unit)
+    save_figure(margins, out / "plots" / "margin_against_length.png")
+    write_json(out / "audit.json", whole)
 
 
-def _short_hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+def overopt(
+    samples: Annotated[
+        str, typer.Argument(help="Samples, one a line: prompt_id, proxy, gold, and domain, step, kl if known.")
+    ],
+    n_max: Annotated[int | None, typer.Option(help="Largest n; the fewest samples of a prompt by default.")] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="A domain the proxy was not trained on; may be repeated.")
+    ] = None,
+    n_resamples: Annotated[int, typer.Option(help="Bootstrap resamples over prompts.", min=100)] = 1000,
+    seed: RandomSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for overoptimization.json and .png.")] = None,
+    columns: Map = None,
+    as_json: Json = False,
+) -> None:
+    """Measure overoptimization: best-of-n curves of proxy and gold, the degree gamma, peak and drawdown."""
+    from rmtrl.data.provenance import environment, fingerprint
+    from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
+    from rmtrl.evaluation.overoptimization.measure import read_samples, report, verdict
 
+    rows = read_samples(samples, renames(columns, example="proxy=score"))
+    settings: dict[str, Any] = {"held_out": held_out or [], "n_resamples": n_resamples, "seed": seed}
+    result = measure_overoptimization(Samples.of(rows, samples), n_max=n_max, **settings)
+    data = {"source": samples, "rows": len(rows), "fingerprint": fingerprint(rows)}
+    whole = {**result.as_dict(), "verdict": verdict(result.whole), "data": data, "settings": settings}
+    whole["environment"] = environment()
+    if out is not None:
+        from rmtrl.reporting.plots import overoptimization_plot, save_figure
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "--", name.strip("/."))
-
-
-def _say(line: str) -> None:
-    print(f"rmtrl: {line}", file=sys.stderr)
+        save_figure(overoptimization_plot(result.whole), out / "overoptimization.png", dpi=150)
+        write_json(out / "overoptimization.json", whole)
+    show(whole, as_json, words=report(result))

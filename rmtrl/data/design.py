@@ -18,8 +18,7 @@ from datasets import Dataset, concatenate_datasets
 from scipy import stats
 
 from rmtrl.data.messages import message_text
-from rmtrl.data.reading.layouts import as_number
-from rmtrl.data.reading.normal_form import dataset_of
+from rmtrl.data.normal_form import as_number, dataset_of
 from rmtrl.data.splits import groups_of
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import binomial_estimate

@@ -51,15 +51,21 @@ def read_messages(name: str, value: Any) -> list[Message]:
 def listed_messages(text: str) -> list[Message]:
     """Returns the messages of a JSON list of objects with role and content (or `from` and `value`), else none."""
     try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        found = parsed_json(text)
     except (ValueError, RecursionError):
         return []
     forms = ({"role", "content"}, {"from", "value"}, *({"role", name} for name in CALLS))
     known = isinstance(found, list) and all(
-        isinstance(m, dict) and any(form <= m.keys() for form in forms) for m in found
+        isinstance(message, dict) and any(form <= message.keys() for form in forms) for message in found
     )
     return found if known else []
+
+
+def parsed_json(text: str) -> Any:
+    """Returns the value of a JSON text; half of a surrogate pair in it is an error like any other."""
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,28 +10,67 @@ and `chat_template_kwargs` go with their row, and so does every column that no f
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
-from datasets import Dataset, Features, ReadInstruction, config
+from datasets import Dataset, DatasetInfo, Features, ReadInstruction, Value, config
+from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
-from rmtrl.data.messages import is_filled, without_fillings
-from rmtrl.data.reading.labels import label_notes
-from rmtrl.data.reading.layouts import is_pair
-from rmtrl.data.reading.loading import load_rows, text_files
-from rmtrl.data.reading.normal_form import arrow_table
-from rmtrl.data.reading.prompts import HUMAN, TALKS
-from rmtrl.data.reading.row_reader import Facts, Faulty, Reread, RowReader
-from rmtrl.data.reading.writing import write_normal
+from rmtrl.data.layouts import (
+    HUMAN,
+    LAYOUTS,
+    TALKS,
+    Form,
+    before,
+    form_of,
+    has_label,
+    in_turns,
+    is_pair,
+    label_code,
+    label_notes,
+    label_word,
+    verdict,
+    with_messages,
+)
+from rmtrl.data.loading import load_rows, text_files
+from rmtrl.data.messages import is_filled, message_text, without_fillings
+from rmtrl.data.normal_form import (
+    OPTIONAL,
+    TEMPLATE,
+    ExactJson,
+    MissingCellError,
+    arrow_table,
+    features,
+    normal_row,
+    text_row,
+)
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import LARGE_ROWS, RawRow, read_rows, table_columns
+from rmtrl.io import LARGE_ROWS, RawRow, Row, read_rows, replacing, table_columns
 from rmtrl.types import Conversation
 
+Faulty = Literal["raise", "keep"]
+
 logger = logging.getLogger(__name__)
+
+_FAULTS = (TypeError, LookupError, ValueError, AttributeError, OverflowError, RecursionError)
+# words, but no text to be read: columns of these names, or whose names end in one after "_"
+_BOOKKEEPING = {
+    "annotator", "author", "category", "dataset", "date", "hash", "id", "kind", "label", "lang", "language", "licence",
+    "license", "locale", "model", "models", "split", "source", "status", "subset", "tag", "tags", "time", "timestamp",
+    "topic", "type", "url", "user", "variant_of", "version",
+}  # fmt: skip
+# TRL takes these columns for its own
+_LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
+_KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
+_BATCH_ROWS, _BATCH_CHARS = 1000, 2**26  # Arrow text of one batch stays far below its limit of 2³¹ bytes
 
 
 def read_preferences(
@@ -90,7 +129,7 @@ def to_normal_form(
     """Returns the pairs of `dataset` in the normal form; the form of the input is recognised by its columns.
 
     Accepts TRL's standard, conversational and implicit-prompt forms, the annotation form (`left`, `right`, `label`)
-    and the public sets listed in `rmtrl.data.reading.layouts.LAYOUTS`. `prompt + chosen` is the chosen text of the
+    and the public sets listed in `rmtrl.data.layouts.LAYOUTS`. `prompt + chosen` is the chosen text of the
     input, byte for byte. `id` falls back to the row number, `domain` to "unknown", `prompt_id` to a hash of the prompt
     without case and spacing. Where text and message lists are mixed, rows of the rarer form cannot be read.
 
@@ -146,34 +185,23 @@ def _normal_form(
 ) -> Dataset:
     if faulty not in ("raise", "keep"):
         raise UsageError(f"faulty is {faulty!r}; wanted 'raise' or 'keep'")
-    facts, pairs = Facts(), None
+    facts, pairs = _Facts(), None
     while pairs is None:
-        reader = RowReader(source, columns or {}, faulty, facts)
+        reader = _Reader(source, columns or {}, faulty, facts)
         try:
-            pairs = write_normal(reader, rows(), path)
-        except Reread as known:
+            pairs = _written(reader, rows(), path)
+        except _Reread as known:
             facts = known.facts
             continue
         facts = reader.found()
         pairs = pairs if replace(facts, kinds={}) == reader.used() else None
-    notes = _notes(reader)
+    notes = reader.notes()
     if faulty == "keep":
         pairs.info.description = "\n".join(notes)
     else:
         for note in notes:
             logger.warning(note)
     return pairs
-
-
-def _notes(reader: RowReader) -> list[str]:
-    """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
-    notes = label_notes(reader.source, reader.sides, reader.judged)
-    if reader.n_invented and not reader.facts.texts:
-        notes.append(f"{reader.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
-    if reader.texts:
-        unread = ", ".join(sorted(reader.texts))
-        notes.append(f"{reader.source}, unread columns: {unread} (text; --map prompt=COLUMN where it is the prompt)")
-    return notes
 
 
 def _sliced(pairs: Dataset, split: str) -> Dataset:
@@ -221,3 +249,314 @@ def _last_turn(prompt: Conversation | None) -> Conversation | None:
     users = [index for index, message in enumerate(prompt) if message.get("role") == "user"]
     start = users[-1] if users else 0
     return [m for m in prompt[:start][:1] if m.get("role") in ("system", "developer")] + prompt[start:]
+
+
+# ---- rows to the normal form
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a whole file says and no single row: found in one pass, known in the next.
+
+    Args:
+        conversational (`bool`, *optional*): Whether prompts are message lists; as in the first good row where None.
+        with_prompt (`bool`, *optional*): Whether rows must have a prompt; likewise.
+        chat (`bool`): Whether text becomes messages, because a row has a system message or earlier turns beside it.
+        codes (`frozenset[str]`): Numbers in `label`, where they are not to be read.
+        judged (`bool`): Whether `label` beside chosen and rejected must be a verdict, because one stands in a row.
+        texts (`frozenset[str]`): Unread columns of text, beside which no prompt is made up.
+        kinds (`dict[str, frozenset[str]]`): What stands in each column that rides along.
+    """
+
+    conversational: bool | None = None
+    with_prompt: bool | None = None
+    chat: bool = False
+    codes: frozenset[str] = frozenset()
+    judged: bool = False
+    texts: frozenset[str] = frozenset()
+    kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+def _is_bookkeeping(name: str) -> bool:
+    return not _BOOKKEEPING.isdisjoint((name.lower(), name.lower().rpartition("_")[2]))
+
+
+class _Reread(Exception):
+    """Reading must begin again, with what is known now."""
+
+    def __init__(self, facts: _Facts):
+        self.facts = facts
+
+
+class _Reader:
+    """Reads raw rows one by one and gathers what they say of the whole.
+
+    Args:
+        source (`str`): What to write into `source` where a row has none, and to call the set in errors.
+        columns (`Mapping[str, str]`): Columns to rename first, new name to old name.
+        faulty (`str`): `"raise"` stops at the first row that cannot be read, `"keep"` returns it with its `fault`.
+        facts ([`_Facts`]): What is known of the file.
+    """
+
+    def __init__(self, source: str, columns: Mapping[str, str], faulty: Faulty, facts: _Facts):
+        self.source, self.columns, self.faulty, self.facts = source, columns, faulty, facts
+        self.conversational, self.with_prompt = facts.conversational, facts.with_prompt
+        self.seen: dict[str, None] = {}
+        self.n = self.n_known = self.n_invented = 0
+        self.first_fault: str | None = None
+        self.texts: set[str] = set()
+        self.kinds: dict[str, set[str]] = {name: set(kinds) for name, kinds in facts.kinds.items()}
+        self.sides: set[str] = set()
+        self.judged: set[bool] = set()
+        self._riding: Row = {}
+        self._names: tuple[str, ...] = ()
+        self._codes: set[str] = set()
+        self._codes_fit = True
+        self._forms: Counter[bool] = Counter()
+        self._prompts: Counter[bool] = Counter()
+
+    def read(self, raw: RawRow) -> list[Row]:
+        """Returns the pairs of one raw row, or one row of nulls with its fault.
+
+        Raises:
+            DataError: If the row cannot be read and `faulty` is `"raise"`.
+            _Reread: If it shows that the rows before it were read wrongly.
+        """
+        where, row = raw
+        index, self.n = self.n, self.n + 1
+        try:
+            return self._pairs(row, index)
+        except _FAULTS as error:
+            said = str(error) if isinstance(error, DataError) else f"cell of the wrong type ({error!r})"
+            fault = f"{where}{' ' if isinstance(row, str) else ': '}{' '.join(said[:500].split())}"
+            self.first_fault = self.first_fault or fault
+            if self.faulty == "raise":
+                self.check_forms()
+                raise DataError(f"{self.source}, {fault} (rmtrl data validate --out leaves such rows out)") from error
+            reason = "missing_field" if isinstance(error, MissingCellError) else "unreadable"
+            given = row.get("id") if isinstance(row, dict) else None
+            name = str(given) if isinstance(given, str | int) and given != "" else str(index)
+            return [{**self._riding, "id": name, "source": self.source, "fault": f"{reason}: {fault}"}]
+
+    def check_forms(self) -> None:
+        """Raises if no row was of a known form, or a column to rename stood in none.
+
+        Raises:
+            DataError: One line that says what was found and what was wanted.
+        """
+        if self.n == 0:
+            raise DataError(f"{self.source} is empty; a preference set needs at least one pair")
+        found = ", ".join(name[:40] for name in list(self.seen)[:20]) or "none"
+        absent = [old for old in self.columns.values() if old not in self.seen]
+        if self.seen and absent:
+            raise DataError(
+                f"{self.source} has no column {', '.join(absent)} to rename; it has {found} (--map takes new=old)"
+            )
+        if self.n_known == 0 and self.seen:
+            forms = "; ".join(f"{name} ({', '.join(sorted(columns))})" for name, (columns, _) in LAYOUTS.items())
+            raise DataError(
+                f"{self.source}: columns {found} fit no known form: {forms}; rename yours with --map new=old"
+            )
+        if self.n_known == 0:
+            raise DataError(f"{self.source}, {self.first_fault}")
+
+    def found(self) -> _Facts:
+        """Returns what all rows say together: forms as most rows have them, the first row deciding a tie."""
+        ahead = [count[True] - count[False] for count in (self._forms, self._prompts)]
+        used = (bool(self.conversational), bool(self.with_prompt))
+        keep = self.faulty == "keep"
+        conversational, with_prompt = (used[k] if ahead[k] == 0 or not keep else ahead[k] > 0 for k in (0, 1))
+        return _Facts(
+            conversational,
+            with_prompt,
+            chat=self.facts.chat,
+            codes=self.facts.codes or frozenset(() if self._codes_fit else self._codes),
+            judged=self.facts.judged or True in self.judged,
+            texts=self.facts.texts or frozenset(self.texts if self.n_invented else ()),
+            kinds={name: frozenset(kinds) for name, kinds in self.kinds.items()},
+        )
+
+    def used(self) -> _Facts:
+        """Returns what the rows were read by."""
+        return replace(
+            self.facts, conversational=bool(self.conversational), with_prompt=bool(self.with_prompt), kinds={}
+        )
+
+    def others(self) -> dict[str, Any]:
+        """Returns the columns that ride along, each of one type of value or of JSON."""
+        return {
+            name: Value(*(kinds or ("string",))) if len(kinds) < 2 and "json" not in kinds else ExactJson()
+            for name, kinds in self.kinds.items()
+        }
+
+    def notes(self) -> list[str]:
+        """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
+        notes = label_notes(self.source, self.sides, self.judged)
+        if self.n_invented and not self.facts.texts:
+            notes.append(f"{self.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
+        if self.texts:
+            unread = ", ".join(sorted(self.texts))
+            notes.append(f"{self.source}, unread columns: {unread} (text; --map prompt=COLUMN where it is the prompt)")
+        return notes
+
+    def _pairs(self, row: Row | str, index: int) -> list[Row]:
+        self._riding = {}
+        if isinstance(row, str):
+            raise DataError(row)
+        row, form = self._known(row)
+        if form.plain and not self.facts.chat and (found := text_row(row, str(index), self.source)):
+            if form.unread:
+                self._ride(row, form)
+            self._has_prompt(True)
+            self._check_mixed([found])
+            return [self._riding | found]
+        row = with_messages(row, form.talks)
+        if "label" in row and (code := label_code(row)) is not None:
+            row = row | {"label": self._word(code, row)}
+        if form.unread:
+            self._ride(row, form)
+        null = [name for name in form.needed if row.get(name) is None]
+        if null or (form.explicit and not self._has_prompt(form.asked)):
+            raise MissingCellError.of(null or ["prompt"])
+        assert form.layout is not None
+        pairs, said = form.layout(row), before(row)
+        self._check_invented(pairs)
+        turned = [in_turns(pair, said) for pair in pairs] if said or self.facts.chat else pairs
+        ids = [str(index)] if len(pairs) == 1 else [f"{index}-{k}" for k in range(len(pairs))]
+        normal = [
+            self._riding | normal_row(pair, row, name, self.source) for pair, name in zip(turned, ids, strict=True)
+        ]
+        if said and not self.facts.chat and isinstance(pairs[0]["prompt"], str):
+            raise _Reread(replace(self.facts, chat=True))
+        self._check_mixed(normal)
+        return normal
+
+    def _known(self, row: Row) -> tuple[Row, Form]:
+        """Returns a row, renamed, and its form."""
+        names = tuple(row)
+        if names != self._names:
+            self._names = names
+            self.seen.update(dict.fromkeys(names))
+        if self.columns:
+            replaced = {*self.columns, *self.columns.values()}
+            kept = {name: value for name, value in row.items() if name not in replaced}
+            row = kept | {new: row[old] for new, old in self.columns.items() if old in row}
+            names = tuple(row)
+        form = form_of(names)
+        if form.layout is None:
+            raise MissingCellError.of(form.needed)
+        self.n_known += 1
+        return row, form
+
+    def _word(self, code: str, row: Row) -> str:
+        self._codes.add(code)
+        try:
+            word = label_word(code, self.facts.codes | self._codes, row)
+        except DataError:
+            self._codes_fit = False
+            raise
+        self.sides |= set() if "chosen" in row else {code}
+        return word
+
+    def _ride(self, row: Row, form: Form) -> None:
+        """Notes what stands in the columns that no form reads, and which of them are text."""
+        read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
+        read |= {*TEMPLATE, *(["label"] if self._judged(row, form) else [])}
+        for name in form.unread:
+            value = row[name]
+            if "\0" in name:  # Arrow ends the name there
+                raise DataError(f"the name of column {name[:40]!r} holds a null character; rename it")
+            if name in TEMPLATE:
+                self.kinds[name] = {"json"}
+            if name in read:
+                continue
+            if isinstance(value, str) and value.strip() and not _is_bookkeeping(name):
+                self.texts.add(name)
+            if name not in _LEFT_BEHIND:
+                self._riding[name] = value
+                kinds = self.kinds.setdefault(name, set())
+                if value is not None:
+                    kind = _KINDS.get(type(value), "json")
+                    kinds.add("json" if kind == "int64" and not -(2**63) <= value < 2**63 else kind)
+
+    def _judged(self, row: Row, form: Form) -> bool:
+        """Returns whether `label` says who won; another column may say it in its place."""
+        if row.get("preference") not in (None, ""):
+            return verdict(row) is not None
+        judged = verdict(row, strict=self.facts.judged) is not None
+        if has_label(row) and form.explicit:
+            self.judged.add(judged)
+        return judged
+
+    def _has_prompt(self, asked: bool) -> bool:
+        """Returns whether a row has a prompt, or is of a file that has none."""
+        self._prompts[asked] += 1
+        self.with_prompt = asked if self.with_prompt is None else self.with_prompt
+        return asked or not self.with_prompt
+
+    def _check_invented(self, pairs: list[Row]) -> None:
+        if not pairs[0].pop("invented", False):
+            return
+        self.n_invented += 1
+        if texts := sorted(self.facts.texts | self.texts):
+            raise MissingCellError(
+                f"no prompt, but text that is not read in {', '.join(texts)}; name the prompt with --map prompt=COLUMN"
+            )
+
+    def _check_mixed(self, pairs: list[Row]) -> None:
+        chat = isinstance(pairs[0]["prompt"], list)
+        self._forms[chat] += 1
+        self.conversational = chat if self.conversational is None else self.conversational
+        if any(isinstance(pair["prompt"], list) != self.conversational for pair in pairs):
+            raise DataError("text and message lists are mixed; use one form for all rows")
+
+
+def _written(reader: _Reader, rows: Iterable[RawRow], path: Path | None) -> Dataset | None:
+    """Returns the normal form of `rows`, held in the Arrow file `path`, or in memory without one.
+
+    None where a row had another type of value in a column that rides along than the first rows, or another column.
+    Columns that stand in no raw row and hold nothing are left out.
+    """
+    with ExitStack() as stack:
+        sink: dict[str, Any] = {"stream": pa.BufferOutputStream()}
+        if path is not None:
+            sink = {"path": str(stack.enter_context(replacing(path, ending=str(os.getpid()))))}
+        filled: set[str] = set()
+        batches = _batches(reader, rows)
+        first = next(batches, [])  # from here on the reader knows whether prompts are text or message lists
+        others = reader.others()
+        columns = features(bool(reader.conversational), others)
+        with ArrowWriter(features=columns, **sink) as writer:
+            for batch in chain([first], batches):
+                if reader.others() == others:  # else the rest is read to know its types
+                    table = arrow_table(batch, columns)
+                    filled.update(name for name in OPTIONAL if table[name].null_count < len(table))
+                    writer.write_table(table)
+            writer.finalize()
+        reader.check_forms()
+    if reader.others() != others:
+        return None
+    info = DatasetInfo(features=columns)
+    normal = Dataset.from_file(str(path), info=info) if path else Dataset.from_buffer(sink["stream"].getvalue(), info)
+    given = {*reader.seen, *reader.columns} - {"fault"}
+    return normal.remove_columns([name for name in OPTIONAL if name not in filled | given])
+
+
+def _batches(reader: _Reader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    chars = 0
+    for raw in rows:
+        pairs = reader.read(raw)
+        batch += pairs
+        chars += sum(_chars(pair["chosen"]) + _chars(pair["rejected"]) for pair in pairs if "chosen" in pair)
+        chars += _chars(pairs[0].get("prompt")) * len(pairs)
+        # what the columns hold is known from the first good row on
+        if reader.conversational is not None and (len(batch) >= _BATCH_ROWS or chars > _BATCH_CHARS):
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _chars(side: Conversation | None) -> int:
+    return len(side or "") if not isinstance(side, list) else sum(len(message_text(message)) for message in side)

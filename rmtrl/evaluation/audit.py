@@ -1,20 +1,24 @@
-"""The length audit: does a reward model pay for length? From scores and lengths alone; no model, no text.
+"""The length audit: does a reward model pay for length? [`audit_length`] says it from scores and lengths alone.
 
 A preference for the longer answer is no fault where people share it. What counts is how the reward model errs: one
 that pays for length is right where the better answer is the longer one and wrong where it is the shorter one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from datasets import Dataset
+from numpy.typing import ArrayLike, NDArray
 
-from rmtrl.errors import DataError
-from rmtrl.metrics import Floats, mean_estimate
+from rmtrl.data.messages import conversation_text
+from rmtrl.errors import DataError, UsageError
+from rmtrl.evaluation.probes import Probe, probe
+from rmtrl.evaluation.scoring import SIDES, ScoredPairs
+from rmtrl.metrics import Floats, domain_accuracy, mean_estimate, pair_wins, reweighted_estimate
 from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
-from rmtrl.types import Estimate, json_ready
+from rmtrl.types import Chat, Estimate, json_ready
 
 LEAST_PROMPTS = 30
 """No verdict on fewer prompts whose chosen side is longer, or on fewer whose chosen side is shorter."""
@@ -139,6 +143,118 @@ def audit_length(
     longer_prompts, shorter_prompts = (len(np.unique(group[rows])) for rows in (longer > 0, longer < 0))
     verdict = length_verdict(figures, longer_prompts=longer_prompts, shorter_prompts=shorter_prompts)
     return LengthAudit(n, int(group.max()) + 1, unit, figures, curve, verdict)
+
+
+@dataclass(frozen=True)
+class PairAudit:
+    """The result of [`audit_pairs`].
+
+    Args:
+        length (`LengthAudit`): Of the N pairs that have scores and a better side.
+        scores, lengths (`(2, N)` arrays): Of chosen and rejected.
+        domains (`dict[str, Estimate]`): Accuracy by domain.
+        target_mix (`dict[str, float]`, *optional*): Weight of each domain.
+        reweighted (`Estimate`, *optional*): Accuracy under that mix.
+        probes (`tuple[Probe, ...]`): What edits did.
+        without_scores, ties_left_out (`int`): Pairs left out.
+    """
+
+    length: LengthAudit
+    scores: Floats
+    lengths: NDArray[np.int64]
+    domains: dict[str, Estimate]
+    target_mix: Mapping[str, float] | None
+    reweighted: Estimate | None
+    probes: tuple[Probe, ...]
+    without_scores: int
+    ties_left_out: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the content of `audit.json`, without what says whose audit it is."""
+        reweighted = self.reweighted and {"target_mix": self.target_mix, "accuracy": self.reweighted}
+        own = {name: getattr(self, name) for name in ("without_scores", "ties_left_out", "domains", "probes")}
+        return dict(json_ready({**self.length.as_dict(), **own, "reweighted": reweighted}))
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """The values that people read."""
+        found, mixed = self.length, {"accuracy, target mix": self.reweighted} if self.reweighted else {}
+        return {
+            "pairs": found.n, "prompts": found.prompts, "lengths in": found.unit,
+            "without scores": self.without_scores, "ties left out": self.ties_left_out,
+            "figures": found.figures | mixed,
+            "accuracy by domain": self.domains if len(self.domains) > 1 else {},
+            "edits, changes in standard deviations of the rewards": [
+                {"edit": one.name, "change": one.effect, "raised": one.raised and one.raised.value,
+                 "verdict": one.verdict} for one in self.probes
+            ],
+            f"length: {found.verdict.verdict}": found.verdict.reasons,
+        }  # fmt: skip
+
+
+def audit_pairs(
+    scored: ScoredPairs,
+    n: int,
+    *,
+    scorer: Any = None,
+    target_mix: Mapping[str, float] | None = None,
+    probe_rows: int = 200,
+    seed: int = 0,
+) -> PairAudit:
+    """Returns the length audit of pairs, their accuracy by domain, and what edits do to the rewards of the scorer.
+
+    Args:
+        scored ([`ScoredPairs`]): The pairs; ties and those without scores are left out and counted.
+        n (`int`): Pairs in all, of which a file of scores may have some.
+        scorer ([`TokenScorer`], *optional*): The model: lengths are in its tokens, without it in characters.
+        target_mix (`Mapping[str, float]`, *optional*): Weight of each domain, to report accuracy for.
+        probe_rows (`int`): Chosen answers to edit, drawn at random; 0: none. Edits need the scorer.
+        seed (`int`): Seed of the draws.
+
+    Raises:
+        DataError: If no pair is left, or as [`audit_length`].
+        UsageError: If the mix cannot be.
+    """
+    ties = np.array(scored.column("preference") or [1.0] * len(scored)) == 0.5
+    without, tied = n - int(scored.whole.sum()), int((scored.whole & ties).sum())
+    kept = scored.where(scored.whole & ~ties)
+    if not len(kept):
+        raise DataError(f"none of the {n:,} pairs can be audited: {without:,} have no scores, {tied:,} are ties")
+    scores, unit = kept.scores.T, "characters" if scorer is None else "tokens"
+    lengths = np.array([_lengths(kept.pairs[side], scorer) for side in SIDES])
+    prompts, wins = list(kept.pairs["prompt_id"]), pair_wins(*scores)
+    length = audit_length(scores[0], scores[1], lengths[0], lengths[1], prompts, unit=unit, seed=seed)
+    domains, reweighted = list(kept.pairs["domain"]), None
+    if target_mix is not None:
+        reweighted = _reweighted(wins, domains, target_mix, prompts, seed)
+    by_domain = domain_accuracy(wins, domains, prompts, seed=seed)
+    probes = () if scorer is None or not probe_rows else _probed(scorer, kept.pairs, probe_rows, seed)
+    return PairAudit(length, scores, lengths, by_domain, target_mix, reweighted, probes, without, tied)
+
+
+def _lengths(responses: Iterable[Any], scorer: Any) -> list[int]:
+    """Returns the length of each response alone: in the model's tokens, without a model in characters."""
+    texts = [conversation_text(response) for response in responses]
+    if scorer is None:
+        return [len(text) for text in texts]
+    return [len(ids) for ids in scorer.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _reweighted(wins: Floats, domains: Any, mix: Mapping[str, float], prompts: Any, seed: int) -> Estimate:
+    for name, weight in mix.items():
+        if type(weight) not in (int, float) or not 0 <= weight < np.inf:
+            raise UsageError(f"--target-mix: {name} has the weight {weight!r}; wanted a number of 0 or more")
+    try:
+        return reweighted_estimate(wins, domains, mix, prompts, seed=seed)
+    except ValueError as error:
+        raise UsageError(f"--target-mix: {error}") from error
+
+
+def _probed(scorer: Any, pairs: Dataset, n: int, seed: int) -> tuple[Probe, ...]:
+    drawn = pairs.shuffle(seed=seed).select(range(min(n, len(pairs))))
+    sides = ([Chat.of(row["prompt"], row) for row in drawn], list(drawn["chosen"]))
+    settings: dict[str, Any] = {"prompt_ids": list(drawn["prompt_id"]), "seed": seed}
+    return tuple(probe(scorer, *sides, end_token=True, **settings))
 
 
 def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shorter_prompts: int) -> Verdict:

@@ -5,12 +5,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
-from rmtrl.evaluation.fingerprints import is_same_model, stored_fingerprint
+from rmtrl.evaluation.fingerprints import is_same_model, model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.scoring import is_number
+from rmtrl.io import read_object
 from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Estimate, json_ready
 
@@ -409,3 +411,54 @@ def compare_origins(reward_model: Origin, policy: Origin) -> Finding:
     if shared:
         return Finding(True, f"{names} both come from {shared[0]}")
     return Finding(None, f"{names} name no common base: say what they were trained from")
+
+
+# ---- the files of a run
+
+
+_OWN = ("metrics.json", "rmtrl.json")  # written with the weights, so those of the reward model's own folder
+_MEASURED = ("calibration.json", "audit.json", "overoptimization.json", "fresh.json", "lineage.json")
+_ORIGIN = ("config.json", "adapter_config.json", "rmtrl.json", "tokenizer.json")
+
+
+def gather(run: Path, policy: str | None = None) -> Evidence:
+    """Returns the evidence of a file, or of the files in a run's folder and its reward model's.
+
+    Args:
+        run (`Path`): File of evidence, folder of a reward model, or folder of a run with it in `rm`.
+        policy (`str`, *optional*): Policy to train, whose lineage is compared; the folder `sft` of the run by default.
+
+    Raises:
+        DataError: If there is no evidence.
+        UsageError: If a policy is given with a file, which states the lineage itself.
+    """
+    if not run.is_dir():
+        evidence = Evidence.from_dict(read_object(run))
+        if policy is None:
+            return evidence
+        raise UsageError(f"got --policy and the evidence file {run}; state the lineage in the file, or give a folder")
+    model = run / "rm" if (run / "rm").is_dir() else run
+    looked = [(folder, name) for folder in (run, model) for name in _MEASURED] + [(model, name) for name in _OWN]
+    files = {name: read_object(folder / name) for folder, name in looked if (folder / name).is_file()}
+    if not files:
+        raise DataError(
+            f"{run} holds none of {', '.join((*_OWN, *_MEASURED))}; give the folder of a run or of a reward model"
+        )
+    # hashing the weights takes a while: only where there is something to compare it with
+    named = any(stored_fingerprint(stored) for stored in files.values())
+    evidence = collect(files, model_fingerprint(model) if named else None)
+    own = next((str(path) for path in (run / "sft", model.parent / "sft") if path.is_dir()), None)
+    policy = policy or own
+    if policy is None:
+        return evidence
+    lineage = compare_origins(read_origin(str(model)), read_origin(policy))
+    return replace(evidence, lineage=replace(lineage, source=policy))
+
+
+def read_origin(name: str, deep: int = 8) -> Origin:
+    """Returns where a model comes from, as far as the folders of its ancestors stand on this machine."""
+    folder = Path(name)
+    files = {file: read_object(folder / file) for file in _ORIGIN if (folder / file).is_file()}
+    known = str(folder.resolve()) if folder.is_dir() else name
+    ancestors = [read_origin(parent, deep - 1) for parent in parents(files) if parent != name and deep]
+    return origin(known, files, ancestors)

@@ -11,14 +11,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from rmtrl.data.reading.normal_form import TEMPLATE
+from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError
-from rmtrl.evaluation.scoring import is_number
+from rmtrl.evaluation.scoring import is_number, read_pair_scores, score_pairs
 from rmtrl.metrics import mean_estimate, pair_wins
 from rmtrl.types import Chat, Conversation, Estimate
 
@@ -328,6 +329,37 @@ def _majority(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for row in rows:
         lead[str(row["id"])] += _SIGN[row["verdict"]]
     return dict(lead)
+
+
+def model_scores(rows: Sequence[Mapping[str, Any]], scorer: Any, *, source: str) -> NDArray[np.float64]:
+    """Returns a reward model's scores of a and b, `(N, 2)`.
+
+    Args:
+        rows (`Sequence[Mapping]`): Rows of [`Verdicts`].
+        scorer: As in [`~rmtrl.evaluation.scoring.score_pairs`].
+        source (`str`): Their file, for errors.
+
+    Raises:
+        DataError: If one is longer than the model holds.
+    """
+    scores = np.concatenate(list(score_pairs(scorer, rows, source, sides=("a", "b"))))
+    for index in np.flatnonzero(np.isnan(scores).any(axis=1)).tolist():
+        raise DataError(
+            f"{source} row {index + 1} is longer than the model's {scorer.most_tokens} tokens; leave it out"
+        )
+    return scores
+
+
+def stored_scores(rows: Sequence[Mapping[str, Any]], path: Path) -> NDArray[np.float64]:
+    """Returns the scores of a and b that a file has, `(N, 2)`.
+
+    Raises:
+        DataError: If it lacks some.
+    """
+    ids, found = [str(row["id"]) for row in rows], read_pair_scores(path)
+    if absent := [id for id in ids if not np.isfinite(found.get(id, np.nan)).all()]:
+        raise DataError(f"{path} has no scores of {len(absent):,} verdicts, the first is of {absent[0]!r}; score all")
+    return np.array([found[id] for id in ids])
 
 
 def score_verdicts(rows: Sequence[Mapping[str, Any]], scores_a: ArrayLike, scores_b: ArrayLike) -> FreshResult:

@@ -159,6 +159,10 @@ class Decision:
     reasons: tuple[Reason, ...]
     not_asked: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        unasked = (f"{'-':<8} {name:<24} not asked" for name in self.not_asked)
+        return "\n".join([*map(str, self.reasons), *unasked, "ready" if self.ready else "not ready"])
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the decision as a dictionary, ready for JSON."""
         reasons = [{**asdict(reason), "line": str(reason)} for reason in self.reasons]

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.layouts import ASSISTANT, HUMAN
 from rmtrl.data.messages import message_text
-from rmtrl.data.reading.layouts import ASSISTANT, HUMAN
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
 from rmtrl.evaluation.scoring import TokenScorer, is_number, score_whole, unrendered

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.loading import source_rows
+from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization import Samples
-from rmtrl.evaluation.scoring import joined, score_conversations
+from rmtrl.evaluation.scoring import check_rendered, joined, score_conversations
 from rmtrl.metrics import mean_estimate, pair_wins
-from rmtrl.types import Conversation, Estimate, Scorer
+from rmtrl.types import Chat, Conversation, Estimate, Scorer
 
 if TYPE_CHECKING:
     from rmtrl.generation import Completion, Generator  # for the annotations alone: no torch here
@@ -23,6 +25,7 @@ Floats = NDArray[np.float64]
 ReferenceMetric = Callable[[str, str], float]
 """A score of a completion's text against the prompt's reference answer."""
 
+_WINDOW_CANDIDATES = 1000  # ranked at a time: enough to find rows of like length, little to hold
 _WINDOW_COMPLETIONS = 2048  # generated and scored at a time
 
 
@@ -255,6 +258,88 @@ def best_of_n(
     parts = np.split(score_conversations(scorer, whole), np.cumsum([len(own) for own in candidates])[:-1])
     best = (None if np.isnan(part).all() else int(np.nanargmax(part)) for part in parts)
     return [Ranked(tuple(own), part, index) for own, part, index in zip(candidates, parts, best, strict=True)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt of a file.
+
+    Args:
+        id (`Any`): Its id there, or its place from 0.
+        place (`str`): Where it stands, for errors.
+        prompt (`Conversation`): With its `tools` and `chat_template_kwargs`.
+        given (`dict[str, Any]`): These, as its row has them.
+        candidates (`list`, *optional*): Its candidates, where the file has them.
+    """
+
+    id: Any
+    place: str
+    prompt: Conversation
+    given: dict[str, Any]
+    candidates: list[Conversation] | None
+
+    def line(self, ranked: Ranked) -> dict[str, Any]:
+        """Returns the line of the prompt with its candidates, their scores and the best of them."""
+        found = {"best": ranked.best, "index": ranked.index, "scores": ranked.scores.tolist()}
+        return {"id": self.id, "prompt": self.prompt, **self.given, **found, "candidates": list(ranked.candidates)}
+
+
+def read_prompts(source: str, *, candidates: bool) -> list[Asked]:
+    """Returns the prompts of a file, a folder or a hub set.
+
+    Args:
+        source (`str`): What to read.
+        candidates (`bool`): Whether each must have candidates.
+
+    Raises:
+        DataError: If it cannot be read, or a row lacks one or has another form.
+    """
+    asked = []
+    for number, (place, row) in enumerate(source_rows(source)):
+        prompt, own = row.get("prompt"), row.get("candidates") if candidates else None
+        if not prompt or not isinstance(prompt, str | list):
+            raise DataError(f"{place} has the prompt {str(prompt)[:40]!r}; wanted a text or messages")
+        if candidates and not (isinstance(own, list) and own and all(isinstance(one, str | list) for one in own)):
+            raise DataError(
+                f"{place} has the candidates {str(own)[:40]!r}; wanted a list of texts, or --policy to sample them"
+            )
+        id = str(number) if row.get("id") is None else row["id"]
+        given = {name: row[name] for name in TEMPLATE if row.get(name)}
+        asked.append(Asked(id, place, Chat.of(prompt, row), given, own))
+    return asked
+
+
+def rerank(
+    scorer: Any, asked: Sequence[Asked], generator: Generator | None = None, *, n: int = 8, seed: int = 0
+) -> Iterator[tuple[Asked, Ranked]]:
+    """Yields each prompt with its candidates ranked; a window of them is sampled and scored at a time.
+
+    Args:
+        scorer ([`~rmtrl.evaluation.scoring.TokenScorer`]): A reward model.
+        asked (`Sequence[Asked]`): The prompts.
+        generator ([`~rmtrl.generation.Generator`], *optional*): A policy that makes n candidates of each.
+        n, seed (`int`): Candidates of each, and the seed of their sampling.
+
+    Raises:
+        RenderingError: If a candidate cannot be rendered.
+        DataError: If no prompt has a candidate that the scorer holds.
+    """
+    most = n if generator else max(len(one.candidates or ()) for one in asked)
+    size, held = max(1, _WINDOW_CANDIDATES // most), False
+    with tqdm(total=len(asked), desc="Reranking", unit="prompt", delay=2) as progress:
+        for window in (asked[start : start + size] for start in range(0, len(asked), size)):
+            prompts = [one.prompt for one in window]
+            candidates: list[Any] = [one.candidates for one in window]
+            if generator:
+                candidates = [[made.text for made in own] for own in generator.generate(prompts, n, seed=seed)]
+            for one, ranked in zip(window, best_of_n(scorer, prompts, candidates), strict=True):
+                whole = [joined(one.prompt, candidate) for candidate in ranked.candidates]
+                check_rendered(scorer, whole, np.isfinite(ranked.scores), [one.place] * len(whole))
+                held = held or ranked.index is not None
+                yield one, ranked
+            progress.update(len(window))
+    if not held:
+        raise DataError(f"none of the {len(asked):,} prompts has a candidate that the model holds")
 
 
 def _check_prompts(prompts: Sequence[Conversation]) -> None:

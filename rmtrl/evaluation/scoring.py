@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import DataError, RenderingError, RmtrlError
 from rmtrl.io import read_sound_rows
 from rmtrl.types import Chat, Conversation, Scorer, checked_scores, failed_at
@@ -176,6 +177,11 @@ class ScoredPairs:
         """Which pairs have scores, `(N,)`."""
         return np.asarray(np.isfinite(self.scores).all(axis=1))
 
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """The `fingerprint` of the pairs, nothing of pairs that were not given."""
+        return {"fingerprint": fingerprint(self.pairs)} if self.named else {}
+
     def where(self, mask: NDArray[np.bool_]) -> "ScoredPairs":
         """Returns the pairs at which `mask` is true."""
         return replace(self, pairs=self.pairs.select(np.flatnonzero(mask)), scores=self.scores[mask])
@@ -259,6 +265,13 @@ def _asked(
         if isinstance(error, RmtrlError):
             raise type(error)(f"{where}: {error}") from error
         raise RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}") from error
+
+
+def pair_lines(scorer: Any, pairs: "Dataset", source: str) -> Iterator[dict[str, Any]]:
+    """Yields the line of each pair, as [`read_pair_scores`] takes it; what it raises is said at [`score_pairs`]."""
+    ids = iter(pairs["id"])
+    for scores in score_pairs(scorer, pairs, source):
+        yield from ({"id": next(ids), "scores": own} for own in scores.tolist())
 
 
 def read_pair_scores(path: Path) -> dict[str, Floats]:

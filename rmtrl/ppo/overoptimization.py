@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import linregress, norm, studentized_range, t
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rmtrl.errors import UsageError
+from rmtrl.metrics import change_estimate, too_few
 from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, PromptMeans
 from rmtrl.types import Estimate
 
@@ -36,43 +36,6 @@ def simultaneous_level(evaluations: int, level: float = 0.95) -> float:
     ```
     """
     return float(2 * norm.cdf(studentized_range.ppf(level, evaluations, np.inf) / np.sqrt(2)) - 1)
-
-
-def too_few(n_prompts: int, level: float) -> bool:
-    """Returns whether no change could show at this level: if not even a sign test of equal changes would reach it.
-
-    Example:
-
-    ```python
-    >>> too_few(5, 0.95), too_few(6, 0.95)
-    (True, False)
-    ```
-    """
-    return 2.0 ** (1 - n_prompts) > 1 - level
-
-
-def change_estimate(changes: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Returns the mean change over prompts with Student's interval, which holds at levels no bootstrap reaches.
-
-    With [`too_few`] prompts the interval is all numbers.
-
-    Args:
-        changes (`(P,)` array): Change of each prompt's mean.
-        level (`float`): Coverage of the interval.
-
-    Example:
-
-    ```python
-    >>> print(change_estimate([0.5, 1.0, 0.0, 1.5, 1.0, 0.5]))
-    0.750 [0.200, 1.300] (n = 6)
-    ```
-    """
-    changes = np.asarray(changes, float)
-    n, mean = len(changes), float(changes.mean())
-    if too_few(n, level):
-        return Estimate(mean, -np.inf, np.inf, n, level, "too few prompts")
-    half = float(t.ppf((1 + level) / 2, n - 1) * changes.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n, level, "paired t")
 
 
 class OveroptimizationCallback(PPOCallback):

@@ -21,8 +21,8 @@ from transformers import pipeline
 from workloads import append_results, human_pairs, judged_texts, machine, make_model, make_tokenizer, spread
 
 from rmtrl import RewardScorer
-from rmtrl.cli.scoring import scored
 from rmtrl.data.preferences import read_preferences
+from rmtrl.evaluation.scoring import pair_lines
 from rmtrl.io import write_rows
 from rmtrl.reward.batching import Costs, n_tokens, plan_jobs
 
@@ -108,7 +108,7 @@ def flat(sizes: list[int], model, tokenizer) -> None:
                     file.write(json.dumps({"id": str(number), **texts}) + "\n")
             rows = read_preferences(path)
             start = time.perf_counter()
-            write_rows(Path(folder) / "scores.jsonl", scored(scorer, rows, str(path), [], []))
+            write_rows(Path(folder) / "scores.jsonl", pair_lines(scorer, rows, str(path)))
             seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{size:>9,} rows: {size / seconds:8.1f} pairs a second, peak memory {peak:,.0f} MiB", flush=True)

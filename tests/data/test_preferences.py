@@ -6,8 +6,8 @@ import sys
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
+from rmtrl.data import loading as files_of
 from rmtrl.data.preferences import last_turn_only, read_preferences, to_normal_form
-from rmtrl.data.reading import loading as files_of
 from rmtrl.data.validation import validate
 from rmtrl.errors import DataError, UsageError
 

@@ -28,6 +28,8 @@ FEWEST = 10
 """Items judged twice or more below which no level of agreement is named."""
 PREVALENT = 0.9
 """Raw agreement from which an alpha below target comes from one choice holding nearly all judgments."""
+UNBALANCED = 0.8
+"""Share of the votes on one side from which chance-corrected figures suffer."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ def _judgments(annotations: Annotations) -> Iterator[tuple[str, pd.DataFrame]]:
     ratings, votes = annotations.ratings, annotations.votes
     ratings = ratings.assign(domain=ratings.prompt_id.map(annotations.domains), unit=ratings.groupby(ITEM).ngroup())
     for name in annotations.criteria:
-        yield name, ratings[["domain", "annotator", "unit"]].assign(value=ratings[name]).dropna(subset="value")
+        yield (
+            name,
+            ratings[["domain", "annotator", "unit"]].assign(value=annotations.ratings[name]).dropna(subset="value"),
+        )
     if len(votes):
         judged = votes[["annotator"]].assign(domain=votes.prompt_id.map(annotations.domains), unit=votes.pair)
         yield "vote", judged.assign(value=votes.choice)
@@ -164,6 +169,17 @@ def _agreement(criterion: str, domain: str | None, scale: Scale, judged: pd.Data
 def below_target(results: Sequence[Agreement], target: float = TARGET) -> list[Agreement]:
     """Returns the results whose alpha is under the target; an undefined alpha is not."""
     return [result for result in results if result.alpha is not None and result.alpha < target]
+
+
+def side_warnings(annotations: Annotations) -> list[str]:
+    """Returns a line where nearly all votes are for the item that sorts first, or for the one that sorts last."""
+    shares = annotations.votes.choice.value_counts(normalize=True)
+    return [
+        f"sides are unbalanced: {shares[code] * 100:.0f} % of the votes are for the item whose id sorts {side}; "
+        "chance-corrected figures are low for that reason"
+        for code, side in enumerate(("first", "last"))
+        if shares.get(code, 0) > UNBALANCED
+    ]
 
 
 def interpret(alpha: float | None, low: float | None = None) -> str:

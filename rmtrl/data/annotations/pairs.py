@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from rmtrl.data.annotations.aggregation import ItemScores, annotator_trust
 from rmtrl.data.annotations.reading import CHOICES, ITEM, PAIR, Annotations
-from rmtrl.data.reading.normal_form import ExactJson, dataset_of
+from rmtrl.data.normal_form import ExactJson, dataset_of
 from rmtrl.errors import DataError, UsageError
 from rmtrl.types import Conversation
 
@@ -49,6 +49,25 @@ class PairSet:
     review: Dataset
     counts: dict[str, int]
     most_votes: int = 0
+
+    def why_none(self, min_votes: int) -> str:
+        """Returns why there is no pair and none to review, empty where there is one."""
+        n, textless, few = (self.counts.get(name, 0) for name in ("n", "missing_text", "too_few_votes"))
+        if self.counts["kept"] or self.counts["review"]:
+            return ""
+        if textless > few:
+            return f"{textless:,} of {n:,} have no text; give --prompts and --responses"
+        if few:
+            got = f"{few:,} of {n:,} have {self.most_votes} at most, wanted {min_votes}"
+            return f"{got}: too few votes; lower --min-votes or get more votes"
+        return "no prompt has two items with a score and the quorum; lower --quorum or give more ratings"
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line where pairs were left out for want of their text."""
+        textless = self.counts["missing_text"]
+        said = f"{textless:,} pairs have no text and are left out; give --responses and --prompts"
+        return [said] if textless else []
 
 
 def vote_agreement(votes: Sequence[str]) -> VoteAgreement:

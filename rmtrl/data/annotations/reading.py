@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
-from rmtrl.data.reading.loading import is_text, load_rows
-from rmtrl.data.reading.normal_form import prompt_hash
+from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import Row, read_rows, suffix_of
 from rmtrl.types import Conversation
@@ -100,6 +100,12 @@ class Annotations:
         """Judgments in use."""
         return self.n - self.rejected
 
+    @property
+    def warnings(self) -> list[str]:
+        """A line where lines contradict each other."""
+        said = f"{self.conflicts:,} lines give another domain or text than an earlier line; the first counts"
+        return [said] if self.conflicts else []
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as a plain dictionary, ready for JSON."""
         return {
@@ -115,6 +121,13 @@ class Annotations:
             "criteria": list(self.criteria),
             "conflicts": self.conflicts,
         }
+
+
+def judgments_per_item(annotations: Annotations) -> list[int]:
+    """Returns how many annotators rated each item; of votes alone, how many judged each pair."""
+    if len(annotations.ratings):
+        return list(annotations.ratings.groupby(ITEM).annotator.nunique())
+    return list(annotations.votes.pair.value_counts())
 
 
 def read_annotations(
@@ -407,6 +420,28 @@ def as_text(value: Any) -> Conversation | None:
     if not messages or not all(message.get("role") and says(message) for message in messages):
         raise DataError(f"got {str(value)[:40]!r}; wanted text or a list of messages with role and content")
     return messages
+
+
+def read_responses(rows: Iterable[Row], *, source: str) -> dict[Item, Conversation]:
+    """Returns the text by item of rows with item_id, prompt_id and response.
+
+    Args:
+        rows (`Iterable[dict]`): The rows.
+        source (`str`): Where they are from, for errors.
+
+    Raises:
+        DataError: If a row lacks one, or its response is no text.
+    """
+    found: dict[Item, Conversation] = {}
+    for number, row in enumerate(rows, 1):
+        if missing := [name for name in ("item_id", "prompt_id", "response") if row.get(name) is None]:
+            wanted = "wanted item_id, prompt_id and response"
+            raise DataError(f"row {number} of {source} has no {', '.join(missing)}; {wanted}")
+        try:
+            found[str(row["prompt_id"]), str(row["item_id"])] = as_text(row["response"])  # type: ignore[assignment]
+        except DataError as error:
+            raise DataError(f"the response in row {number} of {source}: {error}") from error
+    return found
 
 
 def with_texts(

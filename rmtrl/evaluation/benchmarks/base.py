@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrl.data.reading.loading import load_rows
-from rmtrl.data.reading.normal_form import prompt_hash
+from rmtrl.data.loading import load_rows
+from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
 from rmtrl.evaluation.scoring import SIDES, joined
 from rmtrl.io import read_sound_rows, suffix_of

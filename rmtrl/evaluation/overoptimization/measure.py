@@ -1,13 +1,15 @@
 """Overoptimization measured from samples, over all prompts, by domain and over training, and what is said of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from numpy.typing import NDArray
 
+from rmtrl.data.loading import load_rows
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization.curves import (
     CONVENTION,
@@ -24,6 +26,11 @@ from rmtrl.types import json_ready
 
 SCHEMA = "rmtrl/overoptimization/1"
 _POOR_FIT = 0.9  # r² below which the form does not describe the curve
+_NUMBERS, _NAMES = ("int", "uint", "float", "double", "null"), ("int", "uint", "string", "large_string")
+_SCORE = (*_NUMBERS, "bool"), "a number, or true or false,"  # correctness, true or false, counts as 1 and 0
+_NUMBER, _NAME = (_NUMBERS, "a number"), (_NAMES, "a text or a whole number")
+_KINDS = {"prompt_id": _NAME, "proxy": _SCORE, "gold": _SCORE, "domain": _NAME, "step": _NUMBER, "kl": _NUMBER,
+          "truncated": (("bool",), "true or false")}  # fmt: skip
 _LARGEST, _SMALLEST = 1e100, 1e-100  # squares of what lies beyond are infinite, or 0
 
 
@@ -77,6 +84,48 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.proxy)
+
+    @classmethod
+    def of(cls, rows: Dataset, source: str) -> "Samples":
+        """Returns the samples of rows, as [`read_samples`] gives them; `source` is their file, for errors.
+
+        Raises:
+            DataError: If a score is no number, or a prompt, domain or step has no name.
+        """
+        frame, values = rows.with_format(None).to_pandas(), {}
+        for name, column in frame.items():
+            kinds, wanted = _KINDS[name]
+            if not str(getattr(rows.features[name], "dtype", "list")).startswith(kinds):
+                got = str(next(value for value in column if value is not None))[:40]
+                raise DataError(f"{source} has the {name} {got!r}; wanted {wanted} in every row")
+            if name in ("proxy", "gold", "kl"):
+                values[name] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+            elif column.isna().any():
+                raise DataError(f"{source} has {int(column.isna().sum()):,} rows without {name}; name it in every row")
+            else:
+                values[name] = column.to_numpy(dtype=str if name in ("prompt_id", "domain") else None)
+        return cls(**values)
+
+
+def read_samples(source: str, columns: Mapping[str, str]) -> Dataset:
+    """Returns the columns of samples in a file, folder or hub set, those of `columns` renamed, new name to old name.
+
+    Raises:
+        DataError: If it cannot be read, or lacks a column.
+        UsageError: If an old name is none of the file.
+    """
+    rows = load_rows(source)
+    for new, old in columns.items():
+        if old not in rows.column_names:
+            raise UsageError(f"got --map {new}={old}; {source} has the columns {', '.join(rows.column_names)}")
+        if new != old:
+            rows = rows.remove_columns([new] if new in rows.column_names else []).rename_column(old, new)
+    if missing := [name for name in ("prompt_id", "proxy", "gold") if name not in rows.column_names]:
+        raise DataError(
+            f"{source} has no column {missing[0]} but {', '.join(rows.column_names)}; wanted prompt_id, proxy and "
+            f"gold: rename with --map {missing[0]}=…"
+        )
+    return rows.select_columns([name for name in _KINDS if name in rows.column_names])
 
 
 def _check_scores(name: str, scores: Floats) -> None:

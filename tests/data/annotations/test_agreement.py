@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.inter_rater import fleiss_kappa
 
+from rmtrl.data.annotations.aggregation import aggregate
 from rmtrl.data.annotations.agreement import (
     SCALES,
     agreement,
@@ -218,6 +219,20 @@ def test_slices_are_those_of_criteria_and_domains():
         assert sum(r.judgments for r in results if r.criterion == name and r.domain) == whole[name].judgments
     assert set(whole["vote"].cohen_pairs) == {("ann", "bo"), ("ann", "chi"), ("bo", "chi")}
     assert json.loads(json.dumps(whole["vote"].as_dict(), allow_nan=False))["raw"]["n"] == 4
+
+
+@pytest.mark.parametrize("name", ["unit", "value", "domain_", "pair", "points", "size", "split"])
+def test_a_criterion_may_have_any_name(tmp_path, name):
+    rows = [
+        {"item_id": str(k), "prompt_id": "p", "annotator": who, name: score}
+        for k, scores in enumerate(([1, 1], [5, 5], [2, 2], [4, 5]))
+        for who, score in zip("xy", scores, strict=True)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    annotations = read_annotations([tmp_path / "rows.jsonl"])
+    (result,) = agreement(annotations, n_resamples=20)
+    assert result.criterion == name and result.coefficients["raw"].value == 0.75
+    assert aggregate(annotations).criterion.tolist() == [0, 1, 0.25, 0.875]
 
 
 def test_what_is_below_target_is_listed():

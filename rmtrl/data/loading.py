@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
@@ -14,7 +15,7 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from rmtrl.errors import DataError
-from rmtrl.io import LARGE_BYTES, read_rows, suffix_of
+from rmtrl.io import LARGE_BYTES, read_rows, read_sound_rows, suffix_of
 
 _FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _CSV_OPTIONS = {"keep_default_na": False}  # "NA" and "" are text, not null
@@ -31,6 +32,19 @@ def load_rows(source: str | Path, *, split: str = "train", name: str | None = No
     large = path.is_file() and path.stat().st_size >= LARGE_BYTES
     with _explained(source, path), progress_bars(large or not path.exists()):
         return _load(str(source), path, split, name)
+
+
+def source_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields where each row of a source stands, and the row to the letter where its files are text.
+
+    Raises:
+        DataError: If the source is missing, broken or empty.
+    """
+    files = text_files(source)
+    if not files:
+        yield from ((f"{source} row {number}", row) for number, row in enumerate(load_rows(source), 1))
+    for file in files:
+        yield from read_sound_rows(file)
 
 
 def text_files(source: str | Path, *, split: str = "train", name: str | None = None) -> list[Path]:

@@ -1,15 +1,15 @@
-"""One row of the normal form: its columns, and how a pair of any form is completed and checked."""
+"""One row of the normal form: what a layout read of a row comes in, and goes out completed, checked and as Arrow."""
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Json, List, Value
 
-from rmtrl.data.messages import canonical, message_text, read_messages
-from rmtrl.data.reading.layouts import MissingCellError, as_number
+from rmtrl.data.messages import canonical, message_text, parsed_json, read_messages
 from rmtrl.errors import DataError
 from rmtrl.io import Row
 from rmtrl.types import Chat, Conversation
@@ -21,6 +21,33 @@ OPTIONAL = (*NUMBERS, *SCORES, "prompt_rejected", "fault")
 """Columns left out where the input has nothing for them."""
 
 NAMES = ("id", "prompt_id", "domain", "source", "prompt", "chosen", "rejected", *OPTIONAL)
+
+
+class MissingCellError(DataError):
+    """A row without a cell that its form needs."""
+
+    @classmethod
+    def of(cls, columns: Iterable[str]) -> "MissingCellError":
+        """Returns the error of a row without cells in these columns."""
+        return cls(f"column {', '.join(columns)} is null or absent; fill the cell or leave the row out")
+
+
+def as_number(name: str, value: Any) -> float | None:
+    """Returns a cell as a number, None where it is empty.
+
+    Raises:
+        DataError: If it is neither a number nor the text of one.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{name} is of type {type(value).__name__} ({str(value)[:40]!r}); wanted a number")
 
 
 class ExactJson(Json):
@@ -94,29 +121,37 @@ def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
         raise DataError("one prompt is text, the other a message list; use one form for both sides")
     template = {name: _template(name, row[name]) for name in TEMPLATE if name in row}
 
-    def first_of(name: str, fallback: str | None) -> str | None:
-        found = [value for value in (pair.get(name), row.get(name)) if value is not None and value != ""]
-        return str(found[0]) if found else fallback
+    named = row | {name: value for name, value in pair.items() if value is not None and value != ""}
+    scores = {name: _scores(name, pair[name]) for name in SCORES if name in pair}
+    rest = {"prompt": prompt, **sides, "prompt_rejected": other, **scores, **template}
+    return _named(named, Chat.of(prompt, template) if template else prompt, fallback_id, source) | rest
 
+
+def text_row(row: Row, fallback_id: str, source: str) -> Row | None:
+    """Returns the normal form of a row of prompt, chosen and rejected alone, None where one is not plain text."""
+    sides = prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+    if not (type(prompt) is type(chosen) is type(rejected) is str) or "[" in [side.lstrip()[:1] for side in sides]:
+        return None
+    return _named(row, prompt, fallback_id, source) | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _named(row: Row, prompt: Conversation, fallback_id: str, source: str) -> Row:
+    """Returns the names and numbers of a row."""
+    id, prompt_id, domain, of = (row.get(name) for name in ("id", "prompt_id", "domain", "source"))
     return {
-        "id": first_of("id", fallback_id),
-        "prompt_id": first_of("prompt_id", None) or prompt_hash(Chat.of(prompt, template) if template else prompt),
-        "domain": first_of("domain", "unknown"),
-        "source": first_of("source", source),
-        "prompt": prompt,
-        **sides,
-        "prompt_rejected": other,
-        **{name: as_number(name, pair.get(name, row.get(name))) for name in NUMBERS},
-        **{name: _scores(name, pair.get(name)) for name in SCORES},
-        **template,
+        "id": fallback_id if id is None or id == "" else str(id),
+        "prompt_id": prompt_hash(prompt) if prompt_id is None or prompt_id == "" else str(prompt_id),
+        "domain": "unknown" if domain is None or domain == "" else str(domain),
+        "source": source if of is None or of == "" else str(of),
+        **{name: as_number(name, row[name]) for name in NUMBERS if name in row},
     }
 
 
 def _template(name: str, value: Any) -> Any:
     """Returns a variable of the chat template, given as JSON or as its text; no kwargs are {}, as TRL needs them."""
     try:
-        value = (json.loads(value) if value.strip() else None) if isinstance(value, str) else value
-    except ValueError as error:
+        value = (parsed_json(value) if value.strip() else None) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is {value[:40]!r}; wanted JSON") from error
     wanted = list if name == "tools" else dict
     if not isinstance(value, wanted | None):
@@ -135,14 +170,9 @@ def _scores(name: str, value: Any) -> list[Row] | None:
     return [{"criterion": str(key), "score": as_number(f"{name} {key}", score)} for key, score in value.items()]
 
 
-def missing(columns: list[str]) -> MissingCellError:
-    """Returns the error of a row without cells in these columns."""
-    return MissingCellError(f"column {', '.join(columns)} is null or absent; fill the cell or leave the row out")
-
-
 def _conversation(name: str, value: Any) -> Conversation:
     if value is None:
-        raise missing([name])
+        raise MissingCellError.of([name])
     return value if isinstance(value, str) else read_messages(name, value)
 
 

@@ -1,0 +1,132 @@
+"""`rmtrl inspect`, `score` and `rerank`: a reward model used from the command line."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rmtrl.cli.console import Data, Json, Map, Model, NewTokens, RandomSeed, Rows, Split, Temperature, read_pairs, show
+from rmtrl.errors import UsageError
+from rmtrl.io import write_rows
+
+if TYPE_CHECKING:
+    from rmtrl.evaluation.policy import Ranked
+
+
+def inspect(
+    data: Data,
+    model: Model,
+    row: Annotated[int, typer.Option(help="Row of the data, from 0.")] = 0,
+    side: Annotated[Literal["chosen", "rejected"], typer.Option(help="Answer to show.")] = "chosen",
+    columns: Map = None,
+    split: Split = "train",
+    as_json: Json = False,
+) -> None:
+    """Show the tokens a reward model sees of one response, and the position that is scored."""
+    from rmtrl.evaluation.scoring import check_rendered, conversation
+    from rmtrl.reward.scorer import RewardScorer
+
+    pairs = read_pairs(data, split, columns)
+    if not 0 <= row < len(pairs):
+        raise UsageError(f"got --row {row}; {data} has rows 0 to {len(pairs) - 1}")
+    scorer = RewardScorer.from_pretrained(model)
+    whole = conversation(pairs[row], side)
+    check_rendered(scorer, [whole], scorer.holds([whole]), [f"{data}, --row {row}"])
+    ids = scorer.encode(whole)
+    position, reward = scorer.scored_position(ids), float(scorer.score_ids([ids])[0])
+    tokens = list(enumerate(zip(ids, scorer.tokenizer.convert_ids_to_tokens(ids), strict=True)))
+    listed = [{"position": place, "id": id, "token": token} for place, (id, token) in tokens]
+    lines = [f"{i:>6}  {id:>7}  {token!r}{'   <- scored here' * (i == position)}" for i, (id, token) in tokens]
+    found = {"tokens": listed, "scored_position": position, "reward": reward}
+    about = {"schema": "rmtrl/inspection/1", "model": model, "data": data, "row": row, "side": side}
+    show(about | found, as_json, words="\n".join([*lines, f"reward {reward:.4f}"]))
+
+
+def score(
+    data: Data, model: Model, out: Rows, columns: Map = None, split: Split = "train", as_json: Json = False
+) -> None:
+    """Score both sides of every pair; memory does not grow with the file."""
+    import numpy as np
+
+    from rmtrl.evaluation.scoring import ScoredPairs, pair_lines
+    from rmtrl.metrics import mean_estimate, pair_wins
+    from rmtrl.reward.scorer import RewardScorer
+
+    pairs = read_pairs(data, split, columns)
+    scorer = RewardScorer.from_pretrained(model, progress=False)
+    scores: list[list[float]] = []
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for line in pair_lines(scorer, pairs, data):
+            scores.append(line["scores"])
+            yield line
+
+    write_rows(out, lines())
+    scored = ScoredPairs(pairs, np.array(scores))
+    whole = scored.where(scored.whole)
+    too_long = len(scored) - len(whole)
+    accuracy = mean_estimate(pair_wins(*whole.scores.T), whole.pairs["prompt_id"])
+    result = {"model": model, "data": data, "n": len(pairs), "too_long": too_long, "accuracy": accuracy}
+    said = f"{too_long:,} pairs are longer than the model's {scorer.most_tokens:,} tokens; their scores are null"
+    warnings = [said] if too_long else []
+    show({"schema": "rmtrl/scores/1", **result}, as_json, words=result | {"scores": out}, warnings=warnings)
+
+
+def rerank(
+    data: Annotated[
+        str, typer.Argument(help="Prompts, one a line: prompt, and candidates (a list) without --policy.")
+    ],
+    model: Model,
+    out: Rows,
+    policy: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id of a policy that makes the candidates.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Candidates to sample of each prompt.", min=1)] = 8,
+    max_new_tokens: NewTokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: Annotated[float, typer.Option(help="Probability mass to sample from.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Candidates to sample at a time.", min=1)] = 32,
+    seed: RandomSeed = 0,
+    as_json: Json = False,
+) -> None:
+    """Choose the best of several answers by a reward model."""
+    from rmtrl.evaluation.policy import read_prompts
+    from rmtrl.evaluation.policy import rerank as ranked_prompts
+    from rmtrl.metrics import mean_estimate
+    from rmtrl.reward.scorer import RewardScorer
+
+    asked = read_prompts(data, candidates=policy is None)
+    generator = None
+    if policy is not None:
+        from rmtrl.generation import TransformersGenerator
+
+        generator = TransformersGenerator.from_pretrained(
+            policy, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size,
+            progress=False,
+        )  # fmt: skip
+        if not generator.tokenizer.chat_template and any(not isinstance(one.prompt, str) for one in asked):
+            raise UsageError(f"{policy} has no chat template and the prompts are messages; give prompts as text")
+    scorer = RewardScorer.from_pretrained(model, progress=False)
+    ranked: list[Ranked] = []
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for one, own in ranked_prompts(scorer, asked, generator, n=n, seed=seed):
+            ranked.append(own)
+            yield one.line(own)
+
+    write_rows(out, lines())
+    known = [own.scores[own.scores == own.scores] for own in ranked if own.index is not None]
+    unranked = len(asked) - len(known)
+    counts = {
+        "n": len(asked),
+        "candidates": sum(len(own.candidates) for own in ranked),
+        "too_long": sum(int((own.scores != own.scores).sum()) for own in ranked),
+        "unranked": unranked,
+    }
+    best = mean_estimate([own.max() for own in known], proportion=False)
+    gain = mean_estimate([own.max() - own.mean() for own in known], proportion=False)
+    origin = {"model": model, "policy": policy, "data": data, "out": str(out)}
+    said = f"{unranked:,} prompts have no candidate that the model holds; their best is null"
+    whole = {"schema": "rmtrl/rerank/1", **origin, **counts, "gain": gain, "best": best}
+    words = counts | {"score of the best": best, "best above the mean": gain, "out": out}
+    show(whole, as_json, words=words, warnings=[said] if unranked else [])

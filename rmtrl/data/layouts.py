@@ -1,0 +1,414 @@
+"""A row of any known form goes in; the pairs that its makers mean come out: TRL's forms, votes, and public sets."""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any
+
+from rmtrl.data.messages import listed_messages, read_messages, same
+from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, as_number
+from rmtrl.errors import DataError
+from rmtrl.io import Row
+from rmtrl.types import Message
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+"""What opens a turn in a transcript, as in hh-rlhf."""
+
+_ASKED = (("prompt_left", "prompt_right"), ("prompt",), ("messages",), ("conversations",), ("conversation",),
+          ("question",), ("query",), ("instruction", "input"), ("instruction",), ("input",))  # fmt: skip
+
+TALKS = {"chosen", "rejected", "left", "right", "response_left", "response_right", "context", "history", "tools",
+         "prompt_rejected", "chat_template_kwargs", *chain(*_ASKED)}  # fmt: skip
+"""Columns that may hold messages."""
+
+CODES = frozenset({"0", "1"})
+_VERDICTS = {"chosen": 1.0, "left": 1.0, "rejected": 0.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
+_PAIRED = (("chosen", "rejected"), ("left", "right"), ("response_left", "response_right"))
+
+
+# ---- what was asked
+
+
+@lru_cache(maxsize=1024)
+def prompt_columns(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the columns that a prompt is read from, the first of those known; none where there is none."""
+    return next((columns for columns in _ASKED if set(columns) <= set(names)), ())
+
+
+def asked(row: Row) -> tuple[Any, Any]:
+    """Returns the prompt of a row, None where it has none, and the prompt of the right side where that differs."""
+    found = [_side(name, row[name]) for name in prompt_columns(tuple(row))]
+    if len(found) < 2:
+        return (found[0] if found else None), None
+    if "prompt_left" in row:
+        return found[0], None if same(*found) else found[1]
+    return "\n\n".join(text for text in found if text), None
+
+
+def before(row: Row) -> list[Message]:
+    """Returns what stands before the prompt in columns of its own: a system message, and earlier turns.
+
+    `history` holds messages, or pairs of what the user and the assistant said.
+    """
+    system, history = row.get("system"), row.get("history")
+    said = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    if not isinstance(history, list):
+        return said
+    if any(isinstance(turn, dict) for turn in history):
+        return said + read_messages("history", history)
+    if not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise DataError(f"history is {str(history)[:40]!r}; wanted messages, or pairs of what user and assistant said")
+    roles = ("user", "assistant")
+    return said + [{"role": role, "content": text} for turn in history for role, text in zip(roles, turn, strict=True)]
+
+
+def in_turns(pair: Row, said: list[Message]) -> Row:
+    """Returns a pair as messages, after what was said before its prompt; a transcript becomes its turns."""
+    turned = dict(pair)
+    for name in ("prompt", "prompt_rejected"):
+        given = pair.get(name)
+        if given is None:
+            continue
+        turns = read_messages(name, given) if not isinstance(given, str) else _turns(given)
+        if isinstance(given, str) and not turns:
+            turns = [{"role": "user", "content": given}]
+        elif isinstance(given, str):
+            answers = {side: pair[side] for side in ("chosen", "rejected")}
+            turned |= {side: text.lstrip() for side, text in answers.items() if isinstance(text, str)}
+        turned[name] = turns if same(turns[: len(said)], said) else said + turns
+    return turned
+
+
+def _turns(text: str) -> list[Message]:
+    """Returns the turns of a transcript that asks for an answer, as in hh-rlhf; none where the text is no such."""
+    if HUMAN not in text or not text.rstrip().endswith(ASSISTANT):
+        return []
+    before, *parts = re.split(f"({HUMAN}|{ASSISTANT})", text)
+    roles = {HUMAN: "user", ASSISTANT: "assistant"}
+    said = [("system", before), *((roles[mark], part) for mark, part in zip(parts[::2], parts[1::2], strict=True))]
+    return [{"role": role, "content": part.strip()} for role, part in said if part.strip()]
+
+
+def with_messages(row: Row, columns: Collection[str]) -> Row:
+    """Returns a row with the messages that stand in cells as JSON text; of two answers only where both are such."""
+    texts = {name: row[name] for name in columns if isinstance(row[name], str) and row[name].lstrip()[:1] == "["}
+    found = {name: messages for name, text in texts.items() if (messages := listed_messages(text))}
+    for sides in _PAIRED:
+        if len(found.keys() & sides) == 1:
+            found = {name: messages for name, messages in found.items() if name not in sides}
+    return row | found if found else row
+
+
+def _side(name: str, value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else read_messages(name, value)
+
+
+# ---- who won, in words or in numbers that no set has fixed
+
+
+def label_code(row: Row) -> str | None:
+    """Returns the number in the column `label` of a form whose codes no set has fixed, None where there is none."""
+    named = {"left", "right"} <= set(row) or {"response_left", "response_right"} <= set(row)
+    label = row.get("label")
+    if isinstance(label, bool) or not (named or "prompt_left" in row):
+        return None
+    if isinstance(label, str) and not re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label):
+        return None
+    return f"{float(label):g}" if isinstance(label, str | int | float) else None
+
+
+def label_word(code: str, codes: Collection[str], row: Row) -> str:
+    """Returns what a number in `label` means where these are all the numbers that stand in the column.
+
+    0 is left and 1 right, in a column of no other number. Beside sides called chosen and rejected a column of zeros
+    alone, or of ones alone, says that chosen won.
+
+    Raises:
+        DataError: If the numbers may mean something else.
+    """
+    shown = ", ".join(sorted(codes))
+    if not CODES.issuperset(codes):
+        raise DataError(f"label holds the numbers {shown}, not 0 (left) and 1 (right) alone; write left, right or tie")
+    if "chosen" not in row:
+        return ("left", "right")[int(code)]
+    if len(codes) > 1:
+        raise DataError(
+            f"label holds {shown} beside chosen and rejected, and either may be the better one; write chosen, "
+            "rejected or tie, or give --map preference=label where 1 means chosen"
+        )
+    return "chosen"
+
+
+def has_label(row: Row) -> bool:
+    """Returns whether something stands in the column `label`."""
+    label = row.get("label")
+    return bool(label.strip()) if isinstance(label, str) else label is not None
+
+
+def verdict(row: Row, *, strict: bool = False) -> float | None:
+    """Returns what `label` says of a row whose sides are called chosen and rejected: 1 where chosen won.
+
+    Chosen is the left side. Beside `prompt_left` and `prompt_right`, or where `strict`, a label must be a verdict;
+    else any other value is the user's own.
+    """
+    if not {"chosen", "chosen_response"} & row.keys():
+        return None
+    label = row.get("label")
+    found = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else None
+    if found is None and has_label(row) and (strict or "prompt_left" in row):
+        raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(_VERDICTS)}")
+    return found
+
+
+def label_notes(source: str, codes: Collection[str], judged: Collection[bool]) -> list[str]:
+    """Returns what a person may not expect of how `label` is read.
+
+    Args:
+        source (`str`): What to call the set.
+        codes (`Collection[str]`): Numbers that were read as a side.
+        judged (`Collection[bool]`): Whether labels beside chosen and rejected were verdicts.
+    """
+    notes = []
+    if len(codes) == 1:
+        (code,) = codes
+        side = ("left", "right")[int(code)]
+        notes.append(
+            f"{source}: every number in label is {code}, read as {side}; write left, right or tie to be clear"
+        )
+    if judged and not any(judged):
+        notes.append(f"{source}: label is not read, for no row has one of {', '.join(_VERDICTS)} there")
+    return notes
+
+
+# ---- sides named for who won
+
+
+def _split_texts(chosen: str, rejected: str) -> Row:
+    if all(HUMAN in side and ASSISTANT in side for side in (chosen, rejected)):
+        prompts = [side[: side.rindex(ASSISTANT) + len(ASSISTANT)] for side in (chosen, rejected)]
+        short, long = sorted(prompts, key=len)
+        # one side may take several turns to answer; only a human turn among them makes it another conversation
+        if long.startswith(short) and "Human:" not in long[len(short) :]:
+            prompts = [short, short]
+        return _split_at(chosen, rejected, len(prompts[0]), len(prompts[1]))
+    head = chosen[: _shared_chars(chosen, rejected)]
+    words = re.match(r".*\s", head, re.DOTALL)
+    end = words.end() if words else 0
+    end -= head[:end].endswith(" ")  # the space goes with the response, as in TRL's extract_prompt
+    return _split_at(chosen, rejected, end, end) | {"invented": True}
+
+
+def _shared_chars(first: str, second: str) -> int:
+    """Returns how many characters two texts begin with alike, by halving: much faster than character by character."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
+    return low
+
+
+def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
+    end = 0
+    while end < min(len(chosen), len(rejected)) - 1 and same(chosen[end], rejected[end]):
+        end += 1
+    # a user turn inside one response means that the two sides answer different conversations
+    if any(message.get("role") == "user" for side in (chosen, rejected) for message in side[end:-1]):
+        return _split_at(chosen, rejected, len(chosen) - 1, len(rejected) - 1)
+    return _split_at(chosen, rejected, end, end)
+
+
+def _split_at(chosen: Any, rejected: Any, chosen_end: int, rejected_end: int) -> Row:
+    prompt, other = chosen[:chosen_end], rejected[:rejected_end]
+    pair = {"prompt": prompt, "chosen": chosen[chosen_end:], "rejected": rejected[rejected_end:]}
+    return pair if same(prompt, other) else {**pair, "prompt_rejected": other}
+
+
+def _explicit(row: Row, sides: tuple[str, str] = ("chosen", "rejected")) -> list[Row]:
+    chosen, rejected = (_side(name, row[name]) for name in sides)
+    prompt, other = asked(row)
+    pair: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if other is not None:
+        pair["prompt_rejected"] = other
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        pair |= _answers(prompt, chosen, rejected)
+    elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        pair = _split_texts(chosen, rejected)
+    judged = {side: row.get(f"{side}_scores") for side in ("chosen", "rejected")}
+    pair |= {f"{side}_scores": scores for side, scores in judged.items() if scores is not None}
+    if row.get("prompt_rejected") not in (None, ""):
+        pair["prompt_rejected"] = row["prompt_rejected"]
+    scores = [as_number(name, row.get(name)) for name in ("score_chosen", "score_rejected")]
+    if scores[0] is not None and scores[1] is not None:
+        pair["rating_gap"] = scores[0] - scores[1]
+    preference = as_number("preference", row.get("preference"))
+    if preference is not None and not 0 <= preference <= 1:
+        raise DataError(f"preference is {preference}; wanted a share from 0 to 1 (1: chosen wins)")
+    return [_preferred(pair, verdict(row) if preference is None else preference)]
+
+
+def _answers(prompt: Any, chosen: list[Message], rejected: list[Message]) -> Row:
+    """Returns prompt and responses, whether the lists hold the responses alone or the whole conversations."""
+    if isinstance(prompt, list) and not same(chosen[: len(prompt)], prompt):
+        if prompt and same(prompt[-len(chosen) :], chosen):  # the prompt's column holds the chosen answer too
+            return {"prompt": prompt[: -len(chosen)]}
+        return {}
+    pair = _split_messages(chosen, rejected)
+    if isinstance(prompt, str) and not pair["prompt"]:  # the lists hold the responses alone
+        pair["prompt"] = [{"role": "user", "content": prompt}]
+    return pair
+
+
+def _preferred(pair: Row, preference: float | None) -> Row:
+    """Returns the pair with its preference, the sides exchanged where the rejected one won."""
+    if preference is None or preference >= 0.5:
+        return pair if preference is None else pair | {"preference": preference}
+    turned = {"chosen": "rejected", "rejected": "chosen", "chosen_scores": "rejected_scores",
+              "rejected_scores": "chosen_scores"}  # fmt: skip
+    if "prompt_rejected" in pair:
+        turned |= {"prompt": "prompt_rejected", "prompt_rejected": "prompt"}
+    return {turned.get(name, name): value for name, value in pair.items()} | {"preference": 1 - preference}
+
+
+# ---- public sets: two answers, and a column that says which is better
+
+
+def _first_wins(label: Any, outcomes: dict[str, float]) -> float:
+    # 1.0 is what becomes of 1 in a column of whole numbers with a gap
+    name = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
+    if name not in outcomes:
+        raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(outcomes)}")
+    return outcomes[name]
+
+
+def _two(
+    row: Row, prompt: str, first: str, second: str, label: str, outcomes: dict[str, float], **named: str
+) -> list[Row]:
+    """Returns the pair of two answers; `named` are the columns that hold its names."""
+    pair = {"prompt": row[prompt], "chosen": row[first], "rejected": row[second]}
+    pair |= {name: row.get(column) for name, column in named.items()}
+    return [_preferred(pair, _first_wins(row[label], outcomes))]
+
+
+def _strength(row: Row, prompt: str, first: str, second: str, label: str) -> list[Row]:
+    """HelpSteer's strength is negative where the first answer is better."""
+    strength = float(row[label])
+    pair = {"prompt": row[prompt], "chosen": row[first], "rejected": row[second], "rating_gap": abs(strength)}
+    return [_preferred(pair, 0.5 - 0.5 * ((strength > 0) - (strength < 0)))]
+
+
+def _annotation(row: Row) -> list[Row]:
+    outcomes = {"left": 1.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
+    left_wins = _first_wins(str(row["label"]).strip().lower(), outcomes)
+    prompt, other = asked(row)
+    sides = [row.get(f"response_{side}", row.get(side)) for side in ("left", "right")]
+    pair = {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
+    return [_preferred(pair | ({} if other is None else {"prompt_rejected": other}), left_wins)]
+
+
+def _nectar(row: Row) -> list[Row]:
+    """Pairs the best answer with each of the others, as the set ranks them; equal ranks are a tie."""
+    best, *others = sorted(row["answers"], key=lambda answer: float(answer["rank"]))
+    if not others:
+        raise DataError("answers holds one answer; wanted two or more")
+    gaps = [float(other["rank"]) - float(best["rank"]) for other in others]
+    shared = {"prompt": row["prompt"], "chosen": best["answer"]}
+    return [
+        shared | {"rejected": other["answer"], "preference": 1.0 if gap else 0.5, "rating_gap": gap}
+        for other, gap in zip(others, gaps, strict=True)
+    ]
+
+
+_PANDALM_VOTES = ("annotator1", "annotator2", "annotator3")
+
+
+def _pandalm(row: Row) -> list[Row]:
+    shares = [_first_wins(row[name], {"1": 1.0, "2": 0.0, "0": 0.5}) for name in _PANDALM_VOTES]
+    prompt = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
+    pair = {"prompt": prompt, "chosen": row["response1"], "rejected": row["response2"]}
+    return [_preferred(pair | {"id": row.get("idx"), "weight": len(shares)}, sum(shares) / len(shares))]
+
+
+# ---- the table of forms
+
+
+Layout = Callable[[Row], list[Row]]
+_argilla = partial(_explicit, sides=("chosen_response", "rejected_response"))
+EXPLICIT = (_explicit, _argilla)
+"""The layouts whose sides are named for who won; their prompt may stand in one of several columns, or in none."""
+
+
+def _read_by(read: Callable[..., list[Row]], *columns: str, **more: Any) -> tuple[frozenset[str], Layout]:
+    """Returns the columns of a set, as prompt, two answers and label, and what reads a row of it."""
+    names = dict(zip(("prompt", "first", "second", "label"), columns, strict=True))
+    return frozenset(columns), partial(read, **names, **more)
+
+
+LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
+    # TRL's forms; also hh-rlhf, UltraFeedback binarized, Skywork-Preference and the Tülu 3 mixtures
+    "chosen and rejected": (frozenset({"chosen", "rejected"}), _explicit),
+    "Argilla": (frozenset({"chosen_response", "rejected_response"}), _argilla),
+    "annotation": (frozenset({"response_left", "response_right", "label"}), _annotation),
+    "annotation, short": (frozenset({"left", "right", "label"}), _annotation),
+    "HelpSteer2 preference": _read_by(_strength, "prompt", "response_1", "response_2", "preference_strength"),
+    "HelpSteer3 preference": _read_by(_strength, "context", "response1", "response2", "overall_preference"),
+    "SHP": _read_by(
+        _two, "history", "human_ref_A", "human_ref_B", "labels", outcomes={"1": 1.0, "0": 0.0}, prompt_id="post_id"
+    ),
+    "PKU-SafeRLHF": _read_by(
+        _two, "prompt", "response_0", "response_1", "better_response_id", outcomes={"0": 1.0, "1": 0.0}
+    ),
+    "Nectar": (frozenset({"prompt", "answers"}), _nectar),
+    "LLMBar": _read_by(_two, "input", "output_1", "output_2", "label", outcomes={"1": 1.0, "2": 0.0}),
+    "JudgeBench": _read_by(
+        _two, "question", "response_A", "response_B", "label", outcomes={"A>B": 1.0, "B>A": 0.0, "A=B": 0.5},
+        id="pair_id", domain="source",
+    ),
+    "PandaLM": (frozenset({"instruction", "input", "response1", "response2", *_PANDALM_VOTES}), _pandalm),
+}  # fmt: skip
+"""Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""
+
+
+_CARE = {"label", "preference", "score_chosen", "score_rejected", *SCORES, "prompt_rejected", "system", "history",
+         *TEMPLATE}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is known of a row by its columns: what reads it, the cells it needs, and the columns nothing reads.
+
+    A plain one has its pair in `prompt`, `chosen` and `rejected`, and no column that says more of it.
+    """
+
+    layout: Layout | None
+    needed: list[str]
+    explicit: bool
+    plain: bool
+    asked: bool
+    talks: list[str]
+    unread: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def form_of(names: tuple[str, ...]) -> Form:
+    """Returns the form of rows with these columns; where none is known, without a layout and with what is missing."""
+    found = next(((columns, layout) for columns, layout in LAYOUTS.values() if columns <= set(names)), None)
+    if found is None:
+        known = [columns for columns, _ in LAYOUTS.values()]
+        nearest = max(known, key=lambda columns: len(columns & set(names)) / len(columns))
+        return Form(None, sorted(nearest - set(names)), False, False, False, [], ())
+    columns, layout = found
+    asked = prompt_columns(names)
+    read = {*columns, *asked, "history", "prompt_rejected"}
+    prompts = [name for name in asked if layout in EXPLICIT and (name != "input" or len(asked) == 1)]
+    prompts += [name for name in names if name == "label" and layout in EXPLICIT and "prompt_left" in asked]
+    unread = tuple(name for name in names if name not in {*NAMES, *columns, *asked, "prompt_left", "prompt_right"})
+    talks = [name for name in names if name in TALKS and name in read]
+    plain = layout is _explicit and asked == ("prompt",) and _CARE.isdisjoint(names)
+    return Form(layout, [*sorted(columns), *prompts], layout in EXPLICIT, plain, bool(asked), talks, unread)
+
+
+def is_pair(row: Row) -> bool:
+    """Returns whether a row is of a known form, by its columns."""
+    return form_of(tuple(row)).layout is not None

@@ -1,1 +1,0 @@
-"""From files of any known form to rows of the normal form."""
