@@ -30,7 +30,7 @@ from rmtrl.data.clusters import (
 )
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import binomial_estimate
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 KINDS = ("exact", "near", "ngram", "response")
 _EXAMPLES = 3
@@ -56,10 +56,6 @@ class Overlap:
     prompt_ids: list[str]
     examples: list[dict[str, str]]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return vars(self) | {"share": None if self.share is None else self.share.as_dict()}
-
 
 @dataclass(frozen=True)
 class Contamination:
@@ -80,7 +76,7 @@ class Contamination:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
-        overlaps = {kind: overlap.as_dict() for kind, overlap in self.overlaps.items()}
+        overlaps = {kind: json_ready(overlap) for kind, overlap in self.overlaps.items()}
         return {"n": self.n, "prompts": self.prompts, **overlaps, "rows": self.rows}
 
 

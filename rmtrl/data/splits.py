@@ -50,7 +50,7 @@ class Splits:
 
     def overlap(self) -> dict[str, int]:
         """Returns how many prompts, or clusters of prompts, every two splits share (`"train/test"`); all are 0."""
-        return _overlap(self.as_dict())
+        return {pair: len(values) for pair, values in _shared(self.as_dict()).items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Holdout:
 
     def overlap(self) -> list[str]:
         """Returns the `prompt_id`s on both sides, sorted; empty when prompts are what is held out."""
-        return sorted(_prompt_ids(self.train) & _prompt_ids(self.evaluation))
+        return sorted({*_column(self.train, "prompt_id")} & {*_column(self.evaluation, "prompt_id")})
 
 
 def make_splits(
@@ -244,10 +244,6 @@ def _shared(splits: Mapping[str, Dataset]) -> dict[str, set[str]]:
     return shared
 
 
-def _overlap(splits: Mapping[str, Dataset]) -> dict[str, int]:
-    return {key: len(values) for key, values in _shared(splits).items()}
-
-
 def _assigned(
     rows: Mapping[str, int], domains: Mapping[str, str], order: Mapping[str, str], ratios: tuple[float, ...]
 ) -> dict[str, int]:
@@ -290,7 +286,3 @@ def _column(dataset: Dataset, name: str) -> list[str]:
     # in batches: going through `dataset[name]` is slow after a select
     batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
     return [value for batch in batches for value in batch[name]]
-
-
-def _prompt_ids(dataset: Dataset) -> set[str]:
-    return set(_column(dataset, "prompt_id"))

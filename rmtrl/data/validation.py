@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -361,14 +362,10 @@ def _mark_repeated(codes: NDArray[np.int8], keys: NDArray[np.uint64], winners: N
 
     A duplicate says the same of the same pair: the same side wins, or it is a tie again.
     """
-    rows = np.flatnonzero(codes == 0)
-    _, pair = np.unique(keys[rows], return_inverse=True)
-    wins = [np.bincount(pair, winners[rows] == winner) > 0 for winner in (1, -1)]
-    contradictory = (wins[0] & wins[1])[pair] if len(rows) else np.zeros(0, bool)
-    contradictory &= winners[rows] != 0
-    codes[rows[contradictory]] = _CODES["contradictory_pair"]
-    rest = np.flatnonzero(~contradictory)
-    _, first = np.unique(3 * pair[rest] + winners[rows[rest]], return_index=True)
-    repeated = np.ones(len(rest), bool)
-    repeated[first] = False
-    codes[rows[rest[repeated]]] = _CODES["duplicate_pair"]
+    sound = np.flatnonzero(codes == 0)
+    rows = pd.DataFrame({"pair": keys[sound], "winner": winners[sound]}, index=sound)
+    winner = rows.groupby("pair")["winner"]
+    contradictory = (winner.transform("max") == 1) & (winner.transform("min") == -1) & (rows["winner"] != 0)
+    codes[sound[contradictory]] = _CODES["contradictory_pair"]
+    rest = rows[~contradictory]
+    codes[rest.index[rest.duplicated()]] = _CODES["duplicate_pair"]
