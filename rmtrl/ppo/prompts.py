@@ -4,10 +4,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -112,9 +111,7 @@ def read_prompts(
             "max_prompt_length, or lower response_length where the model's positions are the limit"
         )
     if n_dropped:
-        logger.warning(
-            "%s of %s %s prompts are over %s tokens and left out", n_dropped, len(ids), name, max_length
-        )  # fmt: skip
+        logger.warning("%s of %s %s prompts are over %s tokens and left out", n_dropped, len(ids), name, max_length)
     rest = dataset.remove_columns([column for column in names if column in ("prompt", "input_ids", "attention_mask")])
     if n_dropped and rest.column_names:
         rest = rest.select(kept)
@@ -183,21 +180,21 @@ def _without_padding(dataset: Dataset) -> list[list[int]]:
     ids = [_token_ids(value, row) for row, value in enumerate(dataset["input_ids"])]
     if "attention_mask" not in dataset.column_names:
         return ids
-    for row, (own, given) in enumerate(zip(ids, dataset["attention_mask"], strict=True)):
-        mask = torch.as_tensor(given).bool()
-        if len(own) != len(mask):
-            raise DataError(f"prompt {row} has {len(own)} input_ids and an attention_mask of {len(mask)}")
-        ids[row] = torch.tensor(own)[mask].tolist()
+    for row, mask in enumerate(map(_plain, dataset["attention_mask"])):
+        if len(ids[row]) != len(mask):
+            raise DataError(f"prompt {row} has {len(ids[row])} input_ids and an attention_mask of {len(mask)}")
+        ids[row] = list(compress(ids[row], mask))
     return ids
 
 
 def _token_ids(value: Any, row: int) -> list[int]:
-    try:
-        ids = np.array(value.tolist() if isinstance(value, torch.Tensor) else value)
-    except ValueError:  # lists of several lengths
-        ids = np.array(None)
-    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+    ids = _plain(value)
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
         raise DataError(f"prompt {row} has the input_ids {str(value)[:80]}; wanted a list of token ids")
-    if (ids < 0).any():
+    if any(token < 0 for token in ids):
         raise DataError(f"prompt {row} has input_ids below 0; leave labels' -100 out")
-    return [int(token) for token in ids]
+    return ids
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value  # of a data set formatted for numpy or torch

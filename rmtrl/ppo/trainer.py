@@ -22,8 +22,9 @@ from trl.models import unwrap_model_for_generation
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.generation import sampling_key
-from rmtrl.ppo import evaluation, models, state, update
+from rmtrl.ppo import evaluation, models, state
 from rmtrl.ppo import rollout as rollouts
+from rmtrl.ppo import update as updates
 from rmtrl.ppo._base import PPOBase, init_trainer
 from rmtrl.ppo.backbone import SharedValue, check_adapter, share_reward
 from rmtrl.ppo.config import PPOConfig
@@ -181,7 +182,6 @@ class PPOTrainer(PPOBase):
         self._last_log: dict[str, Any] = {"step": 0, "loss_since": 0.0}
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._grad_norms: list[float] = []
-        self._trained_tokens = 0
         self._experience: Experience | None = None  # of the update that is under way
         self.evaluation_: dict[str, Estimate] = {}
         self.samples_: dict[str, Rows] = {}
@@ -258,7 +258,7 @@ class PPOTrainer(PPOBase):
         self._set_optimizer("train")
         rollout = self.rollout(*self.next_prompts(step), step=step)
         experience = self._experience = self.advantages(rollout, self.score(rollout))
-        figures = update.rollout_metrics(experience, self.args.num_generations) | self.update(experience, step=step)
+        figures = updates.rollout_metrics(experience, self.args.num_generations) | self.update(experience, step=step)
         self.kl_controller.update(figures["objective/kl"], self.batch_size)
         episode, tokens = (step + 1) * self.batch_size, sum(rollout.episodes.lengths)
         self.state.episode = episode  # type: ignore[attr-defined]
@@ -313,9 +313,11 @@ class PPOTrainer(PPOBase):
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Returns the operations of an update's passes, 6 a weight and token; those of sampling are not counted."""
-        weights = sum(weight.numel() for weight in self.model.parameters())
-        tokens, self._trained_tokens = self._trained_tokens, 0
-        return 6 * weights * tokens // self.accelerator.num_processes
+        if self._experience is None:
+            return 0
+        passes = self._metrics["policy/optimizer_steps"][-1] / self.args.num_mini_batches
+        tokens = passes * sum(self._experience.rollout.episodes.lengths) / self.accelerator.num_processes
+        return int(6 * tokens * sum(weight.numel() for weight in self.model.parameters()))
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         """Counts nothing: an update has counted its own tokens."""
@@ -415,7 +417,7 @@ class PPOTrainer(PPOBase):
 
     def advantages(self, rollout: Rollout, scores: Scores) -> Experience:
         """Returns the episodes with rewards by token, whitened advantages and returns."""
-        return update.make_experience(rollout, scores, self.kl_controller.kl_coef, self.args)
+        return updates.make_experience(rollout, scores, self.kl_controller.kl_coef, self.args)
 
     def update(self, experience: Experience, *, step: int = 0) -> dict[str, float]:
         """Returns the figures of `num_ppo_epochs` passes over a batch, `num_mini_batches` optimizer steps each.
@@ -423,16 +425,15 @@ class PPOTrainer(PPOBase):
         The last step is not taken: its gradient is left to the host.
         """
         limit, sums = self.args.max_approx_kl, list[torch.Tensor]()
-        for mini_batch in update.mini_batches(self.args, step):
+        for mini_batch in updates.mini_batches(self.args, step):
             if sums:
                 self._step_within()
-            self._trained_tokens += experience.rollout.n_tokens(mini_batch)
-            loss, own = update.backward(self.accelerator, self.model_wrapped, experience, mini_batch, self.args)
+            loss, own = updates.backward(self.accelerator, self.model_wrapped, experience, mini_batch, self.args)
             self._check_finite(loss, "the loss is")
             sums.append(own)
-            if limit is not None and update.over_tokens(self.accelerator, own)["policy/approxkl_avg"] > limit:
+            if limit is not None and updates.over_tokens(self.accelerator, own)["policy/approxkl_avg"] > limit:
                 break
-        figures = update.over_tokens(self.accelerator, torch.stack(sums).sum(0))
+        figures = updates.over_tokens(self.accelerator, torch.stack(sums).sum(0))
         return figures | {"policy/optimizer_steps": float(len(sums))}
 
     def _step_within(self) -> None:
