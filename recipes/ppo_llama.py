@@ -22,7 +22,6 @@ from rmtrl.io import write_json
 from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,
-    load_tokenizer,
     parse_recipe,
     stage_in_partial,
     stage_record,
@@ -36,6 +35,7 @@ from rmtrl.launch.policy import (
     read_prompt_splits,
     summary,
 )
+from rmtrl.models import load_tokenizer
 from rmtrl.ppo.overoptimization import OveroptimizationCallback
 from rmtrl.reporting.plots import save_figure, training_curves
 from rmtrl.types import json_ready

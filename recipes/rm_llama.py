@@ -24,7 +24,6 @@ from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,
     evaluate_often,
-    load_tokenizer,
     model_init_kwargs,
     parse_recipe,
     stage_in_partial,
@@ -32,6 +31,7 @@ from rmtrl.launch import (
     unusual_settings,
 )
 from rmtrl.launch.pairs import SCHEMA, RewardRecipeArguments, checked_splits, read_pairs
+from rmtrl.models import load_tokenizer
 from rmtrl.reward.report import pair_figures, summary
 from rmtrl.types import json_ready
 

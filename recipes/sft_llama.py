@@ -21,7 +21,8 @@ from rmtrl.data.synthetic import make_demonstrations
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.io import write_json
-from rmtrl.launch import load_tokenizer, model_init_kwargs, parse_recipe, read_rows, stage_in_partial, stage_record
+from rmtrl.launch import model_init_kwargs, parse_recipe, read_rows, stage_in_partial, stage_record
+from rmtrl.models import load_tokenizer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 
 CONFIGS = Path(__file__).parent / "configs"

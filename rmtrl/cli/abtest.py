@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli.console import Json, RandomSeed, check_outputs, read_rows, show
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import check_outputs, read_rows, show
 from rmtrl.errors import UsageError
 from rmtrl.io import read_object, write_json, write_rows
 
@@ -33,8 +34,8 @@ def plan(
     ] = None,
     safety_alpha: Annotated[float, typer.Option(help="Significance at which a higher rate stops the test.")] = 0.05,
     block: Annotated[int, typer.Option(help="Units in which both arms come equally often.")] = 10,
-    seed: RandomSeed = 0,
-    as_json: Json = False,
+    seed: opt.RandomSeed = 0,
+    as_json: opt.Json = False,
 ) -> None:
     """Fix sample size, looks, and what counts as success and as unsafe, before there are data."""
     from rmtrl.evaluation.abtest import make_plan
@@ -58,7 +59,7 @@ def assign(
     plan: PlanFile,
     units: Annotated[Path, typer.Argument(help="Ids of units: one a line, or jsonl with `unit`.")],
     out: Annotated[Path, typer.Option(help="Write assignments here; units that stand there keep their arm.")],
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Assign units to arms at random, in balanced blocks; the same unit always gets the same arm."""
     from rmtrl.evaluation.abtest import ARMS, Plan, assignment_rows, read_assignments, read_units
@@ -82,7 +83,7 @@ def analyse(
     outcomes: Annotated[
         Path, typer.Argument(help="In order of arrival, a line `unit`, `success`, `violation` (paired: and `arm`).")
     ],
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Judge the outcomes by the plan; exit code 1 when safety stops the test."""
     from rmtrl.evaluation.abtest import Outcome, Plan, read_assignments

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli.console import AnyRows, Json, Numbers, Rejects, Seed, check_outputs, numbers, show, words
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import check_outputs, show, words
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files
 
@@ -21,9 +22,10 @@ Criteria = Annotated[
     str | None, typer.Option(help="Columns that are criteria: usefulness,safety. Those that hold numbers if absent.")
 ]
 Weights = Annotated[
-    Numbers | None, numbers("Weights of the criteria, summing to 1: usefulness=0.5,safety=0.5. Equal if absent.")
+    opt.Numbers | None,
+    opt.numbers("Weights of the criteria, summing to 1: usefulness=0.5,safety=0.5. Equal if absent."),
 ]
-AnnotatorWeights = Annotated[Numbers | None, numbers("Weights of annotators, 1 if not named: ann=0.5,bo=2.")]
+AnnotatorWeights = Annotated[opt.Numbers | None, opt.numbers("Weights of annotators, 1 if not named: ann=0.5,bo=2.")]
 Alpha = Annotated[float, typer.Option(help="Share of the criterion score in the final score; the rest is Borda.")]
 Quorum = Annotated[int, typer.Option(help="Fewest annotators an item needs.")]
 
@@ -39,11 +41,11 @@ def agreement(
     ] = "ordinal",
     by: Annotated[str, typer.Option(help="criterion, or domain,criterion.")] = "criterion",
     target: Annotated[float, typer.Option(help="Alpha below which a slice is listed.", min=-1, max=1)] = 0.6,
-    seed: Seed = 0,
+    seed: opt.Seed = 0,
     likert: Likert = "1,5",
     criteria: Criteria = None,
-    rejects: Rejects = None,
-    as_json: Json = False,
+    rejects: opt.Rejects = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Report how far annotators agree, with 95 % intervals, and what is below target."""
     from rmtrl.data.annotations.agreement import agreement as measure
@@ -77,12 +79,12 @@ def aggregate(
         str, typer.Option(help="Rules in order: wins, top_criterion, criterion, variance, seeded.")
     ] = "wins,top_criterion,seeded",
     tolerance: Annotated[float, typer.Option(help="Final scores this near are a tie.")] = 1e-9,
-    seed: Seed = 0,
-    out: AnyRows = None,
+    seed: opt.Seed = 0,
+    out: opt.AnyRows = None,
     likert: Likert = "1,5",
     criteria: Criteria = None,
-    rejects: Rejects = None,
-    as_json: Json = False,
+    rejects: opt.Rejects = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Score items by criterion and by votes, blend the two, rank them within each prompt."""
     from rmtrl.data.annotations.aggregation import aggregate as score_items
@@ -123,14 +125,14 @@ def pairs(
     alpha: Alpha = 0.6,
     quorum: Quorum = 1,
     annotator_weights: AnnotatorWeights = None,
-    out: AnyRows = None,
+    out: opt.AnyRows = None,
     review: Annotated[Path | None, typer.Option(help="Write the disputed pairs here, as jsonl.")] = None,
     responses: Annotated[str | None, typer.Option(help="Texts by item_id and prompt_id.")] = None,
     prompts: Annotated[str | None, typer.Option(help="Texts by prompt_id.")] = None,
     likert: Likert = "1,5",
     criteria: Criteria = None,
-    rejects: Rejects = None,
-    as_json: Json = False,
+    rejects: opt.Rejects = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Make preference pairs from votes or ratings; set disputed ones apart."""
     from rmtrl.data.annotations.aggregation import aggregate as score_items

@@ -1,55 +1,19 @@
-"""What the commands share: the options they take, how they read input, and the one way a result is shown."""
+"""What the commands share: how they read input, what they may write, and the one way a result is shown."""
 
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from rmtrl.errors import DataError, UsageError
-from rmtrl.io import read_object, read_sound_rows
+from rmtrl.errors import UsageError
+from rmtrl.io import read_sound_rows
 from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from rmtrl.data.preferences import Faulty
-
-
-Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, also .gz), folder or hub id.")]
-Map = Annotated[list[str] | None, typer.Option("--map", help="Rename a column: new=old; may be repeated.")]
-Split = Annotated[str, typer.Option(help="Split to read, where the data has several.")]
-Model = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a reward model or adapter.")]
-AnyModel = Annotated[str | None, typer.Option(help="Checkpoint folder or hub id of a reward model or adapter.")]
-Scores = Annotated[Path | None, typer.Option(help="Scores instead of a model: a line `id`, `scores` a pair.")]
-Rows = Annotated[Path, typer.Option(help="Write the rows here, as jsonl.")]
-AnyRows = Annotated[Path | None, typer.Option(help="Write the rows here, as jsonl.")]
-Rejects = Annotated[Path | None, typer.Option(help="Write what cannot be used here, with reasons, as jsonl.")]
-Strict = Annotated[bool, typer.Option(help="Exit with 1 if anything is found.")]
-Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
-RandomSeed = Annotated[int, typer.Option(help="Seed of every draw.", min=0)]
-NewTokens = Annotated[int, typer.Option(help="Longest completion to sample.", min=1)]
-Temperature = Annotated[float, typer.Option(help="Temperature of the sampling.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Numbers = dict[str, float]
-
-
-def numbers(said: str) -> Any:
-    """Returns an option that takes name=number,name=number, or a JSON file of them."""
-
-    def parsed(text: str) -> Numbers:
-        try:
-            if Path(text).is_file():
-                return read_object(Path(text))
-            return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
-        except DataError as error:
-            raise typer.BadParameter(str(error)) from error
-        except ValueError as error:
-            raise typer.BadParameter("wanted name=number,name=number") from error
-
-    return typer.Option(parser=parsed, metavar="NAME=NUMBER,…", help=said)
 
 
 # ---- input
@@ -105,7 +69,7 @@ def check_outputs(inputs: Iterable[str | Path], outputs: Mapping[str, Path | Non
 _MOST_ROWS = 20
 _WIDEST = 120
 _LABELS = {"out": "written to", "exact": "exact duplicates", "near": "near-duplicates"}
-_FOR_PROGRAMS = {"schema", "fingerprint", "model_fingerprint", "hash", "environment"}
+_FOR_PROGRAMS = {"schema", "fingerprint", "model_fingerprint", "hash", "environment", "prompt_ids", "warnings"}
 
 
 def show(

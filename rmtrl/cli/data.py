@@ -6,22 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from rmtrl.cli.console import (
-    AnyRows,
-    Data,
-    Json,
-    Map,
-    Numbers,
-    Rejects,
-    Rows,
-    Seed,
-    Split,
-    Strict,
-    check_outputs,
-    numbers,
-    read_pairs,
-    show,
-)  # fmt: skip
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import check_outputs, read_pairs, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files, write_rows
 
@@ -33,16 +19,16 @@ Folder = Annotated[Path, typer.Option(help="Folder to write: a file a set, and w
 
 @app.command()
 def validate(
-    data: Data,
+    data: opt.Data,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, to count tokens.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.")] = None,
     ties: Annotated[Literal["drop", "keep"], typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
-    out: AnyRows = None,
-    rejects: Rejects = None,
-    strict: Strict = False,
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    out: opt.AnyRows = None,
+    rejects: opt.Rejects = None,
+    strict: opt.Strict = False,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Count which pairs can be trained on and why the others cannot."""
     from rmtrl.data.validation import validate as validate_pairs
@@ -62,24 +48,22 @@ def validate(
     write_row_files({path: rows for path, rows in files.items() if path is not None and rows is not None})
     if not len(result.kept):
         raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")
-    counts = {"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}
-    shown = {name: value for name, value in counts.items() if name not in ("domains", "warnings")}
-    show(counts, as_json, words=shown, warnings=result.warnings)
+    show({"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}, as_json, warnings=result.warnings)
     if strict and len(result.rejects):
         raise typer.Exit(1)
 
 
 @app.command()
 def dedup(
-    data: Data,
+    data: opt.Data,
     threshold: Threshold = 0.8,
-    out: AnyRows = None,
+    out: opt.AnyRows = None,
     keep: Annotated[
         Literal["representatives", "all"], typer.Option(help="Rows to write: those of a prompt a cluster, or all.")
     ] = "representatives",
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Find prompts that are equal or nearly so, and keep one of each cluster."""
     from rmtrl.data.clusters import deduplicate
@@ -89,8 +73,7 @@ def dedup(
     if out is not None:
         write_rows(out, result.clustered if keep == "all" else result.kept)
     counts = {"schema": "rmtrl/dedup/1", "data": data, "threshold": threshold, **result.as_dict()}
-    shown = {name: value for name, value in counts.items() if name != "warnings"}
-    show(counts, as_json, words=shown, warnings=result.warnings)
+    show(counts, as_json, warnings=result.warnings)
 
 
 @app.command()
@@ -99,11 +82,11 @@ def contamination(
     evaluations: Annotated[list[str], typer.Argument(metavar="EVAL...", help="Evaluation sets, one or more.")],
     threshold: Threshold = 0.8,
     ngram: Annotated[int, typer.Option(help="Length of a word run that counts as overlap, in words.")] = 13,
-    strict: Strict = False,
-    out: AnyRows = None,
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    strict: opt.Strict = False,
+    out: opt.AnyRows = None,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Count the evaluation prompts and answers that stand in the training data."""
     from rmtrl.data.contamination import contamination as find_contamination
@@ -119,23 +102,16 @@ def contamination(
     counts = {"n": report.n, "kept": kept, "dropped": report.n - kept, "skipped_comparisons": report.skipped}
     settings = {"threshold": threshold, "ngram": ngram, "found": report.found}
     results = [{"data": name, **result.as_dict()} for name, result in report.evaluations.items()]
-    shown = {
-        name: {kind: {"count": one.count, "share": one.share} for kind, one in result.overlaps.items()}
-        | {"examples": result.overlaps["any"].examples}
-        for name, result in report.evaluations.items()
-    }
-    show(
-        {"schema": "rmtrl/contamination/1", "train": train, **counts, **settings, "evaluations": results},
-        as_json,
-        words=counts | shown,
-    )
+    shown = counts | {name: result.overlaps for name, result in report.evaluations.items()}
+    whole = {"schema": "rmtrl/contamination/1", "train": train, **counts, **settings, "evaluations": results}
+    show(whole, as_json, words=shown)
     if strict and report.found:
         raise typer.Exit(1)
 
 
 @app.command()
 def split(
-    data: Data,
+    data: opt.Data,
     out: Folder,
     ratios: Annotated[
         tuple[float, float, float, float], typer.Option(help="Shares of train, validation, calibration and test.")
@@ -152,12 +128,12 @@ def split(
             "0.8 where the data has no cluster_id, which else says what counts as one."
         ),
     ] = None,
-    seed: Seed = 0,
+    seed: opt.Seed = 0,
     licence: Annotated[str, typer.Option(help="Licence and limits of use, for the manifest.")] = "",
     notes: Annotated[str, typer.Option(help="Curator's notes, for the manifest.")] = "",
-    columns: Map = None,
-    from_split: Split = "train",
-    as_json: Json = False,
+    columns: opt.Map = None,
+    from_split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Split pairs by prompt, near-duplicates together, and publish the splits with what rebuilds them."""
     from rmtrl.data.publishing import publish_splits
@@ -167,15 +143,15 @@ def split(
         holdout_domains=holdout_domains, sealed=sealed, near_duplicates=near_duplicates, seed=seed, licence=licence,
         notes=notes,
     )  # fmt: skip
-    show({**record, "out": str(out)}, as_json, words={"splits": record["splits"], "out": str(out)})
+    show({**record, "out": str(out)}, as_json)
 
 
 @app.command()
 def unseal(
     folder: Annotated[Path, typer.Argument(help="Folder written by `rmtrl data split --sealed`.")],
     purpose: Annotated[str, typer.Option(help="Why it is opened; kept with the count.")],
-    out: Rows,
-    as_json: Json = False,
+    out: opt.Rows,
+    as_json: opt.Json = False,
 ) -> None:
     """Open the sealed split for a final figure; every opening is counted and kept with its purpose."""
     from rmtrl.data.publishing import unseal as open_sealed
@@ -185,7 +161,7 @@ def unseal(
 
 @app.command()
 def coverage(
-    data: Data,
+    data: opt.Data,
     design: Annotated[str, typer.Option(help="A preset (blueprint, benchmark) or a YAML file.")] = "blueprint",
     annotations: Annotated[
         list[Path] | None, typer.Option(help="Annotation file, for judgments per item and biases; may be repeated.")
@@ -194,9 +170,9 @@ def coverage(
         Path | None, typer.Option(help="File with item_id, prompt_id, source, response: response mix and lengths.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 where the design is not met or a bias is found.")] = False,
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
@@ -231,17 +207,17 @@ def coverage(
 
 @app.command()
 def sample(
-    data: Data,
+    data: opt.Data,
     size: Annotated[int, typer.Option(help="Prompts to draw, each with all its pairs.")],
-    out: Rows,
+    out: opt.Rows,
     prevalence: Annotated[
-        Numbers | None, numbers("Weight of each domain: chat=9,law=1; the data's own where absent.")
+        opt.Numbers | None, opt.numbers("Weight of each domain: chat=9,law=1; the data's own where absent.")
     ] = None,
-    stress: Annotated[Numbers | None, numbers("Factor for high-stakes domains: medicine=3,law=2.")] = None,
-    seed: Seed = 0,
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    stress: Annotated[opt.Numbers | None, opt.numbers("Factor for high-stakes domains: medicine=3,law=2.")] = None,
+    seed: opt.Seed = 0,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
     from rmtrl.data.design import sample_by_domain
@@ -257,9 +233,9 @@ def synthesize(
     out: Folder,
     prompts: Annotated[int, typer.Option(help="Number of prompts.")] = 15000,
     annotators: Annotated[int, typer.Option(help="Number of simulated annotators, at most 5.")] = 5,
-    seed: Seed = 0,
+    seed: opt.Seed = 0,
     clean: Annotated[bool, typer.Option(help="Plant no defects; label by the gold score.")] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Write the embedded world: prompts, responses, annotations, pairs, an evaluation set, gold scores, the truth."""
     from rmtrl.data.publishing import publish_world

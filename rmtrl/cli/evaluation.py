@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli.console import (
-    AnyModel,
-    Data,
-    Json,
-    Map,
-    Numbers,
-    RandomSeed,
-    Scores,
-    Split,
-    check_model_or_scores,
-    numbers,
-    read_pairs,
-    renames,
-    show,
-)  # fmt: skip
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import check_model_or_scores, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_json
 
@@ -35,7 +22,7 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option(help="Checkpoint folder or hub id of a reward model; may be repeated.")
     ] = None,
-    scores: Scores = None,
+    scores: opt.Scores = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for scores and results; a killed run goes on there.")
     ] = None,
@@ -44,7 +31,7 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device; the accelerator by default.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.", min=1)] = 8192,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Score benchmarks and report their figures with intervals; several models make a table."""
     from rmtrl.evaluation.run import evaluate_model, in_words, judge_scores, read_tasks, run_folders, summary
@@ -71,8 +58,8 @@ def calibrate(
     data: Annotated[
         str | None, typer.Argument(help="Calibration pairs (file, folder, hub id); with --scores their prompts.")
     ] = None,
-    model: AnyModel = None,
-    scores: Scores = None,
+    model: opt.AnyModel = None,
+    scores: opt.Scores = None,
     test: Annotated[
         str | None, typer.Option(help="Pairs (with --scores: their scores) that the figures are reported on.")
     ] = None,
@@ -81,9 +68,9 @@ def calibrate(
     export: Annotated[
         Path | None, typer.Option(help="Write the model here with its temperature in the head's weights.")
     ] = None,
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
     from rmtrl.calibration.calibration import calibrate as fit
@@ -153,20 +140,20 @@ def _unknown_prompts(sets: "dict[str, ScoredPairs]") -> list[str]:
 
 
 def audit(
-    data: Data,
-    model: AnyModel = None,
-    scores: Scores = None,
+    data: opt.Data,
+    model: opt.AnyModel = None,
+    scores: opt.Scores = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and plots.")] = None,
     probes: Annotated[bool, typer.Option(help="Also edit answers and see what it does; needs --model.")] = True,
     probe_rows: Annotated[int, typer.Option(help="Chosen answers to edit, drawn at random.", min=2)] = 200,
     target_mix: Annotated[
-        Numbers | None, numbers("Mix of domains to report accuracy for, as weights, or a JSON file of them.")
+        opt.Numbers | None, opt.numbers("Mix of domains to report accuracy for, as weights, or a JSON file of them.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if convicted.")] = False,
-    seed: RandomSeed = 0,
-    columns: Map = None,
-    split: Split = "test",
-    as_json: Json = False,
+    seed: opt.RandomSeed = 0,
+    columns: opt.Map = None,
+    split: opt.Split = "test",
+    as_json: opt.Json = False,
 ) -> None:
     """Say whether a reward model pays for length, and what edits that improve nothing do to its rewards."""
     from rmtrl.data.provenance import fingerprint
@@ -221,10 +208,10 @@ def overopt(
         list[str] | None, typer.Option(help="A domain the proxy was not trained on; may be repeated.")
     ] = None,
     n_resamples: Annotated[int, typer.Option(help="Bootstrap resamples over prompts.", min=100)] = 1000,
-    seed: RandomSeed = 0,
+    seed: opt.RandomSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for overoptimization.json and .png.")] = None,
-    columns: Map = None,
-    as_json: Json = False,
+    columns: opt.Map = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Measure overoptimization: best-of-n curves of proxy and gold, the degree gamma, peak and drawdown."""
     from rmtrl.data.provenance import environment, fingerprint

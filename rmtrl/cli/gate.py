@@ -6,19 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli.console import (
-    AnyModel,
-    Json,
-    NewTokens,
-    RandomSeed,
-    Rows,
-    Scores,
-    Temperature,
-    check_model_or_scores,
-    check_outputs,
-    read_rows,
-    show,
-)  # fmt: skip
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import check_model_or_scores, check_outputs, read_rows, show
 from rmtrl.errors import UsageError
 from rmtrl.io import read_object, read_text, write_json, write_row_files, write_rows
 
@@ -31,7 +20,7 @@ def gate(
     policy: Annotated[
         str | None, typer.Option(help="Policy to train: folder or hub id; the run's own sft folder by default.")
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Say whether a reward model is ready to train a policy on, one reason a line; exit code 1 when it is not."""
     from rmtrl.evaluation.evidence import gather
@@ -56,10 +45,10 @@ def sample(
     model: Annotated[
         str | None, typer.Option(help="The policy itself, to answer a file of prompts twice each; folder or hub id.")
     ] = None,
-    max_new_tokens: NewTokens = 256,
-    temperature: Temperature = 1.0,
-    seed: RandomSeed = 0,
-    as_json: Json = False,
+    max_new_tokens: opt.NewTokens = 256,
+    temperature: opt.Temperature = 1.0,
+    seed: opt.RandomSeed = 0,
+    as_json: opt.Json = False,
 ) -> None:
     """Draw pairs of the policy's completions for blind review."""
     from rmtrl.evaluation.fresh import generated, is_judged, sample_review
@@ -91,12 +80,12 @@ def import_(
     review: Annotated[Path, typer.Argument(help="The judged pairs.")],
     key: Annotated[Path, typer.Option(help="The key that was written with them.")],
     by: Annotated[Literal["human", "model"], typer.Option(help="Who judged. The gate counts humans only.")],
-    out: Rows,
+    out: opt.Rows,
     reviewer: Annotated[str, typer.Option(help="Name for lines that give none.")] = "",
     allow_missing: Annotated[
         bool, typer.Option(help="Take a review that is not complete; what lacks is counted.")
     ] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Check a review against its key and take over its verdicts."""
     from rmtrl.evaluation.fresh import import_verdicts
@@ -114,12 +103,12 @@ def import_(
 @fresh.command("score")
 def score(
     verdicts: Annotated[Path, typer.Argument(help="Verdicts, as `rmtrl fresh import` writes them.")],
-    model: AnyModel = None,
-    scores: Scores = None,
+    model: opt.AnyModel = None,
+    scores: opt.Scores = None,
     out: Annotated[
         Path | None, typer.Option(help="Write fresh.json here; the gate reads it in a run's folder.")
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Report how often a reward model orders fresh pairs as the reviewers did."""
     from rmtrl.evaluation.fingerprints import model_fingerprint

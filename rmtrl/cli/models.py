@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rmtrl.cli.console import Data, Json, Map, Model, NewTokens, RandomSeed, Rows, Split, Temperature, read_pairs, show
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import read_pairs, show
 from rmtrl.errors import UsageError
 from rmtrl.io import write_rows
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    data: Data,
-    model: Model,
+    data: opt.Data,
+    model: opt.Model,
     row: Annotated[int, typer.Option(help="Row of the data, from 0.")] = 0,
     side: Annotated[Literal["chosen", "rejected"], typer.Option(help="Answer to show.")] = "chosen",
-    columns: Map = None,
-    split: Split = "train",
-    as_json: Json = False,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Show the tokens a reward model sees of one response, and the position that is scored."""
     from rmtrl.evaluation.scoring import check_rendered, conversation
@@ -43,7 +44,12 @@ def inspect(
 
 
 def score(
-    data: Data, model: Model, out: Rows, columns: Map = None, split: Split = "train", as_json: Json = False
+    data: opt.Data,
+    model: opt.Model,
+    out: opt.Rows,
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
 ) -> None:
     """Score both sides of every pair; memory does not grow with the file."""
     import numpy as np
@@ -76,18 +82,18 @@ def rerank(
     data: Annotated[
         str, typer.Argument(help="Prompts, one a line: prompt, and candidates (a list) without --policy.")
     ],
-    model: Model,
-    out: Rows,
+    model: opt.Model,
+    out: opt.Rows,
     policy: Annotated[
         str | None, typer.Option(help="Checkpoint folder or hub id of a policy that makes the candidates.")
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Candidates to sample of each prompt.", min=1)] = 8,
-    max_new_tokens: NewTokens = 256,
-    temperature: Temperature = 1.0,
+    max_new_tokens: opt.NewTokens = 256,
+    temperature: opt.Temperature = 1.0,
     top_p: Annotated[float, typer.Option(help="Probability mass to sample from.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Candidates to sample at a time.", min=1)] = 32,
-    seed: RandomSeed = 0,
-    as_json: Json = False,
+    seed: opt.RandomSeed = 0,
+    as_json: opt.Json = False,
 ) -> None:
     """Choose the best of several answers by a reward model."""
     from rmtrl.evaluation.policy import read_prompts

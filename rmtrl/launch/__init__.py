@@ -1,6 +1,5 @@
 """What every recipe does before and after its stage: read the settings, stage the folder, write the record."""
 
-import json
 import math
 import shutil
 import sys
@@ -13,12 +12,14 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from datasets import load_dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
+from rmtrl.data.loading import load_rows
 from rmtrl.data.provenance import environment
-from rmtrl.errors import DataError, ModelError, UsageError
+from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object
 
 _LARGE_PARAMETERS = 100_000_000
 _USUAL = {
@@ -26,8 +27,8 @@ _USUAL = {
     "weight_decay": (0.01, 0.1),
     "max_grad_norm": (1.0, 1.0),
     "global batch": (32, 128),
+    "warmup_steps": (0.05, 0.1),
 }
-_USUAL_RATE = {False: (5e-6, 5e-5), True: (5e-5, 5e-4)}  # full fine-tuning, adapters
 
 
 def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[Any, ...]:
@@ -66,35 +67,9 @@ def _cpu_has_bf16() -> bool:
     return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
 
 
-def load_tokenizer(path: str, **settings: Any) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer at a folder or hub id.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(path, **settings)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model at {path}: {str(error).splitlines()[0]}; give a folder or a hub id (recipes/sft_llama.py makes "
-            "that of the embedded default)"
-        ) from error
-
-
-def read_rows(recipe: ScriptArguments) -> Any:
-    """Returns the rows of the `.json(l)` file, folder or hub id that `dataset_name` names, of its training split.
-
-    Raises:
-        DataError: If they cannot be read.
-    """
-    name, split = str(recipe.dataset_name), recipe.dataset_train_split
-    file = {"path": "json", "data_files": name} if name.endswith((".json", ".jsonl")) else {"path": name}
-    try:
-        return load_dataset(**file, name=recipe.dataset_config, split=split)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read split {split} of {name}: {str(error).splitlines()[0]}; give a .jsonl file, folder or hub id"
-        ) from error
+def read_rows(recipe: ScriptArguments) -> Dataset:
+    """Returns the rows of the file, folder or hub id that `dataset_name` names, of its training split."""
+    return load_rows(str(recipe.dataset_name), split=recipe.dataset_train_split, name=recipe.dataset_config)
 
 
 def evaluate_often(args: TrainingArguments, n_pairs: int) -> None:
@@ -121,17 +96,11 @@ def unusual_settings(args: TrainingArguments, *, n_parameters: int, adapter: boo
     """
     if n_parameters < _LARGE_PARAMETERS:
         return []
-    ranges = _USUAL | {"learning_rate": _USUAL_RATE[adapter]}
-    got: dict[str, float] = {
-        "num_train_epochs": args.num_train_epochs,
-        "weight_decay": args.weight_decay,
-        "max_grad_norm": args.max_grad_norm,
-        "learning_rate": args.learning_rate,
-        "global batch": global_batch(args),
-    }
-    if args.warmup_steps < 1:  # a share of the run
-        got["warmup_steps"], ranges["warmup_steps"] = args.warmup_steps, (0.05, 0.1)
-    kind = "adapters" if adapter else "full fine-tuning"
+    kind, rate = ("adapters", (5e-5, 5e-4)) if adapter else ("full fine-tuning", (5e-6, 5e-5))
+    ranges = _USUAL | {"learning_rate": rate}
+    if args.warmup_steps >= 1:  # steps, not a share of the run
+        del ranges["warmup_steps"]
+    got = vars(args) | {"global batch": global_batch(args)}
     return [
         f"{name} is {got[name]:g}; {low:g} to {high:g} is usual for {kind} of a reward model"
         for name, (low, high) in ranges.items()
@@ -151,7 +120,7 @@ def stage_in_partial(args: TrainingArguments, schema: str) -> Path:
     """
     final = Path(str(args.output_dir).removesuffix(".partial"))
     record = final / "rmtrl.json"
-    stands = json.loads(record.read_text(encoding="utf-8")).get("schema") if record.is_file() else None
+    stands = read_object(record).get("schema") if record.is_file() else None
     if final.exists() and stands != schema and (not final.is_dir() or any(final.iterdir())):
         raise UsageError(
             f"output_dir {final} holds something other than an earlier run of this stage, which this run would "
@@ -177,25 +146,25 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     Raises:
         DataError: If there is none.
     """
-    given = args.resume_from_checkpoint
-    if given is None or str(given).lower() == "false":
+    given = str(args.resume_from_checkpoint or "false")
+    if given.lower() == "false":
         return None
-    if str(given).lower() != "true":
+    if given.lower() != "true":
         if not _is_finished(Path(given)):
             raise DataError(f"{given} is not a finished checkpoint; give one, or `true` for the newest")
         return given
-    checkpoints = [path for path in Path(str(args.output_dir)).glob("checkpoint-*") if _is_finished(path)]
-    if not checkpoints:
+    finished = [path for path in Path(str(args.output_dir)).glob("checkpoint-*") if _is_finished(path)]
+    if not finished:
         raise DataError(
             f"no finished checkpoint in {args.output_dir} to resume from; start without --resume_from_checkpoint"
         )
-    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1])))
+    return str(max(finished, key=lambda path: int(path.name.split("-")[1])))
 
 
 def _is_finished(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read_object(checkpoint / "trainer_state.json")
+    except DataError:
         return False
     return True
 

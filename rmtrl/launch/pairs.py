@@ -1,6 +1,5 @@
 """The pairs of a reward recipe: read, validated and split, the same again from the record of a run."""
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rmtrl.data.splits import Splits, check_overlap, make_splits
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.validation import ValidationResult, validate
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import read_object
 from rmtrl.reward.config import RewardConfig
 
 SCHEMA = "rmtrl/reward-model/1"
@@ -70,9 +70,7 @@ def checked_splits(
         pairs, tokenizer=tokenizer, max_length=args.max_length, ties="keep" if args.knows_ties else "drop"
     )
     if len(valid.kept) == 0:
-        raise DataError(
-            f"all {valid.n:,} pairs of {recipe.dataset_name} were rejected: {valid.reasons}; mend the data"
-        )
+        raise DataError(f"all {valid.n:,} pairs of {recipe.dataset_name} were rejected: {valid.why}; mend the data")
     kept = with_clusters(valid.kept, threshold=recipe.near_duplicates) if recipe.near_duplicates else valid.kept
     if len(recipe.split_ratios) != 4:
         raise UsageError(f"got split_ratios {recipe.split_ratios}; wanted four shares with sum 1")
@@ -94,8 +92,8 @@ def read_record(run: Path) -> dict[str, Any]:
         DataError: If the folder holds none, or one of another recipe.
     """
     try:
-        record = json.loads((run / "rmtrl.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = read_object(run / "rmtrl.json")
+    except DataError as error:
         raise DataError(f"no finished run at {run}: {error}; train one with recipes/rm_llama.py") from error
     known = {field.name for field in fields(RewardRecipeArguments)}
     if record.get("schema") != SCHEMA or not set(record.get("recipe", ())) <= known:

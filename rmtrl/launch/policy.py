@@ -56,7 +56,13 @@ def read_prompt_splits(recipe: PPORecipeArguments) -> dict[str, Dataset]:
     Raises:
         DataError: If they cannot be read, or are too few.
     """
-    rows = _embedded(recipe) if recipe.dataset_name == "embedded" else _read(recipe)
+    if recipe.dataset_name == "embedded":  # anew: some the reward model may have been trained on, as in practice
+        wanted = recipe.n_prompts + recipe.n_validation + recipe.n_test
+        rows = make_preferences(wanted, 1000 + recipe.split_seed).select_columns(["prompt", "domain"])
+    else:
+        rows = read_rows(recipe)
+        answers = [column for column in ("chosen", "rejected", "completion") if column in rows.column_names]
+        rows = rows.remove_columns(answers)
     if "prompt" not in rows.column_names:
         raise DataError(f"{recipe.dataset_name} has the columns {', '.join(rows.column_names)}; wanted `prompt`")
     first: dict[str, int] = {}
@@ -74,21 +80,6 @@ def read_prompt_splits(recipe: PPORecipeArguments) -> dict[str, Dataset]:
     return {name: rows.select(sorted(parts[name].tolist())) for name in ("train", "validation", "test")}
 
 
-def _embedded(recipe: PPORecipeArguments) -> Dataset:
-    """Prompts drawn anew; those that the reward model was trained on may be among them, as in practice."""
-    wanted = recipe.n_prompts + recipe.n_validation + recipe.n_test
-    pairs = make_preferences(wanted, 1000 + recipe.split_seed)
-    return pairs.select_columns(["prompt", "domain"])
-
-
-def _read(recipe: PPORecipeArguments) -> Dataset:
-    rows = read_rows(recipe)
-    if not isinstance(rows, Dataset):
-        raise DataError(f"{recipe.dataset_name} is no table of prompts; name one split")
-    kept = [column for column in rows.column_names if column not in ("chosen", "rejected", "completion")]
-    return rows.select_columns(kept)
-
-
 def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> "PreTrainedModel | PeftModel":
     """Returns the language model that the flags name.
 
@@ -96,11 +87,9 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
         ModelError: If there is none.
     """
     path = str(model_args.model_name_or_path)
-    settings = model_init_kwargs(model_args) | {"trust_remote_code": trust_remote_code}
-    quantization = get_quantization_config(model_args)
-    if quantization is not None:
-        settings |= {"quantization_config": quantization}
-    return load_language_policy(path, adapted=bool(model_args.use_peft), **settings)
+    settings = model_init_kwargs(model_args) | {"quantization_config": get_quantization_config(model_args)}
+    adapted = bool(model_args.use_peft)
+    return load_language_policy(path, adapted=adapted, trust_remote_code=trust_remote_code, **settings)
 
 
 def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:

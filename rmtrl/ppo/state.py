@@ -56,9 +56,9 @@ class RunState:
         try:
             json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the last file to be written
             stored = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return cls(**{name: value for name, value in stored.items() if name != "schema"})
+        except (OSError, ValueError, TypeError):
             return None
-        return cls(**{name: value for name, value in stored.items() if name != "schema"})
 
     def check_same_run(self, now: "RunState", folder: str) -> None:
         """Raises if a run that is in the state `now` cannot go on from this one.

@@ -327,7 +327,7 @@ class PPOTrainer(PPOBase):
         if self._metrics and "loss" in logs:
             figures = {name: of[-1] if name in _LAST else sum(of) / len(of) for name, of in self._metrics.items()}
             n_updates = self.state.global_step - self._last_log["step"]  # the host's own begin with this process
-            logs |= {"loss": self._last_log["loss_since"] / n_updates, "lr": logs["learning_rate"]} | figures
+            logs = logs | figures | {"loss": self._last_log["loss_since"] / n_updates, "lr": logs["learning_rate"]}
             logs["grad_norm"] = self._metrics["policy/grad_norm"][-1]
             self._metrics.clear()
             self._last_log = {"step": self.state.global_step, "loss_since": 0.0}

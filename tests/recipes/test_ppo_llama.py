@@ -96,7 +96,7 @@ def test_too_few_prompts_are_told_before_a_model_is_loaded(policy_recipe, tmp_pa
     [
         ({"reward_model_path": "nowhere"}, ModelError, "no reward model at nowhere"),
         ({"model_name_or_path": "nowhere"}, ModelError, "no model at nowhere"),
-        ({"dataset_name": "nowhere.jsonl"}, DataError, "cannot read split train of nowhere.jsonl"),
+        ({"dataset_name": "nowhere.jsonl"}, DataError, "no such file or folder: nowhere.jsonl"),
         ({"gradient_accumulation_steps": 50}, DataError, "a batch takes 200"),
         ({"num_mini_batches": 3}, UsageError, "num_mini_batches 3 does not divide"),
         ({"resume_from_checkpoint": "true"}, DataError, "no finished checkpoint"),
