@@ -111,7 +111,7 @@ class Estimate:
 
 
 def json_ready(value: Any) -> Any:
-    """Returns a value with dataclasses as dictionaries, and NaN and infinities, which JSON has no form for, as None.
+    """Returns a value with dataclasses as dictionaries, arrays as lists, and NaN and infinities as None, for JSON.
 
     Example:
 
@@ -122,6 +122,8 @@ def json_ready(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
