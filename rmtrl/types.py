@@ -98,10 +98,6 @@ class Estimate:
     level: float = 0.95
     method: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
-
     def __str__(self) -> str:
         return f"{self:.3f} (n = {self.n:,})"
 
@@ -111,7 +107,7 @@ class Estimate:
 
 
 def json_ready(value: Any) -> Any:
-    """Returns a value with dataclasses as dictionaries, and NaN and infinities, which JSON has no form for, as None.
+    """Returns a value with dataclasses as dictionaries, arrays as lists, and NaN and infinities as None.
 
     Example:
 
@@ -124,8 +120,8 @@ def json_ready(value: Any) -> Any:
         value = asdict(value)
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [json_ready(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -181,7 +181,7 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
             a, b = key.split("/")
             count = f"{len(shared)} prompts are" if len(shared) > 1 else "1 prompt is"
             raise SplitLeakageError(
-                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits"
+                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits or rmtrl data split"
             )
 
 
