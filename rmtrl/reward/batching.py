@@ -202,13 +202,9 @@ Job = tuple[str, list[Group]]
 
 
 def plan_jobs(
-    sequences: Sequence[Sequence[int]],
-    *,
-    pad_token_id: int,
-    costs: Costs,
-    share: bool,
+    sequences: Sequence[Sequence[int]], *, pad_token_id: int, costs: Costs, share: bool,
     kinds: Sequence[Hashable] | None = None,
-) -> list[Job]:
+) -> list[Job]:  # fmt: skip
     """Returns the steps that score every sequence once.
 
     Args:
