@@ -56,6 +56,7 @@ def train_ours(data: Path, seed: int, folder: Path) -> RewardScorer:
         "seed": seed,
         "split_seed": seed,
         "output_dir": folder,
+        "bf16": False,  # as in the other training
     }
     command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
     subprocess.run([*command, "--disable_tqdm", "true"], check=True, stdout=sys.stderr)
