@@ -173,7 +173,7 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
 
     ```python
     >>> check_overlap({"train": train, "test": train})
-    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split by prompt with make_splits or rmtrl data split
+    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split …
     ```
     """
     for key, shared in _shared(splits).items():
