@@ -29,13 +29,13 @@ from rmtrl.data.clusters import (
     shingle_sets,
     shorten_pair,
 )
-from rmtrl.errors import DataError, UsageError
+from rmtrl.data.splits import cells
+from rmtrl.errors import UsageError
 from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Estimate, json_ready
 
 KINDS = ("exact", "near", "ngram", "response")
 _EXAMPLES = 3
-_SIDES = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,7 @@ def contamination(
 
 def _read(dataset: Dataset, name: str) -> pd.DataFrame:
     """Returns one row a text: number and ids of its row, kind (prompt or answer), as written and normalised."""
-    columns = ["id", "prompt_id", *_SIDES]
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise DataError(f"{name} lacks {', '.join(missing)}; wanted the normal form, see to_normal_form")
-    batches = dataset.select_columns(columns).with_format(None).iter(batch_size=1000)
-    rows = (row for batch in batches for row in zip(*(batch[column] for column in columns), strict=True))
+    rows = cells(dataset, "id", "prompt_id", "prompt", "chosen", "rejected", without=f"{name} lacks")
     texts = [
         (number, id, prompt_id, "prompt" if side == 0 else "answer", prompt_text(conversation))
         for number, (id, prompt_id, *conversations) in enumerate(rows)

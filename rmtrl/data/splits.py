@@ -6,10 +6,10 @@ Prompts that are nearly the same count as one where the pairs have the column `c
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -276,9 +276,17 @@ def _hash(seed: int, prompt_id: str) -> str:
     return hashlib.sha256(f"{seed}:{prompt_id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def cells(dataset: Dataset, *names: str, without: str = "got pairs without") -> Iterator[tuple[Any, ...]]:
+    """Yields these columns row by row, in batches: going through `dataset[name]` is slow after a select.
+
+    Raises:
+        DataError: If a column is missing; `without` says of what.
+    """
+    if missing := [name for name in names if name not in dataset.column_names]:
+        raise DataError(f"{without} {', '.join(missing)}; wanted the normal form, see to_normal_form")
+    for batch in dataset.select_columns(list(names)).with_format(None).iter(batch_size=1000):
+        yield from zip(*(batch[name] for name in names), strict=True)
+
+
 def _column(dataset: Dataset, name: str) -> list[str]:
-    if name not in dataset.column_names:
-        raise DataError(f"got pairs without {name}; wanted the normal form, see to_normal_form")
-    # in batches: going through `dataset[name]` is slow after a select
-    batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
-    return [value for batch in batches for value in batch[name]]
+    return [value for (value,) in cells(dataset, name)]
