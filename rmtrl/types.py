@@ -39,12 +39,9 @@ class Chat(list[Message]):
     """
 
     def __init__(
-        self,
-        messages: Iterable[Message] = (),
-        *,
-        tools: list[Any] | None = None,
+        self, messages: Iterable[Message] = (), *, tools: list[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(messages)
         self.tools = tools
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
@@ -98,10 +95,6 @@ class Estimate:
     level: float = 0.95
     method: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
-
     def __str__(self) -> str:
         return f"{self:.3f} (n = {self.n:,})"
 
@@ -111,7 +104,7 @@ class Estimate:
 
 
 def json_ready(value: Any) -> Any:
-    """Returns a value with dataclasses as dictionaries, and NaN and infinities, which JSON has no form for, as None.
+    """Returns a value with dataclasses as dictionaries, arrays as lists, and NaN and infinities as None.
 
     Example:
 
@@ -124,8 +117,8 @@ def json_ready(value: Any) -> Any:
         value = asdict(value)
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [json_ready(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -230,14 +223,9 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def checked_scores(
-    values: Any,
-    n: int,
-    *,
-    name: str = "scorer",
-    sample: str = "conversation",
-    shown: Callable[[int], str] = lambda index: "",
-    error: type[RmtrlError] = ModelError,
-) -> NDArray[np.float64]:
+    values: Any, n: int, *, name: str = "scorer", sample: str = "conversation",
+    shown: Callable[[int], str] = lambda index: "", error: type[RmtrlError] = ModelError,
+) -> NDArray[np.float64]:  # fmt: skip
     """Returns what a scorer returned of N samples, `(N,)` float64. Nothing is called again to find a culprit.
 
     Args:

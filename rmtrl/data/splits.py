@@ -173,7 +173,7 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
 
     ```python
     >>> check_overlap({"train": train, "test": train})
-    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split by prompt with make_splits
+    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split …
     ```
     """
     for key, shared in _shared(splits).items():
@@ -181,7 +181,8 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
             a, b = key.split("/")
             count = f"{len(shared)} prompts are" if len(shared) > 1 else "1 prompt is"
             raise SplitLeakageError(
-                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits"
+                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits or "
+                "rmtrl data split"
             )
 
 

@@ -364,10 +364,6 @@ class Analysis:
     counts: dict[str, int] = field(default_factory=dict)
     balance_p: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the analysis as a dictionary, ready for JSON."""
-        return {"schema": "rmtrl/abtest/1", **asdict(self)}
-
 
 def analyse(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]) -> Analysis:
     """Returns what the outcomes show under the plan, and whether to stop.
