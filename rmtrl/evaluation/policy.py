@@ -326,7 +326,7 @@ def rerank(
                 candidates = [[made.text for made in own] for own in generator.generate(prompts, n, seed=seed)]
             for one, ranked in zip(window, best_of_n(scorer, prompts, candidates), strict=True):
                 whole = [joined(one.prompt, candidate) for candidate in ranked.candidates]
-                check_rendered(scorer, whole, np.isfinite(ranked.scores), [one.place] * len(whole))
+                check_rendered(scorer, [whole[i] for i in np.flatnonzero(np.isnan(ranked.scores))], one.place)
                 held = held or ranked.index is not None
                 yield one, ranked
             progress.update(len(window))

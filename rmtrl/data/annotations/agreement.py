@@ -132,15 +132,11 @@ def agreement(
 def _judgments(annotations: Annotations) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each criterion, and the votes, with domain, annotator, unit and value of its judgments."""
     ratings, votes = annotations.ratings, annotations.votes
-    ratings = ratings.assign(domain=ratings.prompt_id.map(annotations.domains), unit=ratings.groupby(ITEM).ngroup())
-    for name in annotations.criteria:
-        yield (
-            name,
-            ratings[["domain", "annotator", "unit"]].assign(value=annotations.ratings[name]).dropna(subset="value"),
-        )
-    if len(votes):
-        judged = votes[["annotator"]].assign(domain=votes.prompt_id.map(annotations.domains), unit=votes.pair)
-        yield "vote", judged.assign(value=votes.choice)
+    tables = [(name, ratings, ratings.groupby(ITEM).ngroup(), ratings[name]) for name in annotations.criteria]
+    tables += [("vote", votes, votes.pair, votes.choice)] if len(votes) else []
+    for name, table, unit, value in tables:
+        judged = table[["annotator"]].assign(domain=table.prompt_id.map(annotations.domains), unit=unit, value=value)
+        yield name, judged.dropna(subset="value")
 
 
 def _agreement(criterion: str, domain: str | None, scale: Scale, judged: pd.DataFrame, **options: Any) -> Agreement:
