@@ -111,7 +111,9 @@ class Estimate:
 
 
 def json_ready(value: Any) -> Any:
-    """Returns a value with dataclasses as dictionaries, and NaN and infinities, which JSON has no form for, as None.
+    """Returns a value with dataclasses as dictionaries, arrays as lists, and NaN and infinities as None.
+
+    JSON has no form for these.
 
     Example:
 
@@ -124,8 +126,8 @@ def json_ready(value: Any) -> Any:
         value = asdict(value)
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [json_ready(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
