@@ -39,12 +39,9 @@ class Chat(list[Message]):
     """
 
     def __init__(
-        self,
-        messages: Iterable[Message] = (),
-        *,
-        tools: list[Any] | None = None,
+        self, messages: Iterable[Message] = (), *, tools: list[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(messages)
         self.tools = tools
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
@@ -98,10 +95,6 @@ class Estimate:
     level: float = 0.95
     method: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
-
     def __str__(self) -> str:
         return f"{self:.3f} (n = {self.n:,})"
 
@@ -112,8 +105,6 @@ class Estimate:
 
 def json_ready(value: Any) -> Any:
     """Returns a value with dataclasses as dictionaries, arrays as lists, and NaN and infinities as None.
-
-    JSON has no form for these.
 
     Example:
 
@@ -232,14 +223,9 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def checked_scores(
-    values: Any,
-    n: int,
-    *,
-    name: str = "scorer",
-    sample: str = "conversation",
-    shown: Callable[[int], str] = lambda index: "",
-    error: type[RmtrlError] = ModelError,
-) -> NDArray[np.float64]:
+    values: Any, n: int, *, name: str = "scorer", sample: str = "conversation",
+    shown: Callable[[int], str] = lambda index: "", error: type[RmtrlError] = ModelError,
+) -> NDArray[np.float64]:  # fmt: skip
     """Returns what a scorer returned of N samples, `(N,)` float64. Nothing is called again to find a culprit.
 
     Args:

@@ -6,6 +6,7 @@ import pytest
 
 from rmtrl.io import write_json
 from rmtrl.metrics import mean_estimate
+from rmtrl.types import json_ready
 
 
 def write(path, rows):
@@ -68,7 +69,7 @@ def test_the_default_asks_for_everything(rmtrl, evidence):
 def run_folder(tmp_path, base="llama"):
     for stage in ("rm", "sft"):
         write_json(tmp_path / "run" / stage / "config.json", {"model_type": "llama", "hidden_size": 8})
-    figure = mean_estimate([1, 1, 1, 1, 0] * 40).as_dict()
+    figure = json_ready(mean_estimate([1, 1, 1, 1, 0] * 40))
     write_json(tmp_path / "run" / "rm" / "metrics.json", {"test": {"accuracy": figure}})
     write_json(tmp_path / "run" / "rm" / "rmtrl.json", {"model": {"model_name_or_path": str(tmp_path / "run" / base)}})
     return tmp_path / "run"
@@ -281,7 +282,7 @@ def test_evidence_does_not_outlive_its_model(rmtrl, tmp_path, model, tokenizer):
 
 def test_figures_of_training_are_those_beside_the_weights(rmtrl, tmp_path):
     run = run_folder(tmp_path)
-    write_json(run / "metrics.json", {"test": {"accuracy": mean_estimate([1] * 200).as_dict()}})
+    write_json(run / "metrics.json", {"test": {"accuracy": json_ready(mean_estimate([1] * 200))}})
     (run / "rm" / "metrics.json").unlink()
     _, out, _ = rmtrl("gate", run, "--json")
     assert "test_accuracy" not in json.loads(out)["evidence"]

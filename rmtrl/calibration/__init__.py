@@ -4,8 +4,3 @@ from rmtrl.calibration.calibration import Calibration, calibrate, read_calibrati
 from rmtrl.calibration.calibrators import IsotonicCalibrator, TemperatureCalibrator
 from rmtrl.calibration.export import export_temperature
 from rmtrl.calibration.rewards import AffineReward, CalibratedScorer, ReferenceReward
-
-__all__ = [
-    "AffineReward", "Calibration", "CalibratedScorer", "IsotonicCalibrator", "ReferenceReward",
-    "TemperatureCalibrator", "calibrate", "export_temperature", "read_calibration",
-]  # fmt: skip

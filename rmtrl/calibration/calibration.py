@@ -35,7 +35,6 @@ Figures = dict[str, Estimate]
 
 _ENOUGH_PROMPTS = 20  # below which nothing is sure
 _NAMED = 3  # domains that a warning names
-_WORSE_MEND = "use the scores as they are, or calibrate on pairs like these"
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,13 @@ class Calibration:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before use, in words."""
-        worse = f"calibration made the {self.judged_on} surely worse: NLL rises by {self.nll_change}; {_WORSE_MEND}"
-        found = (
-            "" if self.is_measured else _bound_warning(self.temperature),
-            worse if self.made_worse else "",
-            _disagreement(self.domains, self.temperature.temperature_) if self.is_measured else "",
-        )
-        return tuple(line for line in found if line)
+        found = [] if self.is_measured else [_bound_warning(self.temperature)]
+        if self.made_worse:
+            rises = f"calibration made the {self.judged_on} surely worse: NLL rises by {self.nll_change}"
+            found.append(f"{rises}; use the scores as they are, or calibrate on pairs like these")
+        if self.is_measured and (apart := _apart(self.domains, self.temperature.temperature_)):
+            found.append(apart)
+        return tuple(found)
 
     @property
     def made_worse(self) -> bool:
@@ -180,28 +179,23 @@ class Calibration:
             data (`Mapping[str, Any]`): Of `calibration` and `test`: names, counts, fingerprints.
             model_fingerprint (`Mapping[str, Any]`, *optional*): From `rmtrl.evaluation.fingerprints`.
         """
-        model = None if model_fingerprint is None else dict(model_fingerprint)
-        return replace(self, data=dict(data), model_fingerprint=model)
+        return replace(self, data=dict(data), model_fingerprint=dict(model_fingerprint) if model_fingerprint else None)
 
     def rescaled(self, scale: float, shift: float = 0.0) -> "Calibration":
         """Returns the calibration of the same model once its rewards are `scale · r + shift`."""
         low, high = self.reward_range
-        before = self.exported or {"scale": 1.0, "shift": 0.0}
+        before, domains = self.exported or {"scale": 1.0, "shift": 0.0}, {}
+        for name, own in self.domains.items():
+            domains[name] = replace(own, temperature=_times(own.temperature, scale), offset=_times(own.offset, scale))
         return replace(
-            self,
-            temperature=self.temperature.rescaled(scale),
-            isotonic=self.isotonic.rescaled(scale),
+            self, temperature=self.temperature.rescaled(scale), isotonic=self.isotonic.rescaled(scale),
             temperature_estimate=_times(self.temperature_estimate, scale),
             mean_reward=self.mean_reward * scale + shift,
-            reward_range=(low * scale + shift, high * scale + shift),
+            reward_range=(low * scale + shift, high * scale + shift), domains=domains,
             within_prompt_std=_times(self.within_prompt_std, scale),
-            domains={
-                name: replace(own, temperature=_times(own.temperature, scale), offset=_times(own.offset, scale))
-                for name, own in self.domains.items()
-            },
             exported={"scale": before["scale"] * scale, "shift": before["shift"] * scale + shift},
             model_fingerprint=None,  # the weights are others
-        )
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of `calibration.json`; numbers that are not finite are None."""
@@ -223,9 +217,8 @@ class Calibration:
         try:
             own: dict[str, Any] = {k: _estimates(v) for k, v in stored.items() if k not in ("schema", *_MADE)}
             own |= {name: calibrator_from_dict(stored[name]) for name in _CALIBRATORS}
-            own["reward_range"] = tuple(stored["reward_range"])
-            own["domains"] = {name: DomainCalibration(**figures) for name, figures in own["domains"].items()}
-            return cls(**own)
+            domains = {name: DomainCalibration(**figures) for name, figures in own["domains"].items()}
+            return cls(**own | {"domains": domains, "reward_range": tuple(own["reward_range"])})
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"the calibration is not whole ({error}); run rmtrl calibrate again") from error
 
@@ -387,7 +380,7 @@ def _by_domain(pairs: _Pairs, domains: NDArray[np.str_], probabilities: Floats) 
     return found
 
 
-def _disagreement(domains: Mapping[str, DomainCalibration], t: float) -> str:
+def _apart(domains: Mapping[str, DomainCalibration], t: float) -> str:
     """Returns, in words, which domains have a temperature of their own beyond their intervals; empty where none.
 
     The intervals are widened to hold for all K domains together (Bonferroni).
@@ -412,9 +405,8 @@ def _disagreement(domains: Mapping[str, DomainCalibration], t: float) -> str:
 
 def _bound_warning(temperature: TemperatureCalibrator) -> str:
     t, (low, high) = temperature.temperature_, temperature.bounds_
-    why = "no margin differs from 0" if low == high else (
-        "all pairs are ranked rightly" if t == low else "pairs are ranked no better than by chance"
-    )  # fmt: skip
+    why = "all pairs are ranked rightly" if t == low else "pairs are ranked no better than by chance"
+    why = "no margin differs from 0" if low == high else why
     return (
         f"the temperature {t:.3g} is a bound, not a measurement: {why}; T = 1 is used instead, which leaves scores as "
         "they are; use more or other calibration pairs"

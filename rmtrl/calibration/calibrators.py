@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold
 from rmtrl.errors import DataError
 from rmtrl.metrics import Floats, clustered_covariance, nll
 from rmtrl.metrics.probabilities import checked_probabilities, finite, margin_losses
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 BOUND = 50.0
 MIX = 0.1
@@ -33,8 +33,7 @@ class Calibrator:
     """A map from margins to probabilities: fitted, stored, and carried over to another unit of rewards."""
 
     kind: ClassVar[str]
-    _stored: ClassVar[tuple[str, ...]]  # what JSON holds; the attribute's name ends in _
-    _in_units: ClassVar[tuple[str, ...]]  # what of it is in units of the reward
+    _in_units: ClassVar[tuple[str, ...]]  # what of the fitted values is in units of the reward
 
     n_: int
 
@@ -66,13 +65,13 @@ class Calibrator:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what [`calibrator_from_dict`] needs, ready for JSON."""
-        return {"kind": self.kind, **{name: np.asarray(getattr(self, f"{name}_")).tolist() for name in self._stored}}
+        return dict(json_ready({"kind": self.kind, **{name[:-1]: value for name, value in vars(self).items()}}))
 
     def rescaled(self: Self, scale: float) -> Self:
         """Returns the calibrator for margins that were multiplied by `scale`."""
         moved = copy.copy(self)
         for name in self._in_units:
-            setattr(moved, f"{name}_", scale * getattr(self, f"{name}_"))
+            setattr(moved, name, scale * getattr(self, name))
         return moved
 
 
@@ -102,8 +101,7 @@ class TemperatureCalibrator(Calibrator):
     """
 
     kind = "temperature"
-    _stored = ("temperature", "bounds", "at_bound", "n")
-    _in_units = ("temperature", "bounds")
+    _in_units = ("temperature_", "bounds_")
 
     temperature_: float
     bounds_: Floats
@@ -161,17 +159,16 @@ class IsotonicCalibrator(Calibrator):
     """
 
     kind = "isotonic"
-    _stored = ("margins", "probabilities", "range", "temperature", "mix", "n")
-    _in_units = ("margins", "range", "temperature")
+    _in_units = ("margins_", "range_", "temperature_")
 
     margins_: Floats
     probabilities_: Floats
     range_: float
     temperature_: float
-    mix_ = MIX
+    mix_: float
 
     def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
-        self.range_ = float(np.abs(m).max())
+        self.range_, self.mix_ = float(np.abs(m).max()), MIX
         self.temperature_ = max(TemperatureCalibrator().fit(m, q, w).temperature_, self.range_ / _STEEPEST)
         both, weight = np.concatenate([m, -m]), np.concatenate([w, w])
         curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
@@ -201,9 +198,8 @@ def calibrator_from_dict(stored: Mapping[str, Any]) -> Any:
     if kind is None:
         raise DataError(f"got a calibrator of kind {stored.get('kind')!r}; wanted one of {', '.join(_KINDS)}")
     made = kind()
-    for name in kind._stored:
-        value = stored[name]
-        setattr(made, f"{name}_", np.array(value, float) if isinstance(value, list) else value)
+    values = {name: np.array(value, float) if isinstance(value, list) else value for name, value in stored.items()}
+    vars(made).update({f"{name}_": value for name, value in values.items() if name != "kind"})
     return made
 
 
@@ -256,24 +252,19 @@ def temperature_estimate(margins: ArrayLike, groups: ArrayLike, labels: ArrayLik
 
 @dataclass(frozen=True)
 class Selection:
-    """A calibrator and why it was chosen.
+    """Which calibrator was chosen, and why.
 
     Args:
-        calibrator ([`Calibrator`]): Fitted on all pairs.
+        kind (`str`): `"temperature"` or `"isotonic"`.
         reason (`str`): Why this kind, in words.
         probabilities (`(N,)` array): Each pair's probability, from a fit without its prompt where `cross_fitted`.
         nll (`dict[str, float]`): Cross-fitted negative log-likelihood of each kind tried; empty where none was.
     """
 
-    calibrator: Calibrator
+    kind: str
     reason: str
     probabilities: Floats
     nll: dict[str, float]
-
-    @property
-    def kind(self) -> str:
-        """`"temperature"` or `"isotonic"`."""
-        return self.calibrator.kind
 
     @property
     def cross_fitted(self) -> bool:
@@ -284,7 +275,7 @@ class Selection:
 def select_calibrator(
     margins: ArrayLike, groups: ArrayLike | None = None, labels: ArrayLike | None = None
 ) -> Selection:
-    """Returns the calibrator of least negative log-likelihood on prompts it was not fitted on.
+    """Returns the kind of calibrator of least negative log-likelihood on prompts it was not fitted on.
 
     Five folds by prompt. In-sample figures would always prefer the isotonic curve, which follows the noise and
     looks better calibrated than the truth. Below 1,000 pairs the temperature is taken: a curve would follow noise. So
@@ -309,10 +300,9 @@ def select_calibrator(
     groups = np.arange(len(m)) if groups is None else np.asarray(groups)
     fitted = TemperatureCalibrator().fit(m, q)
     if fitted.at_bound_ or len(np.unique(groups)) < 2:
-        reason = "all pairs are of one prompt: temperature, and figures are in-sample"
-        if fitted.at_bound_:
-            reason = "no temperature could be measured: scores stay as they are, T = 1"
-        return Selection(fitted, reason, fitted.predict_proba(m), {})
+        one = "all pairs are of one prompt: temperature, and figures are in-sample"
+        reason = "no temperature could be measured: scores stay as they are, T = 1" if fitted.at_bound_ else one
+        return Selection("temperature", reason, fitted.predict_proba(m), {})
     kinds = list(_KINDS) if len(m) >= ENOUGH_PAIRS else ["temperature"]
     crossed = {kind: _cross_fitted(_KINDS[kind], m, q, groups) for kind in kinds}
     losses = {kind: nll(p, q) for kind, p in crossed.items()}
@@ -320,7 +310,7 @@ def select_calibrator(
     reason = f"least cross-fitted NLL: {', '.join(f'{kind} {loss:.4f}' for kind, loss in losses.items())}"
     if len(kinds) == 1:
         reason = f"{len(m):,} pairs are fewer than {ENOUGH_PAIRS:,}: temperature"
-    return Selection(_KINDS[best]().fit(m, q), reason, crossed[best], losses)
+    return Selection(best, reason, crossed[best], losses)
 
 
 def _cross_fitted(kind: type[Calibrator], m: Floats, q: Floats, groups: NDArray[Any]) -> Floats:

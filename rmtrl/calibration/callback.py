@@ -87,7 +87,7 @@ class CalibrationCallback(TrainerCallback):
         rewards = np.asarray(self.trainer.predict(dataset, metric_key_prefix=name).predictions, dtype=np.float64)
         if pairs is not None:
             self.trainer.pairs_ = pairs  # what the last evaluation left there
-        scored = np.isfinite(rewards[:, 0]) & np.isfinite(rewards[:, 1])
+        scored = np.isfinite(rewards.sum(axis=1))
         self.dropped_[name] = int((~scored).sum())
         if not scored.any():
             raise DataError(f"none of the {len(scored):,} {name} pairs has a finite score; check the model")

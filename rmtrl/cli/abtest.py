@@ -1,5 +1,6 @@
 """`rmtrl abtest …`: plan, assign and analyse an A/B test of two policies."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,6 +97,6 @@ def analyse(
     unequal = "outcomes are missing unequally from the arms (p = {:.2g}); find out why before believing"
     unbalanced = found.balance_p is not None and found.balance_p < UNBALANCED
     warnings = [unequal.format(found.balance_p)] if unbalanced else []
-    show({**found.as_dict(), "plan": made.hash}, as_json, warnings=warnings)
+    show({"schema": "rmtrl/abtest/1", **asdict(found), "plan": made.hash}, as_json, warnings=warnings)
     if found.decision == "stop: safety":
         raise typer.Exit(1)

@@ -67,7 +67,7 @@ def check_outputs(inputs: Iterable[str | Path], outputs: Mapping[str, Path | Non
 
 
 _MOST_ROWS = 20
-_WIDEST = 120
+_WIDEST = 140
 _LABELS = {"out": "written to", "exact": "exact duplicates", "near": "near-duplicates"}
 _FOR_PROGRAMS = {"schema", "fingerprint", "model_fingerprint", "hash", "environment", "prompt_ids", "warnings"}
 
@@ -106,7 +106,8 @@ def _table(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _part(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping) and not all(map(_is_nested, value.values())):
-        yield from _table({name: item for name, item in value.items() if item != 0})
+        are_counts = all(type(item) is int for item in value.values())
+        yield from _table({name: item for name, item in value.items() if item or not are_counts})
         return
     items = [{"": name, **item} for name, item in value.items()] if isinstance(value, Mapping) else value
     shown = items[:_MOST_ROWS]

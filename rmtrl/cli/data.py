@@ -1,6 +1,7 @@
 """`rmtrl data …`: check, clean, split, sample and make preference data before training."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -194,8 +195,9 @@ def coverage(
         result = compare(pairs, plan, judgments_per_item=per_item, criteria=judged.criteria, sources=sources)
         biases = vote_bias(judged, given)
     flagged = {bias.annotator: bias.flags for bias in biases if bias.flags}
-    found = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), **result.as_dict(),
-             "preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}  # fmt: skip
+    about = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), "met": result.met}
+    more = {"preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}
+    found = {**about, **asdict(result), **more}
     shown = {name: found[name] for name in ("n", "met", "balance", "checks", "annotators")}
     warnings = [f"annotator {name} {', '.join(flags).replace('_', ' ')}" for name, flags in flagged.items()]
     if biases and all(bias.longer is None for bias in biases):

@@ -1,6 +1,7 @@
 """`rmtrl gate` and `rmtrl fresh …`: whether a reward model is fit to train a policy, and how it does on it."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,7 +127,7 @@ def score(
         found = model_scores(rows, RewardScorer.from_pretrained(str(model)), source=str(verdicts))
     result = score_verdicts(rows, *found.T)
     named = model_fingerprint(model) if model and out else None
-    stored = {**result.as_dict(), "model": model or str(scores), "model_fingerprint": named}
+    stored = {"schema": "rmtrl/fresh/1", **asdict(result), "model": model or str(scores), "model_fingerprint": named}
     if out is not None:
         write_json(out, stored)
     said = "a model judged these pairs; the gate takes them for no evidence"

@@ -32,7 +32,7 @@ def inspect(
         raise UsageError(f"got --row {row}; {data} has rows 0 to {len(pairs) - 1}")
     scorer = RewardScorer.from_pretrained(model)
     whole = conversation(pairs[row], side)
-    check_rendered(scorer, [whole], scorer.holds([whole]), [f"{data}, --row {row}"])
+    check_rendered(scorer, [whole], f"{data}, --row {row}")
     ids = scorer.encode(whole)
     position, reward = scorer.scored_position(ids), float(scorer.score_ids([ids])[0])
     tokens = list(enumerate(zip(ids, scorer.tokenizer.convert_ids_to_tokens(ids), strict=True)))

@@ -18,10 +18,11 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
@@ -30,7 +31,8 @@ from tqdm.auto import tqdm
 
 from rmtrl.data.messages import canonical, conversation_text
 from rmtrl.data.normal_form import TEMPLATE
-from rmtrl.errors import DataError, UsageError
+from rmtrl.data.splits import cells
+from rmtrl.errors import UsageError
 from rmtrl.types import Conversation
 
 Rows = NDArray[np.int64]
@@ -173,24 +175,22 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, progress: bool = Tr
     (2310, 7, 2312, 2304)
     ```
     """
-    row_prompts, texts, settings = _prompts(dataset)
-    prompts = sorted(texts)
-    found = find_duplicates([texts[prompt] for prompt in prompts], threshold=threshold, progress=progress)
-    first: dict[int, str] = {}
-    cluster_of = {p: first.setdefault(c, p) for p, c in zip(prompts, found.cluster.tolist(), strict=True)}
-    column = [cluster_of[prompt] for prompt in row_prompts]
+    rows = _prompts(dataset)
+    prompts = rows.sort_values(["prompt_id", "text"]).drop_duplicates("prompt_id").set_index("prompt_id")
+    prompts["setting"] = rows.sort_values("setting").drop_duplicates("prompt_id").set_index("prompt_id").setting
+    found = find_duplicates(prompts.text, threshold=threshold, progress=progress)
+    prompts["cluster"] = prompts.index[np.unique(found.cluster, return_index=True)[1]][found.cluster]
+    stands = ~prompts.duplicated(["cluster", "setting"])
+    column = prompts.cluster[rows.prompt_id].tolist()
     own = dataset["cluster_id"][:] if "cluster_id" in dataset.column_names else []
     replaced = sum(old not in (None, "", new) for old, new in zip(own, column, strict=False))
     others = [name for name in dataset.column_names if name != "cluster_id"]
     clustered = dataset.select_columns(others).add_column("cluster_id", column)
-    stands_for: dict[tuple[str, str], str] = {}
-    for prompt in prompts:
-        stands_for.setdefault((cluster_of[prompt], settings[prompt]), prompt)
-    representatives = set(stands_for.values())
-    kept = clustered.select([row for row, prompt in enumerate(row_prompts) if prompt in representatives])
-    twins = [(cluster, prompt) for prompt, cluster in cluster_of.items() if prompt not in representatives]
-    shown = dict(reversed(twins))  # the first twin of each cluster
-    examples = [shorten_pair(texts[cluster], texts[shown[cluster]]) for cluster in sorted(shown)[:_EXAMPLES]]
+    kept = clustered.select(np.flatnonzero(stands[rows.prompt_id]))
+    twins = prompts[~stands].drop_duplicates("cluster").sort_values("cluster").head(_EXAMPLES)
+    examples = [
+        shorten_pair(prompts.text[cluster], text) for cluster, text in zip(twins.cluster, twins.text, strict=True)
+    ]
     return Deduplication(clustered, kept, len(prompts), found, examples, replaced)
 
 
@@ -289,24 +289,14 @@ def _window(line: str, at: int) -> str:
     return cut if len(cut) <= _EXAMPLE_CHARS else cut[: _EXAMPLE_CHARS - 1] + "…"
 
 
-def _prompts(dataset: Dataset) -> tuple[list[str], dict[str, str], dict[str, str]]:
-    """Returns the prompt_id of each row, and the text and the setting (system messages, tools) of each prompt_id."""
-    missing = [name for name in ("prompt_id", "prompt") if name not in dataset.column_names]
-    if missing:
-        raise DataError(f"got pairs without {', '.join(missing)}; wanted the normal form, see to_normal_form")
-    of_row: list[str] = []
-    texts: dict[str, str] = {}
-    settings: dict[str, str] = {}
+def _prompts(dataset: Dataset) -> pd.DataFrame:
+    """Returns the prompt_id, the text and the setting (system messages, tools) of each row."""
     template = [name for name in TEMPLATE if name in dataset.column_names]
-    for batch in dataset.select_columns(["prompt_id", "prompt", *template]).with_format(None).iter(batch_size=1000):
-        given = zip(*(batch[name] for name in template), strict=True) if template else repeat(())
-        for prompt_id, prompt, variables in zip(batch["prompt_id"], batch["prompt"], given, strict=False):
-            text = prompt_text(prompt)
-            of_row.append(prompt_id)
-            texts[prompt_id] = min(text, texts.get(prompt_id, text))
-            setting = _setting(prompt, [value for value in variables if value])
-            settings[prompt_id] = min(setting, settings.get(prompt_id, setting))
-    return of_row, texts, settings
+    read = [
+        (prompt_id, prompt_text(prompt), _setting(prompt, [value for value in variables if value]))
+        for prompt_id, prompt, *variables in cells(dataset, "prompt_id", "prompt", *template)
+    ]
+    return pd.DataFrame(read, columns=["prompt_id", "text", "setting"], dtype=object)
 
 
 def _setting(prompt: Conversation, variables: list[Any]) -> str:

@@ -12,10 +12,11 @@ out of the Jaccard index, and word runs that touch a run more than half of them 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -28,13 +29,13 @@ from rmtrl.data.clusters import (
     shingle_sets,
     shorten_pair,
 )
-from rmtrl.errors import DataError, UsageError
+from rmtrl.data.splits import cells
+from rmtrl.errors import UsageError
 from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Estimate, json_ready
 
 KINDS = ("exact", "near", "ngram", "response")
 _EXAMPLES = 3
-_COLUMNS = ("id", "prompt_id", "prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ class Contamination:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
-        overlaps = {kind: json_ready(overlap) for kind, overlap in self.overlaps.items()}
-        return {"n": self.n, "prompts": self.prompts, **overlaps, "rows": self.rows}
+        return dict(json_ready({"n": self.n, "prompts": self.prompts, **self.overlaps, "rows": self.rows}))
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,6 @@ class ContaminationReport:
     def found(self) -> bool:
         """Whether any prompt of any evaluation set was found in training."""
         return any(result.overlaps["any"].count for result in self.evaluations.values())
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The normalised texts of a preference set, one entry a row, and how they are written."""
-
-    ids: list[str]
-    prompt_ids: list[str]
-    prompts: list[str]
-    responses: list[tuple[str, str]]
-    written: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -160,51 +149,50 @@ def contamination(
         )
     learnt = _read(train, "the training set")
     asked = {name: _read(dataset, name) for name, dataset in evaluations.items()}
-    prompts = sorted({prompt for texts in asked.values() for prompt in texts.prompts})
-    answers = {answer for texts in asked.values() for sides in texts.responses for answer in sides}
-    answered = answers.intersection(side for sides in learnt.responses for side in sides)
-    near, skipped = _near(prompts, learnt, threshold, progress)
+    prompts, answers = _distinct(pd.concat(asked.values()))
+    learnt_prompts, learnt_answers = _distinct(learnt)
+    exact = prompts & learnt_prompts
+    near, skipped = _near(sorted(prompts), sorted(learnt_prompts), threshold, progress)
+    runs = _word_runs(prompts, learnt_prompts, learnt.text.unique(), ngram, progress)
+    answered = {answer for answer in answers & learnt_answers if _words(answer) >= ngram}
     matches = {
-        "exact": _verbatim(set(prompts).intersection(learnt.prompts)),
-        "near": near,
-        "ngram": _word_runs(prompts, learnt, ngram, progress),
-        "response": _verbatim({answer for answer in answered if _long(answer, ngram)}),
+        "exact": _Matches(exact, exact, str),
+        "near": replace(near, asked=near.asked - exact),  # what is equal is not counted again as near
+        "ngram": runs,
+        "response": _Matches(answered, answered, str),
     }
-    results = {name: _judge(texts, matches, ngram, learnt.written) for name, texts in asked.items()}
-    return ContaminationReport(results, len(train), train.select(_untouched(learnt, matches)), skipped)
+    written = learnt.drop_duplicates("text").set_index("text").written
+    results = {name: _judge(texts, matches, ngram, written) for name, texts in asked.items()}
+    known = {"prompt": exact | near.learnt | runs.learnt, "answer": answered | runs.learnt}
+    touched = [text in known[kind] for kind, text in zip(learnt.kind, learnt.text, strict=True)]
+    clean = np.setdiff1d(np.arange(len(train)), learnt.row[touched].astype(int))
+    return ContaminationReport(results, len(train), train.select(clean), skipped)
 
 
-def _read(dataset: Dataset, name: str) -> _Texts:
-    missing = [column for column in _COLUMNS if column not in dataset.column_names]
-    if missing:
-        raise DataError(f"{name} lacks {', '.join(missing)}; wanted the normal form, see to_normal_form")
-    texts = _Texts([], [], [], [], {})
+def _read(dataset: Dataset, name: str) -> pd.DataFrame:
+    """Returns one row a text: number and ids of its row, kind (prompt or answer), as written and normalised."""
+    rows = cells(dataset, "id", "prompt_id", "prompt", "chosen", "rejected", without=f"{name} lacks")
+    texts = [
+        (number, id, prompt_id, "prompt" if side == 0 else "answer", prompt_text(conversation))
+        for number, (id, prompt_id, *conversations) in enumerate(rows)
+        for side, conversation in enumerate(conversations)
+    ]
+    table = pd.DataFrame(texts, columns=["row", "id", "prompt_id", "kind", "written"], dtype=object)
+    return table.assign(text=pd.Series(map(normalize_text, table.written), dtype=object))
 
-    def plain(conversation: Any) -> str:
-        text = prompt_text(conversation)
-        key = normalize_text(text)
-        texts.written.setdefault(key, text)
-        return key
 
-    for batch in dataset.select_columns(list(_COLUMNS)).with_format(None).iter(batch_size=1000):
-        texts.ids.extend(batch["id"])
-        texts.prompt_ids.extend(batch["prompt_id"])
-        texts.prompts.extend(map(plain, batch["prompt"]))
-        texts.responses.extend(zip(map(plain, batch["chosen"]), map(plain, batch["rejected"]), strict=True))
-    return texts
+def _distinct(texts: pd.DataFrame) -> tuple[set[str], set[str]]:
+    """Returns the distinct normalised prompts and answers."""
+    is_prompt = texts.kind == "prompt"
+    return set(texts.text[is_prompt]), set(texts.text[~is_prompt])
 
 
 # ---- what is found
 
 
-def _verbatim(texts: AbstractSet[str]) -> _Matches:
-    return _Matches(texts, texts, str)
-
-
-def _near(prompts: Sequence[str], learnt: _Texts, threshold: float, progress: bool) -> tuple[_Matches, int]:
-    """Returns the prompts that are nearly but not wholly equal, and the comparisons left out."""
-    known = sorted(set(learnt.prompts))
-    both = known + sorted(set(prompts).difference(known))
+def _near(prompts: Sequence[str], known: Sequence[str], threshold: float, progress: bool) -> tuple[_Matches, int]:
+    """Returns the prompts that are nearly equal to another one, and the comparisons left out."""
+    both = [*known, *sorted(set(prompts).difference(known))]
     row_of = {text: row for row, text in enumerate(both)}
     sets = shingle_sets(both, reference=len(known))
     sides = np.zeros((2, len(both)), bool)
@@ -221,12 +209,14 @@ def _near(prompts: Sequence[str], learnt: _Texts, threshold: float, progress: bo
     return _Matches(asked, learned, partner), skipped
 
 
-def _word_runs(prompts: Sequence[str], learnt: _Texts, n: int, progress: bool) -> _Matches:
+def _word_runs(
+    prompts: Collection[str], known: Collection[str], texts: Collection[str], n: int, progress: bool
+) -> _Matches:
+    """Returns the prompts with a run of words that one of the training texts has, too; template is of `known`."""
     wanted = {run for prompt in prompts for run in _runs(prompt, n)}
-    template = _template_runs(set(learnt.prompts), wanted, n)
+    template = _template_runs(known, wanted, n)
     first: dict[tuple[str, ...], str] = {}  # the smallest training text of each run
     found = set()
-    texts = dict.fromkeys([*learnt.prompts, *(side for sides in learnt.responses for side in sides)])
     for text in tqdm(texts, desc="Searching word runs", unit="text", delay=1, disable=not progress):
         for run in wanted.intersection(_runs(text, n, template)):
             first[run] = min(text, first.get(run, text))
@@ -253,51 +243,34 @@ def _runs(text: str, n: int, template: AbstractSet[tuple[str, ...]] = frozenset(
     return [run for at, run in enumerate(runs) if at not in touched]
 
 
-def _long(text: str, n: int) -> bool:
-    return text.count(" ") + 1 >= n
+def _words(text: str) -> int:
+    return text.count(" ") + 1
 
 
 # ---- counts
 
 
-def _judge(texts: _Texts, matches: Mapping[str, _Matches], ngram: int, written: Mapping[str, str]) -> Contamination:
-    def example(kind: str, text: str) -> list[str]:
-        return shorten_pair(texts.written[text], written[matches[kind].partner(text)])
+def _judge(texts: pd.DataFrame, matches: Mapping[str, _Matches], ngram: int, written: pd.Series) -> Contamination:
+    long = texts.text.map(_words) >= ngram
+
+    def example(hit: Any) -> dict[str, str]:
+        asked, learnt = shorten_pair(hit.written, written[matches[hit.by].partner(hit.text)])
+        return {"prompt_id": hit.prompt_id, "evaluation": asked, "train": learnt}
+
+    def overlap(hits: pd.DataFrame, n: int) -> Overlap:
+        hits = hits.sort_values("prompt_id")
+        examples = [example(hit) for hit in hits.head(_EXAMPLES).itertuples()]
+        return Overlap(len(hits), n, binomial_estimate(len(hits), n) if n else None, hits.prompt_id.tolist(), examples)
 
     overlaps: dict[str, Overlap] = {}
-    found: dict[str, tuple[str, str]] = {}  # kind and evaluation text of each prompt
-    for kind in KINDS:
-        units = texts.responses if kind == "response" else [(prompt,) for prompt in texts.prompts]
-        judged: set[str] = set()
-        hits: dict[str, tuple[str, str]] = {}
-        for prompt_id, unit in zip(texts.prompt_ids, units, strict=True):
-            if kind in ("exact", "near") or any(_long(text, ngram) for text in unit):
-                judged.add(prompt_id)
-            for text in unit:
-                # what is equal is not counted again as near
-                if text in matches[kind].asked and not (kind == "near" and text in matches["exact"].asked):
-                    hits.setdefault(prompt_id, (kind, text))
-        overlaps[kind] = _overlap(hits, len(judged), example)
-        found = hits | found  # the example of the plainest kind stays
-    prompts = len(set(texts.prompt_ids))
-    overlaps["any"] = _overlap(found, prompts, example)
-    rows = [id for id, prompt_id in zip(texts.ids, texts.prompt_ids, strict=True) if prompt_id in found]
-    return Contamination(len(texts.ids), prompts, overlaps, rows)
-
-
-def _overlap(hits: Mapping[str, tuple[str, str]], n: int, example: Callable[[str, str], list[str]]) -> Overlap:
-    share, ids = binomial_estimate(len(hits), n) if n else None, sorted(hits)
-    shown = [(id, *example(*hits[id])) for id in ids[:_EXAMPLES]]
-    examples = [{"prompt_id": id, "evaluation": asked, "train": learnt} for id, asked, learnt in shown]
-    return Overlap(len(hits), n, share, ids, examples)
-
-
-def _untouched(learnt: _Texts, matches: Mapping[str, _Matches]) -> list[int]:
-    """Returns the training rows in whose texts nothing was found."""
-    prompts = {text for kind in ("exact", "near", "ngram") for text in matches[kind].learnt}
-    answers = {*matches["ngram"].learnt, *matches["response"].learnt}
-    return [
-        row
-        for row, (prompt, sides) in enumerate(zip(learnt.prompts, learnt.responses, strict=True))
-        if prompt not in prompts and not answers.intersection(sides)
-    ]
+    found = []
+    for by in KINDS:
+        own = texts[texts.kind == ("answer" if by == "response" else "prompt")]
+        judged = own[long[own.index]] if by in ("ngram", "response") else own
+        found.append(judged[judged.text.isin(matches[by].asked)].drop_duplicates("prompt_id").assign(by=by))
+        overlaps[by] = overlap(found[-1], judged.prompt_id.nunique())
+    any_found = pd.concat(found).drop_duplicates("prompt_id")  # the example of the plainest kind stays
+    prompts = texts.prompt_id.nunique()
+    overlaps["any"] = overlap(any_found, prompts)
+    rows = texts.drop_duplicates("row")
+    return Contamination(len(rows), prompts, overlaps, rows.id[rows.prompt_id.isin(any_found.prompt_id)].tolist())

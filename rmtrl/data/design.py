@@ -6,7 +6,7 @@ A design is a small YAML file; presets stand in `rmtrl/data/designs`.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -117,10 +117,6 @@ class Coverage:
     def met(self) -> bool:
         """Whether every figure of the design is reached."""
         return all(check["met"] for check in self.checks)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the comparison as a plain dictionary, ready for JSON."""
-        return {"met": self.met, **asdict(self)}
 
 
 def coverage(

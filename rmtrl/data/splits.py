@@ -6,13 +6,15 @@ Prompts that are nearly the same count as one where the pairs have the column `c
 
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from rmtrl.errors import DataError, SplitLeakageError, UsageError
 
@@ -118,29 +120,28 @@ def make_splits(
         raise UsageError(f"got ratios {tuple(ratios)}; wanted four shares ({', '.join(SPLITS)}) with sum 1")
     if not 0 <= sealed < 1:
         raise UsageError(f"got sealed {sealed}; wanted a share of the rows from 0 to below 1")
-    groups = groups_of(dataset)
-    wanted_domains = [holdout_domains] if isinstance(holdout_domains, str) else holdout_domains
-    held = _groups_of_domains(dataset, groups, wanted_domains) if wanted_domains else set()
-    rows = Counter(group for group in groups if group not in held)
-    domains = dict.fromkeys(rows, "")
-    if stratify is not None:  # a prompt of several domains counts for the first by name, whatever the order of rows
-        named = sorted(set(zip(groups, _column(dataset, stratify), strict=True)), reverse=True)
-        domains = {group: domain for group, domain in named if group in rows}
-    order = {group: _hash(seed, group) for group in rows}
-    shares = (*((1 - sealed) * ratio for ratio in ratios), sealed)
-    home = _assigned(rows, domains, order, shares)
+    shares = np.array([*((1 - sealed) * ratio for ratio in ratios), sealed])
+    rows = pd.DataFrame({"group": groups_of(dataset), "domain": _column(dataset, stratify) if stratify else ""})
+    held = _groups_of_domains(dataset, rows.group, holdout_domains) if holdout_domains else set()
+    # a prompt of several domains counts for the first by name, whatever the order of rows
+    prompts = rows[~rows.group.isin(held)].groupby("group").domain.agg(n="size", domain="min")
+    prompts["place"] = [_hash(seed, group) for group in prompts.index]
+    prompts = prompts.sort_values(["domain", "place"])
+    home = _assigned(prompts, shares)
     if train_size is not None:
-        _cap_train(home, rows, order, train_size)
+        home |= _beyond(train_size, prompts[[home[group] == 0 for group in prompts.index]].sort_values("place"))
     filled = set(home.values())
     empty = [name for index, name in enumerate((*SPLITS, "sealed")) if shares[index] > 0 and index not in filled]
     if empty:
-        wanted = math.ceil(1 / min(share for share in shares if share > 0))
+        wanted = math.ceil(1 / min(shares[shares > 0]))
         kind = "clusters of near-duplicate prompts" if group_column(dataset) == "cluster_id" else "prompts"
-        raise DataError(f"{len(rows)} {kind} leave {', '.join(empty)} empty; wanted about {wanted}, or other ratios")
-    indices: list[list[int]] = [[] for _ in range(6)]
-    for row, group in enumerate(groups):
-        indices[home.get(group, 5)].append(row)
-    train, validation, calibration, test, closed, spilled = (dataset.select(chosen) for chosen in indices)
+        raise DataError(
+            f"{len(prompts)} {kind} leave {', '.join(empty)} empty; wanted about {wanted}, or other ratios"
+        )
+    place = np.array([home.get(group, 5) for group in rows.group])
+    train, validation, calibration, test, closed, spilled = (
+        dataset.select(np.flatnonzero(place == k)) for k in range(6)
+    )
     return Splits(
         train, validation, calibration, test, closed if sealed else None, spilled if holdout_domains else None
     )
@@ -173,7 +174,7 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
 
     ```python
     >>> check_overlap({"train": train, "test": train})
-    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split by prompt with make_splits
+    SplitLeakageError: 2 prompts are in both train and test, for example access-09; split …
     ```
     """
     for key, shared in _shared(splits).items():
@@ -181,7 +182,8 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
             a, b = key.split("/")
             count = f"{len(shared)} prompts are" if len(shared) > 1 else "1 prompt is"
             raise SplitLeakageError(
-                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits"
+                f"{count} in both {a} and {b}, for example {min(shared)}; split by prompt with make_splits or "
+                "rmtrl data split"
             )
 
 
@@ -206,28 +208,28 @@ def holdout(
     (2, 2, [])
     ```
     """
-    found = _column(dataset, column)
-    wanted = {values} if isinstance(values, str) else set(values)
-    unknown = wanted - set(found)
-    if unknown:
-        raise DataError(f"no pair has {column} {', '.join(sorted(unknown)[:5])}; wanted values that occur in the data")
-    if wanted >= set(found):
-        raise DataError(f"every {column} is held out, so no pair is left to train on; hold out fewer")
-    train = [row for row, value in enumerate(found) if value not in wanted]
-    evaluation = [row for row, value in enumerate(found) if value in wanted]
-    return Holdout(dataset.select(train), dataset.select(evaluation))
+    found = pd.Series(_column(dataset, column))
+    out = found.isin(_wanted(found, values, column))
+    return Holdout(dataset.select(np.flatnonzero(~out)), dataset.select(np.flatnonzero(out)))
 
 
-def _groups_of_domains(dataset: Dataset, groups: list[str], wanted: Collection[str]) -> set[str]:
-    domains = _column(dataset, "domain")
-    unknown = set(wanted) - set(domains)
-    if unknown:
-        found = ", ".join(sorted(set(domains))[:30])
-        raise DataError(f"no pair has the domain {', '.join(sorted(unknown))}; the data has {found}")
-    held = {group for group, domain in zip(groups, domains, strict=True) if domain in wanted}
+def _groups_of_domains(dataset: Dataset, groups: pd.Series, values: Collection[str]) -> set[str]:
+    domains = pd.Series(_column(dataset, "domain"))
+    held = set(groups[domains.isin(_wanted(domains, values, "domain"))])
     if held >= set(groups):
         raise DataError("every domain is held out, so no pair is left to train on; hold out fewer")
     return held
+
+
+def _wanted(found: pd.Series, values: Collection[str], column: str) -> set[str]:
+    """Returns the values to hold out, which all occur and are not all there are."""
+    wanted, known = {values} if isinstance(values, str) else set(values), set(found)
+    if unknown := wanted - known:
+        few = ", ".join(sorted(known)[:30])
+        raise DataError(f"no pair has the {column} {', '.join(sorted(unknown)[:5])}; the data has {few}")
+    if wanted >= known:
+        raise DataError(f"every {column} is held out, so no pair is left to train on; hold out fewer")
+    return wanted
 
 
 def _shared(splits: Mapping[str, Dataset]) -> dict[str, set[str]]:
@@ -244,45 +246,47 @@ def _shared(splits: Mapping[str, Dataset]) -> dict[str, set[str]]:
     return shared
 
 
-def _assigned(
-    rows: Mapping[str, int], domains: Mapping[str, str], order: Mapping[str, str], ratios: tuple[float, ...]
-) -> dict[str, int]:
-    """Returns the split of each prompt, as an index into `SPLITS`."""
-    by_domain: dict[str, list[str]] = defaultdict(list)
-    for prompt_id in sorted(rows, key=order.__getitem__):
-        by_domain[domains[prompt_id]].append(prompt_id)
+def _assigned(prompts: pd.DataFrame, shares: NDArray[np.float64]) -> dict[str, int]:
+    """Returns the split of each prompt, as an index into `shares`."""
     home: dict[str, int] = {}
-    lacking = [0.0] * len(ratios)  # rows by which each split is below its share of the domains so far
-    for domain in sorted(by_domain):
-        size = sum(rows[prompt_id] for prompt_id in by_domain[domain])
-        lacking = [lack + ratio * size for lack, ratio in zip(lacking, ratios, strict=True)]
-        for prompt_id in by_domain[domain]:
-            home[prompt_id] = max(range(len(ratios)), key=lacking.__getitem__)
-            lacking[home[prompt_id]] -= rows[prompt_id]
+    lacking = np.zeros(len(shares))  # rows by which each split is below its share of the domains so far
+    for _, own in prompts.groupby("domain"):
+        lacking += shares * own.n.sum()
+        for group, n in own.n.items():
+            home[group] = int(lacking.argmax())
+            lacking[home[group]] -= n
     return home
 
 
-def _cap_train(home: dict[str, int], rows: Mapping[str, int], order: Mapping[str, str], train_size: int) -> None:
-    train, test = SPLITS.index("train"), SPLITS.index("test")
-    prompts = sorted((prompt_id for prompt_id in home if home[prompt_id] == train), key=order.__getitem__)
-    available = sum(rows[prompt_id] for prompt_id in prompts)
+def _beyond(train_size: int, train: pd.DataFrame) -> dict[str, int]:
+    """Returns the prompts of train that go to test, so that it has at most this many rows."""
+    available, left = train.n.sum(), train_size
     if available < train_size:
         raise DataError(f"train_size is {train_size} but train's share is {available} rows; raise its ratio")
-    left = train_size
-    for prompt_id in prompts:
-        if rows[prompt_id] <= left:
-            left -= rows[prompt_id]
+    moved = {}
+    for group, n in train.n.items():
+        if n <= left:
+            left -= n
         else:
-            home[prompt_id] = test
+            moved[group] = SPLITS.index("test")
+    return moved
 
 
 def _hash(seed: int, prompt_id: str) -> str:
     return hashlib.sha256(f"{seed}:{prompt_id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def cells(dataset: Dataset, *names: str, without: str = "got pairs without") -> Iterator[tuple[Any, ...]]:
+    """Yields these columns row by row, in batches: going through `dataset[name]` is slow after a select.
+
+    Raises:
+        DataError: If a column is missing; `without` says of what.
+    """
+    if missing := [name for name in names if name not in dataset.column_names]:
+        raise DataError(f"{without} {', '.join(missing)}; wanted the normal form, see to_normal_form")
+    for batch in dataset.select_columns(list(names)).with_format(None).iter(batch_size=1000):
+        yield from zip(*(batch[name] for name in names), strict=True)
+
+
 def _column(dataset: Dataset, name: str) -> list[str]:
-    if name not in dataset.column_names:
-        raise DataError(f"got pairs without {name}; wanted the normal form, see to_normal_form")
-    # in batches: going through `dataset[name]` is slow after a select
-    batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
-    return [value for batch in batches for value in batch[name]]
+    return [value for (value,) in cells(dataset, name)]

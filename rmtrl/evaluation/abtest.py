@@ -8,24 +8,21 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import read_sound_rows, read_text
 from rmtrl.metrics import binomial_estimate, combined_estimate, trials
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/abtest-plan/1"
 CONTROL, TREATMENT = ARMS = ("control", "treatment")
-
-Successes = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of a plan file."""
-        return {"schema": SCHEMA, **asdict(self), "critical_values": list(self.critical_values), "hash": self.hash}
+        return dict(json_ready({"schema": SCHEMA, **vars(self), "hash": self.hash}))
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Plan":
@@ -104,26 +101,13 @@ class Plan:
         return plan
 
 
-def make_plan(
-    baseline: float,
-    effect: float,
-    *,
-    paired: bool = False,
-    discordant: float | None = None,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    looks: int = 1,
-    bounds: trials.Bounds = "obrien-fleming",
-    safety_maximum: float | None = None,
-    safety_alpha: float = 0.05,
-    block: int = 10,
-    seed: int = 0,
-) -> Plan:
+def make_plan(baseline: float, effect: float, *, looks: int = 1, **settings: Any) -> Plan:
     """Returns the plan of an experiment, with the sample size that its power needs at this number of looks.
 
     Args:
+        baseline, effect (`float`): As in [`Plan`].
         looks (`int`): Equally spaced analyses, the last included.
-        others: As in [`Plan`]. `discordant` defaults to that of independent arms, which is on the safe side.
+        settings: As in [`Plan`]. `discordant` defaults to that of independent arms, which is on the safe side.
 
     Raises:
         UsageError: If a rate, a size or a chance cannot be used.
@@ -135,30 +119,34 @@ def make_plan(
     1565
     ```
     """
-    if effect <= 0:
+    plan = Plan(baseline, effect, n=looks, critical_values=(), **settings)
+    _check(plan)
+    chances: dict[str, float] = {"alpha": plan.alpha, "power": plan.power}
+    single = trials.two_proportion_n(baseline, effect, **chances)  # checks the rates of a paired test too
+    if plan.paired:
+        independent = trials.independent_discordance(baseline, effect)
+        plan = replace(plan, discordant=independent if plan.discordant is None else plan.discordant)
+        single = trials.paired_n(plan.discordant or 0.0, effect, **chances)
+    n = math.ceil(single * trials.inflation(looks, kind=plan.bounds, **chances))
+    bounds = trials.critical_values(looks, kind=plan.bounds, alpha=plan.alpha)
+    return replace(plan, n=max(n, looks), critical_values=tuple(bounds.tolist()))
+
+
+def _check(plan: Plan) -> None:
+    """Raises where a plan asks for what cannot be; what sizes need is checked with them."""
+    most, block = plan.safety_maximum, plan.block
+    if plan.effect <= 0:
         raise UsageError(
-            f"got the effect {effect:g}; wanted a gain above 0: count what the treatment is to do more of"
+            f"got the effect {plan.effect:g}; wanted a gain above 0: count what the treatment does more of"
         )
-    if safety_maximum is not None and not 0 <= safety_maximum < 1:
-        raise UsageError(f"got the safety maximum {safety_maximum:g}; wanted a rate from 0 to below 1")
-    if not 0 < safety_alpha < 1:
-        raise UsageError(f"got the safety alpha {safety_alpha:g}; wanted a number between 0 and 1")
+    if most is not None and not 0 <= most < 1:
+        raise UsageError(f"got the safety maximum {most:g}; wanted a rate from 0 to below 1")
+    if not 0 < plan.safety_alpha < 1:
+        raise UsageError(f"got the safety alpha {plan.safety_alpha:g}; wanted a number between 0 and 1")
     if block < 2 or block % 2:
         raise UsageError(f"got blocks of {block}; wanted an even number, so that both arms come equally often")
-    if discordant is not None and not paired:
+    if plan.discordant is not None and not plan.paired:
         raise UsageError("got a share of discordant pairs for unpaired arms; leave it out, or plan a paired test")
-    single = trials.two_proportion_n(
-        baseline, effect, alpha=alpha, power=power
-    )  # checks the rates of a paired test too
-    if paired:
-        discordant = trials.independent_discordance(baseline, effect) if discordant is None else discordant
-        single = trials.paired_n(discordant, effect, alpha=alpha, power=power)
-    n = math.ceil(single * trials.inflation(looks, kind=bounds, alpha=alpha, power=power))
-    values = tuple(float(value) for value in trials.critical_values(looks, kind=bounds, alpha=alpha))
-    return Plan(
-        baseline, effect, max(n, looks), values, paired=paired, discordant=discordant, alpha=alpha, power=power,
-        bounds=bounds, safety_maximum=safety_maximum, safety_alpha=safety_alpha, block=block, seed=seed,
-    )  # fmt: skip
 
 
 def assign(units: Iterable[str], plan: Plan, assigned: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -364,10 +352,6 @@ class Analysis:
     counts: dict[str, int] = field(default_factory=dict)
     balance_p: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the analysis as a dictionary, ready for JSON."""
-        return {"schema": "rmtrl/abtest/1", **asdict(self)}
-
 
 def analyse(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]) -> Analysis:
     """Returns what the outcomes show under the plan, and whether to stop.
@@ -397,7 +381,7 @@ def analyse(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]
     if plan.paired:
         counts["pending"] = len(by_arm[CONTROL].keys() ^ by_arm[TREATMENT].keys())
     decision, reason = _decide(plan, looks, sum(known[TREATMENT]), len(known[TREATMENT]))
-    return Analysis(decision, reason, looks, rates, violations, counts, _balance(plan, counts))
+    return Analysis(decision, reason, looks, rates, violations, counts, _balance(counts))
 
 
 def _by_arm(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]) -> dict[str, dict[str, Outcome]]:
@@ -438,26 +422,19 @@ def _looks(plan: Plan, by_arm: Mapping[str, Mapping[str, Outcome]], outcomes: Se
     for number, (n, bound) in enumerate(zip(plan.look_sizes, plan.critical_values, strict=True), 1):
         if min(len(control), len(treatment)) < n or (found and found[-1].crossed):
             break
-        compare = _compare_pairs if plan.paired else _compare_arms
-        z, difference, method = compare(treatment[:n], control[:n], float(2 * stats.norm.cdf(bound) - 1))
-        found.append(Look(number, n, z, bound, difference, method))
+        level, (ours, theirs) = float(2 * stats.norm.cdf(bound) - 1), (treatment[:n], control[:n])
+        if plan.paired:
+            changed = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+            z, difference = trials.mcnemar_z(*changed), trials.paired_difference(*changed, n, level=level)
+        else:
+            hits = int(ours.sum()), int(theirs.sum())
+            rates = [binomial_estimate(k, n, level=level, kind="wilson") for k in hits]
+            z, difference = (
+                trials.two_proportion_z(hits[0], n, hits[1], n),
+                combined_estimate(rates, (1, -1), method="Newcombe"),
+            )
+        found.append(Look(number, n, z, bound, difference, "McNemar" if plan.paired else "two proportions, pooled z"))
     return tuple(found)
-
-
-def _compare_arms(treatment: Successes, control: Successes, level: float) -> tuple[float, Estimate, str]:
-    counts = [(int(arm.sum()), len(arm)) for arm in (treatment, control)]
-    rates = [binomial_estimate(*own, level=level, kind="wilson") for own in counts]
-    difference = combined_estimate(rates, (1, -1), method="Newcombe")
-    return trials.two_proportion_z(*counts[0], *counts[1]), difference, "two proportions, pooled z"
-
-
-def _compare_pairs(treatment: Successes, control: Successes, level: float) -> tuple[float, Estimate, str]:
-    gained, lost = int((treatment & ~control).sum()), int((control & ~treatment).sum())
-    return (
-        trials.mcnemar_z(gained, lost),
-        trials.paired_difference(gained, lost, len(treatment), level=level),
-        "McNemar",
-    )
 
 
 def _decide(plan: Plan, looks: Sequence[Look], violations: int, n: int) -> tuple[str, str]:
@@ -481,11 +458,9 @@ def _decide(plan: Plan, looks: Sequence[Look], violations: int, n: int) -> tuple
     return "success", said
 
 
-def _balance(plan: Plan, counts: Mapping[str, int]) -> float | None:
-    if plan.paired:
-        return None
+def _balance(counts: Mapping[str, int]) -> float | None:
     observed = np.array([counts[f"outcomes {arm}"] for arm in ARMS])
-    share = np.array([counts[f"assigned {arm}"] for arm in ARMS]) / counts["assigned"]
-    if not (share > 0).all():
+    share = np.array([counts.get(f"assigned {arm}", 0) for arm in ARMS]) / counts["assigned"]
+    if not (share > 0).all():  # nor are arms assigned where they are paired
         return None
     return float(stats.chisquare(observed, share * observed.sum()).pvalue)

@@ -62,9 +62,7 @@ class LengthAudit:
     def as_dict(self) -> dict[str, Any]:
         """Returns the audit as a plain dictionary, ready for JSON; what is undefined is null."""
         head = {"schema": "rmtrl/audit/1", "n": self.n, "prompts": self.prompts, "unit": self.unit}
-        return dict(
-            json_ready(head | {"figures": self.figures, "curve": self.curve.as_dict(), **asdict(self.verdict)})
-        )
+        return dict(json_ready(head | {"figures": self.figures, "curve": self.curve, **asdict(self.verdict)}))
 
 
 def audit_length(

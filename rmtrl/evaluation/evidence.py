@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Figure:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the figure as it stands in an evidence file."""
-        return dict(json_ready({**self.estimate.as_dict(), "source": self.source, **self.conditions}))
+        return dict(json_ready({**asdict(self.estimate), "source": self.source, **self.conditions}))
 
     def __str__(self) -> str:
         shown = ((n, f"{v:.3g}" if isinstance(v, float) else v) for n, v in self.conditions.items())
@@ -69,10 +69,6 @@ class Finding:
     passed: bool | None
     said: str
     source: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the finding as it stands in an evidence file."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,11 @@ class Evidence:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of an evidence file; ends of intervals that nobody knows are None."""
-        return {"schema": SCHEMA} | {name: item.as_dict() for name, item in vars(self).items() if item is not None}
+        return {"schema": SCHEMA} | {
+            name: item.as_dict() if isinstance(item, Figure) else asdict(item)
+            for name, item in vars(self).items()
+            if item is not None
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Evidence":
@@ -259,7 +259,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> dict[str, Any]:
         a, b = (_estimate("nll", item) for item in nll)
         ends = "ends of the two intervals"
         gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method=ends)
-    found["nll_gain"] = _from(source, gain.as_dict())
+    found["nll_gain"] = _from(source, asdict(gain))
     worse = {"calibration": WORSENED} if isinstance(change, Mapping) and gain.high < 0 else {}
     return {name: item and item | worse for name, item in found.items()}
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,10 +271,6 @@ class FreshResult:
     policy: str
     reviewers: dict[str, int]
     truncated: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the content of `fresh.json`."""
-        return {"schema": "rmtrl/fresh/1", **asdict(self)}
 
 
 def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:

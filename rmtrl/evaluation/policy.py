@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class PolicyResult:
     truncated: Estimate
     length_chars: Estimate
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the figures as a plain dictionary for JSON, without the completions."""
-        return {name: getattr(self, name).as_dict() for name in ("mean", "truncated", "length_chars")}
-
 
 @dataclass(frozen=True)
 class PolicyComparison:
@@ -64,10 +60,6 @@ class PolicyComparison:
 
     difference: Estimate
     win_rate: Estimate
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the figures as a plain dictionary for JSON."""
-        return asdict(self)
 
 
 def evaluate_policies(
@@ -334,7 +326,7 @@ def rerank(
                 candidates = [[made.text for made in own] for own in generator.generate(prompts, n, seed=seed)]
             for one, ranked in zip(window, best_of_n(scorer, prompts, candidates), strict=True):
                 whole = [joined(one.prompt, candidate) for candidate in ranked.candidates]
-                check_rendered(scorer, whole, np.isfinite(ranked.scores), [one.place] * len(whole))
+                check_rendered(scorer, [whole[i] for i in np.flatnonzero(np.isnan(ranked.scores))], one.place)
                 held = held or ranked.index is not None
                 yield one, ranked
             progress.update(len(window))

@@ -8,7 +8,7 @@ change that nobody sees should not move it. The patterns are those of Zhang et a
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -214,10 +214,6 @@ class Probe:
     too_long: int
     sound: bool | None
     verdict: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
 
 
 def probe(

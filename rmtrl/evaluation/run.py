@@ -29,6 +29,9 @@ from rmtrl.evaluation.items import (
 )  # fmt: skip
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
 from rmtrl.io import write_json, write_rows
+from rmtrl.types import json_ready
+
+RESULT = "rmtrl/benchmark-result/1"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Run:
         """Adds the result of one benchmark and, with `out`, writes it."""
         result = result_of(task.benchmark, task.items, scores, missing_reasons=missing_reasons)
         data = {"source": task.source, "rows": len(task.items), "fingerprint": task.fingerprint}
-        record = {**result.as_dict(), "model": self.model, "data": data, **more, **_times(started)}
+        record = {"schema": RESULT, **json_ready(result), "model": self.model, "data": data, **more, **_times(started)}
         self.results[task.name], self.records[task.name] = result, record | {"environment": environment()}
         if out:
             write_json(task.folder(out) / "result.json", self.records[task.name])
@@ -82,7 +85,7 @@ class Run:
         """Notes why a benchmark has no result, with `out` in place of the result of an earlier run."""
         self.unscored[task.name] = why
         if out:
-            record = {"schema": "rmtrl/benchmark-result/1", "name": task.name, "overall": None, "not_scorable": why}
+            record = {"schema": RESULT, "name": task.name, "overall": None, "not_scorable": why}
             write_json(task.folder(out) / "result.json", record | {"model": self.model})
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -85,24 +85,19 @@ def unrendered(scorer: TokenScorer, conversation: Conversation) -> RenderingErro
     return None
 
 
-def check_rendered(
-    scorer: TokenScorer, conversations: Sequence[Conversation], held: NDArray[np.bool_], places: Sequence[str]
-) -> None:
-    """Raises where one of the conversations cannot be rendered, and says where it stands.
+def check_rendered(scorer: TokenScorer, conversations: Iterable[Conversation], place: str) -> None:
+    """Raises where one of the conversations, which the scorer does not hold, cannot be rendered, and says where it is.
 
     Args:
         scorer ([`TokenScorer`]): A reward model.
-        conversations (`Sequence[Conversation]`): N conversations.
-        held (`(N,)` array of `bool`): Which of them the scorer holds; the others are looked at.
-        places (`Sequence[str]`): Where each stands.
+        conversations (`Iterable[Conversation]`): What the scorer does not hold.
+        place (`str`): Where they stand.
 
     Raises:
         RenderingError: With the place and what the template says.
     """
-    for index in np.flatnonzero(~held).tolist():
-        error = unrendered(scorer, conversations[index])
-        if error is not None:
-            raise RenderingError(f"{places[index]}: {error}", index=index) from error
+    for error in filter(None, (unrendered(scorer, own) for own in conversations)):
+        raise RenderingError(f"{place}: {error}") from error
 
 
 def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -> Floats:
@@ -111,11 +106,9 @@ def score_conversations(scorer: Scorer, conversations: Sequence[Conversation]) -
     Raises:
         ModelError: If the scorer returns another number of scores, or one that is no finite number.
     """
-    held = np.asarray(scorer.holds(conversations) if conversations else [], dtype=bool)
-    given = [conversation for conversation, fits in zip(conversations, held, strict=True) if fits]
-    scores = np.full(len(conversations), np.nan)
-    scores[held] = checked_scores(scorer.score(given) if given else [], len(given))
-    return scores
+    numbers = list(map(str, range(len(conversations))))
+    found = score_whole(scorer, [[own] for own in conversations], numbers, kind="conversation")
+    return np.array([np.nan if own is None else own[0] for own in found])
 
 
 @dataclass(frozen=True)
@@ -213,15 +206,10 @@ def score_pairs(
             whole = [[conversation(row, side) for side in sides] for row in window]
             numbers = [str(number) for number in range(done + 1, done + 1 + len(window))]
             found = score_whole(scorer, whole, numbers, kind=f"{source} row")
-            missing = [index for index, own in enumerate(found) if own is None]
-            check_rendered(
-                scorer,
-                [own for index in missing for own in whole[index]],
-                np.zeros(2 * len(missing), dtype=np.bool_),
-                [f"{source} row {numbers[index]}" for index in missing for _ in sides],
-            )
+            for number, pair, own in zip(numbers, whole, found, strict=True):
+                check_rendered(scorer, pair if own is None else [], f"{source} row {number}")
             yield np.array([[np.nan, np.nan] if own is None else own for own in found])
-            done, scored = done + len(window), scored + len(window) - len(missing)
+            done, scored = done + len(window), scored + sum(own is not None for own in found)
             progress.update(len(window))
     if not scored:
         raise DataError(f"all {len(rows):,} pairs are longer than the model holds; {source} has none to score")
@@ -282,20 +270,15 @@ def read_pair_scores(path: Path) -> dict[str, Floats]:
     """
     found: dict[str, Floats] = {}
     for place, row in read_sound_rows(path, wanted=_FORM):
-        id, scores = row.get("id"), row.get("scores")
-        if type(id) not in (str, int) or "scores" not in row or not _are_scores(scores):
+        id, scores = row.get("id"), row.get("scores", "")
+        scores = [None, None] if scores is None else scores
+        given = isinstance(scores, list) and len(scores) == 2 and all(map(is_number, scores))
+        if type(id) not in (str, int) or not (given or scores == [None, None]):
             raise DataError(f"{place}: {json.dumps(row)[:60]!r} is no line of scores; {_FORM}")
         if str(id) in found:
             raise DataError(f"{place}: {str(id)!r} stands twice; wanted a line a pair")
-        found[str(id)] = np.array(scores or [np.nan, np.nan], dtype=np.float64)
+        found[str(id)] = np.array(scores, dtype=np.float64)
     return found
-
-
-def _are_scores(scores: Any) -> bool:
-    """Returns whether a cell holds two scores or none."""
-    return scores in (None, [None, None]) or (
-        isinstance(scores, list) and len(scores) == 2 and all(map(is_number, scores))
-    )
 
 
 def is_number(value: Any) -> bool:

@@ -4,58 +4,14 @@ Every statistic of the library lives here once; stages import it and add nothing
 """
 
 from rmtrl.metrics.estimates import (
-    Floats,
-    binomial_estimate,
-    bootstrap_estimate,
-    bootstrap_estimates,
-    change_estimate,
-    clustered_covariance,
-    combined_estimate,
-    defined,
-    mean_by_group,
-    mean_estimate,
-    mean_estimates,
-    resamples,
-    reweighted_estimate,
-    too_few,
-)
+    Floats, binomial_estimate, bootstrap_estimate, bootstrap_estimates, change_estimate, clustered_covariance,
+    combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, too_few,
+)  # fmt: skip
 from rmtrl.metrics.probabilities import (
-    ReliabilityCurve,
-    brier,
-    calibrated_null_ece,
-    calibration_metrics,
-    ece,
-    margin_nll,
-    mce,
-    nll,
-    overconfidence,
-    probit_probability,
-    reliability_curve,
-)
+    ReliabilityCurve, brier, calibrated_null_ece, calibration_metrics, ece, margin_nll, mce, nll, overconfidence,
+    probit_probability, reliability_curve,
+)  # fmt: skip
 from rmtrl.metrics.ranks import (
-    auroc,
-    best_of_n_curve,
-    best_of_n_curves,
-    best_of_n_kl,
-    best_of_n_weights,
-    correlation_estimate,
-    domain_accuracy,
-    kendall,
-    length_bias,
-    pair_wins,
-    pairwise_accuracy,
-    pearson,
-    reward_metrics,
-    spearman,
-    worst_group_accuracy,
-)
-
-__all__ = [
-    "Floats", "ReliabilityCurve", "auroc", "best_of_n_curve", "best_of_n_curves", "best_of_n_kl", "best_of_n_weights",
-    "binomial_estimate", "bootstrap_estimate", "bootstrap_estimates", "brier", "calibrated_null_ece",
-    "calibration_metrics", "change_estimate", "clustered_covariance", "combined_estimate", "correlation_estimate",
-    "defined", "domain_accuracy", "ece", "kendall", "length_bias", "margin_nll", "mce", "mean_by_group",
-    "mean_estimate", "mean_estimates", "nll", "overconfidence", "pair_wins", "pairwise_accuracy", "pearson",
-    "probit_probability", "reliability_curve", "resamples", "reward_metrics", "reweighted_estimate", "spearman",
-    "too_few", "worst_group_accuracy",
-]  # fmt: skip
+    auroc, best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate, domain_accuracy,
+    kendall, length_bias, pair_wins, pairwise_accuracy, pearson, reward_metrics, spearman, worst_group_accuracy,
+)  # fmt: skip

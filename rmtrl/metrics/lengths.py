@@ -48,10 +48,6 @@ class LengthCurve:
     high: Floats
     count: NDArray[np.int64]
 
-    def as_dict(self) -> dict[str, list[float]]:
-        """Returns the columns as plain lists, ready for JSON."""
-        return {name: column.tolist() for name, column in vars(self).items()}
-
 
 def length_shares(
     margin: Floats, longer: Floats, length: Floats, group: Groups, **settings: Any

@@ -80,10 +80,11 @@ def make_plan(
     size = len(lengths) // n_mini_batches
     mini_batches = []
     for start in range(0, len(order), size):
-        rows = sorted(order[start : start + size], key=lambda row: -lengths[row])
+        rows = sorted(order[start : start + size], key=lambda row: lengths[row])
         groups = [rows[first : first + world_size] for first in range(0, size, world_size)]  # a row a process
-        passes = like_lengths([lengths[group[0]] for group in groups], costs)
-        mini_batches.append(tuple(tuple(row for place in own for row in groups[place]) for own in passes))
+        passes = like_lengths([lengths[group[-1]] for group in reversed(groups)], costs)  # longest first
+        places = [[len(groups) - 1 - place for place in reversed(own)] for own in reversed(passes)]
+        mini_batches.append(tuple(tuple(row for place in own for row in groups[place]) for own in places))
     return Plan(tuple(mini_batches))
 
 

@@ -202,13 +202,9 @@ Job = tuple[str, list[Group]]
 
 
 def plan_jobs(
-    sequences: Sequence[Sequence[int]],
-    *,
-    pad_token_id: int,
-    costs: Costs,
-    share: bool,
+    sequences: Sequence[Sequence[int]], *, pad_token_id: int, costs: Costs, share: bool,
     kinds: Sequence[Hashable] | None = None,
-) -> list[Job]:
+) -> list[Job]:  # fmt: skip
     """Returns the steps that score every sequence once.
 
     Args:
@@ -218,35 +214,22 @@ def plan_jobs(
         share (`bool`): Whether the model can compute a shared prefix once.
         kinds (`Sequence[Hashable]`, *optional*): See [`kinds_of_rows`]; plain rows of one kind stand together.
     """
+    groups = [Group([index], 0, "plain") for index in range(len(sequences))]
     if share:
         groups = plan_groups(sequences, pad_token_id=pad_token_id, costs=costs)
-    else:
-        groups = [Group([index], 0, "plain") for index in range(len(sequences))]
     jobs: list[Job] = [("cached", [group]) for group in groups if group.method == "cached"]
     alike: dict[tuple[str, Hashable], list[Group]] = {}
-    for method in ("packed", "plain"):
-        for group in (group for group in groups if group.method == method):
-            kind = kinds[group.members[0]] if kinds is not None and method == "plain" else None
-            alike.setdefault((method, kind), []).append(group)
-    for (method, _), chosen in alike.items():
-        lengths = [_row_length(group, sequences) for group in chosen]
-        jobs += [(method, [chosen[i] for i in batch]) for batch in like_lengths(lengths, costs)]
+    for group in groups:
+        if group.method != "cached":
+            kind = kinds[group.members[0]] if kinds is not None and group.method == "plain" else None
+            alike.setdefault((group.method, kind), []).append(group)
+    for method, kind in sorted(alike, key=lambda key: key[0]):  # packed rows first
+        rows = alike[method, kind]
+        lengths = [row_length(group, sequences) for group in rows]
+        jobs += [(method, [rows[i] for i in batch]) for batch in like_lengths(lengths, costs)]
     return jobs
 
 
-def _row_length(group: Group, sequences: Sequence[Sequence[int]]) -> int:
+def row_length(group: Group, sequences: Sequence[Sequence[int]]) -> int:
+    """Returns the tokens of the row in which a group that is not cached stands."""
     return sum(len(sequences[i]) for i in group.members) - group.prefix * (len(group.members) - 1)
-
-
-def n_tokens(jobs: Sequence[Job], sequences: Sequence[Sequence[int]], costs: Costs) -> int:
-    """Returns the tokens that the steps compute, padding included."""
-    total = 0
-    for method, groups in jobs:
-        if method == "cached":
-            (group,) = groups
-            rests = [len(sequences[i]) - group.prefix for i in group.members]
-            total += group.prefix
-            total += sum(len(b) * max(rests[i] for i in b) for b in like_lengths(rests, costs, group.prefix))
-        else:
-            total += len(groups) * max(_row_length(group, sequences) for group in groups)
-    return total

@@ -16,12 +16,9 @@ from rmtrl.reward.heads import Head
 
 
 def bradley_terry_loss(
-    margin: torch.Tensor,
-    label: torch.Tensor | None = None,
-    *,
-    shift: torch.Tensor | float = 0.0,
+    margin: torch.Tensor, label: torch.Tensor | None = None, *, shift: torch.Tensor | float = 0.0,
     label_smoothing: float = 0.0,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Returns −q log σ(m − s) − (1 − q) log σ(s − m), with q the smoothed label: the loss of reward modelling.
 
     Bradley and Terry (1952). With label smoothing ε the label q becomes (1 − ε)·q + ε·(1 − q), whose best margin has
@@ -135,14 +132,9 @@ def tie_loss(
 
 
 def fit_tie_parameter(
-    value: float,
-    margin: torch.Tensor,
-    label: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    *,
-    loss_type: str,
+    value: float, margin: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None, *, loss_type: str,
     rate: float = 0.5,
-) -> float:
+) -> float:  # fmt: skip
     """Returns the tie parameter after one step of gradient descent on the tie loss of a batch.
 
     The step is taken on softplus⁻¹ of the parameter, which keeps it above 0.

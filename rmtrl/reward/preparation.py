@@ -24,13 +24,9 @@ logger = get_logger(__name__)
 
 
 def prepare_text(
-    dataset: Dataset | IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    constants: Mapping[str, Any],
-    starts: bool = False,
-    num_proc: int | None = None,
-) -> Dataset | IterableDataset:
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, *, constants: Mapping[str, Any],
+    starts: bool = False, num_proc: int | None = None,
+) -> Dataset | IterableDataset:  # fmt: skip
     """Returns pairs with `chosen_ids` and `rejected_ids`, rendered as whoever scores will render them.
 
     `_empty_response` marks pairs with a blank response, and `_own_prompts` those whose sides are chats that share no
@@ -74,14 +70,9 @@ def constants_of(dataset: Dataset | IterableDataset) -> dict[str, Any]:
 
 
 def _tokenized(
-    batch: dict[str, list[Any]],
-    indices: list[int],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    constants: Mapping[str, Any],
-    starts: bool,
-    filled: Mapping[str, Any],
-) -> dict[str, list[Any]]:
+    batch: dict[str, list[Any]], indices: list[int], *, tokenizer: PreTrainedTokenizerBase,
+    constants: Mapping[str, Any], starts: bool, filled: Mapping[str, Any],
+) -> dict[str, list[Any]]:  # fmt: skip
     columns = {name: without_fillings(own, [filled[name]]) if name in filled else own for name, own in batch.items()}
     columns |= {name: [value] * len(indices) for name, value in constants.items() if name not in columns}
     made: dict[str, list[Any]] = {"_empty_response": [False] * len(indices)}

@@ -191,12 +191,9 @@ def _try_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, in
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    index: int,
-    name: str = "conversation",
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], index: int, name: str = "conversation",
     **settings: Any,
-) -> str:
+) -> str:  # fmt: skip
     """Returns what the chat template makes of messages."""
     check_chat_template(tokenizer)
     reads_text, reads_parts = _reads(tokenizer, tokenizer.chat_template)

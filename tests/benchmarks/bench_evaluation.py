@@ -17,14 +17,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from workloads import append_results, data_folder, human_pairs, machine, make_model, make_tokenizer, spread
+from workloads import append_results, data_folder, human_pairs, machine, make_model, make_tokenizer, n_tokens, spread
 
 from rmtrl import RewardScorer
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.evaluation.items import as_text, score_items, windows
-from rmtrl.reward.batching import n_tokens, plan_jobs
+from rmtrl.reward.batching import plan_jobs
 from rmtrl.reward.rendering import encode_all
 
 FILES = {"llmbar": "llmbar", "judgebench": "judgebench/gpt.jsonl.gz", "rm-bench": "rm-bench/safety-response.json.gz"}

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import pipeline
-from workloads import append_results, human_pairs, judged_texts, machine, make_model, make_tokenizer, spread
+from workloads import append_results, human_pairs, judged_texts, machine, make_model, make_tokenizer, n_tokens, spread
 
 from rmtrl import RewardScorer
 from rmtrl.data.preferences import read_preferences
 from rmtrl.evaluation.scoring import pair_lines
 from rmtrl.io import write_rows
-from rmtrl.reward.batching import Costs, n_tokens, plan_jobs
+from rmtrl.reward.batching import Costs, plan_jobs
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 40)
 

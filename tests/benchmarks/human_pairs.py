@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -110,10 +111,10 @@ def compare(data: Path, seeds: list[int]) -> dict:
         print(json.dumps(per_seed[-1]), file=sys.stderr, flush=True)
     pooled = [np.concatenate(values) for values in (ours, theirs, length)]
     return {
-        "accuracy": mean_estimate(pooled[0], prompts).as_dict(),
-        "accuracy_trl": mean_estimate(pooled[1], prompts).as_dict(),
-        "difference": mean_estimate(pooled[0] - pooled[1], prompts, proportion=False).as_dict(),
-        "length_accuracy": mean_estimate(pooled[2], prompts).as_dict(),
+        "accuracy": asdict(mean_estimate(pooled[0], prompts)),
+        "accuracy_trl": asdict(mean_estimate(pooled[1], prompts)),
+        "difference": asdict(mean_estimate(pooled[0] - pooled[1], prompts, proportion=False)),
+        "length_accuracy": asdict(mean_estimate(pooled[2], prompts)),
         "seeds": per_seed,
     }
 

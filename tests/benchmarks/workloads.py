@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.validation import validate
+from rmtrl.reward.batching import Costs, like_lengths, row_length
 from rmtrl.tiny import make_tiny_tokenizer
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -110,3 +111,17 @@ def append_results(lines: list[str]) -> None:
     print("\n".join(lines))
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("\n" + "\n".join(lines) + "\n")
+
+
+def n_tokens(jobs, sequences, costs: Costs) -> int:
+    """Returns the tokens that the steps compute, padding included."""
+    total = 0
+    for method, groups in jobs:
+        if method == "cached":
+            (group,) = groups
+            rests = [len(sequences[i]) - group.prefix for i in group.members]
+            total += group.prefix
+            total += sum(len(b) * max(rests[i] for i in b) for b in like_lengths(rests, costs, group.prefix))
+        else:
+            total += len(groups) * max(row_length(group, sequences) for group in groups)
+    return total

@@ -10,7 +10,7 @@ from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.evidence import NAMES, Evidence, Figure, Finding, collect
 from rmtrl.evaluation.gate import Thresholds, default_thresholds, judge
 from rmtrl.metrics import mean_estimate
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 N = 200
 
@@ -235,7 +235,7 @@ def test_evidence_that_is_not_whole_is_refused(name, item, message):
 
 
 def test_files_of_a_run_are_read_as_they_are():
-    estimate = mean_estimate([1, 0, 1, 1] * 50).as_dict()
+    estimate = json_ready(mean_estimate([1, 0, 1, 1] * 50))
     found = collect(
         {
             "metrics.json": {"validation": {}, "test": {"accuracy": estimate}, "spillover": {"accuracy": estimate}},
@@ -245,7 +245,7 @@ def test_files_of_a_run_are_read_as_they_are():
             "fresh.json": {"accuracy": estimate, "reviewed_by": "human"},
         }
     )  # fmt: skip
-    assert found.test_accuracy.estimate.as_dict() == estimate and found.spillover_accuracy.source == "metrics.json"
+    assert json_ready(found.test_accuracy.estimate) == estimate and found.spillover_accuracy.source == "metrics.json"
     assert found.overlap.estimate == Estimate(0.0, 0.0, 0.0, 70, method="counted")
     assert found.ece.source == "calibration.json, cross-fitted; names no model" and found.ece.conditions == {
         "null_ece": 0.051

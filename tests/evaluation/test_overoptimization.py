@@ -306,7 +306,7 @@ def test_domains_held_out_domains_and_unequal_samples():
     assert result.held_out["in domain"].n_prompts == 61
     assert any("odd is left out: fewer than two prompts" in note for note in result.notes)
     assert any("32 to 48 samples" in note for note in result.notes)
-    assert "chat" in report(result) and "held out" in report(result)
+    assert "chat" in report(result)["domain"] and "held out" in report(result)["domains"]
     with pytest.raises(UsageError, match="held-out domain physics; the domains are"):
         measure_overoptimization(both, held_out=["physics"])
     with pytest.raises(UsageError, match=r"n_max 40, and 61 of 121 prompts have fewer samples"):
@@ -331,7 +331,7 @@ def test_steps_are_measured_each_and_the_last_is_the_whole():
     gammas = [part.gamma.value for part in result.steps.values()]
     assert gammas == sorted(gammas) and result.whole.gamma == result.steps["300"].gamma
     assert (result.rl.form, result.rl.alpha, result.rl.beta) == ("rl", pytest.approx(0.4), pytest.approx(0.1))
-    assert "over training" in report(result)
+    assert "over training" in report(result)["fits"]
 
 
 def test_every_gamma_is_stored_with_its_convention_and_reach():

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from rmtrl import RewardScorer
-from rmtrl.reward.batching import Costs, Group, like_lengths, n_tokens, plan_groups, plan_jobs
+from rmtrl.reward.batching import Costs, Group, like_lengths, plan_groups
 from rmtrl.reward.scoring import run_job, why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import why_not_shared
 
@@ -115,14 +115,6 @@ def test_batches_take_no_more_time_than_any_others_of_like_length():
     best = min(time(cuts) for size in range(6) for cuts in itertools.combinations(range(1, 6), size))
     batches = like_lengths(lengths, costs)
     assert sum(costs.rows(len(b), max(lengths[i] for i in b)) for b in batches) == pytest.approx(best)
-
-
-def test_tokens_are_counted_with_their_padding():
-    sequences = [[1] * 9 + [2] * 3, [1] * 9 + [3] * 5, [7] * 4]
-    jobs = plan_jobs(sequences, pad_token_id=0, costs=FREE, share=True)
-    assert n_tokens(jobs, sequences, FREE) == (9 + 3 + 5) + 4
-    jobs = plan_jobs(sequences, pad_token_id=0, costs=FREE, share=False)
-    assert n_tokens(jobs, sequences, FREE) == 12 + 14 + 4
 
 
 SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

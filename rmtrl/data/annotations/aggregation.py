@@ -16,18 +16,9 @@ from rmtrl.metrics import Floats
 
 ALPHA = 0.6
 MAX_SPREAD = 0.25  # one step of a five-point scale
-_COLUMNS = (
-    "criterion",
-    "variance",
-    "borda",
-    "final",
-    "wins",
-    "comparisons",
-    "judgments",
-    "rank",
-    "excluded",
-    "flagged",
-)
+_COLUMNS = [
+    "criterion", "variance", "borda", "final", "wins", "comparisons", "judgments", "rank", "excluded", "flagged",
+]  # fmt: skip
 
 TIE_RULES = ("wins", "top_criterion", "criterion", "variance", "seeded")
 """Rules that can break a tie: more wins, higher score on the criterion of most weight, higher criterion score, lower
@@ -39,56 +30,39 @@ TIE_BREAKS = ("wins", "top_criterion", "seeded")
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Scores of I items; NaN where nothing was judged.
+    """Scores of I items, in tables of a row an item under its prompt id and item id; NaN where nothing was judged.
 
     Args:
-        items (`tuple[Item, ...]`): Prompt id and item id of every item, as in the annotations.
-        criteria (`tuple[str, ...]`): Names of the C criteria.
+        table (`DataFrame`): In this order: `criterion` (weighted sum of the criterion scores), `variance` (weighted
+            mean over criteria of the variance between annotators), `borda` ((wins + ½ ties) / comparisons on 0–1),
+            `final` (α · criterion + (1 − α) · borda, or the one of the two that there is), `wins` and `comparisons`
+            (by weight), `judgments` (annotators who rated the item or voted on it), `rank` (place within the prompt
+            from 1 on, 0 for excluded items), `excluded` (fewer judgments than the quorum: not ranked, not paired) and
+            `flagged` (ratings spread wider than the limit, or a vote without a majority).
+        criteria (`DataFrame`): Mean over annotators of each criterion, on 0–1.
         weights (`dict[str, float]`): Weight of each criterion; they sum to 1.
-        criterion_scores (`(I, C)` float64): Mean over annotators on 0–1.
-        criterion (`(I,)` float64): Weighted sum of the criterion scores.
-        variance (`(I,)` float64): Weighted mean over criteria of the variance between annotators.
-        borda (`(I,)` float64): (wins + ½ ties) / comparisons on 0–1.
-        wins (`(I,)` float64): Wins by weight.
-        comparisons (`(I,)` float64): Votes by weight.
-        final (`(I,)` float64): α · criterion + (1 − α) · borda, or the one of the two that there is.
-        judgments (`(I,)` int64): Annotators who rated the item or voted on it.
-        excluded (`(I,)` bool): Fewer judgments than the quorum: not ranked, not paired.
-        flagged (`(I,)` bool): Ratings spread wider than the limit, or a vote without a majority.
-        rank (`(I,)` int64): Place within the prompt from 1 on, 0 for excluded items.
         counts (`dict[str, int]`): Items by what happened to them.
     """
 
-    items: tuple[Item, ...]
-    criteria: tuple[str, ...]
+    table: pd.DataFrame
+    criteria: pd.DataFrame
     weights: dict[str, float]
-    criterion_scores: Floats
-    criterion: Floats
-    variance: Floats
-    borda: Floats
-    wins: Floats
-    comparisons: Floats
-    final: Floats
-    judgments: NDArray[np.int64]
-    excluded: NDArray[np.bool_]
-    flagged: NDArray[np.bool_]
-    rank: NDArray[np.int64]
     counts: dict[str, int]
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary an item, ready for JSON, None where a score is undefined."""
-
-        table = pd.DataFrame({name: getattr(self, name) for name in _COLUMNS})
-        by_criterion = pd.DataFrame(self.criterion_scores, columns=list(self.criteria))
         return [
             {"item_id": item_id, "prompt_id": prompt_id, "criteria": scores, **row, "rank": row["rank"] or None}
-            for (prompt_id, item_id), scores, row in zip(self.items, _plain(by_criterion), _plain(table), strict=True)
+            for (prompt_id, item_id), scores, row in zip(
+                self.table.index, _plain(self.criteria), _plain(self.table), strict=True
+            )
         ]
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns the rows with None for NaN."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")
+    """Returns the rows with None for NaN; a row without columns is a row."""
+    values = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+    return [dict(zip(table, row, strict=True)) for row in values]
 
 
 def blend(criterion: Any, borda: Any, alpha: float = ALPHA) -> Floats:
@@ -149,12 +123,13 @@ def aggregate(
     ```
     """
     _check(alpha, quorum, tie_breaks, tolerance, seed)
-    criteria, items = list(annotations.criteria), pd.MultiIndex.from_tuples(annotations.items, names=ITEM)
-    shares = pd.Series(_criterion_weights(criteria, weights), dtype=float)
+    items = pd.MultiIndex.from_tuples(annotations.items, names=ITEM)
+    shares = pd.Series(_criterion_weights(annotations.criteria, weights), dtype=float)
     trust = annotator_trust(annotations, annotator_weights)
     scores, variances = (table.reindex(items) for table in _criterion_scores(annotations, trust))
     sides = _sides(annotations.votes, trust)
-    table = _borda(sides).reindex(items, fill_value=0)
+    voted = sides.groupby(ITEM)[["wins", "points", "weight", "split"]].sum()
+    table = voted.rename(columns={"weight": "comparisons"}).reindex(items, fill_value=0)
     table["borda"] = table.points / table.comparisons
     table["criterion"], table["variance"] = _weighted(scores, shares), _weighted(variances, shares)
     table["final"] = blend(table.criterion, table.borda, alpha)
@@ -163,42 +138,30 @@ def aggregate(
     table["excluded"] = table.judgments < quorum
     counted = shares > 0
     table["flagged"] = (table.split > 0) | (np.sqrt(variances.loc[:, counted]) > max_spread).any(axis=1)
-    incomplete = scores.loc[:, counted].isna().any(axis=1) & table.criterion.notna()
-    better = table.assign(variance=-table.variance, top_criterion=scores[shares.idxmax()] if criteria else math.nan)
+    top = scores[shares.idxmax()] if len(shares) else math.nan
+    better = table.assign(variance=-table.variance, top_criterion=top)
     rules = [None if name == "seeded" else better[name].to_numpy() for name in tie_breaks]
-    ranked = ~table.excluded.to_numpy()
-    table["rank"] = rank_items(
-        annotations.items, table.final.to_numpy(), ranked, rules, tolerance=tolerance, seed=seed
-    )
-    return ItemScores(
-        items=annotations.items,
-        criteria=annotations.criteria,
-        weights=shares.to_dict(),
-        criterion_scores=scores.to_numpy(),
-        **{name: table[name].to_numpy() for name in _COLUMNS},
-        counts={
-            "items": len(table),
-            "excluded": int(table.excluded.sum()),
-            "flagged": int(table.flagged.sum()),
-            "without_ratings": int(table.criterion.isna().sum()),
-            "without_votes": int(table.borda.isna().sum()),
-            "incomplete": int(incomplete.sum()),
-        },
-    )
+    final, ranked = table.final.to_numpy(), ~table.excluded.to_numpy()
+    table["rank"] = rank_items(annotations.items, final, ranked, rules, tolerance=tolerance, seed=seed)
+    incomplete = scores.loc[:, counted].isna().any(axis=1) & table.criterion.notna()
+    counts = {"items": len(table), "excluded": table.excluded.sum(), "flagged": table.flagged.sum(),
+              "without_ratings": table.criterion.isna().sum(), "without_votes": table.borda.isna().sum(),
+              "incomplete": incomplete.sum()}  # fmt: skip
+    return ItemScores(table[_COLUMNS], scores, shares.to_dict(), {name: int(n) for name, n in counts.items()})
 
 
 def _check(alpha: float, quorum: int, tie_breaks: Sequence[str], tolerance: float, seed: int) -> None:
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"alpha is {alpha}; wanted a share from 0 to 1")
-    if quorum < 1:
-        raise UsageError(f"quorum is {quorum}; wanted 1 or more")
-    if not tolerance >= 0:
-        raise UsageError(f"tolerance is {tolerance}; wanted a difference of scores, 0 or more")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; wanted 0 or more")
     unknown = [name for name in tie_breaks if name not in TIE_RULES]
-    if unknown:
-        raise UsageError(f"no tie-break {', '.join(unknown)}; wanted some of {', '.join(TIE_RULES)}")
+    sound = {
+        f"alpha is {alpha}; wanted a share from 0 to 1": 0 <= alpha <= 1,
+        f"quorum is {quorum}; wanted 1 or more": quorum >= 1,
+        f"tolerance is {tolerance}; wanted a difference of scores, 0 or more": tolerance >= 0,
+        f"seed is {seed}; wanted 0 or more": seed >= 0,
+        f"no tie-break {', '.join(unknown)}; wanted some of {', '.join(TIE_RULES)}": not unknown,
+    }
+    for said, holds in sound.items():
+        if not holds:
+            raise UsageError(said)
 
 
 def _criterion_weights(criteria: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -249,23 +212,16 @@ def _weighted(values: pd.DataFrame, shares: pd.Series) -> pd.Series:
 
 
 def _sides(votes: pd.DataFrame, trust: Mapping[str, float]) -> pd.DataFrame:
-    """Returns one row a vote and item, with its points (1, ½ or 0) and whether the vote on its pair was split.
+    """Returns one row a vote and item: wins, points and weight, and whether the vote on its pair was split.
 
     It was where a pair has two or more votes and no choice has more than half of them.
     """
     n = votes.groupby("pair").pair.transform("size")
     largest = votes.groupby(["pair", "choice"]).pair.transform("size").groupby(votes.pair).transform("max")
-    votes = votes.assign(
-        weight=votes.weight * votes.annotator.map(trust), split=((n > 1) & (2 * largest <= n)).astype(int)
-    )
-    return pd.concat([votes.assign(item_id=votes.a), votes.assign(item_id=votes.b, points=1 - votes.points)])
-
-
-def _borda(sides: pd.DataFrame) -> pd.DataFrame:
-    """Returns wins, points and comparisons by weight of each item voted on, and whether a vote on it was split."""
-    sides = sides.assign(wins=sides.weight * (sides.points == 1), points=sides.weight * sides.points)
-    table = sides.groupby(ITEM).agg({"wins": "sum", "points": "sum", "weight": "sum", "split": "max"})
-    return table.rename(columns={"weight": "comparisons"})
+    weight = votes.weight * votes.annotator.map(trust)
+    votes = votes.assign(weight=weight, split=((n > 1) & (2 * largest <= n)).astype(int))
+    sides = pd.concat([votes.assign(item_id=votes.a), votes.assign(item_id=votes.b, points=1 - votes.points)])
+    return sides.assign(wins=sides.weight * (sides.points == 1), points=sides.weight * sides.points)
 
 
 def rank_items(

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rmtrl.data.annotations.reading import ITEM, Annotations
 from rmtrl.errors import UsageError
 from rmtrl.metrics import Floats, binomial_estimate, bootstrap_estimates, defined
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 Scale = Literal["nominal", "ordinal", "interval"]
 
@@ -78,17 +78,10 @@ class Agreement:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dictionary, ready for JSON."""
-        fields = ("criterion", "domain", "scale", "units", "paired_units", "judgments")
-        pairs = [
-            {"annotators": list(names), "kappa": found and found.as_dict()}
-            for names, found in self.cohen_pairs.items()
-        ]
-        return {
-            **{name: getattr(self, name) for name in fields},
-            **{name: found and found.as_dict() for name, found in self.coefficients.items()},
-            "cohen_pairs": pairs,
-            "interpretation": self.interpretation,
-        }
+        names = ("criterion", "domain", "scale", "units", "paired_units", "judgments", "interpretation")
+        pairs = [{"annotators": pair, "kappa": kappa} for pair, kappa in self.cohen_pairs.items()]
+        own = {name: getattr(self, name) for name in names}
+        return dict(json_ready({**own, **self.coefficients, "cohen_pairs": pairs}))
 
 
 def agreement(
@@ -139,15 +132,11 @@ def agreement(
 def _judgments(annotations: Annotations) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each criterion, and the votes, with domain, annotator, unit and value of its judgments."""
     ratings, votes = annotations.ratings, annotations.votes
-    ratings = ratings.assign(domain=ratings.prompt_id.map(annotations.domains), unit=ratings.groupby(ITEM).ngroup())
-    for name in annotations.criteria:
-        yield (
-            name,
-            ratings[["domain", "annotator", "unit"]].assign(value=annotations.ratings[name]).dropna(subset="value"),
-        )
-    if len(votes):
-        judged = votes[["annotator"]].assign(domain=votes.prompt_id.map(annotations.domains), unit=votes.pair)
-        yield "vote", judged.assign(value=votes.choice)
+    tables = [(name, ratings, ratings.groupby(ITEM).ngroup(), ratings[name]) for name in annotations.criteria]
+    tables += [("vote", votes, votes.pair, votes.choice)] if len(votes) else []
+    for name, table, unit, value in tables:
+        judged = table[["annotator"]].assign(domain=table.prompt_id.map(annotations.domains), unit=unit, value=value)
+        yield name, judged.dropna(subset="value")
 
 
 def _agreement(criterion: str, domain: str | None, scale: Scale, judged: pd.DataFrame, **options: Any) -> Agreement:

@@ -197,11 +197,10 @@ def pairs_from_ratings(
         raise UsageError(f"got score {score!r}; wanted final or criterion")
     if not 0 <= min_gap <= 1:
         raise UsageError(f"got min_gap {min_gap}; wanted a difference on 0 to 1")
-    items = pd.DataFrame(list(scores.items), columns=ITEM)
-    items = items.assign(score=getattr(scores, score), flagged=scores.flagged)
+    items = scores.table.reset_index()[[*ITEM, score, "flagged", "excluded"]].rename(columns={score: "score"})
     if items.score.isna().all():
         raise DataError("no item has a score to make pairs from; wanted lines with item_id and scores")
-    usable = items[items.score.notna() & ~scores.excluded].rename(columns={"item_id": "a"})
+    usable = items[items.score.notna() & ~items.excluded].rename(columns={"item_id": "a"})
     table = usable.merge(usable.rename(columns={"a": "b"}), on="prompt_id", suffixes=("", "_b"))
     table = table[table.a < table.b]
     gap = table.score - table.score_b

@@ -43,6 +43,7 @@ CHOICES = ("a", "b", "tie")
 ITEM = ["prompt_id", "item_id"]
 PAIR = ["prompt_id", "a", "b"]
 _RATER = [*ITEM, "annotator"]
+_VOTE = [*PAIR, "annotator", "choice", "weight", "swapped"]
 _NOT_CRITERIA = {"id", *ITEM, "annotator", "domain", "source", "prompt", "response", "weight"}
 _ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
 _PANDALM = {"instruction", "response1", "response2"}
@@ -108,19 +109,12 @@ class Annotations:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as a plain dictionary, ready for JSON."""
+        sizes = {name: len(getattr(self, name)) for name in ("ratings", "votes", "items")}
         return {
-            "n": self.n,
-            "kept": self.kept,
-            "rejected": self.rejected,
-            "reasons": self.reasons,
-            "ratings": len(self.ratings),
-            "votes": len(self.votes),
-            "items": len(self.items),
-            "pairs": self.votes.pair.nunique(),
-            "annotators": len(self.annotators),
-            "criteria": list(self.criteria),
+            "n": self.n, "kept": self.kept, "rejected": self.rejected, "reasons": self.reasons, **sizes,
+            "pairs": self.votes.pair.nunique(), "annotators": len(self.annotators), "criteria": list(self.criteria),
             "conflicts": self.conflicts,
-        }
+        }  # fmt: skip
 
 
 def judgments_per_item(annotations: Annotations) -> list[int]:
@@ -160,15 +154,15 @@ def read_annotations(
     (30, ('factuality', 'usefulness'))
     ```
     """
-    if not -math.inf < likert[0] < likert[1] < math.inf:
-        raise UsageError(
-            f"the rating scale is {likert[0]:g} to {likert[1]:g}; wanted two numbers, the lower one first"
-        )
+    low, high = likert
+    if not -math.inf < low < high < math.inf:
+        raise UsageError(f"the rating scale is {low:g} to {high:g}; wanted two numbers, the lower one first")
     reader = _Reader()
     for path in map(Path, paths):
         number = 0
         for number, row in enumerate(_rows(path), 1):
-            reader.read(path.name, number, row)
+            for judgment in _judgments(row):
+                reader.read(judgment, {"file": path.name, "row": number, "line": row})
         if not number:
             raise DataError(f"{path} is empty; wanted one judgment a line")
     return reader.annotations(likert, criteria)
@@ -176,17 +170,16 @@ def read_annotations(
 
 def _rows(path: Path) -> Iterator[Row | str]:
     """Yields the rows of a file, or what is wrong with one; a table has numbers where the text of a cell is one."""
-    if path.is_file() and suffix_of(path) in (".jsonl", ".ndjson", ".json"):
-        yield from (row for _, row in read_rows([path]))
-        return
-    table = (row for _, row in read_rows([path])) if path.is_file() and is_text(path) else load_rows(path)
-    for row in table:
-        if isinstance(row, str):
-            yield row
-            continue
-        # an empty cell is no value, but an empty answer beside another one was judged
-        answers = _ANSWERS if any(row.get(name) for name in _ANSWERS) else ()
-        yield {name: _cell(name, cell) for name, cell in row.items() if cell not in (None, "") or name in answers}
+    rows = (row for _, row in read_rows([path])) if path.is_file() and is_text(path) else iter(load_rows(path))
+    return rows if suffix_of(path) in (".jsonl", ".ndjson", ".json") else map(_filled, rows)
+
+
+def _filled(row: Row | str) -> Row | str:
+    if isinstance(row, str):
+        return row
+    # an empty cell is no value, but an empty answer beside another one was judged
+    answers = _ANSWERS if any(row.get(name) for name in _ANSWERS) else ()
+    return {name: _cell(name, cell) for name, cell in row.items() if cell not in (None, "") or name in answers}
 
 
 def _cell(name: str, value: Any) -> Any:
@@ -199,109 +192,91 @@ class _Fault(Exception):
     """A judgment that cannot be used; the argument is a reason of `REASONS`."""
 
 
-Line = tuple[str, int, Row | str]
-"""File, number and content of a row; of a broken one, what is wrong with it."""
-
-
 @dataclass
 class _Reader:
-    """Gathers judgments line by line; whether a rating is sound shows at the end, when the criteria are known."""
+    """Gathers judgments one by one; whether a rating is sound shows at the end, when the criteria are known."""
 
     n: int = 0
-    rejects: list[dict[str, Any]] = field(default_factory=list)
     conflicts: int = 0
-    ratings: list[tuple[Row, Row, Line]] = field(
-        default_factory=list
-    )  # what was rated by whom, scores, where it stood
-    votes: dict[tuple[str, str, str, str], tuple[int, float, bool]] = field(default_factory=dict)
-    domains: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    prompts: dict[str, Conversation] = field(default_factory=dict)
-    responses: dict[Item, Conversation] = field(default_factory=dict)
+    rejects: list[Row] = field(default_factory=list)
+    ratings: list[tuple[Row, Row, Row]] = field(default_factory=list)  # who rated what, all scores, where it stood
+    votes: dict[tuple[str, ...], tuple[int, float, bool]] = field(default_factory=dict)
+    facts: dict[tuple[str, Any], Any] = field(default_factory=dict)  # by kind and the id of a prompt or item
 
-    def read(self, file: str, number: int, row: Row | str) -> None:
-        """Takes what stands on a line: one judgment, or the votes of PandaLM's layout."""
-        line = (file, number, row)
-        for judgment in _pandalm_votes(row) if not isinstance(row, str) and set(row) >= _PANDALM else [row]:
-            self.n += 1
-            try:
-                if isinstance(judgment, str):
-                    raise _Fault("broken_json")
-                if "choice" in judgment or {"a", "b"} <= set(judgment):
-                    self._vote(judgment, file)
-                elif "item_id" in judgment:
-                    self._rating(judgment, line)
-                else:
-                    raise _Fault("unknown_form")
-            except _Fault as fault:
-                self._reject(line, str(fault))
-            except DataError:  # of a text
-                self._reject(line, "wrong_type")
+    def read(self, judgment: Row | str, line: Row) -> None:
+        """Takes one judgment; `line` is where it stands."""
+        self.n += 1
+        try:
+            if isinstance(judgment, str):
+                raise _Fault("broken_json")
+            if "choice" in judgment or {"a", "b"} <= set(judgment):
+                self._vote(judgment, line)
+            elif "item_id" in judgment:
+                self._rating(judgment, line)
+            else:
+                raise _Fault("unknown_form")
+        except _Fault as fault:
+            self._reject(line, str(fault))
+        except DataError:  # of a text
+            self._reject(line, "wrong_type")
 
-    def _reject(self, line: Line, reason: str) -> None:
-        file, number, row = line
+    def _reject(self, line: Row, reason: str) -> None:
+        row = line["line"]
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
-        self.rejects.append({"file": file, "row": number, "reason": reason, "line": text})
+        self.rejects.append({"file": line["file"], "row": line["row"], "reason": reason, "line": text})
 
-    def _vote(self, row: Row, file: str) -> None:
+    def _vote(self, row: Row, line: Row) -> None:
         prompt_id, annotator, a, b = (_id(row.get(name)) for name in ("prompt_id", "annotator", "a", "b"))
         weight, choice = _weight(row), _choice(row.get("choice"), a, b)
         if a == b:
             raise _Fault("same_item")
-        prompt = as_text(row.get("prompt"))
-        texts = {(prompt_id, a): as_text(row.get("response_a")), (prompt_id, b): as_text(row.get("response_b"))}
+        facts = _facts(row, prompt_id, {a: row.get("response_a"), b: row.get("response_b")})
         key = (prompt_id, min(a, b), max(a, b), annotator)
         if key in self.votes:
             raise _Fault("duplicate_judgment")
         self.votes[key] = (choice if a < b or choice == 2 else 1 - choice, weight, a > b)
-        self._remember(row, prompt_id, prompt, texts, file)
+        self._remember(prompt_id, facts, row.get("source"), line)
 
-    def _rating(self, row: Row, line: Line) -> None:
+    def _rating(self, row: Row, line: Row) -> None:
         rating: Row = {name: _id(row.get(name)) for name in _RATER} | {"weight": _weight(row)}
-        prompt, response = as_text(row.get("prompt")), as_text(row.get("response"))
+        facts = _facts(row, rating["prompt_id"], {rating["item_id"]: row.get("response")})
         scores = {name: score for name, score in row.items() if name not in _NOT_CRITERIA and score is not None}
         self.ratings.append((rating, scores, line))
-        item = rating["prompt_id"], rating["item_id"]
-        self._remember(row, item[0], prompt, {item: response}, line[0])
+        self._remember(rating["prompt_id"], facts, row.get("source"), line)
 
-    def _remember(self, row: Row, prompt_id: str, prompt: Any, texts: Mapping[Item, Any], file: str) -> None:
+    def _remember(self, prompt_id: str, facts: Mapping[tuple[str, Any], Any], source: Any, line: Row) -> None:
         """Keeps the first domain and texts, and of the sources, which may be several, the first by name."""
-        self.files.setdefault(prompt_id, file)
-        domain, source = (None if row.get(name) in (None, "") else str(row[name]) for name in ("domain", "source"))
-        if source is not None:
-            self.sources[prompt_id] = min(source, self.sources.get(prompt_id, source))
-        facts: list[tuple[dict[Any, Any], Any, Any]] = [
-            (self.domains, prompt_id, domain),
-            (self.prompts, prompt_id, prompt),
-            *((self.responses, item, text) for item, text in texts.items()),
-        ]
-        differs = [fact is not None and known.setdefault(key, fact) != fact for known, key, fact in facts]
-        self.conflicts += any(differs)
+        self.facts.setdefault(("file", prompt_id), line["file"])
+        if source not in (None, ""):
+            self.facts["source", prompt_id] = min(str(source), self.facts.get(("source", prompt_id), str(source)))
+        self.conflicts += any([self.facts.setdefault(key, fact) != fact for key, fact in facts.items()])
 
     def annotations(self, likert: tuple[float, float], wanted: Sequence[str] | None) -> Annotations:
         """Returns all that was read, as tables."""
         sound = self._sound_ratings(likert, wanted)
         criteria = sorted({name for _, scores in sound for name in scores})
         ratings = pd.DataFrame([who | scores for who, scores in sound], columns=[*_RATER, "weight", *criteria])
-        columns = [*PAIR, "annotator", "choice", "weight", "swapped"]
-        votes = pd.DataFrame([(*key, *vote) for key, vote in sorted(self.votes.items())], columns=columns)
+        votes = pd.DataFrame([(*key, *vote) for key, vote in sorted(self.votes.items())], columns=_VOTE)
         votes = votes.astype({"choice": int, "weight": float, "swapped": bool})
         votes = votes.assign(pair=votes.groupby(PAIR).ngroup(), points=votes.choice.map({0: 1.0, 1: 0.0, 2: 0.5}))
         sides = [(prompt_id, side) for prompt_id, *pair, _ in self.votes for side in pair]
         items = sorted({*zip(ratings.prompt_id, ratings.item_id, strict=True), *sides})
         reasons = Counter(reject["reason"] for reject in self.rejects)
+        known: dict[str, dict[Any, Any]] = {name: {} for name in ("file", "source", "domain", "prompt", "response")}
+        for (name, key), fact in self.facts.items():
+            known[name][key] = fact
         prompt_ids = dict.fromkeys(prompt_id for prompt_id, _ in items)
+        origins = known["file"] | known["source"]
         return Annotations(
             ratings=ratings.astype(dict.fromkeys(("weight", *criteria), float)),
             votes=votes,
             criteria=tuple(criteria),
             items=tuple(items),
             annotators=tuple(sorted({*ratings.annotator, *votes.annotator})),
-            domains={prompt_id: self.domains.get(prompt_id, "unknown") for prompt_id in prompt_ids},
-            sources={prompt_id: self.sources.get(prompt_id, self.files[prompt_id]) for prompt_id in prompt_ids},
-            prompts=self.prompts,
-            responses=self.responses,
+            domains={prompt_id: known["domain"].get(prompt_id, "unknown") for prompt_id in prompt_ids},
+            sources={prompt_id: origins[prompt_id] for prompt_id in prompt_ids},
+            prompts=known["prompt"],
+            responses=known["response"],
             n=self.n,
             reasons={reason: reasons[reason] for reason in REASONS},
             rejects=tuple(self.rejects),
@@ -318,17 +293,27 @@ class _Reader:
         criteria = rated - _ASIDE if wanted is None else set(wanted)
         sound: dict[tuple[Any, ...], tuple[Row, Row]] = {}
         seen: set[tuple[Any, ...]] = set()
-        for rating, scores, line in self.ratings:
+        for rating, given, line in self.ratings:
             who = tuple(rating[name] for name in _RATER)
-            scores = {name: score for name, score in scores.items() if name in criteria}
+            scores = {name: score for name, score in given.items() if name in criteria}
             judged = {(*who, name) for name in scores}
-            reason = _score_fault(scores, likert) or ("duplicate_judgment" if judged & seen else None)
-            if reason:
+            if reason := _score_fault(scores, likert) or ("duplicate_judgment" if judged & seen else None):
                 self._reject(line, reason)
-            else:
-                seen |= judged
-                sound[(*who, *sorted(scores))] = rating, scores
+                continue
+            seen |= judged
+            sound[(*who, *sorted(scores))] = rating, scores
         return [sound[key] for key in sorted(sound)]
+
+
+def _facts(row: Row, prompt_id: str, responses: Mapping[str, Any]) -> dict[tuple[str, Any], Any]:
+    """Returns what a row says of its prompt and items, under the kind of fact and the id."""
+    domain = None if row.get("domain") in (None, "") else str(row["domain"])
+    facts: dict[tuple[str, Any], Any] = {
+        ("domain", prompt_id): domain,
+        ("prompt", prompt_id): as_text(row.get("prompt")),
+    }
+    facts |= {("response", (prompt_id, item_id)): as_text(text) for item_id, text in responses.items()}
+    return {key: fact for key, fact in facts.items() if fact is not None}
 
 
 def _score_fault(scores: Row, likert: tuple[float, float]) -> str | None:
@@ -342,20 +327,20 @@ def _score_fault(scores: Row, likert: tuple[float, float]) -> str | None:
     return None if likert[0] <= min(numbers) and max(numbers) <= likert[1] else "score_off_scale"
 
 
-def _pandalm_votes(row: Row) -> list[Row]:
-    """Returns a vote an annotator of a line of PandaLM's layout; of a line that has none, a vote without a choice."""
-    prompt = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
-    shared = {name: row.get(name) for name in ("domain", "source", "weight")} | {"choice": None}
-    shared |= {"prompt": prompt, "prompt_id": row.get("prompt_id") or prompt_hash(prompt)}
-    if (idx := row.get("idx")) is not None:
-        shared |= {"a": f"{idx}-1", "b": f"{idx}-2"}
-    shared |= {"response_a": row["response1"], "response_b": row["response2"]}
+def _judgments(row: Row | str) -> Sequence[Row | str]:
+    """Returns the row; of PandaLM's layout a vote an annotator, and where there is none, a vote without a choice."""
+    if isinstance(row, str) or not set(row) >= _PANDALM:
+        return [row]
+    prompt, idx = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name)), row.get("idx")
+    shared = {name: row.get(name) for name in ("domain", "source", "weight")} | {
+        "prompt": prompt, "prompt_id": row.get("prompt_id") or prompt_hash(prompt), "choice": None,
+        "a": None if idx is None else f"{idx}-1", "response_a": row["response1"],
+        "b": None if idx is None else f"{idx}-2", "response_b": row["response2"],
+    }  # fmt: skip
     choices = {"0": "tie", "1": "a", "2": "b"}
-    annotators = {name: value for name, value in row.items() if re.fullmatch(r"annotator\d+", name)}
-    return [
-        shared | {"annotator": name, "choice": None if value is None else choices.get(str(value), value)}
-        for name, value in annotators.items()
-    ] or [shared]
+    annotators = [name for name in row if re.fullmatch(r"annotator\d+", name)]
+    votes = [{"annotator": name, "choice": choices.get(str(row[name]), row[name])} for name in annotators]
+    return [shared | vote for vote in votes or [{}]]
 
 
 def _choice(choice: Any, a: str, b: str) -> int:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from scipy import sparse
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Floats, Item, Scores, named
 from rmtrl.metrics import resamples
-from rmtrl.types import Estimate, json_ready
+from rmtrl.types import Estimate
 
 _LEVEL = 0.95
 _NAMED = 20  # missing ids that a result lists; all are counted
@@ -59,10 +58,6 @@ class BenchmarkResult:
     others: dict[str, Estimate]
     excluded: dict[str, int] = field(default_factory=dict)
     missing_reasons: dict[str, int] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON, with null where a number is not finite."""
-        return {"schema": "rmtrl/benchmark-result/1", **json_ready(self)}
 
 
 def result_of(

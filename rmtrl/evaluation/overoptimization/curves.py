@@ -4,8 +4,8 @@ Convention of γ everywhere here: f is gold chosen by gold, g is gold chosen by 
 to k = √KL(n_max). So a γ belongs to its n_max.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -86,8 +86,7 @@ class ScalingFit:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns fields and peak as a plain dictionary for JSON; None for what does not exist."""
-        named = asdict(self) | {"peak_d": self.peak_d, "peak": self.peak}
-        return {name: None if value != value else value for name, value in named.items()}
+        return json_ready({**vars(self), "peak_d": self.peak_d, "peak": self.peak})
 
 
 def _columns(d: Floats, form: Form) -> Floats:
@@ -155,10 +154,9 @@ def degrees(gold: ArrayLike, proxy: ArrayLike, k: float) -> Floats:
     def area(x: Floats | float, a: Floats, b: Floats) -> Floats:
         return np.asarray(a * np.square(x) / 2 - b * np.power(x, 3) / 3)
 
-    crossing = np.divide(alpha, beta, out=np.zeros_like(alpha), where=beta != 0)
-    inside = (crossing > 0) & (crossing < k)
-    whole, part = area(k, alpha, beta), area(np.where(inside, crossing, 0.0), alpha, beta)
-    between = np.where(inside, np.abs(part) + np.abs(whole - part), np.abs(whole))
+    crossing = np.clip(np.divide(alpha, beta, out=np.zeros_like(alpha), where=beta != 0), 0, k)
+    whole, part = area(k, alpha, beta), area(crossing, alpha, beta)
+    between = np.abs(part) + np.abs(whole - part)
     under = area(k, f[..., 0], f[..., 1])
     return np.divide(between, under, out=np.full_like(between, np.nan), where=under > 0)
 
@@ -279,84 +277,49 @@ class Part:
     @property
     def turned_over(self) -> bool:
         """Whether gold fell after its peak, beyond doubt: the fit and the data say so, each with its interval."""
-        falls = (self.drawdown, self.drawdown_data)
-        return all(fall is not None and fall.low > 0 for fall in falls)
+        return all(fall is not None and fall.low > 0 for fall in (self.drawdown, self.drawdown_data))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as a plain dictionary for JSON, γ with its convention, n_max and k."""
         ends = {"n_max": self.n_max, "k": self.k}
-        return json_ready({
-            **vars(self),
-            **ends,
-            "ns": self.ns.tolist(),
-            "kl": self.kl.tolist(),
-            "turned_over": self.turned_over,
-            "fits": {name: fit.as_dict() for name, fit in self.fits.items()},
-            "gamma": self.gamma and {**asdict(self.gamma), "convention": CONVENTION, **ends},
-        })  # fmt: skip
+        gamma = self.gamma and {**vars(self.gamma), "convention": CONVENTION, **ends}
+        fits = {name: fit.as_dict() for name, fit in self.fits.items()}
+        return json_ready(vars(self) | ends | {"turned_over": self.turned_over, "fits": fits, "gamma": gamma})
 
 
-@dataclass(frozen=True)
-class PromptCurves:
-    """Best-of-n curves of every prompt, from which any set of prompts is measured.
-
-    Args:
-        ns (`(G,)` int64): Values of n.
-        values (`dict[str, (P, G)]`): The three curves, a row a prompt.
-        spread (`dict[str, (P,)]`): Standard deviation of gold and of proxy within each prompt, with N_p − 1 below.
-    """
-
-    ns: NDArray[np.int64]
-    values: Mapping[str, Floats]
-    spread: Mapping[str, Floats]
-
-    @classmethod
-    def of(cls, proxies: Sequence[Floats], golds: Sequence[Floats], ns: NDArray[np.int64]) -> "PromptCurves":
-        """Returns the curves of prompts from their samples' scores, `(N_p,)` each."""
-        values = {
-            GOLD_BY_PROXY: best_of_n_curves(proxies, golds, ns),
-            PROXY_BY_PROXY: best_of_n_curves(proxies, proxies, ns),
-            GOLD_BY_GOLD: best_of_n_curves(golds, golds, ns),
-        }
-        scores = {"gold": golds, "proxy": proxies}
-        return cls(ns, values, {name: np.array([_spread(own) for own in side]) for name, side in scores.items()})
-
-    @property
-    def why_not(self) -> str:
-        """Why these prompts cannot be measured; empty where they can."""
-        if len(self.spread["gold"]) < 2:
-            return "fewer than two prompts"
-        equal = [name for name, own in self.spread.items() if not own.any()]
-        return f"{equal[0]} scores that are equal within every prompt" if equal else ""
-
-    def where(self, rows: NDArray[Any]) -> "PromptCurves":
-        """Returns the curves of some of the prompts."""
-        chosen = {name: curves[rows] for name, curves in self.values.items()}
-        return PromptCurves(self.ns, chosen, {name: own[rows] for name, own in self.spread.items()})
+def why_not(proxies: Sequence[Any], golds: Sequence[Any]) -> str:
+    """Returns why prompts, by their samples' scores, cannot be measured; empty where they can."""
+    if len(golds) < 2:
+        return "fewer than two prompts"
+    equal = [name for name, side in (("gold", golds), ("proxy", proxies)) if not any(map(np.ptp, side))]
+    return f"{equal[0]} scores that are equal within every prompt" if equal else ""
 
 
-def _spread(scores: Floats) -> float:
-    return float(np.std(scores, ddof=1)) if np.ptp(scores) else 0.0  # not rounding, where all are equal
-
-
-def measure_part(curves: PromptCurves, *, n_resamples: int = 1000, seed: int = 0) -> Part:
+def measure_part(
+    proxies: Sequence[Any], golds: Sequence[Any], ns: NDArray[np.int64], *, n_resamples: int = 1000, seed: int = 0
+) -> Part:
     """Returns curves, fits, γ, peak and drawdown over some prompts; every interval resamples prompts.
 
     The fits are linear in the curves and the curves are means over prompts, so all resamples are a few products of
     matrices.
 
     Args:
-        curves ([`PromptCurves`]): Of two or more prompts.
+        proxies, golds (`Sequence` of `(N_p,)` arrays): Scores of each prompt's samples, of two prompts or more.
+        ns (`(G,)` int64): Values of n.
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
     """
-    x, n_prompts = np.sqrt(best_of_n_kl(curves.ns)), len(curves.spread["gold"])
-    k = float(x[-1])
-    gains = {name: own - own[:, :1] for name, own in curves.values.items()}  # recentred: R(0) = 0
+    kl = best_of_n_kl(ns)
+    x, k, n_prompts = np.sqrt(kl), float(np.sqrt(kl[-1])), len(golds)
+    sides = {GOLD_BY_PROXY: (proxies, golds), PROXY_BY_PROXY: (proxies, proxies), GOLD_BY_GOLD: (golds, golds)}
+    curves = {name: best_of_n_curves(*side, ns) for name, side in sides.items()}
+    gains = {name: own - own[:, :1] for name, own in curves.items()}  # recentred: R(0) = 0
     fits = {name: fit_scaling(x, own.mean(0)) for name, own in gains.items()}
-    starts = {"gold": curves.values[GOLD_BY_GOLD][:, 0], "proxy": curves.values[PROXY_BY_PROXY][:, 0]}
-    scale = {name: float(np.sqrt(np.mean(own**2))) for name, own in curves.spread.items()}
-    gap = gains[PROXY_BY_PROXY][:, -1] / scale["proxy"] - gains[GOLD_BY_PROXY][:, -1] / scale["gold"]
+    starts = {"gold": curves[GOLD_BY_GOLD][:, 0], "proxy": curves[PROXY_BY_PROXY][:, 0]}
+    spreads = (np.sqrt(np.mean([np.var(own, ddof=1) for own in side])) for side in (proxies, golds))
+    ahead, behind = (
+        gains[name][:, -1] / own for name, own in zip((PROXY_BY_PROXY, GOLD_BY_PROXY), spreads, strict=True)
+    )
     undefined: list[int] = []
 
     def figures(weights: Floats) -> dict[str, Floats]:
@@ -367,9 +330,9 @@ def measure_part(curves: PromptCurves, *, n_resamples: int = 1000, seed: int = 0
         gamma = degrees(gold, proxy, k)
         undefined.append(int(np.isnan(gamma).sum()))
         return {
-            "gamma": gamma, "peak": height, "drawdown": lost, "gap": shares @ gap,
-            "peak_n": np.exp(np.interp(top, x, np.log(curves.ns))),
-            "peak_n_data": curves.ns[means[GOLD_BY_PROXY].argmax(1)].astype(np.float64),
+            "gamma": gamma, "peak": height, "drawdown": lost, "gap": shares @ (ahead - behind),
+            "peak_n": np.exp(np.interp(top, x, np.log(ns))),
+            "peak_n_data": ns[means[GOLD_BY_PROXY].argmax(1)].astype(np.float64),
             **{f"start {name}": shares @ own for name, own in starts.items()},
             **{f"{name} {i}": own[:, i] for name, own in means.items() for i in range(len(x))},
         }  # fmt: skip
@@ -384,8 +347,7 @@ def measure_part(curves: PromptCurves, *, n_resamples: int = 1000, seed: int = 0
     drawdown = bootstrap_estimate(fall, n_prompts, kind="basic", bounds=(0, np.inf), **options)
     why = _why_no_degree(fits[GOLD_BY_GOLD], k)
     return Part(
-        n_prompts=n_prompts, ns=curves.ns, kl=best_of_n_kl(curves.ns), fits=fits,
-        start={name: found[f"start {name}"] for name in starts},
+        n_prompts=n_prompts, ns=ns, kl=kl, fits=fits, start={name: found[f"start {name}"] for name in starts},
         gains={name: [found[f"{name} {i}"] for i in range(len(x))] for name in gains},
         gamma=None if why else found["gamma"], why_no_gamma=why, undefined_resamples=sum(undefined[1:]),
         peak_n=found["peak_n"], peak=found["peak"], drawdown=defined(found["drawdown"]),

@@ -1,6 +1,6 @@
 """Overoptimization measured from samples, over all prompts, by domain and over training, and what is said of it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,11 +15,11 @@ from rmtrl.evaluation.overoptimization.curves import (
     CONVENTION,
     GOLD_BY_PROXY,
     Part,
-    PromptCurves,
     ScalingFit,
     fit_scaling,
     measure_part,
     n_grid,
+    why_not,
 )
 from rmtrl.metrics import Floats
 from rmtrl.types import json_ready
@@ -68,19 +68,17 @@ class Samples:
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        lengths = {name: len(column) for name, column in given.items() if column is not None}
+        given = {name: column for name, column in given.items() if column is not None}
+        lengths = {name: len(column) for name, column in given.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns differ in length: {lengths}; wanted one value a sample in each")
-        for name in ("proxy", "gold", "kl"):
-            if given[name] is not None:
-                _check_scores(name, given[name])
-        prompts, prompt = np.unique(self.prompt_id, return_inverse=True)
-        if len(prompts) < 2:
-            raise DataError(f"got samples of {len(prompts)} prompt; wanted 2 or more: intervals resample prompts")
-        if self.domain is not None:
-            domains, domain = np.unique(self.domain, return_inverse=True)
-            if len(np.unique(prompt * len(domains) + domain)) > len(prompts):
-                raise DataError("a prompt stands in two domains; wanted one domain a prompt")
+        n_prompts = len(np.unique(self.prompt_id))
+        if n_prompts < 2:
+            raise DataError(f"got samples of {n_prompts} prompt; wanted 2 or more: intervals resample prompts")
+        for name in given.keys() & {"proxy", "gold", "kl"}:
+            _check_scores(name, given[name])
+        if self.domain is not None and len(set(zip(self.prompt_id, self.domain, strict=True))) > n_prompts:
+            raise DataError("a prompt stands in two domains; wanted one domain a prompt")
 
     def __len__(self) -> int:
         return len(self.proxy)
@@ -135,9 +133,10 @@ def _check_scores(name: str, scores: Floats) -> None:
             f"{len(faulty):,} of {len(scores):,} samples have no finite {name} (the first is sample {faulty[0]}, from "
             f"0: {scores[faulty[0]]}); score them or leave them out"
         )
-    if name != "kl" and len(scores) and np.ptp(scores) == 0:
+    spread = 1.0 if name == "kl" else np.ptp(scores)
+    if spread == 0:
         raise DataError(f"all {len(scores):,} {name} scores are {scores[0]}; equal scores choose nothing")
-    if len(scores) and (np.abs(scores).max() > _LARGEST or name != "kl" and np.ptp(scores) < _SMALLEST):
+    if np.abs(scores).max() > _LARGEST or spread < _SMALLEST:
         raise DataError(
             f"the {name} scores go from {scores.min():.3g} to {scores.max():.3g}; wanted values of {_LARGEST:g} at "
             f"most that differ by {_SMALLEST:g} or more: rescale them"
@@ -170,12 +169,13 @@ class Overoptimization:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as a plain dictionary for JSON."""
-        parts = {
-            name: {key: part.as_dict() for key, part in getattr(self, name).items()}
-            for name in ("domains", "held_out", "steps")
-        }
-        own = {"schema": SCHEMA, "convention": CONVENTION, **vars(self), **parts, "whole": self.whole.as_dict()}
-        return json_ready({**own, "rl": self.rl and self.rl.as_dict()})
+        own = {name: self._plain(value) for name, value in vars(self).items()}
+        return json_ready({"schema": SCHEMA, "convention": CONVENTION, **own})
+
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: part.as_dict() for name, part in value.items()}
+        return value.as_dict() if isinstance(value, Part | ScalingFit) else value
 
 
 def measure_overoptimization(
@@ -216,36 +216,37 @@ def measure_overoptimization(
     ```
     """
     prompts = _by_prompt(samples)
+    domains, steps = (prompts[name].unique().tolist() for name in ("domain", "step"))
     n_max, notes = _largest_n(prompts, n_max)
+    if unknown := [name for name in held_out if name not in domains]:
+        raise UsageError(f"no sample is of the held-out domain {unknown[0]}; the domains are {', '.join(domains)}")
     if samples.truncated is not None and samples.truncated.any():
         notes.append(f"{int(samples.truncated.sum()):,} of {len(samples):,} samples were cut off before their end")
-    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    curves = PromptCurves.of(prompts["proxy"], prompts["gold"], n_grid(n_max, points))
-    in_domain, at_step = prompts["domain"].to_numpy(), prompts["step"].to_numpy()
-    last = at_step == at_step[-1]
-    if why := curves.where(last).why_not:
-        raise DataError(f"the samples{' of the last step' * (not last.all())} have {why}: nothing can be measured")
-    whole = measure_part(curves.where(last), **options)
+    last, ns = prompts[prompts["step"] == steps[-1]], n_grid(n_max, points)
+    if why := why_not(last["proxy"], last["gold"]):
+        raise DataError(f"the samples{' of the last step' if steps[1:] else ''} have {why}: nothing can be measured")
+    if steps[1:]:
+        notes.append(f"the whole is step {steps[-1]}, the last of {len(steps)}")
+
+    def parts(groups: Iterable[tuple[Any, pd.DataFrame]]) -> dict[str, Part]:
+        found = {}
+        for name, rows in groups:
+            sides = rows["proxy"].tolist(), rows["gold"].tolist()
+            if why := why_not(*sides):
+                notes.append(f"{name} is left out: {why}")
+            else:
+                found[str(name)] = measure_part(*sides, ns, n_resamples=n_resamples, seed=seed)
+        return found
+
+    whole = parts([("whole", last)])["whole"]
     if whole.gamma is None:
         raise DataError(whole.why_no_gamma)
-
-    def parts(rows: dict[str, NDArray[np.bool_]]) -> dict[str, Part]:
-        chosen = {name: curves.where(mask) for name, mask in rows.items()}
-        notes.extend(f"{name} is left out: {own.why_not}" for name, own in chosen.items() if own.why_not)
-        return {name: measure_part(own, **options) for name, own in chosen.items() if not own.why_not}
-
-    domains, steps = (list(dict.fromkeys(column.tolist())) for column in (in_domain, at_step))
-    unknown = [name for name in held_out if name not in domains]
-    if unknown:
-        raise UsageError(f"no sample is of the held-out domain {unknown[0]}; the domains are {', '.join(domains)}")
-    if len(steps) > 1:
-        notes.append(f"the whole is step {steps[-1]}, the last of {len(steps)}")
-    away = np.isin(in_domain, list(held_out))
+    away = last["domain"].isin(held_out)
     return Overoptimization(
         whole=whole,
-        domains=parts({name: last & (in_domain == name) for name in sorted(domains)}) if domains[1:] else {},
-        held_out=parts({"in domain": last & ~away, "held out": last & away}) if held_out else {},
-        steps=parts({str(step): at_step == step for step in steps}) if steps[1:] else {},
+        domains=parts(last.groupby("domain")) if domains[1:] else {},
+        held_out=parts([("in domain", last[~away]), ("held out", last[away])]) if held_out else {},
+        steps=parts(prompts.groupby("step")) if steps[1:] else {},
         rl=_over_training(samples, notes),
         n_samples=len(samples),
         samples_per_prompt=(int(prompts["size"].min()), int(prompts["size"].max())),
@@ -341,55 +342,45 @@ def verdict(part: Part) -> str:
     return " ".join(said)
 
 
-def report(result: Overoptimization) -> str:
-    """Returns the whole text of a measurement: curves, figures, parts and verdict."""
-    part, rl = result.whole, result.rl
-    parts = (("domain", result.domains), ("domains", result.held_out), ("step", result.steps))
-    blocks = [
-        "\n".join(["gain over one sample", *_table(_curve_rows(part))]),
-        "\n".join(f"{label:<28}{text}" for label, text in _figure_rows(part)),
-        *("\n".join(_table(_part_rows(title, own))) for title, own in parts if own),
-    ]
-    if rl is not None:
-        form = f"R(d) = d ({rl.alpha:.4g} - {rl.beta:.4g} log d), d = sqrt(KL), r2 {rl.r_squared:.3f}"
-        blocks.append(f"over training: {form}")
-    return "\n\n".join([*blocks, *(f"note: {note}" for note in result.notes), verdict(part)])
-
-
-def _curve_rows(part: Part) -> Iterator[list[str]]:
-    yield ["n", "KL", *part.gains]
+def report(result: Overoptimization) -> dict[str, Any]:
+    """Returns the values of a measurement that people read: figures, curves, fits, parts and verdict."""
+    part, none = result.whole, "gold is never above that of one sample"
+    fits = part.fits | ({"over training": result.rl} if result.rl else {})
     powers = 2 ** np.arange(part.n_max.bit_length())
-    for i in sorted({*np.abs(part.ns - powers[:, None]).argmin(1).tolist(), len(part.ns) - 1}):
-        yield [f"{part.ns[i]:,}", f"{part.kl[i]:.2f}", *(f"{own[i]:+.3f}" for own in part.gains.values())]
+    shown = sorted({*np.abs(part.ns - powers[:, None]).argmin(1).tolist(), len(part.ns) - 1})
+    return {
+        "prompts": part.n_prompts,
+        "gold of one sample": part.start["gold"],
+        "proxy of one sample": part.start["proxy"],
+        "gamma": part.gamma,
+        "gamma is at": f"n_max {part.n_max:,}, k {part.k:.4f}; {CONVENTION}",
+        "resamples without gamma, left out": part.undefined_resamples or None,
+        "peak by fit": f"n = {part.peak_n:,.0f}, gain {part.peak:.3f}",
+        "peak in the data": f"n = {part.peak_n_data:,.0f}",
+        "drawdown by fit": part.drawdown or none,
+        "drawdown in the data": part.drawdown_data or none,
+        "proxy ahead of gold by": f"{part.gap:.3f} standard deviations at n = {part.n_max:,}",
+        "gain over one sample": [
+            {"n": int(part.ns[i]), "KL": float(part.kl[i])} | {k: f"{own[i]:+.3f}" for k, own in part.gains.items()}
+            for i in shown
+        ],
+        "fits": {name: _fit_row(fit) for name, fit in fits.items()},
+        "domain": {name: _part_row(own) for name, own in result.domains.items()},
+        "domains": {name: _part_row(own) for name, own in result.held_out.items()},
+        "step": {name: _part_row(own) for name, own in result.steps.items()},
+        "notes": [*result.notes],
+        "verdict": [verdict(part)],
+    }  # fmt: skip
 
 
-def _figure_rows(part: Part) -> Iterator[tuple[str, str]]:
-    none = "gold is never above that of one sample"
-    yield "prompts", f"{part.n_prompts:,}"
-    yield "gold of one sample", str(part.start["gold"])
-    yield "proxy of one sample", str(part.start["proxy"])
-    yield "gamma", f"{part.gamma}  n_max {part.n_max:,}, k {part.k:.4f}" if part.gamma else part.why_no_gamma
-    yield "", CONVENTION
-    if part.undefined_resamples:
-        yield "", f"does not exist in {part.undefined_resamples:,} resamples, which are left out"
-    for name, fit in part.fits.items():
-        poor = ", which is poor: trust the data, not the fit" if fit.r_squared < _POOR_FIT else ""
-        yield f"fit, {name}", f"alpha {fit.alpha:.4g}, beta {fit.beta:.4g}, r2 {fit.r_squared:.3f}{poor}"
-    yield "peak by fit", f"n = {part.peak_n:,.0f}, gain {part.peak:.3f}"
-    yield "peak in the data", f"n = {part.peak_n_data:,.0f}"
-    yield "drawdown by fit", str(part.drawdown or none)
-    yield "drawdown in the data", str(part.drawdown_data or none)
-    yield "proxy ahead of gold by", f"{part.gap:.3f} standard deviations at n = {part.n_max:,}"
+def _fit_row(fit: ScalingFit) -> dict[str, Any]:
+    form = "d (alpha - beta log d)" if fit.form == "rl" else "d (alpha - beta d)"
+    trust = "poor: trust the data, not the fit" if fit.r_squared < _POOR_FIT else ""
+    return {"R(d), d = sqrt(KL)": form, "alpha": fit.alpha, "beta": fit.beta, "r2": fit.r_squared, "which is": trust}
 
 
-def _part_rows(title: str, parts: dict[str, Part]) -> Iterator[list[str]]:
-    yield [title, "prompts", "gamma", "gold gain at n_max", "drawdown by fit", "turned over"]
-    for name, part in parts.items():
-        gamma, lost = (f"{own:.3f}" if own else "none" for own in (part.gamma, part.drawdown))
-        gain, turned = f"{part.gains[GOLD_BY_PROXY][-1]:+.3f}", "yes" if part.turned_over else "no"
-        yield [name, f"{part.n_prompts:,}", gamma, gain, lost, turned]
-
-
-def _table(rows: Iterable[list[str]]) -> list[str]:
-    columns = [[cell.ljust(max(map(len, own))) for cell in own] for own in zip(*rows, strict=True)]
-    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+def _part_row(part: Part) -> dict[str, Any]:
+    gamma, lost = (f"{own:.3f}" if own else "none" for own in (part.gamma, part.drawdown))
+    gain = f"{part.gains[GOLD_BY_PROXY][-1]:+.3f}"
+    found = {"gamma": gamma, "gold gain at n_max": gain, "drawdown by fit": lost, "turned over": part.turned_over}
+    return {"prompts": part.n_prompts, **found}

@@ -92,6 +92,12 @@ def test_items_are_scored_by_what_there_is(score):
         "items": 4, "without_ratings": 2, "without_votes": 2, "incomplete": 1}  # fmt: skip
 
 
+def test_items_of_votes_alone_have_no_criteria(score):
+    _, items = score([vote("x", "y", "a", "ann")])
+    assert items["x"]["criteria"] == {} and items["x"]["criterion"] is None
+    assert [items[name]["rank"] for name in "xy"] == [1, 2]
+
+
 def test_too_few_judgments_exclude_an_item(score):
     rows = [rating("x", name, usefulness=2) for name in ("ann", "bo", "chi")]
     rows += [rating("y", "ann", usefulness=5), vote("y", "z", "a", "bo"), vote("y", "z", "a", "ann")]
@@ -160,11 +166,11 @@ def test_every_prompt_is_ranked_by_itself(score):
     rows = [rating("a", "ann", prompt=prompt, safety=s) for prompt, s in (("p", 2), ("q", 4))]
     rows += [rating("b", "ann", prompt=prompt, safety=3) for prompt in "pq"]
     scores, _ = score(rows)
-    assert dict(zip(scores.items, scores.rank.tolist(), strict=True)) == {
+    assert scores.table["rank"].to_dict() == {
         ("p", "a"): 2, ("p", "b"): 1, ("q", "a"): 1, ("q", "b"): 2}  # fmt: skip
 
 
 def test_example_is_in_order():
     scores = aggregate(read_annotations([EXAMPLE]), quorum=3)
-    first = {item[1] for item, rank in zip(scores.items, scores.rank, strict=True) if rank == 1}
+    first = {item_id for (_, item_id), rank in scores.table["rank"].items() if rank == 1}
     assert {"geo-1-a", "geo-2-b"} < first and scores.counts["excluded"] == 0

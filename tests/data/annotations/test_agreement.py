@@ -232,7 +232,7 @@ def test_a_criterion_may_have_any_name(tmp_path, name):
     annotations = read_annotations([tmp_path / "rows.jsonl"])
     (result,) = agreement(annotations, n_resamples=20)
     assert result.criterion == name and result.coefficients["raw"].value == 0.75
-    assert aggregate(annotations).criterion.tolist() == [0, 1, 0.25, 0.875]
+    assert aggregate(annotations).table.criterion.tolist() == [0, 1, 0.25, 0.875]
 
 
 def test_what_is_below_target_is_listed():

@@ -340,7 +340,7 @@ def test_no_line_stops_the_reading_and_none_is_lost(tmp_path, lines):
     results = agreement(annotations, by=("domain",), n_resamples=5)
     scores = aggregate(annotations, quorum=2)
     made = [pairs_from_votes(annotations, disputed=way) for way in DISPUTED if len(annotations.votes.pair)]
-    made += [pairs_from_ratings(annotations, scores)] if np.isfinite(scores.final).any() else []
+    made += [pairs_from_ratings(annotations, scores)] if scores.table.final.notna().any() else []
     rows = [result.as_dict() for result in results] + scores.rows() + [row for one in made for row in one.pairs]
     json.dumps(rows, ensure_ascii=False, allow_nan=False).encode("utf-8")
 

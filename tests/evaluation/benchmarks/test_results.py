@@ -11,6 +11,7 @@ from rmtrl.evaluation.benchmarks.base import Figure, Item, average, pooled
 from rmtrl.evaluation.benchmarks.one_rule import LLMBar, RewardBench
 from rmtrl.evaluation.benchmarks.own_rules import RewardBench2
 from rmtrl.evaluation.benchmarks.results import result_of
+from rmtrl.types import json_ready
 
 RIGHT, WRONG = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
@@ -165,9 +166,8 @@ def test_a_resample_follows_from_its_seed():
 
 
 def test_a_result_is_json_without_nan():
-    found = result_of(LLMBar(), items_of(natural=3), [RIGHT, WRONG, None]).as_dict()
+    found = json_ready(result_of(LLMBar(), items_of(natural=3), [RIGHT, WRONG, None]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["schema"] == "rmtrl/benchmark-result/1"
     assert found["overall"]["value"] == 0.5
     assert found["bounds"] == pytest.approx([1 / 3, 2 / 3])
     assert found["rule"] and found["ties"] and found["kind"] == "instruction following"
