@@ -141,6 +141,13 @@ def label_word(code: str, codes: Collection[str], row: Row) -> str:
     return "chosen"
 
 
+def unfit_codes(codes: Collection[tuple[str, bool]]) -> frozenset[str]:
+    """Returns the numbers of a column `label`, each with whether it stands beside chosen, where they are not read."""
+    found = frozenset(code for code, _ in codes)
+    beside_chosen = any(beside for _, beside in codes)
+    return found if not found <= CODES or (beside_chosen and len(found) > 1) else frozenset()
+
+
 def has_label(row: Row) -> bool:
     """Returns whether something stands in the column `label`."""
     label = row.get("label")
@@ -162,20 +169,20 @@ def verdict(row: Row, *, strict: bool = False) -> float | None:
     return found
 
 
-def label_notes(source: str, codes: Collection[str], judged: Collection[bool]) -> list[str]:
+def label_notes(source: str, codes: Collection[tuple[str, bool]], judged: Collection[bool]) -> list[str]:
     """Returns what a person may not expect of how `label` is read.
 
     Args:
         source (`str`): What to call the set.
-        codes (`Collection[str]`): Numbers that were read as a side.
+        codes (`Collection[tuple[str, bool]]`): Numbers in the column, each with whether it stands beside chosen.
         judged (`Collection[bool]`): Whether labels beside chosen and rejected were verdicts.
     """
     notes = []
-    if len(codes) == 1:
-        (code,) = codes
-        side = ("left", "right")[int(code)]
+    sides = [code for code, beside in codes if not beside]
+    if len(sides) == 1 and CODES.issuperset(code for code, _ in codes):
+        side = ("left", "right")[int(sides[0])]
         notes.append(
-            f"{source}: every number in label is {code}, read as {side}; write left, right or tie to be clear"
+            f"{source}: every number in label is {sides[0]}, read as {side}; write left, right or tie to be clear"
         )
     if judged and not any(judged):
         notes.append(f"{source}: label is not read, for no row has one of {', '.join(_VERDICTS)} there")

@@ -14,8 +14,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from rmtrl.data.layouts import (
     label_code,
     label_notes,
     label_word,
+    unfit_codes,
     verdict,
     with_messages,
 )
@@ -70,7 +71,11 @@ _BOOKKEEPING = {
 # TRL takes these columns for its own
 _LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
-_BATCH_ROWS, _BATCH_CHARS = 1000, 2**26  # Arrow text of one batch stays far below its limit of 2³¹ bytes
+_HEAD_ROWS, _BATCH_ROWS, _BATCH_CHARS = (
+    200,
+    1000,
+    2**26,
+)  # Arrow text of one batch stays far below its limit of 2³¹ bytes
 
 
 def read_preferences(
@@ -92,7 +97,7 @@ def read_preferences(
         split (`str`): Split to read where the source has several; a single file is one split by any name.
         name (`str`, *optional*): Configuration of a hub set.
         columns (`Mapping[str, str]`, *optional*): Columns to rename before reading, new name to old name.
-        faulty (`str`): What becomes of a row that cannot be read: `"raise"` stops there; `"keep"` returns it as a
+        faulty (`str`): What becomes of a row that cannot be read: `"raise"` names the first; `"keep"` returns it as a
             row of nulls whose `fault` says why and where, for [`~rmtrl.data.validation.validate`] to count. It also
             says what is to be said of the file, in `info.description`, which else is logged as a warning.
 
@@ -183,24 +188,24 @@ def _normal_form(
     faulty: Faulty,
     path: Path | None,
 ) -> Dataset:
+    """Reads by what the first rows say of the file, and again where all of them say otherwise."""
     if faulty not in ("raise", "keep"):
         raise UsageError(f"faulty is {faulty!r}; wanted 'raise' or 'keep'")
-    facts, pairs = _Facts(), None
-    while pairs is None:
-        reader = _Reader(source, columns or {}, faulty, facts)
-        try:
-            pairs = _written(reader, rows(), path)
-        except _Reread as known:
-            facts = known.facts
-            continue
-        facts = reader.found()
-        pairs = pairs if replace(facts, kinds={}) == reader.used() else None
-    notes = reader.notes()
+    stream = rows()
+    head = list(islice(stream, _HEAD_ROWS))
+    survey = _Reader(source, columns or {}, _Facts())
+    for raw in head:
+        survey.read(raw)
+    reader, pairs = _read(survey, chain(head, stream), path)
+    while not reader.agrees():
+        reader, pairs = _read(reader, rows(), path)
     if faulty == "keep":
-        pairs.info.description = "\n".join(notes)
-    else:
-        for note in notes:
-            logger.warning(note)
+        pairs.info.description = "\n".join(reader.notes())
+        return pairs
+    if reader.first_fault:
+        raise DataError(f"{source}, {reader.first_fault} (rmtrl data validate --out leaves such rows out)")
+    for note in reader.notes():
+        logger.warning(note)
     return pairs
 
 
@@ -259,84 +264,68 @@ class _Facts:
     """What a whole file says and no single row: found in one pass, known in the next.
 
     Args:
-        conversational (`bool`, *optional*): Whether prompts are message lists; as in the first good row where None.
-        with_prompt (`bool`, *optional*): Whether rows must have a prompt; likewise.
+        conversational (`bool`): Whether prompts are message lists, as in most good rows; the first decides a tie.
+        with_prompt (`bool`): Whether rows must have a prompt; likewise.
         chat (`bool`): Whether text becomes messages, because a row has a system message or earlier turns beside it.
         codes (`frozenset[str]`): Numbers in `label`, where they are not to be read.
         judged (`bool`): Whether `label` beside chosen and rejected must be a verdict, because one stands in a row.
         texts (`frozenset[str]`): Unread columns of text, beside which no prompt is made up.
-        kinds (`dict[str, frozenset[str]]`): What stands in each column that rides along.
+        kinds (`dict[str, str | None]`): What stands in each column that rides along, None where nothing does.
     """
 
-    conversational: bool | None = None
-    with_prompt: bool | None = None
+    conversational: bool = False
+    with_prompt: bool = False
     chat: bool = False
     codes: frozenset[str] = frozenset()
     judged: bool = False
     texts: frozenset[str] = frozenset()
-    kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kinds: Mapping[str, str | None] = field(default_factory=dict, compare=False)
 
-
-def _is_bookkeeping(name: str) -> bool:
-    return not _BOOKKEEPING.isdisjoint((name.lower(), name.lower().rpartition("_")[2]))
-
-
-class _Reread(Exception):
-    """Reading must begin again, with what is known now."""
-
-    def __init__(self, facts: _Facts):
-        self.facts = facts
+    def columns(self) -> Features:
+        """Returns the columns of the normal form, those that ride along each of one type of value or of JSON."""
+        kinds = self.kinds.items()
+        others = {name: ExactJson() if kind == "json" else Value(kind or "string") for name, kind in kinds}
+        return features(self.conversational, others)
 
 
 class _Reader:
-    """Reads raw rows one by one and gathers what they say of the whole.
+    """Reads raw rows one by one by what is known of the file, and gathers what they say of it.
 
     Args:
         source (`str`): What to write into `source` where a row has none, and to call the set in errors.
         columns (`Mapping[str, str]`): Columns to rename first, new name to old name.
-        faulty (`str`): `"raise"` stops at the first row that cannot be read, `"keep"` returns it with its `fault`.
         facts ([`_Facts`]): What is known of the file.
     """
 
-    def __init__(self, source: str, columns: Mapping[str, str], faulty: Faulty, facts: _Facts):
-        self.source, self.columns, self.faulty, self.facts = source, columns, faulty, facts
-        self.conversational, self.with_prompt = facts.conversational, facts.with_prompt
+    def __init__(self, source: str, columns: Mapping[str, str], facts: _Facts):
+        self.source, self.columns, self.facts = source, columns, facts
         self.seen: dict[str, None] = {}
-        self.n = self.n_known = self.n_invented = 0
         self.first_fault: str | None = None
-        self.texts: set[str] = set()
-        self.kinds: dict[str, set[str]] = {name: set(kinds) for name, kinds in facts.kinds.items()}
-        self.sides: set[str] = set()
-        self.judged: set[bool] = set()
-        self._riding: Row = {}
+        self._n = 0
+        self._any_known = self._invented = self._chat = False
+        self._kinds: dict[str, str | None] = {}
+        self._texts: set[str] = set()
+        self._judged: set[bool] = set()
+        self._codes: set[tuple[str, bool]] = set()  # and whether they stand beside chosen
         self._names: tuple[str, ...] = ()
-        self._codes: set[str] = set()
-        self._codes_fit = True
         self._forms: Counter[bool] = Counter()
         self._prompts: Counter[bool] = Counter()
 
     def read(self, raw: RawRow) -> list[Row]:
-        """Returns the pairs of one raw row, or one row of nulls with its fault.
-
-        Raises:
-            DataError: If the row cannot be read and `faulty` is `"raise"`.
-            _Reread: If it shows that the rows before it were read wrongly.
-        """
+        """Returns the pairs of one raw row, or one row of nulls with its fault."""
         where, row = raw
-        index, self.n = self.n, self.n + 1
+        index, self._n = self._n, self._n + 1
+        riding: Row = {}
         try:
-            return self._pairs(row, index)
+            return self._pairs(row, index, riding)
         except _FAULTS as error:
             said = str(error) if isinstance(error, DataError) else f"cell of the wrong type ({error!r})"
             fault = f"{where}{' ' if isinstance(row, str) else ': '}{' '.join(said[:500].split())}"
             self.first_fault = self.first_fault or fault
-            if self.faulty == "raise":
-                self.check_forms()
-                raise DataError(f"{self.source}, {fault} (rmtrl data validate --out leaves such rows out)") from error
             reason = "missing_field" if isinstance(error, MissingCellError) else "unreadable"
             given = row.get("id") if isinstance(row, dict) else None
             name = str(given) if isinstance(given, str | int) and given != "" else str(index)
-            return [{**self._riding, "id": name, "source": self.source, "fault": f"{reason}: {fault}"}]
+            return [{**riding, "id": name, "source": self.source, "fault": f"{reason}: {fault}"}]
 
     def check_forms(self) -> None:
         """Raises if no row was of a known form, or a column to rename stood in none.
@@ -344,7 +333,7 @@ class _Reader:
         Raises:
             DataError: One line that says what was found and what was wanted.
         """
-        if self.n == 0:
+        if self._n == 0:
             raise DataError(f"{self.source} is empty; a preference set needs at least one pair")
         found = ", ".join(name[:40] for name in list(self.seen)[:20]) or "none"
         absent = [old for old in self.columns.values() if old not in self.seen]
@@ -352,83 +341,87 @@ class _Reader:
             raise DataError(
                 f"{self.source} has no column {', '.join(absent)} to rename; it has {found} (--map takes new=old)"
             )
-        if self.n_known == 0 and self.seen:
+        if not self._any_known and self.seen:
             forms = "; ".join(f"{name} ({', '.join(sorted(columns))})" for name, (columns, _) in LAYOUTS.items())
             raise DataError(
                 f"{self.source}: columns {found} fit no known form: {forms}; rename yours with --map new=old"
             )
-        if self.n_known == 0:
+        if not self._any_known:
             raise DataError(f"{self.source}, {self.first_fault}")
 
     def found(self) -> _Facts:
-        """Returns what all rows say together: forms as most rows have them, the first row deciding a tie."""
-        ahead = [count[True] - count[False] for count in (self._forms, self._prompts)]
-        used = (bool(self.conversational), bool(self.with_prompt))
-        keep = self.faulty == "keep"
-        conversational, with_prompt = (used[k] if ahead[k] == 0 or not keep else ahead[k] > 0 for k in (0, 1))
+        """Returns what all rows say together."""
+        conversational, with_prompt = (
+            bool(count) and count.most_common(1)[0][0] for count in (self._forms, self._prompts)
+        )
         return _Facts(
             conversational,
             with_prompt,
-            chat=self.facts.chat,
-            codes=self.facts.codes or frozenset(() if self._codes_fit else self._codes),
-            judged=self.facts.judged or True in self.judged,
-            texts=self.facts.texts or frozenset(self.texts if self.n_invented else ()),
-            kinds={name: frozenset(kinds) for name, kinds in self.kinds.items()},
+            chat=self._chat,
+            codes=unfit_codes(self._codes),
+            judged=True in self._judged,
+            texts=frozenset(self._texts if self._invented else ()),
+            kinds=self._kinds,
         )
 
-    def used(self) -> _Facts:
-        """Returns what the rows were read by."""
-        return replace(
-            self.facts, conversational=bool(self.conversational), with_prompt=bool(self.with_prompt), kinds={}
+    def fits(self) -> bool:
+        """Returns whether the columns that ride along hold so far what is known of them."""
+        known = self.facts.kinds
+        return all(
+            name in known and (known[name] == "json" or kind in (None, known[name] or "string"))
+            for name, kind in self._kinds.items()
         )
 
-    def others(self) -> dict[str, Any]:
-        """Returns the columns that ride along, each of one type of value or of JSON."""
-        return {
-            name: Value(*(kinds or ("string",))) if len(kinds) < 2 and "json" not in kinds else ExactJson()
-            for name, kinds in self.kinds.items()
-        }
+    def agrees(self) -> bool:
+        """Returns whether the rows say what they were read by."""
+        found = self.found()
+        return found == self.facts and found.columns() == self.facts.columns()
 
     def notes(self) -> list[str]:
         """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
-        notes = label_notes(self.source, self.sides, self.judged)
-        if self.n_invented and not self.facts.texts:
+        notes = label_notes(self.source, self._codes, self._judged)
+        if self._invented and not self.facts.texts:
             notes.append(f"{self.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
-        if self.texts:
-            unread = ", ".join(sorted(self.texts))
+        if self._texts:
+            unread = ", ".join(sorted(self._texts))
             notes.append(f"{self.source}, unread columns: {unread} (text; --map prompt=COLUMN where it is the prompt)")
         return notes
 
-    def _pairs(self, row: Row | str, index: int) -> list[Row]:
-        self._riding = {}
+    def _pairs(self, row: Row | str, index: int, riding: Row) -> list[Row]:
         if isinstance(row, str):
             raise DataError(row)
         row, form = self._known(row)
-        if form.plain and not self.facts.chat and (found := text_row(row, str(index), self.source)):
-            if form.unread:
-                self._ride(row, form)
-            self._has_prompt(True)
-            self._check_mixed([found])
-            return [self._riding | found]
-        row = with_messages(row, form.talks)
-        if "label" in row and (code := label_code(row)) is not None:
-            row = row | {"label": self._word(code, row)}
+        plain = text_row(row, str(index), self.source) if form.plain and not self.facts.chat else None
+        if plain is not None:
+            self._prompts[True] += 1
+        else:
+            row = with_messages(row, form.talks)
+            if "label" in row and (code := label_code(row)) is not None:
+                self._codes.add((code, "chosen" in row))
+                row = row | {"label": label_word(code, self.facts.codes | {code}, row)}
         if form.unread:
-            self._ride(row, form)
+            self._ride(row, form, riding)
+        pairs = self._by_layout(row, form, str(index)) if plain is None else [plain]
+        chat = isinstance(pairs[0]["prompt"], list)
+        self._forms[chat] += 1
+        if any(isinstance(pair["prompt"], list) != self.facts.conversational for pair in pairs):
+            raise DataError("text and message lists are mixed; use one form for all rows")
+        return [riding | pair for pair in pairs] if riding else pairs
+
+    def _by_layout(self, row: Row, form: Form, index: str) -> list[Row]:
         null = [name for name in form.needed if row.get(name) is None]
-        if null or (form.explicit and not self._has_prompt(form.asked)):
-            raise MissingCellError.of(null or ["prompt"])
+        if null:
+            raise MissingCellError.of(null)
+        self._prompts[form.asked] += form.explicit
+        if form.explicit and self.facts.with_prompt and not form.asked:
+            raise MissingCellError.of(["prompt"])
         assert form.layout is not None
         pairs, said = form.layout(row), before(row)
         self._check_invented(pairs)
         turned = [in_turns(pair, said) for pair in pairs] if said or self.facts.chat else pairs
-        ids = [str(index)] if len(pairs) == 1 else [f"{index}-{k}" for k in range(len(pairs))]
-        normal = [
-            self._riding | normal_row(pair, row, name, self.source) for pair, name in zip(turned, ids, strict=True)
-        ]
-        if said and not self.facts.chat and isinstance(pairs[0]["prompt"], str):
-            raise _Reread(replace(self.facts, chat=True))
-        self._check_mixed(normal)
+        ids = [index] if len(pairs) == 1 else [f"{index}-{k}" for k in range(len(pairs))]
+        normal = [normal_row(pair, row, name, self.source) for pair, name in zip(turned, ids, strict=True)]
+        self._chat |= bool(said) and isinstance(pairs[0]["prompt"], str)
         return normal
 
     def _known(self, row: Row) -> tuple[Row, Form]:
@@ -445,101 +438,80 @@ class _Reader:
         form = form_of(names)
         if form.layout is None:
             raise MissingCellError.of(form.needed)
-        self.n_known += 1
+        self._any_known = True
         return row, form
 
-    def _word(self, code: str, row: Row) -> str:
-        self._codes.add(code)
-        try:
-            word = label_word(code, self.facts.codes | self._codes, row)
-        except DataError:
-            self._codes_fit = False
-            raise
-        self.sides |= set() if "chosen" in row else {code}
-        return word
-
-    def _ride(self, row: Row, form: Form) -> None:
+    def _ride(self, row: Row, form: Form, riding: Row) -> None:
         """Notes what stands in the columns that no form reads, and which of them are text."""
         read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
-        read |= {*TEMPLATE, *(["label"] if self._judged(row, form) else [])}
+        read |= {*TEMPLATE, *(["label"] if self._is_judged(row, form) else [])}
         for name in form.unread:
             value = row[name]
             if "\0" in name:  # Arrow ends the name there
                 raise DataError(f"the name of column {name[:40]!r} holds a null character; rename it")
             if name in TEMPLATE:
-                self.kinds[name] = {"json"}
+                self._kinds[name] = "json"
             if name in read:
                 continue
             if isinstance(value, str) and value.strip() and not _is_bookkeeping(name):
-                self.texts.add(name)
+                self._texts.add(name)
             if name not in _LEFT_BEHIND:
-                self._riding[name] = value
-                kinds = self.kinds.setdefault(name, set())
-                if value is not None:
-                    kind = _KINDS.get(type(value), "json")
-                    kinds.add("json" if kind == "int64" and not -(2**63) <= value < 2**63 else kind)
+                riding[name] = value
+                known, kind = self._kinds.get(name), _kind(value)
+                self._kinds[name] = known if kind in (None, known) else kind if known is None else "json"
 
-    def _judged(self, row: Row, form: Form) -> bool:
+    def _is_judged(self, row: Row, form: Form) -> bool:
         """Returns whether `label` says who won; another column may say it in its place."""
         if row.get("preference") not in (None, ""):
             return verdict(row) is not None
         judged = verdict(row, strict=self.facts.judged) is not None
         if has_label(row) and form.explicit:
-            self.judged.add(judged)
+            self._judged.add(judged)
         return judged
-
-    def _has_prompt(self, asked: bool) -> bool:
-        """Returns whether a row has a prompt, or is of a file that has none."""
-        self._prompts[asked] += 1
-        self.with_prompt = asked if self.with_prompt is None else self.with_prompt
-        return asked or not self.with_prompt
 
     def _check_invented(self, pairs: list[Row]) -> None:
         if not pairs[0].pop("invented", False):
             return
-        self.n_invented += 1
-        if texts := sorted(self.facts.texts | self.texts):
+        self._invented = True
+        if texts := sorted(self.facts.texts):
             raise MissingCellError(
                 f"no prompt, but text that is not read in {', '.join(texts)}; name the prompt with --map prompt=COLUMN"
             )
 
-    def _check_mixed(self, pairs: list[Row]) -> None:
-        chat = isinstance(pairs[0]["prompt"], list)
-        self._forms[chat] += 1
-        self.conversational = chat if self.conversational is None else self.conversational
-        if any(isinstance(pair["prompt"], list) != self.conversational for pair in pairs):
-            raise DataError("text and message lists are mixed; use one form for all rows")
+
+def _kind(value: Any) -> str | None:
+    """Returns the type of column that holds a value to the letter, None where there is none."""
+    fits = type(value) is not int or -(2**63) <= value < 2**63
+    return None if value is None else _KINDS.get(type(value), "json") if fits else "json"
 
 
-def _written(reader: _Reader, rows: Iterable[RawRow], path: Path | None) -> Dataset | None:
-    """Returns the normal form of `rows`, held in the Arrow file `path`, or in memory without one.
+def _is_bookkeeping(name: str) -> bool:
+    return not _BOOKKEEPING.isdisjoint((name.lower(), name.lower().rpartition("_")[2]))
 
-    None where a row had another type of value in a column that rides along than the first rows, or another column.
-    Columns that stand in no raw row and hold nothing are left out.
+
+def _read(before: _Reader, rows: Iterable[RawRow], path: Path | None) -> tuple[_Reader, Dataset]:
+    """Returns who read `rows` by what another found, and their normal form.
+
+    It is held in the Arrow file `path`, or in memory without one. Columns that stand in no raw row and hold nothing
+    are left out. Where a column that rides along proves to hold another type of value, the rest is read only.
     """
+    reader = _Reader(before.source, before.columns, before.found())
+    columns = reader.facts.columns()
     with ExitStack() as stack:
         sink: dict[str, Any] = {"stream": pa.BufferOutputStream()}
         if path is not None:
             sink = {"path": str(stack.enter_context(replacing(path, ending=str(os.getpid()))))}
-        filled: set[str] = set()
-        batches = _batches(reader, rows)
-        first = next(batches, [])  # from here on the reader knows whether prompts are text or message lists
-        others = reader.others()
-        columns = features(bool(reader.conversational), others)
         with ArrowWriter(features=columns, **sink) as writer:
-            for batch in chain([first], batches):
-                if reader.others() == others:  # else the rest is read to know its types
-                    table = arrow_table(batch, columns)
-                    filled.update(name for name in OPTIONAL if table[name].null_count < len(table))
-                    writer.write_table(table)
+            for batch in _batches(reader, rows):
+                if reader.fits():
+                    writer.write_table(arrow_table(batch, columns))
+            reader.check_forms()
             writer.finalize()
-        reader.check_forms()
-    if reader.others() != others:
-        return None
     info = DatasetInfo(features=columns)
     normal = Dataset.from_file(str(path), info=info) if path else Dataset.from_buffer(sink["stream"].getvalue(), info)
     given = {*reader.seen, *reader.columns} - {"fault"}
-    return normal.remove_columns([name for name in OPTIONAL if name not in filled | given])
+    empty = [name for name in OPTIONAL if normal.data[name].null_count == len(normal)]
+    return reader, normal.remove_columns([name for name in empty if name not in given])
 
 
 def _batches(reader: _Reader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
@@ -548,15 +520,14 @@ def _batches(reader: _Reader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
     for raw in rows:
         pairs = reader.read(raw)
         batch += pairs
-        chars += sum(_chars(pair["chosen"]) + _chars(pair["rejected"]) for pair in pairs if "chosen" in pair)
-        chars += _chars(pairs[0].get("prompt")) * len(pairs)
-        # what the columns hold is known from the first good row on
-        if reader.conversational is not None and (len(batch) >= _BATCH_ROWS or chars > _BATCH_CHARS):
+        chars += sum(map(_chars, pairs))
+        if len(batch) >= _BATCH_ROWS or chars > _BATCH_CHARS:
             yield batch
             batch, chars = [], 0
     if batch:
         yield batch
 
 
-def _chars(side: Conversation | None) -> int:
-    return len(side or "") if not isinstance(side, list) else sum(len(message_text(message)) for message in side)
+def _chars(pair: Row) -> int:
+    sides = [pair.get(name) or "" for name in ("prompt", "chosen", "rejected")]
+    return sum(len(side) if isinstance(side, str) else sum(map(len, map(message_text, side))) for side in sides)

@@ -1,8 +1,6 @@
 """Checks preference pairs and counts what is wrong with them: every rejected row keeps one reason, none disappears."""
 
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +18,7 @@ from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
 from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, RenderingError, UsageError
-from rmtrl.io import LARGE_ROWS, table_columns
+from rmtrl.io import LARGE_ROWS, Row, table_columns
 from rmtrl.types import Chat, Conversation, Message
 
 REASONS = (
@@ -40,7 +38,7 @@ REASONS = (
 )
 """Why a row can be rejected, in order of precedence: a row with several faults is counted under the first."""
 
-_CODES = {reason: code for code, reason in enumerate(REASONS, 1)}  # 0: a sound row
+_CODES: dict[str | None, int] = {None: 0} | {reason: code for code, reason in enumerate(REASONS, 1)}
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
 _OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault", "tools",
              "chat_template_kwargs")  # fmt: skip
@@ -84,16 +82,9 @@ class ValidationResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as a plain dictionary, ready for JSON."""
-        return {
-            "n": self.n,
-            "kept": len(self.kept),
-            "rejected": len(self.rejects),
-            "reasons": self.reasons,
-            "tie_rate": self.tie_rate,
-            "groups": self.groups,
-            "domains": self.domains,
-            "warnings": list(self.warnings),
-        }
+        counts = {"n": self.n, "kept": len(self.kept), "rejected": len(self.rejects)}
+        rest = {name: getattr(self, name) for name in ("reasons", "tie_rate", "groups", "domains")}
+        return {**counts, **rest, "warnings": list(self.warnings)}
 
 
 def validate(
@@ -131,30 +122,32 @@ def validate(
     missing = [name for name in _NEEDED if name not in dataset.column_names]
     if missing:
         raise DataError(f"got pairs without {', '.join(missing)}; wanted the normal form, see to_normal_form")
-    codes, is_tie, names, faults = _codes(dataset, ties == "drop", tokenizer, max_length)
+    codes, is_tie, said = _codes(dataset, ties == "drop", tokenizer, max_length)
     sound = codes == 0
-    counts = np.bincount(codes, minlength=len(REASONS) + 1)
+    counts = np.bincount(codes, minlength=len(REASONS) + 1)[1:].tolist()
     tie_rate = float(is_tie.mean()) if len(is_tie) else 0.0
+    named = [name for name in ("prompt_id", "domain", "id", "needs_annotation") if name in dataset.column_names]
+    names: pa.Table = dataset.select_columns(named).with_format("arrow")[:]
     kept_names = names.filter(pa.array(sound))
     kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
     with progress_bars(len(rejects) >= LARGE_ROWS):
-        reasons = [REASONS[code - 1] for code in codes[~sound]]
-        rejects = _with_text(rejects, "reason", reasons)
-        if faults:
+        rejects = _with_text(rejects, "reason", [REASONS[code - 1] for code in codes[~sound]])
+        if said:
             before = rejects["fault"][:] if "fault" in rejects.column_names else [None] * len(rejects)
-            found = [faults.get(row) for row in np.flatnonzero(~sound).tolist()]
-            rejects = _with_text(rejects, "fault", [new or old for new, old in zip(found, before, strict=True)])
+            rows = np.flatnonzero(~sound).tolist()
+            faults = [said.get(row) or fault for row, fault in zip(rows, before, strict=True)]
+            rejects = _with_text(rejects, "fault", faults)
     return ValidationResult(
         kept=kept.remove_columns("fault") if "fault" in kept.column_names else kept,
         rejects=rejects,
-        reasons={reason: int(counts[code]) for reason, code in _CODES.items()},
+        reasons=dict(zip(REASONS, counts, strict=True)),
         n=len(dataset),
         tie_rate=tie_rate,
         groups=pc.count_distinct(kept_names["prompt_id"]).as_py(),
         domains=_counted(kept_names["domain"]),
         warnings=(
             *filter(None, (dataset.info.description or "").split("\n")),
-            *_warnings(tie_rate, names, int(counts[_CODES["non_finite_margin"]]), kept_names),
+            *_warnings(tie_rate, names, counts[REASONS.index("non_finite_margin")], kept_names),
         ),
     )
 
@@ -179,83 +172,64 @@ def _warnings(tie_rate: float, names: pa.Table, without_margin: int, kept: pa.Ta
 
 
 def _counted(domains: pa.ChunkedArray) -> dict[str, int]:
-    counts = Counter({item["values"]: item["counts"] for item in pc.value_counts(domains).to_pylist()})
-    return {str(domain): count for domain, count in sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))}
+    counts = [(str(item["values"]), item["counts"]) for item in pc.value_counts(domains).to_pylist()]
+    return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
 
 
 def _codes(
     dataset: Dataset, drop_ties: bool, tokenizer: Any, max_length: int | None
-) -> tuple[NDArray[np.int8], NDArray[np.bool_], pa.Table, dict[int, str]]:
-    """Returns the reason code of each row, whether it is a tie, its names, and what a template said of some rows."""
+) -> tuple[NDArray[np.int8], NDArray[np.bool_], dict[int, str]]:
+    """Returns the reason code of each row, 0 if sound, whether it is a tie, and what a template said of some."""
     n = len(dataset)
     codes, is_tie = np.zeros(n, np.int8), np.zeros(n, bool)
-    keys, winners = np.zeros(n, np.uint64), np.zeros(n, np.int8)
-    names: list[pa.Table] = []
-    faults: dict[int, str] = {}
-    named = [name for name in ("prompt_id", "domain", "id", "needs_annotation") if name in dataset.column_names]
+    keys, winners = np.zeros(n, np.int64), np.zeros(n, np.int8)
+    said: dict[int, str] = {}
     present = [name for name in (*_NEEDED[2:], *_OPTIONAL) if name in dataset.column_names]
-    batches = dataset.select_columns(named + present).with_format("arrow").iter(_BATCH_ROWS)
+    batches = dataset.select_columns(present).with_format("arrow").iter(_BATCH_ROWS)
     starts = tqdm(range(0, n, _BATCH_ROWS), desc="Validating, in thousands", disable=n < LARGE_ROWS)
     for start, table in zip(starts, batches, strict=True):
-        names.append(table.select(named))
-        rows = slice(start, start + len(table))
-        columns = table_columns(table.select(present))
-        preferences = columns.get("preference", [1.0] * len(table))
-        is_tie[rows] = [preference == 0.5 for preference in preferences]
-        codes[rows] = _row_codes(columns, is_tie[rows] & drop_ties)
+        columns = table_columns(table)
+        pairs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = slice(start, start + len(pairs))
+        is_tie[rows] = [pair.get("preference") == 0.5 for pair in pairs]
+        codes[rows] = [_CODES[_reason(pair, drop_ties)] for pair in pairs]
         if tokenizer is not None:
-            said = _mark_rendered(codes[rows], columns, tokenizer, max_length)
-            faults |= {start + row: f"unrenderable: row {start + row + 1}: {text}" for row, text in said.items()}
-        for row in np.flatnonzero(codes[rows] == 0).tolist():
-            keys[start + row], order = _pair_key(columns, row)
-            preference = preferences[row]
-            known = preference is not None and math.isfinite(preference)
-            winners[start + row] = order * (np.sign(preference - 0.5) if known else 1)
+            refused = _mark_rendered(codes[rows], pairs, tokenizer, max_length)
+            said |= {start + row: f"unrenderable: row {start + row + 1}: {text}" for row, text in refused.items()}
+        known = [(0, 0) if code else _key(pair) for pair, code in zip(pairs, codes[rows].tolist(), strict=True)]
+        keys[rows], winners[rows] = zip(*known, strict=True)
     _mark_repeated(codes, keys, winners)
-    empty = pa.table({name: pa.array([], pa.string()) for name in named})
-    return codes, is_tie, pa.concat_tables(names) if names else empty, faults
+    return codes, is_tie, said
 
 
-def _row_codes(columns: dict[str, list[Any]], dropped_ties: NDArray[np.bool_]) -> list[int]:
-    n = len(columns["prompt"])
-    absent = dict.fromkeys(_OPTIONAL, [None] * n) | {"margin": [0.0] * n}
-    names = ("fault", "prompt", "chosen", "rejected", "prompt_rejected", "prompt_left", "prompt_right", "margin")
-    rows = zip(*(columns.get(name) or absent[name] for name in names), dropped_ties, strict=True)
-    return [_row_code(*row) for row in rows]
-
-
-def _row_code(
-    fault: Any, prompt: Any, chosen: Any, rejected: Any, other: Any, left: Any, right: Any, margin: Any,
-    dropped_tie: bool,
-) -> int:  # fmt: skip
+def _reason(pair: Row, drop_ties: bool) -> str | None:
+    prompt, chosen, rejected = sides = pair["prompt"], pair["chosen"], pair["rejected"]
+    fault, other = pair.get("fault"), pair.get("prompt_rejected")
+    margin = pair.get("margin", 0.0)
     if fault is not None:
         reason = fault.split(":", 1)[0]
-        return _CODES.get(reason, _CODES["unreadable"])
-    if _has_null(prompt) or _has_null(chosen) or _has_null(rejected):
-        reason = "missing_field"
-    elif isinstance(prompt, list) and _has_bad_roles(prompt, chosen, rejected):
-        reason = "bad_roles"
-    elif left != right or (other is not None and not same(other, prompt)):
-        reason = "context_mismatch"
-    elif _is_blank(prompt):
-        reason = "empty_prompt"
-    elif _is_blank(chosen) or _is_blank(rejected):
-        reason = "empty_response"
-    elif same(chosen, rejected):
-        reason = "identical_candidates"
-    elif margin is None or not math.isfinite(margin):
-        reason = "non_finite_margin"
-    elif dropped_tie:
-        reason = "tie_or_abstention"
-    else:
-        return 0
-    return _CODES[reason]
+        return reason if reason in REASONS else "unreadable"
+    if None in sides or any(map(_has_null, sides)):
+        return "missing_field"
+    if isinstance(prompt, list) and _has_bad_roles(prompt, chosen, rejected):
+        return "bad_roles"
+    if pair.get("prompt_left") != pair.get("prompt_right") or (other is not None and not same(other, prompt)):
+        return "context_mismatch"
+    if _is_blank(prompt):
+        return "empty_prompt"
+    if _is_blank(chosen) or _is_blank(rejected):
+        return "empty_response"
+    if same(chosen, rejected):
+        return "identical_candidates"
+    if margin is None or not math.isfinite(margin):
+        return "non_finite_margin"
+    return "tie_or_abstention" if drop_ties and pair.get("preference") == 0.5 else None
 
 
-def _has_null(side: Conversation | None) -> bool:
-    if not isinstance(side, list):
-        return side is None
-    return any(message is None or message.get("role") is None or not says(message) for message in side)
+def _has_null(side: Conversation) -> bool:
+    return isinstance(side, list) and any(
+        message is None or message.get("role") is None or not says(message) for message in side
+    )
 
 
 def _has_bad_roles(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> bool:
@@ -263,7 +237,7 @@ def _has_bad_roles(prompt: list[Message], chosen: list[Message], rejected: list[
         return True
     if not all(message["role"] in ROLES for side in (prompt, chosen, rejected) for message in side):
         return True
-    asks = prompt[-1]["role"] == "user" or prompt[-1]["role"] in TOOL_ROLES
+    asks = prompt[-1]["role"] in ("user", *TOOL_ROLES)
     return not (asks and chosen[-1]["role"] == rejected[-1]["role"] == "assistant")
 
 
@@ -277,13 +251,13 @@ def _is_blank(side: Conversation) -> bool:
 
 
 def _mark_rendered(
-    codes: NDArray[np.int8], columns: dict[str, list[Any]], tokenizer: Any, max_length: int | None
+    codes: NDArray[np.int8], pairs: list[Row], tokenizer: Any, max_length: int | None
 ) -> dict[int, str]:
     """Marks what the chat template refuses and what is too long; returns what the template said, by row."""
     said: dict[int, str] = {}
     for side in ("chosen", "rejected"):
         rows = np.flatnonzero(codes == 0).tolist()
-        whole = [_chat(columns, row, side) for row in rows]
+        whole = [Chat.of(pairs[row]["prompt"] + pairs[row][side], pairs[row]) for row in rows]
         if max_length is None and whole and isinstance(whole[0], str):
             return said
         for row, length in zip(rows, rendered_lengths(whole, tokenizer), strict=True):
@@ -292,11 +266,6 @@ def _mark_rendered(
             elif max_length is not None and length > max_length:
                 codes[row] = _CODES["too_long"]
     return said
-
-
-def _chat(columns: dict[str, list[Any]], row: int, side: str) -> Conversation:
-    template = {name: columns[name][row] for name in TEMPLATE if name in columns}
-    return Chat.of(columns["prompt"][row] + columns[side][row], template)
 
 
 def check_chat_template(tokenizer: Any) -> None:
@@ -347,17 +316,17 @@ def _rendered_length(conversation: Any, tokenizer: Any) -> int | str:
 # ---- repeated pairs
 
 
-def _pair_key(columns: dict[str, list[Any]], row: int) -> tuple[int, int]:
-    """Returns a hash of the pair that is blind to the order of its sides, and the order: 1 or −1."""
-    prompt, chosen, rejected = (canonical(columns[name][row]) for name in ("prompt", "chosen", "rejected"))
+def _key(pair: Row) -> tuple[int, int]:
+    """Returns a hash of the pair that is blind to the order of its sides, and who wins: 1, −1, or 0 for a tie."""
+    prompt, chosen, rejected = (canonical(pair[name]) for name in ("prompt", "chosen", "rejected"))
+    template = [canonical(pair[name]) for name in TEMPLATE if pair.get(name)]
     first, second = (chosen, rejected) if chosen < rejected else (rejected, chosen)
-    template = "".join(canonical(columns[name][row]) for name in TEMPLATE if name in columns and columns[name][row])
-    # lengths in front keep ("ab", "c") and ("a", "bc") apart; 64 bits: 3 chances in 10⁸ of a collision in 10⁶ pairs
-    text = f"{len(prompt)} {len(first)} {prompt}{first}{second}{template}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"), 1 if chosen is first else -1
+    preference = pair.get("preference")
+    ahead = 1 if preference is None or math.isnan(preference) else int(np.sign(preference - 0.5))
+    return hash((prompt, first, second, *template)), ahead if first is chosen else -ahead
 
 
-def _mark_repeated(codes: NDArray[np.int8], keys: NDArray[np.uint64], winners: NDArray[np.int8]) -> None:
+def _mark_repeated(codes: NDArray[np.int8], keys: NDArray[np.int64], winners: NDArray[np.int8]) -> None:
     """Marks duplicate and contradictory pairs among the rows that are sound so far.
 
     A duplicate says the same of the same pair: the same side wins, or it is a tie again.
