@@ -130,7 +130,6 @@ def pairs_from_votes(
     (0.67, 3.0)
     ```
     """
-    _check_disputed(disputed)
     if min_votes < 1:
         raise UsageError(f"got min_votes {min_votes}; wanted 1 or more")
     votes = annotations.votes
@@ -188,7 +187,6 @@ def pairs_from_ratings(
     0.108
     ```
     """
-    _check_disputed(disputed)
     if score not in ("final", "criterion"):
         raise UsageError(f"got score {score!r}; wanted final or criterion")
     if not 0 <= min_gap <= 1:
@@ -207,11 +205,6 @@ def pairs_from_ratings(
     return _pair_set(annotations, table, disputed, ["rating_gap", "route"], ["route"], counts)
 
 
-def _check_disputed(disputed: str) -> None:
-    if disputed not in DISPUTED:
-        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
-
-
 def _pair_set(
     annotations: Annotations,
     table: pd.DataFrame,
@@ -221,6 +214,8 @@ def _pair_set(
     counts: Mapping[str, int],
 ) -> PairSet:
     """Returns the pairs of a table with `route` and `share`, the preference for `a`; the label's columns are named."""
+    if disputed not in DISPUTED:
+        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
     messages = any(isinstance(x, list) for x in (*annotations.prompts.values(), *annotations.responses.values()))
     texts = _with_texts(annotations, table, messages).dropna(subset=["prompt", "response_a", "response_b"])
     first = texts.share >= 0.5
