@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.loading import source_rows
@@ -15,13 +14,12 @@ from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization import Samples
 from rmtrl.evaluation.scoring import check_rendered, joined, score_conversations
-from rmtrl.metrics import mean_estimate, pair_wins
+from rmtrl.metrics import Floats, mean_estimate, pair_wins
 from rmtrl.types import Chat, Conversation, Estimate, Scorer
 
 if TYPE_CHECKING:
     from rmtrl.generation import Completion, Generator  # for the annotations alone: no torch here
 
-Floats = NDArray[np.float64]
 ReferenceMetric = Callable[[str, str], float]
 """A score of a completion's text against the prompt's reference answer."""
 
@@ -196,7 +194,7 @@ class Ranked:
     """
 
     candidates: tuple[Conversation, ...]
-    scores: NDArray[np.float64]
+    scores: Floats
     index: int | None
 
     @property

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.scoring import joined, score_conversations, score_whole
-from rmtrl.metrics import mean_estimate, pair_wins
+from rmtrl.metrics import Floats, mean_estimate, pair_wins
 from rmtrl.types import Conversation, Estimate, Scorer, checked_scores
 
 SMALL = 0.1
@@ -27,7 +27,6 @@ LEAST = 20
 
 END_TOKEN = "missing end token"
 
-Floats = NDArray[np.float64]
 Text = Callable[[str], str]
 Should = Literal["not rise", "fall", "not move"]
 
