@@ -5,7 +5,7 @@ that pays for length is right where the better answer is the longer one and wron
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -62,7 +62,7 @@ class LengthAudit:
     def as_dict(self) -> dict[str, Any]:
         """Returns the audit as a plain dictionary, ready for JSON; what is undefined is null."""
         head = {"schema": "rmtrl/audit/1", "n": self.n, "prompts": self.prompts, "unit": self.unit}
-        return dict(json_ready(head | {"figures": self.figures, "curve": self.curve, **asdict(self.verdict)}))
+        return dict(json_ready(head | {"figures": self.figures, "curve": self.curve, **vars(self.verdict)}))
 
 
 def audit_length(
@@ -122,7 +122,8 @@ def audit_length(
         "chosen": chosen, "rejected": rejected, "chosen_length": chosen_length, "rejected_length": rejected_length,
         "chosen_quality": chosen_quality, "rejected_quality": rejected_quality,
     }  # fmt: skip
-    columns = _checked({name: values for name, values in given.items() if values is not None})
+    columns = {name: np.asarray(values, float) for name, values in given.items() if values is not None}
+    _check(columns)
     n = len(columns["chosen"])
     group = np.unique(np.arange(n) if prompts is None else np.asarray(prompts), return_inverse=True)[1]
     if len(group) != n or group.max() == 0:
@@ -138,8 +139,8 @@ def audit_length(
         | length_regressions(margin, longer, group, None if worth is None else worth[0] - worth[1])
     )
     curve = length_curve(reward.ravel(), length.ravel(), np.tile(group, 2))
-    longer_prompts, shorter_prompts = (len(np.unique(group[rows])) for rows in (longer > 0, longer < 0))
-    verdict = length_verdict(figures, longer_prompts=longer_prompts, shorter_prompts=shorter_prompts)
+    kinds = {"longer_prompts": longer > 0, "shorter_prompts": longer < 0}
+    verdict = length_verdict(figures, **{kind: len(np.unique(group[rows])) for kind, rows in kinds.items()})
     return LengthAudit(n, int(group.max()) + 1, unit, figures, curve, verdict)
 
 
@@ -223,8 +224,11 @@ def audit_pairs(
     prompts, wins = list(kept.pairs["prompt_id"]), pair_wins(*scores)
     length = audit_length(scores[0], scores[1], lengths[0], lengths[1], prompts, unit=unit, seed=seed)
     domains, reweighted = list(kept.pairs["domain"]), None
-    if target_mix is not None:
-        reweighted = _reweighted(wins, domains, target_mix, prompts, seed)
+    try:
+        if target_mix is not None:
+            reweighted = reweighted_estimate(wins, domains, target_mix, prompts, seed=seed)
+    except ValueError as error:
+        raise UsageError(f"--target-mix: {error}") from error
     by_domain = domain_accuracy(wins, domains, prompts, seed=seed)
     probes = () if scorer is None or not probe_rows else _probed(scorer, kept.pairs, probe_rows, seed)
     return PairAudit(length, scores, lengths, by_domain, target_mix, reweighted, probes, without, tied)
@@ -236,16 +240,6 @@ def _lengths(responses: Iterable[Any], scorer: Any) -> list[int]:
     if scorer is None:
         return [len(text) for text in texts]
     return [len(ids) for ids in scorer.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-
-def _reweighted(wins: Floats, domains: Any, mix: Mapping[str, float], prompts: Any, seed: int) -> Estimate:
-    for name, weight in mix.items():
-        if type(weight) not in (int, float) or not 0 <= weight < np.inf:
-            raise UsageError(f"--target-mix: {name} has the weight {weight!r}; wanted a number of 0 or more")
-    try:
-        return reweighted_estimate(wins, domains, mix, prompts, seed=seed)
-    except ValueError as error:
-        raise UsageError(f"--target-mix: {error}") from error
 
 
 def _probed(scorer: Any, pairs: Dataset, n: int, seed: int) -> tuple[Probe, ...]:
@@ -288,14 +282,13 @@ def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shor
         f"accuracy {figures['accuracy_chosen_longer']} where chosen is longer, "
         f"{figures['accuracy_chosen_shorter']} where it is shorter, gap {_short(found)}"
     )
-    for sign, likes in ((1, "longer"), (-1, "shorter")):
-        if _ends(found, sign)[0] > CONVICTS:
-            why = _beyond_labels(figures, sign, likes)
-            if why:
-                return Verdict(CONVICTED, (sides, *why))
-            other = "shorter" if sign > 0 else "longer"
-            taste = f"yet, given the margin, people do not surely prefer the {other} side: their taste may explain it"
-            return Verdict(UNDECIDED, (sides, taste, BUILD_MATCHED))
+    sign = 1 if found.value > 0 else -1
+    if _ends(found, sign)[0] > CONVICTS:
+        likes, other = ("longer", "shorter") if sign > 0 else ("shorter", "longer")
+        if why := _beyond_labels(figures, sign, likes, other):
+            return Verdict(CONVICTED, (sides, *why))
+        taste = f"yet, given the margin, people do not surely prefer the {other} side: their taste may explain it"
+        return Verdict(UNDECIDED, (sides, taste, BUILD_MATCHED))
     if max(found.high, -found.low) < 2 * CONVICTS:
         return Verdict(ACQUITTED, (sides, f"the gap is surely smaller than {2 * CONVICTS:.2f}"))
     unsure = f"the gap may be under {CONVICTS:.2f} or over {2 * CONVICTS:.2f}; audit more pairs"
@@ -303,30 +296,29 @@ def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shor
 
 
 def _too_few(figures: Mapping[str, Estimate], longer: int, shorter: int) -> tuple[str, ...]:
-    reasons = [
+    said = (
         f"chosen is longer under {longer} prompts and shorter under {shorter}; wanted {LEAST_PROMPTS} or more of each"
-    ]
-    if longer and not shorter:
-        reasons[0] = f"chosen is always longer ({longer} prompts), so length alone explains every label"
-    if shorter and not longer:
-        reasons[0] = f"chosen is always shorter ({shorter} prompts), so length alone explains every label"
-    if figures["length_only_accuracy"].value >= figures["accuracy"].value:
-        alone = f"{figures['length_only_accuracy'].value:.2f}"
-        reasons.append(f"length alone has accuracy {alone}, the reward model {figures['accuracy'].value:.2f}")
-    return (*reasons, BUILD_MATCHED)
+    )
+    if bool(longer) != bool(shorter):
+        kind = "longer" if longer else "shorter"
+        said = f"chosen is always {kind} ({longer or shorter} prompts), so length alone explains every label"
+    alone, own = figures["length_only_accuracy"].value, figures["accuracy"].value
+    as_good = (f"length alone has accuracy {alone:.2f}, the reward model {own:.2f}",) if alone >= own else ()
+    return (said, *as_good, BUILD_MATCHED)
 
 
-def _beyond_labels(figures: Mapping[str, Estimate], sign: int, likes: str) -> tuple[str, ...]:
+def _beyond_labels(figures: Mapping[str, Estimate], sign: int, likes: str, other: str) -> tuple[str, ...]:
+    """Returns why labels cannot explain that the reward model likes one side; empty where they may."""
     wins, excess, slope = figures["longer_wins"], figures["longer_excess"], figures.get("logit_length")
     if not (wins.low > 0.5 if sign > 0 else wins.high < 0.5):
         return ()
     more = _ends(excess, sign)[0] > 0
-    reasons = [f"the {likes} side wins more often than people prefer it, by {_short(excess, sign)}"] if more else []
-    if slope is not None and _ends(slope, -sign)[0] > 0:
-        other = "shorter" if sign > 0 else "longer"
-        return (*reasons, f"given the margin people prefer the {other} side: length coefficient {_short(slope)}")
+    oftener = f"the {likes} side wins more often than people prefer it, by {_short(excess, sign)}"
+    reasons = (oftener,) if more else ()
     if slope is None:
-        return tuple(reasons)
+        return reasons
+    if _ends(slope, -sign)[0] > 0:
+        return (*reasons, f"given the margin people prefer the {other} side: length coefficient {_short(slope)}")
     known = figures["logit_margin"]
     blind = f"given the length the margin says nothing sure of what people prefer: coefficient {_short(known)}"
     return (*reasons, blind) if more and known.low <= 0 else ()
@@ -341,18 +333,15 @@ def _short(estimate: Estimate, sign: int = 1) -> str:
     return f"{sign * estimate.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _checked(given: Mapping[str, ArrayLike]) -> dict[str, Floats]:
-    columns = {name: np.asarray(values, float) for name, values in given.items()}
+def _check(columns: Mapping[str, Floats]) -> None:
+    """Raises where columns of pairs cannot be audited."""
     sizes = {name: len(values) for name, values in columns.items()}
     if len(set(sizes.values())) > 1 or not sizes["chosen"]:
         raise DataError(f"got columns of {sizes} values; wanted one value a pair in each, and at least one pair")
     for name, values in columns.items():
-        if not np.isfinite(values).all():
-            bad = np.flatnonzero(~np.isfinite(values))[0]
-            raise DataError(
-                f"the {name.replace('_', ' ')} of pair {bad} is {values[bad]}; leave pairs without one out"
-            )
+        for bad in np.flatnonzero(~np.isfinite(values))[:1]:
+            said = f"the {name.replace('_', ' ')} of pair {bad} is {values[bad]}"
+            raise DataError(f"{said}; leave pairs without one out")
     scores = np.concatenate([columns["chosen"], columns["rejected"]])
     if np.ptp(scores) == 0:
         raise DataError(f"all {len(scores):,} scores are {scores[0]:g}; a constant score cannot be audited")
-    return columns

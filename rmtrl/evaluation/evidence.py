@@ -19,11 +19,7 @@ from rmtrl.types import Estimate, json_ready
 SCHEMA = "rmtrl/evidence/1"
 PROPORTIONS = ("test_accuracy", "length_matched_accuracy", "fresh_accuracy", "spillover_accuracy")
 FINDINGS = ("length_audit", "lineage")
-RANGES = dict.fromkeys(PROPORTIONS, (0.0, 1.0)) | {
-    "ece": (0.0, 1.0),
-    "overlap": (0.0, math.inf),
-    "gamma": (0.0, math.inf),
-}
+RANGES = dict.fromkeys((*PROPORTIONS, "ece"), (0.0, 1.0)) | dict.fromkeys(("overlap", "gamma"), (0.0, math.inf))
 OTHER_MODEL = "another"
 WORSENED = "made these pairs surely worse"
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -45,10 +41,6 @@ class Figure:
     estimate: Estimate
     source: str = ""
     conditions: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the figure as it stands in an evidence file."""
-        return dict(json_ready({**asdict(self.estimate), "source": self.source, **self.conditions}))
 
     def __str__(self) -> str:
         shown = ((n, f"{v:.3g}" if isinstance(v, float) else v) for n, v in self.conditions.items())
@@ -101,11 +93,10 @@ class Evidence:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of an evidence file; ends of intervals that nobody knows are None."""
-        return {"schema": SCHEMA} | {
-            name: item.as_dict() if isinstance(item, Figure) else asdict(item)
-            for name, item in vars(self).items()
-            if item is not None
-        }
+        known: dict[str, Any] = {name: item for name, item in vars(self).items() if item is not None}
+        for name in known.keys() - set(FINDINGS):
+            known[name] = vars(known[name].estimate) | {"source": known[name].source, **known[name].conditions}
+        return dict(json_ready({"schema": SCHEMA, **known}))
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Evidence":
@@ -128,12 +119,13 @@ class Evidence:
         """
         if stored.get("schema") != SCHEMA:
             raise DataError(f"got evidence of the schema {stored.get('schema')!r}; wanted {SCHEMA!r}")
-        unknown = sorted(set(stored) - NAMES - {"schema"})
-        if unknown:
+        if unknown := sorted(set(stored) - NAMES - {"schema"}):
             raise DataError(f"evidence does not know {', '.join(unknown)}; it knows {', '.join(sorted(NAMES))}")
         given = {name: item for name, item in stored.items() if name != "schema" and item is not None}
-        read = {name: (_finding if name in FINDINGS else _figure)(name, item) for name, item in given.items()}
-        return cls(**read)  # type: ignore[arg-type]
+        read: dict[str, Any] = {
+            name: _finding(name, item) if name in FINDINGS else _figure(name, item) for name, item in given.items()
+        }
+        return cls(**read)
 
 
 NAMES = {item.name for item in fields(Evidence)}
@@ -213,9 +205,8 @@ def _length_audit(audit: Mapping[str, Any]) -> dict[str, Any] | None:
     if "verdict" not in audit:
         return None
     passed = {ACQUITTED: True, CONVICTED: False}.get(str(audit["verdict"]))  # None: not enough evidence
-    reasons = audit.get("reasons")
-    said = "; ".join([str(audit["verdict"]), *map(str, reasons if isinstance(reasons, list | tuple) else ())])
-    return {"passed": passed, "said": said, "source": "audit.json"}
+    reasons = audit["reasons"] if isinstance(audit.get("reasons"), list | tuple) else ()
+    return {"passed": passed, "said": "; ".join(map(str, [audit["verdict"], *reasons])), "source": "audit.json"}
 
 
 def _of(values: Any, *path: str) -> Any:
@@ -257,8 +248,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> dict[str, Any]:
         gain = replace(rise, value=-rise.value, low=-rise.high, high=-rise.low)
     else:  # of an earlier version; the same pairs, so the true interval is narrower
         a, b = (_estimate("nll", item) for item in nll)
-        ends = "ends of the two intervals"
-        gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method=ends)
+        gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method="ends of the two intervals")
     found["nll_gain"] = _from(source, asdict(gain))
     worse = {"calibration": WORSENED} if isinstance(change, Mapping) and gain.high < 0 else {}
     return {name: item and item | worse for name, item in found.items()}
@@ -268,26 +258,25 @@ def _figure(name: str, item: Any) -> Figure:
     if not isinstance(item, Mapping):
         raise DataError(f'the evidence {name} is {item!r}; wanted {{"value", "low", "high", "n"}}')
     own = {field.name for field in fields(Estimate)} | {"source"}
-    conditions = {key: value for key, value in item.items() if key not in own}
-    return Figure(_estimate(name, item), str(item.get("source", "")), conditions)
+    return Figure(_estimate(name, item), str(item.get("source", "")), {k: v for k, v in item.items() if k not in own})
 
 
 def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     value, n, level = item.get("value"), item.get("n"), item.get("level", 0.95)
     if not is_number(value) or type(n) is not int or not is_number(n) or n < 1:
         raise DataError(f"the evidence {name} has value {value!r} and n {n!r}; wanted a number and a count above 0")
-    value = float(value)  # type: ignore[arg-type]
-    least, most = RANGES.get(name, (-math.inf, math.inf))
+    if not is_number(level) or not 0 < level < 1:
+        raise DataError(f"the evidence {name} has the level {level!r}; wanted a number between 0 and 1, such as 0.95")
+    value, (least, most) = float(value), RANGES.get(name, (-math.inf, math.inf))  # type: ignore[arg-type]
     if not least <= value <= most:
         wanted = "a share from 0 to 1" if most == 1 else "0 or more"
         raise DataError(f"the evidence {name} is {value:g}; wanted {wanted}")
-    if not is_number(level) or not 0 < level < 1:
-        raise DataError(f"the evidence {name} has the level {level!r}; wanted a number between 0 and 1, such as 0.95")
-    if name in PROPORTIONS and not {"low", "high"} <= set(item):
+    whole = {"low", "high"} <= set(item)
+    if name in PROPORTIONS and not whole:
         interval = binomial_estimate(round(value * n), n, kind="wilson")
         return Estimate(value, min(interval.low, value), max(interval.high, value), n, method="Wilson")
     ends = [math.nan if item.get(end) is None else item[end] for end in ("low", "high")]
-    if not {"low", "high"} <= set(item) or not all(is_number(end) or end != end for end in ends):
+    if not whole or not all(is_number(end) or end != end for end in ends):
         raise DataError(f"the evidence {name} has no interval; wanted low and high beside the value")
     low, high = map(float, ends)
     if low > value or high < value:
@@ -397,17 +386,13 @@ def compare_origins(reward_model: Origin, policy: Origin) -> Finding:
     ```
     """
     shared = [name for name in reward_model.names if name in policy.names]
-    differing = [
-        f"{key} {reward_model.shape[key]} and {policy.shape[key]}"
-        for key in _SHAPE
-        if key in reward_model.shape and key in policy.shape and reward_model.shape[key] != policy.shape[key]
-    ]
+    shapes = {key: (reward_model.shape[key], policy.shape[key]) for key in reward_model.shape if key in policy.shape}
+    differing = [f"{key} {one} and {other}" for key, (one, other) in shapes.items() if one != other]
     if reward_model.vocabulary and policy.vocabulary and reward_model.vocabulary != policy.vocabulary:
         differing.append("vocabularies")
     names = f"reward model {reward_model.names[0]} and policy {policy.names[0]}"
     if differing:
-        said = f"{names} differ in {', '.join(differing)}: train the reward model on the policy's base"
-        return Finding(False, said)
+        return Finding(False, f"{names} differ in {', '.join(differing)}: train the reward model on the policy's base")
     if shared:
         return Finding(True, f"{names} both come from {shared[0]}")
     return Finding(None, f"{names} name no common base: say what they were trained from")
@@ -447,8 +432,7 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
     # hashing the weights takes a while: only where there is something to compare it with
     named = any(stored_fingerprint(stored) for stored in files.values())
     evidence = collect(files, model_fingerprint(model) if named else None)
-    own = next((str(path) for path in (run / "sft", model.parent / "sft") if path.is_dir()), None)
-    policy = policy or own
+    policy = policy or next((str(path) for path in (run / "sft", model.parent / "sft") if path.is_dir()), None)
     if policy is None:
         return evidence
     lineage = compare_origins(read_origin(str(model)), read_origin(policy))

@@ -44,9 +44,8 @@ class Check:
     @property
     def wanted(self) -> str:
         """The bounds in words."""
-        ends = [f"at least {self.minimum:g}" if self.minimum is not None else ""]
-        ends += [f"at most {self.maximum:g}" if self.maximum is not None else ""]
-        return " and ".join(end for end in ends if end) or "passed"
+        ends = {"at least": self.minimum, "at most": self.maximum}
+        return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None) or "passed"
 
 
 @dataclass(frozen=True)

@@ -288,8 +288,10 @@ def reweighted_estimate(
     """
     values, strata = np.asarray(values, float), np.asarray(strata, str)
     groups = np.arange(len(values)) if groups is None else np.asarray(groups)
-    if not target or not all(weight >= 0 for weight in target.values()) or not sum(target.values()) > 0:
-        raise ValueError(f"got the target {dict(target)}; wanted weights of 0 or more, not all 0")
+    if not all(type(weight) in (int, float) and 0 <= weight < np.inf for weight in target.values()):
+        raise ValueError(f"got the target {dict(target)}; wanted weights of 0 or more, finite numbers")
+    if not sum(target.values()) > 0:
+        raise ValueError(f"got the target {dict(target)}; wanted weights that are not all 0")
     shares = {name: weight / sum(target.values()) for name, weight in target.items() if weight}
     if absent := [name for name in shares if not (strata == name).any()]:
         raise ValueError(f"no pair is of {', '.join(absent)}; leave it out of the target mix")

@@ -55,24 +55,22 @@ def length_shares(
     """Returns accuracies by length and how often the longer side wins and is preferred."""
     wins, prefers = (pair_wins(values, np.zeros(len(values))) for values in (margin, longer))
     under = np.where(longer > 0, wins, 1 - wins)
-    every, longest = np.ones(len(margin), dtype=np.bool_), length.reshape(2, -1).max(axis=0)
+    every, unequal, longest = np.full(len(margin), True), longer != 0, length.reshape(2, -1).max(axis=0)
     shares = {
         "accuracy": (wins, every),
         "length_only_accuracy": (prefers, every),
         "accuracy_chosen_longer": (wins, longer > 0),
         "accuracy_chosen_shorter": (wins, longer < 0),
         "accuracy_matched": (wins, np.abs(longer) <= MATCHED * longest),
-        "longer_wins": (under, longer != 0),
-        "longer_preferred": (prefers, longer != 0),
+        "longer_wins": (under, unequal),
+        "longer_preferred": (prefers, unequal),
+        "longer_excess": (under - prefers, unequal),
     }
-    figures = {
-        name: mean_estimate(values[rows], group[rows], **settings)
-        for name, (values, rows) in shares.items()
-        if rows.any()
-    }
-    if (rows := longer != 0).any():
-        excess = mean_estimate((under - prefers)[rows], group[rows], proportion=False, **settings)
-        figures["longer_excess"] = excess
+    figures = {}
+    for name, (values, rows) in shares.items():
+        if rows.any():
+            proportion = name != "longer_excess"
+            figures[name] = mean_estimate(values[rows], group[rows], proportion=proportion, **settings)
     return figures | _between(wins, longer, group, figures, **settings)
 
 
@@ -84,16 +82,17 @@ def _between(
     factors = {"length_gap": (1.0, -1.0), "balanced_accuracy": (0.5, 0.5)}
     if len(sides) < 2:
         return {}
+    method = "ends of the intervals of the two accuracies"
+    found = {name: combined_estimate(sides, own, independent=False, method=method) for name, own in factors.items()}
     if not all("bootstrap" in side.method for side in sides):
-        options: dict[str, Any] = {"independent": False, "method": "ends of the intervals of the two accuracies"}
-        return {name: combined_estimate(sides, pair, **options) for name, pair in factors.items()}
+        return found
 
     def statistics(weights: Floats) -> dict[str, Floats]:  # NaN where a resample has no pairs of a kind
         means = [weights[:, rows] @ wins[rows] / weights[:, rows].sum(1) for rows in (longer > 0, longer < 0)]
         return {name: one * means[0] + other * means[1] for name, (one, other) in factors.items()}
 
-    found = bootstrap_estimates(statistics, len(wins), group, bounds=(-1.0, 1.0), **settings)
-    return {name: replace(estimate, n=sides[0].n + sides[1].n) for name, estimate in found.items()}
+    drawn = bootstrap_estimates(statistics, len(wins), group, bounds=(-1.0, 1.0), **settings)
+    return {name: replace(estimate, n=found[name].n) for name, estimate in drawn.items()}
 
 
 def length_correlations(
@@ -112,18 +111,17 @@ def length_correlations(
     figures = {name: estimate for name, estimate in found.items() if np.isfinite(estimate.value)}
     if worth is None:
         return figures
+    columns = np.stack([reward.ravel(), length.ravel(), worth.ravel()])
 
     def statistic(weights: Floats) -> Floats:
-        drawn = (np.repeat(np.arange(len(both)), row.astype(np.int64)) for row in weights)
-        return np.array([partial_spearman(*(values.ravel()[i] for values in (reward, length, worth))) for i in drawn])
+        return np.array([partial_spearman(*np.repeat(columns, row.astype(np.int64), axis=1)) for row in weights])
 
     return figures | {"partial_spearman": bootstrap_estimate(statistic, len(both), both, bounds=(-1, 1), **settings)}
 
 
 def _centred(values: Floats, group: Groups) -> Floats:
     """Returns the values less their group's mean, on a scale of their own; ties stay ties whatever the rounding."""
-    means = np.bincount(group, weights=values) / np.bincount(group)
-    return np.round((values - means[group]) / max(np.abs(values).max(), 1e-300), 12)
+    return np.round((values - mean_by_group(values, group)[group]) / max(np.abs(values).max(), 1e-300), 12)
 
 
 def length_regressions(
@@ -133,23 +131,18 @@ def length_regressions(
     if np.std(longer) == 0 or np.std(margin) == 0:
         return {}
     scaled, bent = margin / np.std(margin), np.tanh(longer / np.std(longer))
-    x = np.column_stack([scaled, bent])
     held = np.column_stack([np.ones(len(margin)), *([] if quality_gap is None else [quality_gap]), bent])
-    figures: dict[str, Estimate] = {}
-    if (slopes := _label_model(x, group)) is not None:
-        figures |= dict(zip(("logit_margin", "logit_length"), slopes, strict=True))
-    if (slopes := _margin_model(held, scaled, group)) is not None:
-        figures["margin_length"] = slopes[-1]
-    return figures
+    of_labels, of_margin = _label_model(np.column_stack([scaled, bent]), group), _margin_model(held, scaled, group)
+    figures = dict(zip(("logit_margin", "logit_length"), of_labels, strict=False))  # none where there is no model
+    return figures | ({"margin_length": of_margin[-1]} if of_margin else {})
 
 
-def _label_model(x: Floats, group: Groups) -> list[Estimate] | None:
-    """Returns the coefficients of P(first preferred) = σ(x·β) on pairs in both orders; None where they have no end."""
-    symmetric = np.concatenate([x, -x])
+def _label_model(x: Floats, group: Groups) -> list[Estimate]:
+    """Returns the coefficients of P(first preferred) = σ(x·β) on pairs in both orders; none where they have no end."""
     model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=1000)
     if _separated(x) or np.linalg.matrix_rank(x) < x.shape[1]:
-        return None
-    beta = model.fit(symmetric, np.repeat([1, 0], len(x))).coef_[0]
+        return []
+    beta = model.fit(np.concatenate([x, -x]), np.repeat([1, 0], len(x))).coef_[0]
     p = special.expit(x @ beta)
     return _wald(beta, x * (1 - p)[:, None], (x * (p * (1 - p))[:, None]).T @ x, group)
 
@@ -164,10 +157,10 @@ def _separated(x: Floats) -> bool:
     return len(angles) == 0 or bool(gaps.max() >= np.pi)
 
 
-def _margin_model(x: Floats, y: Floats, group: Groups) -> list[Estimate] | None:
-    """Returns the least-squares coefficients of y on x, None where they are not determined."""
+def _margin_model(x: Floats, y: Floats, group: Groups) -> list[Estimate]:
+    """Returns the least-squares coefficients of y on x, empty where they are not determined."""
     if len(x) <= x.shape[1] or np.linalg.matrix_rank(x) < x.shape[1]:
-        return None
+        return []
     beta: Floats = np.linalg.lstsq(x, y, rcond=None)[0].astype(np.float64)
     return _wald(beta, x * (y - x @ beta)[:, None], x.T @ x, group)
 
@@ -175,11 +168,9 @@ def _margin_model(x: Floats, y: Floats, group: Groups) -> list[Estimate] | None:
 def _wald(beta: Floats, scores: Floats, information: Floats, group: Groups) -> list[Estimate]:
     """Returns the coefficients with intervals of standard errors by prompt; see [`clustered_covariance`]."""
     half = stats.norm.ppf(0.975) * np.sqrt(np.diag(clustered_covariance(scores, information, group)))
-    method = "Wald, standard error clustered by prompt"
-    return [
-        Estimate(float(b), float(b - h), float(b + h), len(scores), method=method)
-        for b, h in zip(beta, half, strict=True)
-    ]
+    n, method = len(scores), "Wald, standard error clustered by prompt"
+    rows = np.stack([beta, beta - half, beta + half], axis=1).tolist()
+    return [Estimate(value, low, high, n, method=method) for value, low, high in rows]
 
 
 def partial_spearman(x: ArrayLike, y: ArrayLike, held: ArrayLike) -> float:

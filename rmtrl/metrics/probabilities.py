@@ -300,14 +300,12 @@ def calibration_metrics(
     own = None if groups is None else np.asarray(groups)[decided]
     agreed = np.where(m > 0, q, np.where(m < 0, 1 - q, 0.5))[decided]
     found = {"agreement": mean_estimate(agreed, own, **settings)}
-    found |= {
-        name: mean_estimate(values, groups, proportion=False, **settings)
-        for name, values in (
-            ("nll", margin_losses(m, q) if probabilities is None else log_losses(p, q)),
-            ("brier", squared_losses(p, q)),
-            ("overconfidence", confidence - correct),
-        )
+    losses = {
+        "nll": margin_losses(m, q) if probabilities is None else log_losses(p, q),
+        "brier": squared_losses(p, q),
+        "overconfidence": confidence - correct,
     }
+    found |= {name: mean_estimate(own, groups, proportion=False, **settings) for name, own in losses.items()}
     wide, massed = (_bin_errors(confidence, correct, bins, equal_mass) for equal_mass in (False, True))
     nulls = _null_errors(confidence, bins, False, **settings)
     nulls["ece_equal_mass"] = _null_errors(confidence, bins, True, **settings)["ece"]
@@ -336,22 +334,18 @@ def _null_errors(
 ) -> dict[str, Estimate]:
     """Returns the errors over bins where labels are drawn from the confidences."""
     index, n = _bin_index(confidence, bins, equal_mass), len(confidence)
-    rng = np.random.default_rng(seed)
-    mean, largest = np.zeros(n_resamples), np.zeros(n_resamples)
-    for b in np.unique(index):  # bin by bin: little is held at a time
-        own = confidence[index == b]
-        step = max(1, _CELLS // len(own))
-        for start in range(0, n_resamples, step):
-            rows = slice(start, min(start + step, n_resamples))
-            drawn = (rng.random((rows.stop - start, len(own))) < own).sum(axis=1)
-            gap = np.abs(drawn - own.sum())
-            mean[rows] += gap / n
-            largest[rows] = np.maximum(largest[rows], gap / len(own))
-    method = f"{n_resamples} draws of labels from the probabilities"
-    found = {}
-    for name, errors in (("ece", mean), ("mce", largest)):
-        low, high = np.quantile(errors, [0.025, 0.975])
-        found[name] = Estimate(float(errors.mean()), float(low), float(high), n, method=method)
+    rng, step = np.random.default_rng(seed), max(1, _CELLS // n)
+    errors: dict[str, Floats] = {"ece": np.zeros(n_resamples), "mce": np.zeros(n_resamples)}
+    for own in (confidence[index == b] for b in np.unique(index)):  # bin by bin: little is held at a time
+        sizes = [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
+        drawn = np.concatenate([(rng.random((size, len(own))) < own).sum(axis=1) for size in sizes])
+        gap = np.abs(drawn - own.sum())
+        errors["ece"] += gap / n
+        errors["mce"] = np.maximum(errors["mce"], gap / len(own))
+    found, method = {}, f"{n_resamples} draws of labels from the probabilities"
+    for name, values in errors.items():
+        low, high = np.quantile(values, [0.025, 0.975]).tolist()
+        found[name] = Estimate(float(values.mean()), low, high, n, method=method)
     return found
 
 
