@@ -393,6 +393,7 @@ _BY_LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=("\n
 
 def table_columns(table: pa.Table) -> dict[str, list[Any]]:
     """Returns the columns of an Arrow table as Python values; JSON is read to the letter, 1.7 as 1.7."""
+    table = table.combine_chunks()  # rows that were selected come in a chunk each
     return {name: _values(table[name]) for name in table.column_names}
 
 

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from rmtrl.data import layouts
 from rmtrl.data.layouts import HUMAN, LAYOUTS, TALKS, Form
 from rmtrl.data.loading import load_rows, text_files
-from rmtrl.data.messages import is_filled, message_text, without_fillings
+from rmtrl.data.messages import is_filled, without_fillings
 from rmtrl.data.normal_form import (
     OPTIONAL,
     TEMPLATE,
@@ -56,11 +56,7 @@ _BOOKKEEPING = {
 # TRL takes these columns for its own
 _LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
-_HEAD_ROWS, _BATCH_ROWS, _BATCH_CHARS = (
-    200,
-    1000,
-    2**26,
-)  # Arrow text of one batch stays far below its limit of 2³¹ bytes
+_HEAD_ROWS, _BATCH_ROWS = 200, 1000
 
 
 def read_preferences(
@@ -478,7 +474,8 @@ def _read(before: _Reader, rows: Iterable[RawRow], path: Path | None) -> tuple[_
         if path is not None:
             sink = {"path": str(stack.enter_context(replacing(path, ending=str(os.getpid()))))}
         with ArrowWriter(features=columns, **sink) as writer:
-            for batch in _batches(reader, rows):
+            pairs = chain.from_iterable(map(reader.read, rows))
+            while batch := list(islice(pairs, _BATCH_ROWS)):
                 if reader.fits():
                     writer.write_table(arrow_table(batch, columns))
             reader.check_forms()
@@ -488,24 +485,3 @@ def _read(before: _Reader, rows: Iterable[RawRow], path: Path | None) -> tuple[_
     given = {*reader.seen, *reader.columns} - {"fault"}
     empty = [name for name in OPTIONAL if normal.data[name].null_count == len(normal)]
     return reader, normal.remove_columns([name for name in empty if name not in given])
-
-
-def _batches(reader: _Reader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    chars = 0
-    for raw in rows:
-        pairs = reader.read(raw)
-        batch += pairs
-        chars += _chars(pairs[0]) * len(pairs)
-        if len(batch) >= _BATCH_ROWS or chars > _BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _chars(pair: Row) -> int:
-    sides = pair.get("prompt"), pair.get("chosen"), pair.get("rejected")
-    if isinstance(sides[0], str):
-        return sum(len(side or "") for side in sides)
-    return sum(len(message_text(message)) for side in sides for message in side or ())
