@@ -201,7 +201,8 @@ def test_version_is_that_of_the_changelog():
 
 def test_double_precision_is_the_processors_own():
     """Apple's accelerator has no float64: a tensor goes to the CPU before it becomes one."""
-    files = [path for stage in ("reward", "ppo", "generation") for path in (ROOT / "rmtrl" / stage).rglob("*.py")]
+    files = [path for stage in ("reward", "ppo") for path in (ROOT / "rmtrl" / stage).rglob("*.py")]
     assert len(files) > 30
+    files.append(ROOT / "rmtrl" / "generation.py")
     calls = [line for path in files for line in path.read_text(encoding="utf-8").splitlines() if ".double()" in line]
     assert calls and not [line for line in calls if "cpu().double()" not in line]

@@ -5,6 +5,7 @@ A design is a small YAML file; presets stand in `rmtrl/data/designs`.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,7 +20,7 @@ from scipy import stats
 
 from rmtrl.data.messages import message_text
 from rmtrl.data.normal_form import as_number, dataset_of
-from rmtrl.data.splits import groups_of
+from rmtrl.data.splits import cells, groups_of
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Conversation, Estimate
@@ -143,7 +144,11 @@ def coverage(
     {'name': 'prompts', 'got': 2000, 'wanted': 15000, 'met': False}
     ```
     """
-    counts = {name: _counted(pairs, name) for name in ("domain", "source", "language") if name in pairs.column_names}
+    counts: dict[str, dict[str, int]] = {}
+    for name in ("domain", "source", "language"):
+        if name in pairs.column_names:
+            counted = Counter(map(str, _values(pairs, name)))
+            counts[name] = dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
     if sources is not None:
         counts["source"] = dict(sources)
     shares = {
@@ -164,24 +169,15 @@ def coverage(
 def _prevalence(pairs: Dataset) -> dict[str, float]:
     if "sampling_weight" not in pairs.column_names:
         return {}
-    weights = [as_number("sampling_weight", weight) or 0.0 for weight in pairs.with_format(None)["sampling_weight"][:]]
-    table = pd.DataFrame({"group": groups_of(pairs), "domain": pairs["domain"][:], "weight": weights})
+    weights = [as_number("sampling_weight", weight) or 0.0 for weight in _values(pairs, "sampling_weight")]
+    table = pd.DataFrame({"group": groups_of(pairs), "domain": list(_values(pairs, "domain")), "weight": weights})
     by_domain = table.drop_duplicates("group", keep="last").groupby("domain").weight.sum()
     whole = by_domain.sum()
     return (by_domain / whole).round(6).to_dict() if whole else {}
 
 
-def _texts(pairs: Dataset, column: str) -> Iterator[str]:
-    return (str(value) for batch in pairs.select_columns([column]).iter(1000) for value in batch[column])
-
-
-def _counted(pairs: Dataset, column: str) -> dict[str, int]:
-    values = pd.Series(list(_texts(pairs, column)), dtype=object).value_counts()
-    return values.sort_index().sort_values(ascending=False, kind="stable").to_dict()
-
-
-def _distinct(pairs: Dataset, *columns: str) -> int:
-    return len({text for column in columns for text in _texts(pairs, column)})
+def _values(pairs: Dataset, *columns: str) -> Iterator[Any]:
+    return (value for row in cells(pairs, *columns) for value in row)
 
 
 def _check(name: str, got: Any, wanted: Any, met: bool) -> dict[str, Any]:
@@ -189,16 +185,17 @@ def _check(name: str, got: Any, wanted: Any, met: bool) -> dict[str, Any]:
 
 
 def _sizes(pairs: Dataset, domains: Mapping[str, int], design: Design) -> Iterator[dict[str, Any]]:
-    sizes = {"prompts": _distinct(pairs, "prompt_id"), "responses": _distinct(pairs, "chosen", "rejected")}
-    wanted = {"prompts": design.prompts, "responses": design.responses}
-    if isinstance(design.domains, int):
-        sizes["domains"], wanted["domains"] = len(set(domains) - {"unknown"}), design.domains
-    for name, least in wanted.items():
-        if least:
-            yield _check(name, sizes[name], least, sizes[name] >= least)
-    if isinstance(design.domains, list) and (n := len(design.domains)):
-        absent = [name for name in design.domains if name not in domains]
-        yield _check("domains", n - len(absent), n, not absent) | {"absent": absent}
+    figures = [
+        ("prompts", len(set(_values(pairs, "prompt_id"))), design.prompts),
+        ("responses", len(set(map(str, _values(pairs, "chosen", "rejected")))), design.responses),
+    ]
+    named = design.domains if isinstance(design.domains, list) else []
+    if not isinstance(design.domains, list):
+        figures.append(("domains", len(set(domains) - {"unknown"}), design.domains))
+    yield from (_check(name, got, least, got >= least) for name, got, least in figures if least)
+    if named:
+        absent = [name for name in named if name not in domains]
+        yield _check("domains", len(named) - len(absent), len(named), not absent) | {"absent": absent}
 
 
 def _mix(column: str, shares: Mapping[str, Estimate], wanted: Mapping[str, float]) -> Iterator[dict[str, Any]]:
@@ -208,13 +205,13 @@ def _mix(column: str, shares: Mapping[str, Estimate], wanted: Mapping[str, float
 
 
 def _judging(judgments: np.ndarray, rated: set[str], design: Design) -> Iterator[dict[str, Any]]:
-    name, wanted = "annotators per item", design.annotators_per_item
-    if wanted and len(judgments):
-        enough = float((judgments >= wanted).mean())
-        figures = {"median": float(np.median(judgments)), "most": int(judgments.max()), "share_with_enough": enough}
-        yield _check(name, int(judgments.min()), wanted, enough == 1.0) | figures
-    elif wanted:
-        yield _check(name, None, wanted, False)
+    if wanted := design.annotators_per_item:
+        figures: dict[str, Any] = {}
+        if len(judgments):
+            figures = {"median": float(np.median(judgments)), "most": int(judgments.max()),
+                       "share_with_enough": float((judgments >= wanted).mean())}  # fmt: skip
+        got = int(judgments.min()) if len(judgments) else None
+        yield _check("annotators per item", got, wanted, got is not None and got >= wanted) | figures
     if design.criteria:
         present = [criterion for criterion in design.criteria if criterion in rated]
         yield _check("criteria", present, design.criteria, present == design.criteria)
@@ -304,7 +301,7 @@ def sample_by_domain(
     ```
     """
     stress = stress or {}
-    rows = pd.DataFrame({name: dataset.with_format(None)[name][:] for name in ("prompt_id", "domain")})
+    rows = pd.DataFrame(cells(dataset, "prompt_id", "domain"), columns=["prompt_id", "domain"])
     prompts = rows.groupby("prompt_id").min()
     available = prompts.domain.value_counts().sort_index().to_dict()
     weights = dict(prevalence) if prevalence else {name: float(count) for name, count in available.items()}

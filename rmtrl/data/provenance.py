@@ -58,13 +58,9 @@ def environment() -> dict[str, str | None]:
     '1.12.0'
     ```
     """
-    versions: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    installed = {package: next(iter(metadata.distributions(name=package)), None) for package in PACKAGES}
+    versions = {package: found.version if found else None for package, found in installed.items()}
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions}
 
 
 def manifest(
@@ -99,9 +95,9 @@ def manifest(
     return {
         "schema": "rmtrl/manifest/1",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "sources": [dict(source) for source in sources],
-        "steps": [dict(step) for step in steps],
-        "seeds": dict(seeds),
+        "sources": list(sources),
+        "steps": list(steps),
+        "seeds": seeds,
         "deduplicated": deduplicated,
         "notes": notes,
         "versions": environment(),
@@ -110,7 +106,7 @@ def manifest(
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         },
-        "inputs": None if inputs is None else dict(inputs),
+        "inputs": inputs,
     }
 
 
@@ -142,7 +138,6 @@ def replace_folder(new: Path, final: Path) -> None:
     >>> replace_folder(Path("outputs/run/.reward.new"), Path("outputs/run/reward"))
     ```
     """
-    new, final = Path(new), Path(final)
     if not new.is_dir():
         raise DataError(f"{new} is not a folder, so it cannot take the place of {final}; write it first")
     old = final.with_name(f".{final.name}.old")

@@ -52,9 +52,10 @@ def publish_splits(
     if near_duplicates is None:
         near_duplicates = 0.0 if "cluster_id" in pairs.column_names else 0.8
     grouped = with_clusters(pairs, threshold=near_duplicates) if near_duplicates else pairs
-    domains = [name for name in holdout_domains.split(",") if name]
-    by = "domain" if stratify == "domain" else None
-    made = make_splits(grouped, ratios=ratios, stratify=by, seed=seed, sealed=sealed, holdout_domains=domains)  # type: ignore[arg-type]
+    made = make_splits(
+        grouped, ratios=ratios, stratify="domain" if stratify == "domain" else None, seed=seed, sealed=sealed,
+        holdout_domains=[name for name in holdout_domains.split(",") if name],
+    )  # fmt: skip
     splits = made.as_dict()
     check_overlap(splits)
     settings = {"ratios": list(ratios), "stratify": stratify, "holdout_domains": holdout_domains, "sealed": sealed,
@@ -129,23 +130,18 @@ def publish_world(
     with new_folder(out, marker="truth.json") as folder:
         world = make_world(prompts, annotators=annotators, seed=seed, clean=clean)
         sets: dict[str, Iterable[Mapping[str, Any]]] = {
-            "prompts": world.prompts,
-            "responses": world.responses,
-            "annotations": chain(world.ratings, world.votes),
-            "pairs": world.pairs,
-            "evaluation": world.evaluation,
-            "gold": world.gold,
-        }
+            "prompts": world.prompts, "responses": world.responses, "annotations": chain(world.ratings, world.votes),
+            "pairs": world.pairs, "evaluation": world.evaluation, "gold": world.gold,
+        }  # fmt: skip
         rows = {name: write_rows(folder / f"{name}.jsonl", lines) for name, lines in sets.items()}
         write_json(folder / "truth.json", world.truth)
         written = manifest(
             sources=[{"data": "the embedded world of rmtrl", "licence": "Apache-2.0", "authorship": "by program"}],
             steps=[{"command": "rmtrl data synthesize", **settings}],
-            seeds={"world": seed},
-            files=folder,
+            seeds={"world": seed}, files=folder,
             deduplicated="prompts are distinct" + ("" if clean else "; near-duplicates are planted"),
             notes="truth.json lists every planted defect; gold.jsonl holds the gold score of every response",
-        )
+        )  # fmt: skip
         write_json(folder / "manifest.json", written)
     return {"schema": "rmtrl/world/1", "out": str(out), **settings, "rows": rows}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.data.normal_form import TEMPLATE
@@ -95,7 +96,8 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
     for number, row in enumerate(rows, 1):
         _check_generation(row, number)
         different = sorted({_text(one): i for i, one in reversed(list(enumerate(row["completions"])))}.values())
-        prompt_id = str(row.get("prompt_id") or _sha256(_text(_asked(row)))[:16])
+        asked = [row["prompt"], given] if (given := _given(row)) else row["prompt"]
+        prompt_id = str(row.get("prompt_id") or _sha256(_text(asked))[:16])
         if len(different) < 2 or prompt_id in usable:
             skipped["fewer than two different completions" if len(different) < 2 else "repeated prompt"] += 1
             continue
@@ -129,11 +131,6 @@ def _check_generation(row: Mapping[str, Any], number: int) -> None:
 def _given(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tools and template variables of a row's prompt."""
     return {name: row[name] for name in TEMPLATE if row.get(name)}
-
-
-def _asked(row: Mapping[str, Any]) -> Any:
-    given = _given(row)
-    return [row["prompt"], given] if given else row["prompt"]
 
 
 def _text(value: Any) -> str:
@@ -286,6 +283,7 @@ def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     judged: set[tuple[str, str]] = set()
     text_of: dict[str, str] = {}
     id_of: dict[str, str] = {}
+    lead: Counter[str] = Counter()
     for row in rows:
         _check_verdict(row)
         id, reviewer = str(row["id"]), str(row["reviewer"]).strip().casefold()
@@ -298,12 +296,13 @@ def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
             raise DataError(f"the verdicts have two texts under the id {id!r}; score each review apart")
         if id_of.setdefault(text, id) != id:
             raise DataError(f"{id!r} and {id_of[text]!r} are the same pair; wanted one id a pair")
+        lead[id] += _SIGN[row["verdict"]]
     for name in ("reviewed_by", "policy"):
         kinds = sorted({str(row.get(name)) for row in rows})
         if len(kinds) > 1:
             raise DataError(f"the verdicts mix {name} {' and '.join(kinds)}; score them apart")
-    if not any(_majority(rows).values()):
-        raise DataError(f"none of the {len(text_of):,} pairs is decided; wanted verdicts a or b")
+    if not any(lead.values()):
+        raise DataError(f"none of the {len(lead):,} pairs is decided; wanted verdicts a or b")
 
 
 def _check_verdict(row: Mapping[str, Any]) -> None:
@@ -319,14 +318,6 @@ def _check_verdict(row: Mapping[str, Any]) -> None:
         raise DataError(f"{row['id']!r} has the verdict {verdict!r} by {by!r}; wanted {known}, {wanted}")
 
 
-def _majority(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Returns of each pair how many more judged a the better than b."""
-    lead: Counter[str] = Counter()
-    for row in rows:
-        lead[str(row["id"])] += _SIGN[row["verdict"]]
-    return dict(lead)
-
-
 def model_scores(rows: Sequence[Mapping[str, Any]], scorer: Any, *, source: str) -> NDArray[np.float64]:
     """Returns a reward model's scores of a and b, `(N, 2)`.
 
@@ -339,10 +330,9 @@ def model_scores(rows: Sequence[Mapping[str, Any]], scorer: Any, *, source: str)
         DataError: If one is longer than the model holds.
     """
     scores = np.concatenate(list(score_pairs(scorer, rows, source, sides=("a", "b"))))
-    for index in np.flatnonzero(np.isnan(scores).any(axis=1)).tolist():
-        raise DataError(
-            f"{source} row {index + 1} is longer than the model's {scorer.most_tokens} tokens; leave it out"
-        )
+    for index in np.flatnonzero(np.isnan(scores).any(axis=1))[:1]:
+        most = f"the model's {scorer.most_tokens} tokens"
+        raise DataError(f"{source} row {index + 1} is longer than {most}; leave it out")
     return scores
 
 
@@ -375,22 +365,20 @@ def score_verdicts(rows: Sequence[Mapping[str, Any]], scores_a: ArrayLike, score
     a, b = np.asarray(scores_a, float), np.asarray(scores_b, float)
     if not len(rows) == len(a) == len(b):
         raise DataError(f"got {len(a)} and {len(b)} scores of {len(rows)} verdicts; wanted two finite ones each")
-    for row, one, other in zip(rows, a, b, strict=True):
-        if not (np.isfinite(one) and np.isfinite(other)):
-            raise DataError(f"the scores of {row['id']!r} are {one:g} and {other:g}; wanted finite ones")
-    lead = _majority(rows)
-    first = {str(row["id"]): index for index, row in reversed(list(enumerate(rows)))}
-    decided = [id for id in lead if lead[id]]
-    index = [first[id] for id in decided]
-    a_better = np.array([lead[id] > 0 for id in decided])
-    wins = pair_wins(np.where(a_better, a[index], b[index]), np.where(a_better, b[index], a[index]))
+    for bad in np.flatnonzero(~np.isfinite(a - b))[:1]:
+        raise DataError(f"the scores of {rows[bad]['id']!r} are {a[bad]:g} and {b[bad]:g}; wanted finite ones")
+    frame = pd.DataFrame([(str(row["id"]), str(row["prompt_id"]), _SIGN[row["verdict"]]) for row in rows],
+                         columns=["id", "prompt", "lead"]).assign(margin=a - b)  # fmt: skip
+    pairs = frame.groupby("id", sort=False).agg({"prompt": "first", "margin": "first", "lead": "sum"})
+    decided = pairs[pairs["lead"] != 0]
+    wins = pair_wins(decided["margin"] * np.sign(decided["lead"]), np.zeros(len(decided)))
     return FreshResult(
-        accuracy=mean_estimate(wins, np.array([str(rows[i]["prompt_id"]) for i in index])),
+        accuracy=mean_estimate(wins, decided["prompt"]),
         reviewed_by=str(rows[0]["reviewed_by"]),
-        pairs=len(lead),
-        ties=len(lead) - len(decided),
+        pairs=len(pairs),
+        ties=len(pairs) - len(decided),
         tied_scores=int((wins == 0.5).sum()),
-        a_preferred=float(a_better.mean()),
+        a_preferred=float((decided["lead"] > 0).mean()),
         policy=str(rows[0].get("policy")),
         reviewers=dict(Counter(str(row["reviewer"]).strip() for row in rows)),
         truncated=len({str(row["id"]) for row in rows if any(row.get(flag) is True for flag in _CUT)}),

@@ -129,19 +129,14 @@ def compare_policies(
     baseline = next(iter(results)) if baseline is None else baseline
     if baseline not in results:
         raise UsageError(f"got the baseline {baseline}; wanted one of {', '.join(results)}")
-    base = results[baseline].scores
-    compared = {}
-    for name, result in results.items():
-        if name == baseline:
-            continue
-        if len(result.scores) != len(base):
-            raise DataError(f"{name} has {len(result.scores)} prompts and {baseline} {len(base)}; wanted the same")
-        difference = result.scores.mean(1) - base.mean(1)
-        wins = pair_wins(result.scores[:, :, None], base[:, None, :]).mean((1, 2))
-        compared[name] = PolicyComparison(
-            mean_estimate(difference, proportion=False, n_resamples=n_resamples, seed=seed),
-            mean_estimate(wins, n_resamples=n_resamples, seed=seed),
-        )
+    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    base, compared = results[baseline].scores, {}
+    for name, scores in ((name, result.scores) for name, result in results.items() if name != baseline):
+        if len(scores) != len(base):
+            raise DataError(f"{name} has {len(scores)} prompts and {baseline} {len(base)}; wanted the same")
+        difference = mean_estimate(scores.mean(1) - base.mean(1), proportion=False, **settings)
+        wins = pair_wins(scores[:, :, None], base[:, None, :]).mean((1, 2))
+        compared[name] = PolicyComparison(difference, mean_estimate(wins, **settings))
     return compared
 
 
@@ -243,8 +238,7 @@ def best_of_n(
     """
     if len(prompts) != len(candidates):
         raise DataError(f"got {len(prompts)} prompts and {len(candidates)} lists of candidates; wanted as many")
-    empty = [index for index, own in enumerate(candidates) if not len(own) or isinstance(own, str)]
-    if empty:
+    if empty := [index for index, own in enumerate(candidates) if not len(own) or isinstance(own, str)]:
         raise DataError(f"prompt {empty[0]} has no list of candidates; wanted one candidate or more")
     whole = [joined(prompt, one) for prompt, own in zip(prompts, candidates, strict=True) for one in own]
     parts = np.split(score_conversations(scorer, whole), np.cumsum([len(own) for own in candidates])[:-1])
@@ -359,8 +353,7 @@ def _scored(scorer: Scorer, prompts: Sequence[Conversation], completions: Sequen
         joined(prompt, completion.text) for prompt, own in zip(prompts, completions, strict=True) for completion in own
     ]
     scores = score_conversations(scorer, conversations)
-    unscored = int(np.isnan(scores).sum())
-    if unscored:
+    if unscored := int(np.isnan(scores).sum()):
         raise DataError(f"{unscored:,} of {len(scores):,} conversations are longer than the scorer holds; generate "
                         "fewer tokens or leave long prompts out")  # fmt: skip
     return scores.reshape(len(prompts), -1)

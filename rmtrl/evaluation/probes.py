@@ -297,8 +297,7 @@ def _base(
     ids = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
     if not len(prompts) == len(responses) == len(ids):
         raise DataError(f"got {len(prompts)} prompts, {len(responses)} responses, {len(ids)} ids; wanted as many each")
-    conversations = [joined(p, r) for p, r in zip(prompts, responses, strict=True)]
-    rewards = score_conversations(scorer, conversations)
+    rewards = score_conversations(scorer, [joined(p, r) for p, r in zip(prompts, responses, strict=True)])
     kept = np.flatnonzero(np.isfinite(rewards)).tolist()
     if len(kept) < 2:
         got = f"got {len(prompts)} conversations, of which the scorer holds {len(kept)}"
@@ -345,24 +344,17 @@ def _probe(
 
 def _verdict(should: Should, effect: Estimate) -> tuple[bool | None, str]:
     """Returns whether the reward did what it should, and that in words; effects within ±0.1 are of no account."""
-    rises, falls = effect.low > SMALL, effect.high < -SMALL
+    if effect.low > SMALL:
+        return False, f"raises the reward, and should {'lower it' if should == 'fall' else 'not'}"
+    if effect.high < -SMALL:
+        said = {"fall": "lowers the reward, as it should", "not rise": "lowers the reward",
+                "not move": "lowers the reward, and should not move it"}  # fmt: skip
+        return should != "not move", said[should]
     no_rise, no_fall = effect.high < SMALL, effect.low > -SMALL
-    cases: dict[Should, tuple[tuple[bool, bool, str], ...]] = {
-        "fall": (
-            (falls, True, "lowers the reward, as it should"),
-            (rises, False, "raises the reward, and should lower it"),
-            (no_fall, False, "does not lower the reward, and should"),
-        ),
-        "not rise": (
-            (rises, False, "raises the reward, and should not"),
-            (falls, True, "lowers the reward"),
-            (no_rise, True, "does not raise the reward"),
-        ),
-        "not move": (
-            (rises, False, "raises the reward, and should not"),
-            (falls, False, "lowers the reward, and should not move it"),
-            (no_rise and no_fall, True, "does not move the reward"),
-        ),
-    }
-    unsure = (None, "not sure: the interval is too wide; probe more conversations")
-    return next(((sound, said) for surely, sound, said in cases[should] if surely), unsure)
+    if should == "fall" and no_fall:
+        return False, "does not lower the reward, and should"
+    if should == "not rise" and no_rise:
+        return True, "does not raise the reward"
+    if should == "not move" and no_rise and no_fall:
+        return True, "does not move the reward"
+    return None, "not sure: the interval is too wide; probe more conversations"

@@ -166,7 +166,7 @@ def _listed(ids: Sequence[str], count: int) -> str:
 
 def _side_by_side(results: Results, unscored: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Returns models and published rows in one table, a column a figure; empty for one figure that stands alone."""
-    names = list(dict.fromkeys(name for table in (results, unscored) for own in table.values() for name in own))
+    names = dict.fromkeys(name for table in (results, unscored) for own in table.values() for name in own)
     rows = published_rows(results)
     shown = [(name, figure) for name in names for figure in
              dict.fromkeys([_OVERALL, *(row.figure for row in rows if row.benchmark == name)])]  # fmt: skip
@@ -175,41 +175,34 @@ def _side_by_side(results: Results, unscored: Mapping[str, Mapping[str, str]]) -
     theirs = list(dict.fromkeys(row.model for row in rows))
     columns = [["model", *results, *(["highest"] if len(results) > 1 else []), *(f"{model} *" for model in theirs)]]
     for name, figure in shown:
-        ours = {model: _figure(own.get(name), figure) for model, own in results.items()}
-        cells = [_interval(estimate) for estimate in ours.values()]
-        if figure == _OVERALL:
-            cells = [_result_cell(own.get(name), name in unscored.get(model, {})) for model, own in results.items()]
+        cells = [_cell(own.get(name), figure, name in unscored.get(model, {})) for model, own in results.items()]
+        ours = {model: _figure(own[name], figure) for model, own in results.items() if name in own}
         known = {row.model: f"{row.value:.3f}" for row in rows if (row.benchmark, row.figure) == (name, figure)}
         title = name if figure == _OVERALL else f"{name}, {figure}"
-        columns.append([title, *cells, *_highest(ours), *(known.get(model, "") for model in theirs)])
+        columns.append([title, *cells, *_highest(ours, len(results)), *(known.get(model, "") for model in theirs)])
     common, means = averages(results)
     if means:
-        columns.append(
-            [f"average of {len(common)}", *map(_interval, means.values()), *_highest(means), *[""] * len(theirs)]
-        )
+        cells = [f"{estimate:.3f}" for estimate in means.values()]
+        columns.append([f"average of {len(common)}", *cells, *_highest(means, len(results)), *[""] * len(theirs)])
     widths = [max(map(len, column)) for column in columns]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
     sources = "; ".join(dict.fromkeys(row.source for row in rows))
     return [*lines, f"* published, not run here: {sources}"] if rows else lines
 
 
-def _figure(result: BenchmarkResult | None, figure: str) -> Estimate | None:
-    if result is None:
-        return None
+def _figure(result: BenchmarkResult, figure: str) -> Estimate | None:
     return result.overall if figure == _OVERALL else result.others.get(figure)
 
 
-def _result_cell(result: BenchmarkResult | None, unscored: bool) -> str:
-    if result is None:
-        return "not scorable" if unscored else "not run"
-    return _interval(result.overall) + " incomplete" * bool(result.missing_parts)
+def _cell(result: BenchmarkResult | None, figure: str, unscored: bool) -> str:
+    """Returns the cell of a model and a figure; only that of the overall figure says why there is none."""
+    found = result and _figure(result, figure)
+    if result is None or found is None:
+        return "" if figure != _OVERALL else "not scorable" if unscored else "not run"
+    return f"{found:.3f}" + " incomplete" * (figure == _OVERALL and bool(result.missing_parts))
 
 
-def _highest(ours: Mapping[str, Estimate | None]) -> list[str]:
+def _highest(ours: Mapping[str, Estimate | None], models: int) -> list[str]:
     """Returns the cell that names the best of several models, no cell where there is one."""
     values = {model: estimate.value for model, estimate in ours.items() if estimate is not None}
-    return [", ".join(m for m, v in values.items() if v == max(values.values()))] if len(ours) > 1 else []
-
-
-def _interval(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate:.3f}"
+    return [", ".join(m for m, v in values.items() if v == max(values.values()))] if models > 1 else []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from trl import ModelConfig, ScriptArguments, get_quantization_config
 from rmtrl.calibration.calibration import FILE, read_calibration
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
@@ -65,19 +66,17 @@ def read_prompt_splits(recipe: PPORecipeArguments) -> dict[str, Dataset]:
         rows = rows.remove_columns(answers)
     if "prompt" not in rows.column_names:
         raise DataError(f"{recipe.dataset_name} has the columns {', '.join(rows.column_names)}; wanted `prompt`")
-    first: dict[str, int] = {}
-    for row, prompt in enumerate(rows["prompt"]):
-        first.setdefault(repr(prompt), row)
-    order = np.random.default_rng(recipe.split_seed).permutation(list(first.values()))
+    different = pd.Series(map(repr, rows["prompt"])).drop_duplicates().index
+    order = np.random.default_rng(recipe.split_seed).permutation(different)
     held_out = recipe.n_validation + recipe.n_test
     if len(order) <= held_out:
         raise DataError(
             f"{recipe.dataset_name} has {len(order):,} different prompts, and {held_out:,} are to be held out; lower "
             "n_validation and n_test"
         )
-    cuts = np.split(order, [recipe.n_validation, held_out])
-    parts = dict(zip(("validation", "test", "train"), cuts, strict=True))
-    return {name: rows.select(sorted(parts[name].tolist())) for name in ("train", "validation", "test")}
+    validation, test, train = np.split(order, [recipe.n_validation, held_out])
+    parts = {"train": train, "validation": validation, "test": test}
+    return {name: rows.select(np.sort(part)) for name, part in parts.items()}
 
 
 def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> "PreTrainedModel | PeftModel":
@@ -86,10 +85,9 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     Raises:
         ModelError: If there is none.
     """
-    path = str(model_args.model_name_or_path)
     settings = model_init_kwargs(model_args) | {"quantization_config": get_quantization_config(model_args)}
-    adapted = bool(model_args.use_peft)
-    return load_language_policy(path, adapted=adapted, trust_remote_code=trust_remote_code, **settings)
+    settings |= {"adapted": bool(model_args.use_peft), "trust_remote_code": trust_remote_code}
+    return load_language_policy(str(model_args.model_name_or_path), **settings)
 
 
 def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:
@@ -119,8 +117,6 @@ def judges(recipe: PPORecipeArguments) -> dict[str, Scorer]:
     if recipe.judge_model_path:
         settings: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "progress": False}
         found["judge"] = RewardScorer.from_pretrained(recipe.judge_model_path, **settings)
-    if recipe.overoptimization not in ("warn", "stop"):
-        raise UsageError(f"got overoptimization {recipe.overoptimization!r}; wanted warn or stop")
     return found
 
 

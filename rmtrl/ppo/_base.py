@@ -5,7 +5,7 @@ Every branch on TRL's version that PPO needs stands here.
 
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import trl
 from packaging.version import Version
@@ -40,7 +40,6 @@ class _PPOFields(TrainingArguments):
     batch_size: int | None = field(default=None, metadata={"help": "Rows an update, over processes."})
     local_mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a step, a process."})
     mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a step, over processes."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the model to the hub."})
     reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Path to the reward model."})
     model_adapter_name: str | None = field(default=None, metadata={"help": "Name of the adapter to train."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "Name of the reference adapter."})
@@ -70,8 +69,9 @@ elif TRL_HAS_PPO:
         from trl.experimental.ppo import PPOTrainer as _TRLPPOTrainer
 
     class PPOBase(_TRLPPOTrainer):
-        """TRL's `PPOTrainer` with transformers' training, saving and data methods back in place."""
+        """TRL's `PPOTrainer` with transformers' construction, training, saving and data methods back in place."""
 
+        __init__ = Trainer.__init__  # TRL's own builds an accelerator without mixed precision
         train = Trainer.train
         save_model = Trainer.save_model
         get_train_dataloader = Trainer.get_train_dataloader
@@ -81,13 +81,3 @@ elif TRL_HAS_PPO:
 else:
     PPOBaseConfig = _PPOFields
     PPOBase = Trainer
-
-
-def init_trainer(trainer: Any, **settings: Any) -> None:
-    """Runs transformers' `Trainer.__init__` alone: TRL's own builds an accelerator without mixed precision.
-
-    Args:
-        trainer: The trainer under construction.
-        settings: As in [`~transformers.Trainer`].
-    """
-    Trainer.__init__(trainer, **settings)

@@ -31,7 +31,7 @@ VALUE, REWARD = "value", "reward"
 _HEAD = "base_model.model.score."  # where an adapter's checkpoint holds its score head
 
 
-def add_adapter(policy: PeftModel, name: str, config: PeftConfig, *, trains: bool) -> None:
+def add_adapter(policy: PeftModel, name: str, config: PeftConfig, *, trains: bool, through_head: bool = False) -> None:
     """Adds an adapter to a model; which of the weights already there take gradients stays as it is.
 
     Args:
@@ -39,6 +39,7 @@ def add_adapter(policy: PeftModel, name: str, config: PeftConfig, *, trains: boo
         name (`str`): The adapter's name.
         config ([`~peft.PeftConfig`]): Its configuration.
         trains (`bool`): Whether the new weights take gradients.
+        through_head (`bool`): Whether the language model's head is adapted too; values and rewards do not pass it.
 
     Raises:
         UsageError: If there is one of that name.
@@ -48,10 +49,29 @@ def add_adapter(policy: PeftModel, name: str, config: PeftConfig, *, trains: boo
     before = {id(weight): weight.requires_grad for weight in policy.parameters()}
     policy.add_adapter(name, config)
     head: Any = policy.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer):
-        head.delete_adapter(name)  # neither values nor rewards pass through the language model's head
+    if isinstance(head, BaseTunerLayer) and not through_head:
+        head.delete_adapter(name)
     for weight in policy.parameters():
         weight.requires_grad_(before.get(id(weight), trains))
+
+
+def copy_adapter(policy: PeftModel, name: str, config: PeftConfig, **settings: bool) -> None:
+    """Adds an adapter with the weights of the active one, as far as it has them; settings as in [`add_adapter`]."""
+    add_adapter(policy, name, config, **settings)
+    mine, theirs = (
+        get_peft_model_state_dict(policy, adapter_name=own, save_embedding_layers=False)
+        for own in (name, str(policy.active_adapter))
+    )
+    load_adapter(policy, name, {own: theirs[own] for own in mine}, embeddings=False)
+
+
+def values_of(model: Any, score: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Returns what a score head makes of a model's last hidden states, `(B, T)`."""
+    inner = base_model(model)
+    backbone = getattr(inner, inner.base_model_prefix)
+    states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    values: torch.Tensor = score(states)[..., 0]
+    return values
 
 
 class SharedValue(nn.Module):
@@ -61,23 +81,14 @@ class SharedValue(nn.Module):
     Saved, it is the adapter of a sequence classification model, as any separate value model with an adapter is.
 
     Args:
-        policy ([`~peft.PeftModel`]): The policy, with a LoRA adapter.
-
-    Raises:
-        UsageError: If the policy has none.
+        policy ([`~peft.PeftModel`]): The policy, with a LoRA adapter, see [`check_adapter`].
     """
 
     def __init__(self, policy: PeftModel) -> None:
         super().__init__()
-        check_adapter(policy)
         config: Any = copy.deepcopy(policy.active_peft_config)
         config.modules_to_save, config.init_lora_weights, config.inference_mode = None, True, False
-        add_adapter(policy, VALUE, config, trains=True)
-        mine, theirs = (
-            get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
-            for name in (VALUE, str(policy.active_adapter))
-        )
-        load_adapter(policy, VALUE, {name: theirs[name] for name in mine}, embeddings=False)
+        copy_adapter(policy, VALUE, config, trains=True)
         self._switch = AdapterSwitch(policy)
         inner = base_model(policy)
         self.score = Float32Linear(inner.config.get_text_config().hidden_size, 1, bias=False, device=inner.device)
@@ -85,12 +96,8 @@ class SharedValue(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Returns the value after each token, `(B, T)`."""
-        inner = base_model(self._switch.model)
-        backbone = getattr(inner, inner.base_model_prefix)
         with self._switch(VALUE):
-            states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        values: torch.Tensor = self.score(states)[..., 0]
-        return values
+            return values_of(self._switch.model, self.score, input_ids, attention_mask)
 
     def save_pretrained(self, folder: Path, weights: dict[str, Any] | None = None) -> None:
         """Writes the adapter and its head; `weights` are the whole state of policy and value model, if gathered."""
@@ -103,7 +110,6 @@ class SharedValue(nn.Module):
         whole = {**adapter, **{_HEAD + name: weight for name, weight in (head or {}).items()}}
         config: Any = copy.deepcopy(policy.peft_config[VALUE])
         config.task_type, config.modules_to_save, config.inference_mode = TaskType.SEQ_CLS, ["score"], True
-        folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         save_file({name: weight.detach().cpu().contiguous() for name, weight in whole.items()},
                   folder / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip

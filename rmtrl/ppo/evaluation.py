@@ -47,15 +47,6 @@ class PromptMeans:
         """Returns the mean over prompts."""
         return float(self.by_prompt[name].mean())
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the means ready for JSON, every figure exact."""
-        return {"step": self.step, "by_prompt": {name: own.tolist() for name, own in self.by_prompt.items()}}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "PromptMeans":
-        """Returns what `as_dict` was made from."""
-        return cls(stored["step"], {name: np.array(own) for name, own in stored["by_prompt"].items()})
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -85,16 +76,15 @@ class Progress:
             for name in (*self.best, "length_tokens")
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the progress ready for JSON, every figure exact."""
-        best = {name: means.as_dict() for name, means in self.best.items()}
-        return vars(self) | {"start": self.start.as_dict(), "best": best}
-
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Progress":
-        """Returns what `as_dict` was made from."""
-        best = {name: PromptMeans.from_dict(means) for name, means in stored["best"].items()}
-        return cls(**dict(stored) | {"start": PromptMeans.from_dict(stored["start"]), "best": best})
+        """Returns what was written as JSON."""
+
+        def means(own: Mapping[str, Any]) -> PromptMeans:
+            return PromptMeans(own["step"], {name: np.array(values) for name, values in own["by_prompt"].items()})
+
+        best = {name: means(own) for name, own in stored["best"].items()}
+        return cls(**dict(stored) | {"start": means(stored["start"]), "best": best})
 
 
 def next_progress(

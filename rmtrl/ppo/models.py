@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rmtrl.models import (
     n_embeddings,
     position_limit,
 )
-from rmtrl.ppo.backbone import SharedValue, with_score_head
+from rmtrl.ppo.backbone import SharedValue, copy_adapter, values_of, with_score_head
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.loss import response_logits, token_logprobs
 from rmtrl.reward.heads import compute_head_in_float32
@@ -92,14 +92,11 @@ class PolicyAndValue(nn.Module):
         return logprobs, entropy, values[rows, columns - 1].float()
 
     def _reference(self) -> AbstractContextManager[None]:
-        if self.reference_adapter is None:
-            raise ModelError("the reference is another model; there is no adapter to switch")
         return self._switch(self.reference_adapter or None)
 
-    def _parts(self) -> Iterator[Any]:
-        yield self.policy
-        if isinstance(own := getattr(self.value_model, "model", None), PreTrainedModel | PeftModel):
-            yield own
+    def _parts(self) -> list[Any]:
+        given = (self.policy, getattr(self.value_model, "model", None))
+        return [base_model(model) for model in given if isinstance(model, PreTrainedModel | PeftModel)]
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recomputes activations in the backward pass, of policy and value model."""
@@ -111,15 +108,15 @@ class PolicyAndValue(nn.Module):
             given = {**given, "use_reentrant": False, "context_fn": self._switch.contexts}
             settings[f"{CHECKPOINTING}_kwargs"] = given
         for model in self._parts():
-            getattr(base_model(model), f"{CHECKPOINTING}_enable")(**settings)
-            base_model(model).enable_input_require_grads()  # frozen embeddings would cut an adapter's graph
+            getattr(model, f"{CHECKPOINTING}_enable")(**settings)
+            model.enable_input_require_grads()  # frozen embeddings would cut an adapter's graph
 
     gradient_checkpointing_enable = activation_checkpointing_enable  # what transformers calls up to 5.22
 
     def activation_checkpointing_disable(self) -> None:
         """Keeps activations again."""
         for model in self._parts():
-            getattr(base_model(model), f"{CHECKPOINTING}_disable")()
+            getattr(model, f"{CHECKPOINTING}_disable")()
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -151,11 +148,7 @@ class SequenceValue(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Returns the value after each token, `(B, T)`."""
-        inner = base_model(self.model)
-        backbone = getattr(inner, inner.base_model_prefix)
-        states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        values: torch.Tensor = inner.score(states)[..., 0]
-        return values
+        return values_of(self.model, base_model(self.model).score, input_ids, attention_mask)
 
 
 def load_policy(model: Any, *, n_tokens: int = 0, adapted: bool = False, **settings: Any) -> Any:
@@ -174,7 +167,9 @@ def load_policy(model: Any, *, n_tokens: int = 0, adapted: bool = False, **setti
     """
     if isinstance(model, str | Path):
         if settings.get("dtype") in (None, "auto"):
-            settings["dtype"] = "auto" if adapted or _is_adapter(model) else "float32"
+            with suppress(OSError):  # no such place, as the loader says
+                adapted = adapted or find_file(model, "adapter_config.json") is not None
+            settings["dtype"] = "auto" if adapted else "float32"
         model = load_language_model(model, n_tokens=n_tokens, trains=True, **settings)
     config = getattr(model, "config", None)
     encoder = getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -182,13 +177,6 @@ def load_policy(model: Any, *, n_tokens: int = 0, adapted: bool = False, **setti
         raise ModelError(f"got {type(base_model(model)).__name__}, which sees more than the tokens before; wanted a "
                          "causal language model")  # fmt: skip
     return model
-
-
-def _is_adapter(path: str | Path) -> bool:
-    try:
-        return find_file(path, "adapter_config.json") is not None
-    except OSError:  # no such place, as the loader says
-        return False
 
 
 def check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any) -> None:
@@ -229,9 +217,7 @@ def add_policy_adapter(model: Any, peft_config: PeftConfig | None, name: str | N
         )
     model = model if peft_config is None else get_peft_model(model, peft_config)
     if name is not None:
-        adapters = getattr(model, "peft_config", {})
-        if name not in adapters:
-            raise UsageError(f"model_adapter_name is {name!r}; the policy has {', '.join(adapters) or 'no adapter'}")
+        _check_name(model, "model_adapter_name", name)
         model.set_adapter(name)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     if not trained:
@@ -248,6 +234,12 @@ def add_policy_adapter(model: Any, peft_config: PeftConfig | None, name: str | N
     return model
 
 
+def _check_name(policy: Any, setting: str, name: str) -> None:
+    adapters = getattr(policy, "peft_config", {})
+    if name not in adapters:
+        raise UsageError(f"{setting} is {name!r}; the policy has {', '.join(adapters) or 'no adapter'}")
+
+
 def choose_reference(
     policy: Any, ref_model: Any, peft_config: PeftConfig | None, args: PPOConfig
 ) -> tuple[Any, str | None]:
@@ -261,25 +253,12 @@ def choose_reference(
     if not isinstance(policy, PeftModel):
         return copy.deepcopy(policy).eval().requires_grad_(False), None
     if args.ref_adapter_name is not None:
-        if args.ref_adapter_name not in policy.peft_config:
-            raise UsageError(
-                f"ref_adapter_name is {args.ref_adapter_name!r}; the policy has {', '.join(policy.peft_config)}"
-            )
+        _check_name(policy, "ref_adapter_name", args.ref_adapter_name)
         return None, args.ref_adapter_name
-    return None, "" if peft_config is not None else _add_reference_adapter(policy)
-
-
-def _add_reference_adapter(policy: PeftModel) -> str:
-    """Returns the name of a frozen copy of a policy's adapter, added to it: the reference of a trained adapter."""
-    active = policy.active_adapter
-    policy.add_adapter(_REFERENCE, copy.deepcopy(policy.peft_config[active]))
-    weights = dict(policy.named_parameters())
-    with torch.no_grad():
-        for name, weight in weights.items():
-            if f".{_REFERENCE}" in name:
-                weight.copy_(weights[name.replace(f".{_REFERENCE}", f".{active}")])
-                weight.requires_grad_(False)
-    return _REFERENCE
+    if peft_config is not None:
+        return None, ""
+    copy_adapter(policy, _REFERENCE, copy.deepcopy(policy.active_peft_config), trains=False, through_head=True)
+    return None, _REFERENCE
 
 
 def choose_value_model(given: Any, reward_network: Any, policy: Any, peft_config: PeftConfig | None) -> nn.Module:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import compress
+from itertools import compress, repeat
 from typing import Any
 
 from datasets import Dataset
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.messages import CALLS, is_blank
 from rmtrl.errors import DataError
-from rmtrl.generation.sampling import sampling_key
+from rmtrl.generation import sampling_key
 from rmtrl.reward.rendering import encode_prompt, values_of
 from rmtrl.types import Conversation, chats
 
@@ -91,15 +91,14 @@ def read_prompts(
     """
     if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
         raise DataError(f"got {type(dataset).__name__} as {name} data; wanted a datasets.Dataset of prompts")
-    names = dataset.column_names
-    taken = [column for column in RESERVED if column in names]
-    if taken:
+    names, tokenised = dataset.column_names, "prompt" not in dataset.column_names
+    if taken := [column for column in RESERVED if column in names]:
         raise DataError(f"the {name} data has a column {taken[0]!r}, which is a reward's own argument; rename it")
-    if "prompt" not in names and "input_ids" not in names:
+    if tokenised and "input_ids" not in names:
         raise DataError(f"the {name} data has the columns {', '.join(names) or 'none'}; wanted `prompt`")
     if not len(dataset):
         raise DataError(f"the {name} data holds no prompt; give one at least")
-    prompts, ids = _encode(dataset, tokenizer)
+    prompts, ids = (_decoded if tokenised else _encoded)(dataset, tokenizer)
     for row, own in enumerate(ids):
         if not own:
             raise DataError(f"prompt {row} of the {name} data is empty; a policy has nothing to continue")
@@ -115,9 +114,8 @@ def read_prompts(
     rest = dataset.remove_columns([column for column in names if column in ("prompt", "input_ids", "attention_mask")])
     if n_dropped and rest.column_names:
         rest = rest.select(kept)
-    cut = [_cut(prompts[row], row) for row in kept]
-    own, begun = map(list, zip(*cut, strict=True))
-    return Prompts([ids[row] for row in kept], own, rest, n_dropped, begun, "prompt" not in names)  # type: ignore[arg-type]
+    asked, begun = map(list, zip(*(_cut(prompts[row], row) for row in kept), strict=True))
+    return Prompts([ids[row] for row in kept], asked, rest, n_dropped, begun, tokenised)
 
 
 def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
@@ -148,15 +146,12 @@ def read_sets(
     return {name: read_prompts(own, tokenizer, max_length=max_length, name=name) for name, own in sets.items()}
 
 
-def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:
-    names = dataset.column_names
-    if "prompt" not in names:
-        ids = _without_padding(dataset)
-        return list(tokenizer.batch_decode(ids, skip_special_tokens=True)), ids
-    given = {name: values_of(dataset, name) for name in ("prompt", "tools", "chat_template_kwargs") if name in names}
+def _encoded(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:
+    """Returns text or messages as they are, and their token ids."""
+    columns = [name for name in ("prompt", "tools", "chat_template_kwargs") if name in dataset.column_names]
+    given = {name: values_of(dataset, name) for name in columns}
     prompts = chats(given["prompt"], given)
-    n_chats = sum(isinstance(prompt, list) for prompt in prompts)
-    if 0 < n_chats < len(prompts):
+    if 0 < sum(isinstance(prompt, list) for prompt in prompts) < len(prompts):
         raise DataError("some prompts are text and some are messages; give one form")
     for row, prompt in enumerate(prompts):
         _check(prompt, row)
@@ -164,37 +159,26 @@ def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[
 
 
 def _check(prompt: Any, row: int) -> None:
-    if not isinstance(prompt, str | list):
-        raise DataError(f"prompt {row} is {prompt!r}; wanted text or messages")
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError(f"prompt {row} is empty; a policy has nothing to continue")
-    elif not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt):
+    turns = prompt if isinstance(prompt, list) else []
+    said = all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns)
+    if not isinstance(prompt, str | list) or not said:
         raise DataError(f"prompt {row} is {str(prompt)[:80]}; wanted text or messages with role and content")
-    elif all(map(is_blank, prompt)):
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DataError(f"prompt {row} is empty; a policy has nothing to continue")
+    if isinstance(prompt, list) and all(map(is_blank, turns)):
         raise DataError(f"prompt {row} has no message with content; a policy has nothing to continue")
 
 
-def _without_padding(dataset: Dataset) -> list[list[int]]:
-    """Returns the column `input_ids` as lists, less what a column `attention_mask` takes out."""
-    ids = [_token_ids(value, row) for row, value in enumerate(dataset["input_ids"])]
-    if "attention_mask" not in dataset.column_names:
-        return ids
-    for row, mask in enumerate(map(_plain, dataset["attention_mask"])):
-        if len(ids[row]) != len(mask):
-            raise DataError(f"prompt {row} has {len(ids[row])} input_ids and an attention_mask of {len(mask)}")
-        ids[row] = list(compress(ids[row], mask))
-    return ids
-
-
-def _token_ids(value: Any, row: int) -> list[int]:
-    ids = _plain(value)
-    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-        raise DataError(f"prompt {row} has the input_ids {str(value)[:80]}; wanted a list of token ids")
-    if any(token < 0 for token in ids):
-        raise DataError(f"prompt {row} has input_ids below 0; leave labels' -100 out")
-    return ids
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value  # of a data set formatted for numpy or torch
+def _decoded(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Conversation], list[list[int]]]:
+    """Returns the texts of the column `input_ids`, and its lists less what a column `attention_mask` takes out."""
+    columns, found = dataset.with_format(None), []
+    masks = columns["attention_mask"] if "attention_mask" in columns.column_names else repeat(None)
+    for row, (ids, mask) in enumerate(zip(columns["input_ids"], masks, strict=False)):
+        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+            raise DataError(f"prompt {row} has the input_ids {str(ids)[:80]}; wanted a list of token ids")
+        if any(token < 0 for token in ids):
+            raise DataError(f"prompt {row} has input_ids below 0; leave labels' -100 out")
+        if mask is not None and len(mask) != len(ids):
+            raise DataError(f"prompt {row} has {len(ids)} input_ids and an attention_mask of {len(mask)}")
+        found.append(ids if mask is None else list(compress(ids, mask)))
+    return list(tokenizer.batch_decode(found, skip_special_tokens=True)), found

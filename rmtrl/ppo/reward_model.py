@@ -153,9 +153,7 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Pr
     return reward_model, None
 
 
-def training_reward(
-    reward: Reward, *, clip: tuple[float, float] | None, normalise: Literal["mean_std", False]
-) -> Reward:
+def training_reward(reward: Reward, *, clip: Sequence[float] | None, normalise: Literal["mean_std", False]) -> Reward:
     """Returns the reward with the trainer's normalisation and clip; of a composed reward, a copy.
 
     The copy takes moments of its own from those of the reward given, which training leaves as they are.

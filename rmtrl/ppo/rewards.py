@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.calibration.calibration import Calibration
-from rmtrl.data.messages import message_text
+from rmtrl.data.messages import conversation_text
 from rmtrl.errors import RewardError, UsageError
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.reward.uncertainty import UncertainScorer
@@ -59,27 +59,6 @@ def call_reward(
 
 def _name_of(reward: RewardFunction) -> str:
     return f"reward {getattr(reward, '__name__', type(reward).__name__)!r}"
-
-
-def checked_rewards(values: Any, prompts: Conversations, completions: Conversations, *, name: str) -> Floats:
-    """Returns the values as `(N,)` float64.
-
-    Args:
-        values (`Sequence[float]`, array or tensor): One number a completion.
-        prompts, completions (`Sequence[Conversation]`): N of each, to show where a value cannot be used.
-        name (`str`): What returned them, as it follows "the" in the message.
-
-    Raises:
-        RewardError: If there are not N, or one is None, not a number, NaN or infinite.
-
-    Example:
-
-    ```python
-    >>> checked_rewards([1, 0.5], ["a", "b"], ["c", "d"], name="reward model").tolist()
-    [1.0, 0.5]
-    ```
-    """
-    return Samples(prompts, completions).checked(values, name=name)
 
 
 @dataclass(frozen=True)
@@ -134,14 +113,7 @@ class Samples:
 
 def shown(prompt: Conversation, completion: Conversation) -> str:
     """Returns prompt and completion as a message of an error ends with them."""
-    return f"prompt {shorten(text_of(prompt))!r}, completion {shorten(text_of(completion))!r}"
-
-
-def text_of(conversation: Conversation) -> str:
-    """Returns the text of a conversation, without roles; a tool call counts as text."""
-    if isinstance(conversation, str):
-        return conversation
-    return " ".join(message_text(message) or str(message.get("tool_calls") or "") for message in conversation)
+    return f"prompt {shorten(conversation_text(prompt))!r}, completion {shorten(conversation_text(completion))!r}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +206,7 @@ def _truncated(*, end_token_ids: tuple[int, ...], **columns: Any) -> list[bool]:
 
 
 def _empty(*, completions: Sequence[Conversation], **columns: Any) -> list[bool]:
-    return [not text_of(completion).strip() for completion in completions]
+    return [not conversation_text(completion).strip() for completion in completions]
 
 
 @dataclass(frozen=True)
@@ -355,8 +327,8 @@ class ComposedReward:
             What gets a fixed reward in place of its score. Where several block a completion it gets the lowest.
         length_penalty ([`LengthPenalty`], *optional*):
             What is taken off for length. Needs `completion_ids`, without padding.
-        clip (`tuple[float, float]`, *optional*):
-            Ends of the reward, after normalisation. Narrow ends hide what the policy should learn from.
+        clip (`Sequence[float]`, *optional*):
+            The two ends of the reward, after normalisation. Narrow ends hide what the policy should learn from.
         normalise (`str`, *optional*):
             `"std"` divides by the standard deviation of all completions so far, the present ones and those of other
             processes included; `"mean_std"` takes their mean off too, so that 0 moves with the policy. The weight of
@@ -383,7 +355,7 @@ class ComposedReward:
         weights: Mapping[str, float] | None = None,
         calibration: Calibration | Callable[[Floats], Any] | None = None, pessimism: float = 0.0,
         filters: Sequence[Filter] = (), length_penalty: LengthPenalty | None = None,
-        clip: tuple[float, float] | None = None, normalise: Literal["std", "mean_std", False] = False,
+        clip: Sequence[float] | None = None, normalise: Literal["std", "mean_std", False] = False,
     ) -> None:  # fmt: skip
         self.__name__ = type(self).__qualname__  # TRL names the reward in its log by this
         self.scorer = scorer
@@ -421,7 +393,7 @@ class ComposedReward:
         if self.normalise:
             rewards = self.parts_["normalised"] = self._normalised(rewards)
         if self.clip is not None:
-            whole, rewards = rewards, rewards.clip(*self.clip)
+            whole, rewards = rewards, rewards.clip(self.clip[0], self.clip[1])
             self.parts_["clipped"] = (rewards != whole).astype(np.float64)
         self.parts_["reward"] = rewards
         log_metric = columns.get("log_metric")

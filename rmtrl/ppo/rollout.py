@@ -4,7 +4,7 @@ Every process generates and scores its share of the rows, computes its share of 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.errors import ModelError, RewardError
+from rmtrl.errors import RewardError
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.loss import response_logits, token_logprobs
 from rmtrl.ppo.prompts import Prompts
@@ -125,14 +124,11 @@ class Episodes:
         Rows are padded on the right; the response tokens come in the order of `mask[rows]`.
         """
         own = [torch.tensor(self.prompt_ids[row] + self.completion_ids[row]) for row in rows]
-        starts, ends = (torch.tensor([given[row] for row in rows])[:, None] for given in (self._starts, self.lengths))
+        starts = torch.tensor([len(self.prompt_ids[row]) for row in rows])[:, None]
+        ends = torch.tensor([self.lengths[row] for row in rows])[:, None]
         places = torch.arange(int(ends.max()))
         at, columns = ((places >= starts) & (places < ends)).nonzero(as_tuple=True)
         return pad_sequence(own, batch_first=True), (places < ends).long(), at, columns
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [len(ids) for ids in self.prompt_ids]
 
     def texts(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[int]) -> list[str]:
         """Returns the text of some responses, special tokens left out."""
@@ -172,33 +168,6 @@ class Scores:
     parts: dict[str, NDArray[np.float64]]
 
 
-def sample_episodes(
-    accelerator: Accelerator, prompts: Prompts, indices: Sequence[int], keys: Sequence[int],
-    generate: Callable[[list[list[int]], list[int]], list[list[int]]], end_token_ids: Sequence[int],
-) -> Episodes:  # fmt: skip
-    """Returns a response to each prompt, over all processes, each having generated its share of the rows.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): Knows the processes.
-        prompts ([`Prompts`]): The data set.
-        indices, keys (`Sequence[int]`): Which of its prompts, and a [`~rmtrl.generation.sampling_key`] each.
-        generate (`Callable`): From token ids of prompts and keys to token ids of responses.
-        end_token_ids (`Sequence[int]`): Tokens that end a response.
-
-    Raises:
-        ModelError: If a response has no token.
-    """
-    own = own_rows(accelerator, len(indices))
-    prompt_ids = [prompts.ids[index] for index in indices]
-    made = generate([prompt_ids[row] for row in own], [keys[row] for row in own])
-    empty = next((row for row, ids in zip(own, made, strict=True) if not ids), None)
-    if empty is not None:
-        raise ModelError(f"generate() returned no token for prompt {indices[empty]}; wanted one at least")
-    completion_ids = gather_object(made)
-    truncated = [bool(end_token_ids) and ids[-1] not in end_token_ids for ids in completion_ids]
-    return Episodes(list(indices), prompt_ids, completion_ids, truncated)
-
-
 def own_rows(accelerator: Accelerator, n: int) -> list[int]:
     """Returns the rows of n that this process generates and scores: a run of them, so that all stand in order."""
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -207,37 +176,32 @@ def own_rows(accelerator: Accelerator, n: int) -> list[int]:
 
 @torch.no_grad()
 def token_figures(
-    accelerator: Accelerator, model: Any, episodes: Episodes, plan: Plan, temperature: float, *,
-    reference: bool = False, ref_model: Any = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Returns log probability of each response token and value of the state before it, `(B, R)`, 0 elsewhere.
+    accelerator: Accelerator, model: Any, ref_model: Any, episodes: Episodes, plan: Plan, temperature: float
+) -> Rollout:
+    """Returns the episodes with log probability and reference's of each response token, and the value before it.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): Knows processes, device and precision.
         model ([`PolicyAndValue`]): Policy and value model, in the wrapper they are trained in.
+        ref_model ([`~transformers.PreTrainedModel`]): The reference; `None` where it is an adapter of the policy.
         episodes, plan: The rows and which of them are computed together.
         temperature (`float`): Divides the logits.
-        reference (`bool`): Whether the reference's log probabilities are wanted; the values are 0 then.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*): The reference, where it is no adapter of the model.
     """
-    figures = torch.zeros(2, *episodes.mask.shape, device=accelerator.device)
+    mask, figures = episodes.mask, torch.zeros(3, *episodes.mask.shape, device=accelerator.device)
     model.train()  # as in the update: dropout is off, and the same kernels run
     for mini_batch in range(len(plan.mini_batches)):
         for rows in plan.own(mini_batch, accelerator.process_index, accelerator.num_processes):
-            ids, attended, at, columns = (part.to(accelerator.device) for part in episodes.batch(rows))
+            batch = ids, attended, at, columns = [part.to(accelerator.device) for part in episodes.batch(rows)]
             with accelerator.autocast():  # the model's own wrapper does so from the start of training only
-                if reference and ref_model is not None:
-                    logits = response_logits(ref_model, ids, attended, at, columns - 1)
-                    logprobs, values = token_logprobs(logits, ids[at, columns], temperature)[0], None
+                logprobs, _, values = model(*batch, temperature)
+                if ref_model is None:
+                    ref_logprobs = model(*batch, temperature, reference=True)[0]
                 else:
-                    logprobs, _, values = model(ids, attended, at, columns, temperature, reference=reference)
-            row, column = episodes.mask[rows].nonzero(as_tuple=True)
-            place = torch.tensor(rows)[row], column
-            figures[0][place] = logprobs
-            if values is not None:
-                figures[1][place] = values
-    logprobs, values = accelerator.reduce(figures, "sum")
-    return logprobs, values
+                    logits = response_logits(ref_model, ids, attended, at, columns - 1)
+                    ref_logprobs = token_logprobs(logits, ids[at, columns], temperature)[0]
+            row, column = mask[rows].nonzero(as_tuple=True)
+            figures[:, torch.tensor(rows)[row], column] = torch.stack([logprobs, ref_logprobs, values])
+    return Rollout(episodes, plan, mask.to(accelerator.device), *accelerator.reduce(figures, "sum"))
 
 
 def score_episodes(
@@ -273,16 +237,6 @@ def score_episodes(
         )
     parts = getattr(reward, "parts_", {})
     return values, {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
-
-
-def scores_of(
-    accelerator: Accelerator, reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes
-) -> tuple[torch.Tensor, dict[str, NDArray[np.float64]]]:
-    """Returns what a reward gives each episode, `(B,)`, and its parts; each process scores its own rows."""
-    own = own_rows(accelerator, len(episodes))
-    values, parts = score_episodes(reward, tokenizer, prompts, episodes, own)
-    scores, *columns = (np.array(gather_object(column.tolist())) for column in (values, *parts.values()))
-    return torch.tensor(scores, device=accelerator.device).float(), dict(zip(parts, columns, strict=True))
 
 
 def with_missing_eos(scores: torch.Tensor, truncated: Sequence[bool], args: PPOConfig) -> torch.Tensor:

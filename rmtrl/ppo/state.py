@@ -134,24 +134,25 @@ def save_models(model: PolicyAndValue, folder: Path, weights: dict[str, Any] | N
         folder (`Path`): Where to: the policy; the value model in a folder within.
         weights (`dict`, *optional*): Their weights by name, where they are spread over processes.
     """
-    _save(model.policy, folder, under(weights, "policy."))
-    value = model.value_model
-    if isinstance(value, SharedValue):
-        value.save_pretrained(folder / _VALUE, weights)
-    elif isinstance(value, SequenceValue):
-        _save(value.model, folder / _VALUE, under(weights, "value_model.model."))
-    else:
-        _save(value, folder / _VALUE, under(weights, "value_model."))
+    for part, place, prefix in _parts(model, folder):
+        place.mkdir(parents=True, exist_ok=True)
+        own = under(weights, prefix)
+        if isinstance(part, SharedValue):
+            part.save_pretrained(place, weights)
+        elif isinstance(part, PeftModel):
+            part.save_pretrained(str(place), state_dict=own, selected_adapters=[part.active_adapter])
+        elif isinstance(part, PreTrainedModel):
+            part.save_pretrained(place, state_dict=own)
+        else:
+            save_module(part, str(place / "model.safetensors"))
 
 
-def _save(model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), state_dict=weights, selected_adapters=[model.active_adapter])
-    elif isinstance(model, PreTrainedModel):
-        model.save_pretrained(folder, state_dict=weights)
-    else:
-        save_module(model, str(folder / "model.safetensors"))
+def _parts(model: PolicyAndValue, folder: Path) -> list[tuple[Any, Path, str]]:
+    """Returns policy and value model with the folder that each stands in and what opens its weights' names."""
+    value, opening = model.value_model, "value_model."
+    if isinstance(value, SequenceValue):
+        value, opening = value.model, "value_model.model."
+    return [(model.policy, folder, "policy."), (value, folder / _VALUE, opening)]
 
 
 def load_models(model: PolicyAndValue, folder: Path) -> None:
@@ -160,10 +161,9 @@ def load_models(model: PolicyAndValue, folder: Path) -> None:
     Raises:
         ModelError: If there are none, or they are of another shape or kind of model.
     """
-    value = model.value_model
     try:
-        _load(model.policy, folder)
-        _load(value.model if isinstance(value, SequenceValue) else value, folder / _VALUE)
+        for part, place, _ in _parts(model, folder):
+            _load(part, place)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{folder} is no checkpoint of this run: {' '.join(str(error).split())[:200]}; give one that was written "

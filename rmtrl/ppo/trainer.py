@@ -3,7 +3,6 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
@@ -20,24 +20,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import PredictionOutput, TrainOutput, speed_metrics
 from trl.models import unwrap_model_for_generation
 
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.generation import sampling_key
 from rmtrl.models import check_finite, check_weights
 from rmtrl.ppo import evaluation, models, state
 from rmtrl.ppo import rollout as rollouts
 from rmtrl.ppo import update as updates
-from rmtrl.ppo._base import PPOBase, init_trainer
+from rmtrl.ppo._base import PPOBase
 from rmtrl.ppo.backbone import SharedValue, check_adapter, share_reward
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans, Rows
 from rmtrl.ppo.loss import make_kl_controller
 from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
 from rmtrl.ppo.reward_model import Reward, as_reward, as_rewards, training_reward, unscaled
-from rmtrl.ppo.rollout import Episodes, Plan, Rollout, Scores
-from rmtrl.ppo.schedule import RestOfEpoch, make_schedule
+from rmtrl.ppo.rollout import Episodes, Rollout, Scores
+from rmtrl.ppo.schedule import Schedule
 from rmtrl.ppo.state import RunState
 from rmtrl.ppo.update import Experience
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 logger = get_logger(__name__)
 
@@ -68,8 +68,8 @@ class PPOTrainer(PPOBase):
     [`~PPOTrainer.get_train_dataloader`] yields the prompts of one micro-batch and [`~PPOTrainer.training_step`] is an
     update once the accumulation is complete, up to the clip and step of its last gradient, which are the host's.
     Private methods of the host that are touched: `_init_training_state` (epochs need not divide into updates),
-    `_get_grad_norm` (every norm is checked and counted), `_track_num_input_tokens` (an update counts its own),
-    `_load_from_checkpoint` and `_load_best_model` (two models in one).
+    `_get_grad_norm` (every norm is checked and counted), `_load_from_checkpoint` and `_load_best_model` (two models
+    in one).
 
     A batch is cut into mini-batches once an update, at random; each pass over it takes them in a new order. Dropout
     is off. `data_collator` is accepted and not used: rows are token lists until the forward pass.
@@ -148,10 +148,8 @@ class PPOTrainer(PPOBase):
             check_adapter(policy)
             reward_model = share_reward(policy, reward_model)
         self.reward, reward_network = as_reward(reward_model, processing_class, self.train_prompts)
-        clip = None if args.reward_clip_range is None else (args.reward_clip_range[0], args.reward_clip_range[1])
-        self.reward = training_reward(
-            self.reward, clip=clip, normalise="mean_std" if args.normalize_rewards else False
-        )
+        normalise: Any = "mean_std" if args.normalize_rewards else False
+        self.reward = training_reward(self.reward, clip=args.reward_clip_range, normalise=normalise)
         self.eval_scorers = as_rewards(eval_scorers or {}, processing_class, self.train_prompts)
         reference = models.load_policy(ref_model, **loading)
         self.ref_model, reference_adapter = models.choose_reference(policy, reference, peft_config, args)
@@ -166,14 +164,14 @@ class PPOTrainer(PPOBase):
         models.check_positions(given, max(map(len, every)) + args.response_length)
         models.disable_dropout(policy, value, self.ref_model)
         both = models.PolicyAndValue(policy, value, reference_adapter)
-        init_trainer(
-            self, model=both, args=args, data_collator=lambda rows: rows,
-            train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
-            callbacks=[_RunEvents(self), *(callbacks or [])], optimizers=optimizers,
+        super().__init__(
+            model=both, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, optimizers=optimizers,
+            processing_class=processing_class, callbacks=[_RunEvents(self), *(callbacks or [])],
         )  # fmt: skip
         for network in filter(None, (self.ref_model, reward_network)):
             network.to(self.accelerator.device)
-        self.schedule = make_schedule(args, self.accelerator.num_processes, len(self.train_prompts))
+        n, world_size = len(self.train_prompts), self.accelerator.num_processes
+        self.schedule = Schedule(args, n, world_size, present=lambda: self.state.global_step)
         self.batch_size, self.num_total_batches = self.schedule.batch_size, self.schedule.n_updates
         self.kl_controller = make_kl_controller(args.kl_coef, args.kl_target, args.kl_horizon)
         self._start: RunState | None = None  # as the run was before it was first trained
@@ -213,10 +211,10 @@ class PPOTrainer(PPOBase):
             self._resumed = folder, stored
         return super().train(folder, trial, ignore_keys_for_eval)
 
-    def get_train_dataloader(self) -> DataLoader[dict[str, list[int]]]:
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Returns the prompts of the updates of the present epoch still to come, those of a micro-batch at a time."""
-        rest = RestOfEpoch(self.schedule, lambda: self.state.global_step)
-        return DataLoader(rest, batch_size=None, generator=torch.Generator())  # the run's random state is not drawn on
+        generator = torch.Generator()  # the run's random state is not drawn on
+        return DataLoader(self.schedule, batch_size=None, generator=generator)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, int, int, int, int]:
         """Returns what the host's loop counts by: whole batches, of which some epochs hold one less."""
@@ -319,9 +317,6 @@ class PPOTrainer(PPOBase):
         tokens = passes * sum(self._experience.rollout.episodes.lengths) / self.accelerator.num_processes
         return int(6 * tokens * sum(weight.numel() for weight in self.model.parameters()))
 
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Counts nothing: an update has counted its own tokens."""
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the means of what the updates since the last log came to."""
         if self._metrics and "loss" in logs:
@@ -353,20 +348,23 @@ class PPOTrainer(PPOBase):
         """
         args, episodes = self.args, self.sample(prompts, indices, keys)
         seed = sampling_key(args.seed, "mini-batches", step)
-        plan = self._plan(episodes, args.num_mini_batches, args.per_device_train_batch_size, seed)
-        logprobs, values = self.token_figures(episodes, plan)
-        ref_logprobs, _ = self.token_figures(episodes, plan, reference=True)
-        self._check_finite(logprobs, "log probabilities of the policy are")
-        self._check_finite(ref_logprobs, "log probabilities of the reference are")
-        self._check_finite(values, "values of the value model are")
-        return Rollout(episodes, plan, episodes.mask.to(self.accelerator.device), logprobs, ref_logprobs, values)
+        found = self.token_figures(episodes, args.num_mini_batches, args.per_device_train_batch_size, seed)
+        self._check_finite(found.logprobs, "log probabilities of the policy are")
+        self._check_finite(found.ref_logprobs, "log probabilities of the reference are")
+        self._check_finite(found.values, "values of the value model are")
+        return found
 
     def sample(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int]) -> Episodes:
         """Returns a response to each prompt, over all processes, each having generated its share of the rows."""
-        ends = self.generator.end_token_ids
-        return rollouts.sample_episodes(
-            self.accelerator, prompts, indices, keys, generate=self.generate, end_token_ids=ends
-        )
+        own, ends = rollouts.own_rows(self.accelerator, len(indices)), self.generator.end_token_ids
+        prompt_ids = [prompts.ids[index] for index in indices]
+        made = self.generate([prompt_ids[row] for row in own], [keys[row] for row in own])
+        for row, ids in zip(own, made, strict=True):
+            if not ids:
+                raise ModelError(f"generate() returned no token for prompt {indices[row]}; wanted one at least")
+        completion_ids = gather_object(made)
+        truncated = [bool(ends) and ids[-1] not in ends for ids in completion_ids]
+        return Episodes(list(indices), prompt_ids, completion_ids, truncated)
 
     def generate(self, prompt_ids: list[list[int]], keys: list[int]) -> list[list[int]]:
         """Returns the token ids of a response to each prompt, at most `response_length`, its stop token included.
@@ -377,28 +375,20 @@ class PPOTrainer(PPOBase):
             prompt_ids (`list[list[int]]`): Token ids of this process's prompts.
             keys (`list[int]`): What each sample's randomness should follow from.
         """
-        unwrapped: Any = nullcontext(self.accelerator.unwrap_model(self.model_wrapped))
-        if self.is_deepspeed_enabled:
-            gather = self.args.ds3_gather_for_generation
-            unwrapped = unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather)
+        gather = self.args.ds3_gather_for_generation
+        unwrapped: Any = unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather)
         with torch.no_grad(), self.accelerator.autocast(), unwrapped as model:
             self.generator.model = model.policy
             return [list(made.token_ids) for made in self.generator.complete(prompt_ids, keys)]
 
-    def _plan(self, episodes: Episodes, n_mini_batches: int, rows_per_pass: int, seed: int) -> Plan:
-        return rollouts.make_plan(
+    def token_figures(self, episodes: Episodes, n_mini_batches: int, rows_per_pass: int, seed: int) -> Rollout:
+        """Returns the episodes with what policy, reference and value model say of their tokens."""
+        plan = rollouts.make_plan(
             episodes.lengths, n_mini_batches, rows_per_pass=rows_per_pass, world_size=self.accelerator.num_processes,
             seed=seed, device_type=self.accelerator.device.type,
         )  # fmt: skip
-
-    def token_figures(
-        self, episodes: Episodes, plan: Plan, *, reference: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns log probability of each response token and value of the state before it, `(B, R)`, 0 elsewhere."""
-        return rollouts.token_figures(
-            self.accelerator, self.model_wrapped, episodes, plan, self.args.temperature, reference=reference,
-            ref_model=self.ref_model,
-        )  # fmt: skip
+        models = self.model_wrapped, self.ref_model
+        return rollouts.token_figures(self.accelerator, *models, episodes, plan, self.args.temperature)
 
     def score(self, rollout: Rollout) -> Scores:
         """Returns the score of each response, over all processes.
@@ -412,8 +402,11 @@ class PPOTrainer(PPOBase):
         return Scores(rollouts.with_missing_eos(scores, truncated, self.args), parts)
 
     def score_with(self, reward: Reward, prompts: Prompts, episodes: Episodes) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Returns what a reward gives each response, `(B,)`, and its parts, over all processes."""
-        return rollouts.scores_of(self.accelerator, reward, self.processing_class, prompts, episodes)
+        """Returns what a reward gives each response, `(B,)`, and its parts; each process scores its own rows."""
+        own = rollouts.own_rows(self.accelerator, len(episodes))
+        values, parts = rollouts.score_episodes(reward, self.processing_class, prompts, episodes, own)
+        scores, *columns = (np.array(gather_object(column.tolist())) for column in (values, *parts.values()))
+        return torch.tensor(scores, device=self.args.device).float(), dict(zip(parts, columns, strict=True))
 
     def advantages(self, rollout: Rollout, scores: Scores) -> Experience:
         """Returns the episodes with rewards by token, whitened advantages and returns."""
@@ -528,19 +521,19 @@ class PPOTrainer(PPOBase):
         filled = indices + indices[:1] * (-len(indices) % world_size)  # a row more for a process that would have none
         keys = [sampling_key(args.seed, "evaluation", row) for row in range(len(filled))]
         episodes = self.sample(prompts, filled, keys)
-        plan = self._plan(episodes, 1, args.per_device_eval_batch_size, 0)
-        log_ratio = self.token_figures(episodes, plan)[0] - self.token_figures(episodes, plan, reference=True)[0]
+        found = self.token_figures(episodes, 1, args.per_device_eval_batch_size, 0)
+        kl = (found.logprobs - found.ref_logprobs).sum(1)
         judges = {"reward": self.reward} | self.eval_scorers
         scores = {name: self.score_with(unscaled(own), prompts, episodes)[0] for name, own in judges.items()}
         scores["reward"] = rollouts.with_missing_eos(scores["reward"], episodes.truncated, args)
-        columns = {name: own.tolist() for name, own in (scores | {"kl": log_ratio.sum(1)}).items()}
+        columns = {name: own.tolist() for name, own in (scores | {"kl": kl}).items()}
         columns |= {"length_tokens": [len(ids) for ids in episodes.completion_ids], "truncated": episodes.truncated}
         rows = evaluation.response_rows(self.processing_class, prompts, episodes, columns)[: len(indices)]
         return evaluation.policy_figures(rows, n), rows
 
     def evaluation_state(self) -> dict[str, Any]:
         """Returns the evaluations that later ones are compared with, ready for JSON."""
-        return {prefix: progress.as_dict() for prefix, progress in self.progress_.items()}
+        return dict(json_ready(self.progress_))
 
     def load_evaluation_state(self, stored: dict[str, Any]) -> None:
         """Restores what `evaluation_state` returned; a set whose prompts or scorers are others by now starts anew."""

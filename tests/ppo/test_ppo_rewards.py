@@ -20,8 +20,8 @@ from rmtrl.ppo.rewards import (
     Filter,
     LengthPenalty,
     Moments,
+    Samples,
     call_reward,
-    checked_rewards,
     empty_filter,
     truncated_filter,
 )
@@ -389,7 +389,7 @@ def test_what_is_no_finite_number_is_shown_with_its_sample(bad, shown):
     with pytest.raises(
         RewardError, match=f"^the judge returned {shown}.* for completion 1; wanted one finite number: prompt 'p1'"
     ):
-        checked_rewards([1.0, bad], *texts(2).values(), name="judge")
+        Samples(**texts(2)).checked([1.0, bad], name="judge")
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_what_is_no_finite_number_is_shown_with_its_sample(bad, shown):
 )
 def test_what_is_no_list_of_that_length_is_refused(returned, got):
     with pytest.raises(RewardError, match=f"^the judge returned {got} for 2 completions; wanted a list of one number"):
-        checked_rewards(returned, *texts(2).values(), name="judge")
+        Samples(**texts(2)).checked(returned, name="judge")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_what_is_no_list_of_that_length_is_refused(returned, got):
      [torch.tensor([1.0]), torch.tensor(0.5)], np.array([1, 0.5]), [True, 0.5]],
 )  # fmt: skip
 def test_numbers_of_every_kind_are_taken(returned):
-    rewards = checked_rewards(returned, *texts(2).values(), name="judge")
+    rewards = Samples(**texts(2)).checked(returned, name="judge")
     assert rewards.dtype == np.float64
     assert rewards.tolist() == [1.0, 0.5]
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from rmtrl.data.annotations.reading import Annotations, Item
 from rmtrl.data.messages import conversation_text
+from rmtrl.data.splits import cells
 from rmtrl.metrics import mean_estimate
 from rmtrl.types import Conversation, Estimate
 
@@ -166,12 +167,8 @@ def preference_rates(pairs: Dataset, columns: Sequence[str] = ("domain", "langua
     ```
     """
     names = [column for column in columns if column in pairs.column_names]
-    table = pd.DataFrame({name: [str(v) for v in pairs.with_format(None)[name][:]] for name in (*names, "prompt_id")})
-    gaps = [
-        len(conversation_text(chosen)) - len(conversation_text(rejected))
-        for batch in pairs.select_columns(["chosen", "rejected"]).iter(1000)
-        for chosen, rejected in zip(batch["chosen"], batch["rejected"], strict=True)
-    ]
+    table = pd.DataFrame((map(str, row) for row in cells(pairs, *names, "prompt_id")), columns=[*names, "prompt_id"])
+    gaps = [len(conversation_text(a)) - len(conversation_text(b)) for a, b in cells(pairs, "chosen", "rejected")]
     tie = np.asarray(pairs["preference"][:]) == 0.5 if "preference" in pairs.column_names else False
     table = table.assign(longer=(np.sign(gaps) + 1) / 2, tie=tie)
     return {name: {value: _rates(rows) for value, rows in table.groupby(name)} for name in names}

@@ -130,7 +130,6 @@ def pairs_from_votes(
     (0.67, 3.0)
     ```
     """
-    _check_disputed(disputed)
     if min_votes < 1:
         raise UsageError(f"got min_votes {min_votes}; wanted 1 or more")
     votes = annotations.votes
@@ -149,14 +148,10 @@ def pairs_from_votes(
     counts = {"n": len(table), "too_few_votes": int(few.sum())}
     table = table[~few]
     found = [vote_agreement(np.repeat(CHOICES, numbers).tolist()) for numbers in table[_VOTE_COUNTS].to_numpy()]
-    table = table.assign(
-        route=[each.route for each in found],
-        agreement=[each.agreement for each in found],
-        share=table.points / table.weight,
-    )
-    label = ["route", "agreement"]
-    made = _pair_set(annotations, table, disputed, ["weight", *label], [*label, *_VOTE_COUNTS], counts)
-    return replace(made, most_votes=int(number.max()))
+    label = pd.DataFrame(found, table.index, columns=["agreement", "route"])
+    table = table.assign(**label, share=table.points / table.weight)
+    of_pairs, of_review = ["weight", "route", "agreement"], ["route", "agreement", *_VOTE_COUNTS]
+    return replace(_pair_set(annotations, table, disputed, of_pairs, of_review, counts), most_votes=int(number.max()))
 
 
 def pairs_from_ratings(
@@ -192,7 +187,6 @@ def pairs_from_ratings(
     0.108
     ```
     """
-    _check_disputed(disputed)
     if score not in ("final", "criterion"):
         raise UsageError(f"got score {score!r}; wanted final or criterion")
     if not 0 <= min_gap <= 1:
@@ -211,11 +205,6 @@ def pairs_from_ratings(
     return _pair_set(annotations, table, disputed, ["rating_gap", "route"], ["route"], counts)
 
 
-def _check_disputed(disputed: str) -> None:
-    if disputed not in DISPUTED:
-        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
-
-
 def _pair_set(
     annotations: Annotations,
     table: pd.DataFrame,
@@ -225,10 +214,10 @@ def _pair_set(
     counts: Mapping[str, int],
 ) -> PairSet:
     """Returns the pairs of a table with `route` and `share`, the preference for `a`; the label's columns are named."""
+    if disputed not in DISPUTED:
+        raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
     messages = any(isinstance(x, list) for x in (*annotations.prompts.values(), *annotations.responses.values()))
-    texts = _with_texts(annotations, table, messages)
-    textless = texts[["prompt", "response_a", "response_b"]].isna().any(axis=1)
-    texts = texts[~textless]
+    texts = _with_texts(annotations, table, messages).dropna(subset=["prompt", "response_a", "response_b"])
     first = texts.share >= 0.5
     texts = texts.assign(
         chosen=texts.response_a.where(first, texts.response_b),
@@ -241,8 +230,8 @@ def _pair_set(
     pairs = _dataset(texts[~aside], pair, messages)
     review = _dataset(texts[aside], sides if disputed == "adjudicate" else pair, messages)
     routes = {route: int((table.route == route).sum()) for route in ROUTES}
-    found = {"n": len(table), "kept": len(pairs), "review": len(review), **routes, "missing_text": int(textless.sum())}
-    return PairSet(pairs, review, found | dict(counts))
+    found = {"n": len(table), "kept": len(pairs), "review": len(review), **routes}
+    return PairSet(pairs, review, found | {"missing_text": len(table) - len(texts)} | dict(counts))
 
 
 def _with_texts(annotations: Annotations, table: pd.DataFrame, messages: bool) -> pd.DataFrame:

@@ -13,7 +13,7 @@ votes as they have annotators.
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -192,20 +192,22 @@ class _Fault(Exception):
     """A judgment that cannot be used; the argument is a reason of `REASONS`."""
 
 
+Fact = tuple[str, Any, Any]
+"""Kind, id of the prompt or item, and what a line says of it."""
+
+
 @dataclass
 class _Reader:
     """Gathers judgments one by one; whether a rating is sound shows at the end, when the criteria are known."""
 
-    n: int = 0
     conflicts: int = 0
     rejects: list[Row] = field(default_factory=list)
     ratings: list[tuple[Row, Row, Row]] = field(default_factory=list)  # who rated what, all scores, where it stood
     votes: dict[tuple[str, ...], tuple[int, float, bool]] = field(default_factory=dict)
-    facts: dict[tuple[str, Any], Any] = field(default_factory=dict)  # by kind and the id of a prompt or item
+    facts: dict[str, dict[Any, Any]] = field(default_factory=lambda: defaultdict(dict))  # of a prompt or item, by kind
 
     def read(self, judgment: Row | str, line: Row) -> None:
         """Takes one judgment; `line` is where it stands."""
-        self.n += 1
         try:
             if isinstance(judgment, str):
                 raise _Fault("broken_json")
@@ -244,12 +246,12 @@ class _Reader:
         self.ratings.append((rating, scores, line))
         self._remember(rating["prompt_id"], facts, row.get("source"), line)
 
-    def _remember(self, prompt_id: str, facts: Mapping[tuple[str, Any], Any], source: Any, line: Row) -> None:
+    def _remember(self, prompt_id: str, facts: Iterable[Fact], source: Any, line: Row) -> None:
         """Keeps the first domain and texts, and of the sources, which may be several, the first by name."""
-        self.facts.setdefault(("file", prompt_id), line["file"])
+        self.facts["file"].setdefault(prompt_id, line["file"])
         if source not in (None, ""):
-            self.facts["source", prompt_id] = min(str(source), self.facts.get(("source", prompt_id), str(source)))
-        self.conflicts += any([self.facts.setdefault(key, fact) != fact for key, fact in facts.items()])
+            self.facts["source"][prompt_id] = min(str(source), self.facts["source"].get(prompt_id, str(source)))
+        self.conflicts += any([self.facts[kind].setdefault(key, fact) != fact for kind, key, fact in facts])
 
     def annotations(self, likert: tuple[float, float], wanted: Sequence[str] | None) -> Annotations:
         """Returns all that was read, as tables."""
@@ -262,22 +264,19 @@ class _Reader:
         sides = [(prompt_id, side) for prompt_id, *pair, _ in self.votes for side in pair]
         items = sorted({*zip(ratings.prompt_id, ratings.item_id, strict=True), *sides})
         reasons = Counter(reject["reason"] for reject in self.rejects)
-        known: dict[str, dict[Any, Any]] = {name: {} for name in ("file", "source", "domain", "prompt", "response")}
-        for (name, key), fact in self.facts.items():
-            known[name][key] = fact
         prompt_ids = dict.fromkeys(prompt_id for prompt_id, _ in items)
-        origins = known["file"] | known["source"]
+        domains, sources = self.facts["domain"], self.facts["file"] | self.facts["source"]
         return Annotations(
             ratings=ratings.astype(dict.fromkeys(("weight", *criteria), float)),
             votes=votes,
             criteria=tuple(criteria),
             items=tuple(items),
             annotators=tuple(sorted({*ratings.annotator, *votes.annotator})),
-            domains={prompt_id: known["domain"].get(prompt_id, "unknown") for prompt_id in prompt_ids},
-            sources={prompt_id: origins[prompt_id] for prompt_id in prompt_ids},
-            prompts=known["prompt"],
-            responses=known["response"],
-            n=self.n,
+            domains={prompt_id: domains.get(prompt_id, "unknown") for prompt_id in prompt_ids},
+            sources={prompt_id: sources[prompt_id] for prompt_id in prompt_ids},
+            prompts=self.facts["prompt"],
+            responses=self.facts["response"],
+            n=len(ratings) + len(votes) + len(self.rejects),
             reasons={reason: reasons[reason] for reason in REASONS},
             rejects=tuple(self.rejects),
             conflicts=self.conflicts,
@@ -305,15 +304,12 @@ class _Reader:
         return [sound[key] for key in sorted(sound)]
 
 
-def _facts(row: Row, prompt_id: str, responses: Mapping[str, Any]) -> dict[tuple[str, Any], Any]:
-    """Returns what a row says of its prompt and items, under the kind of fact and the id."""
+def _facts(row: Row, prompt_id: str, responses: Mapping[str, Any]) -> list[Fact]:
+    """Returns what a row says of its prompt and items."""
     domain = None if row.get("domain") in (None, "") else str(row["domain"])
-    facts: dict[tuple[str, Any], Any] = {
-        ("domain", prompt_id): domain,
-        ("prompt", prompt_id): as_text(row.get("prompt")),
-    }
-    facts |= {("response", (prompt_id, item_id)): as_text(text) for item_id, text in responses.items()}
-    return {key: fact for key, fact in facts.items() if fact is not None}
+    facts: list[Fact] = [("domain", prompt_id, domain), ("prompt", prompt_id, as_text(row.get("prompt")))]
+    facts += [("response", (prompt_id, item_id), as_text(text)) for item_id, text in responses.items()]
+    return [fact for fact in facts if fact[2] is not None]
 
 
 def _score_fault(scores: Row, likert: tuple[float, float]) -> str | None:

@@ -153,35 +153,31 @@ def make_world(n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, cl
     'long-winded'
     ```
     """
-    rows = _build(n_prompts, seed, annotators, clean)
-    judges = _judges(annotators, clean)
-    rng = Random(f"ratings {seed}")
-    golds = [gold_scores(prompt.text, answer) for _, prompt, answer in rows.answers]
+    rows, judges, rng = (
+        _build(n_prompts, seed, annotators, clean),
+        _judges(annotators, clean),
+        Random(f"ratings {seed}"),
+    )
     about = {prompt.id: {"domain": prompt.domain.name, "source": prompt.source} for prompt in rows.prompts}
-    ratings = [
-        {"item_id": item, "prompt_id": prompt.id, "annotator": known.name, **about[prompt.id]}
-        | _rate(rng, judge, gold, len(answer.split()))
-        for (item, prompt, answer), gold in zip(rows.answers, golds, strict=True)
-        for known, judge in zip(ANNOTATORS, judges, strict=False)
-    ]
+    ratings: list[dict[str, Any]] = []
+    gold = []
+    for item, prompt, answer in rows.answers:
+        scores, rated = gold_scores(prompt.text, answer), {"item_id": item, "prompt_id": prompt.id}
+        gold.append({"item_id": item, **scores, "score": sum(GOLD_WEIGHTS[c] * scores[c] for c in GOLD_WEIGHTS)})
+        for known, judge in zip(ANNOTATORS, judges, strict=False):
+            likert = _rate(rng, judge, scores, len(answer.split()))
+            ratings.append({**rated, "annotator": known.name, **about[prompt.id], **likert})
+    prompts = [{"prompt_id": p.id, **about[p.id], "language": "en", "prompt": p.text} for p in rows.prompts]
+    answers = [{"item_id": i, "prompt_id": p.id, **about[p.id], "response": text} for i, p, text in rows.answers]
     evaluation, leaks = _evaluation(rows.prompts, seed, clean)
     return World(
-        prompts=Dataset.from_list(
-            [{"prompt_id": p.id, **about[p.id], "language": "en", "prompt": p.text} for p in rows.prompts]
-        ),
-        responses=Dataset.from_list(
-            [{"item_id": i, "prompt_id": p.id, **about[p.id], "response": text} for i, p, text in rows.answers]
-        ),
+        prompts=Dataset.from_list(prompts),
+        responses=Dataset.from_list(answers),
         ratings=ratings,
         votes=[vote | {"domain": about[vote["prompt_id"]]["domain"]} for vote in rows.votes],
         pairs=rows.pairs(clean),
         evaluation=evaluation,
-        gold=Dataset.from_list(
-            [
-                {"item_id": item, **gold, "score": sum(GOLD_WEIGHTS[c] * gold[c] for c in GOLD_WEIGHTS)}
-                for (item, _, _), gold in zip(rows.answers, golds, strict=True)
-            ]
-        ),
+        gold=Dataset.from_list(gold),
         truth=_truth(rows.planted, leaks, judges, clean),
     )
 
@@ -212,11 +208,8 @@ def _evaluation(trained: list[Prompt], seed: int, clean: bool) -> tuple[Dataset,
         near = number % 2 == 1
         leaks.append({"train": leaked.id, "kind": "near" if near else "exact", "evaluation": _held_out(len(prompts))})
         prompts.append(replace(leaked, text=_disguise(rng, leaked.text)) if near else leaked)
-    rows = [
-        row
-        for number, prompt in enumerate(prompts)
-        for row in write_pairs(rng, replace(prompt, id=_held_out(number)), [PERFECT]).rows
-    ]
+    held_out = [replace(prompt, id=_held_out(number)) for number, prompt in enumerate(prompts)]
+    rows = [row for prompt in held_out for row in write_pairs(rng, prompt, [PERFECT]).rows]
     return Dataset.from_list(rows).remove_columns("prompt_rejected"), leaks
 
 
@@ -300,8 +293,12 @@ def write_pairs(rng: Random, prompt: Prompt, judges: Sequence[Annotator]) -> _Ro
         ]
         share = sum(votes) / len(votes)
         chosen, rejected = (answers[a], answers[b]) if share >= 0.5 else (answers[b], answers[a])
-        preference = round(max(share, 1 - share), 4)
-        written.rows.append(_row(prompt, f"{prompt.id}-{number}", chosen, rejected, preference, len(judges)))
+        written.rows.append({
+            "id": f"{prompt.id}-{number}", "prompt_id": prompt.id, "domain": prompt.domain.name,
+            "source": prompt.source, "prompt": _user(prompt), "chosen": _assistant(chosen),
+            "rejected": _assistant(rejected), "preference": round(max(share, 1 - share), 4),
+            "weight": float(len(judges)), "prompt_rejected": None,
+        })  # fmt: skip
     return written
 
 
@@ -313,21 +310,6 @@ def _vote(rng: Random, judge: Annotator, gap: float, extra_words: int) -> float:
         return 0.5
     liking = gap + judge.length_preference * extra_words + rng.gauss(0.0, judge.noise)
     return 0.5 if abs(liking) < _CLOSE else float(liking > 0)
-
-
-def _row(prompt: Prompt, id: str, chosen: str, rejected: str, preference: float, votes: int) -> dict[str, Any]:
-    return {
-        "id": id,
-        "prompt_id": prompt.id,
-        "domain": prompt.domain.name,
-        "source": prompt.source,
-        "prompt": _user(prompt),
-        "chosen": _assistant(chosen),
-        "rejected": _assistant(rejected),
-        "preference": preference,
-        "weight": float(votes),
-        "prompt_rejected": None,
-    }
 
 
 def _user(prompt: Prompt) -> list[dict[str, str]]:

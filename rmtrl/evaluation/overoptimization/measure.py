@@ -271,25 +271,18 @@ def _by_prompt(samples: Samples) -> pd.DataFrame:
 def _largest_n(prompts: pd.DataFrame, n_max: int | None) -> tuple[int, list[str]]:
     """Returns the largest n and what there is to say of prompts with unequally many samples."""
     sizes = prompts["size"].to_numpy()
-    fewest, name = int(sizes.min()), prompts["prompt"][sizes.argmin()]
+    fewest, most, name = int(sizes.min()), sizes.max(), prompts["prompt"][sizes.argmin()]
     if n_max is not None and n_max > fewest:
-        short = int((sizes < n_max).sum())
-        raise UsageError(
-            f"got n_max {n_max}, and {short:,} of {len(sizes):,} prompts have fewer samples ({name} has {fewest}); "
-            f"wanted {fewest} or less, or more samples of those prompts"
-        )
+        short = f"{int((sizes < n_max).sum()):,} of {len(sizes):,} prompts have fewer samples ({name} has {fewest})"
+        raise UsageError(f"got n_max {n_max}, and {short}; wanted {fewest} or less, or more samples of those prompts")
     if n_max is None and fewest < 3:
         raise DataError(f"prompt {name} has {fewest} samples; wanted 3 or more of every prompt")
-    notes = []
-    if fewest < sizes.max():
-        notes.append(f"prompts have {fewest} to {sizes.max()} samples: each curve uses all of its own")
-        if n_max is None and fewest < np.median(sizes):
-            notes.append(f"n ends at {fewest}, the fewest ({name}); the median prompt has {int(np.median(sizes))}")
-    constant = sum(min(own) == max(own) for own in prompts["proxy"])
-    if constant:
-        notes.append(
-            f"the proxy scores all samples alike in {constant:,} of {len(sizes):,} prompts: it chooses nothing"
-        )
+    notes = [f"prompts have {fewest} to {most} samples: each curve uses all of its own"] if fewest < most else []
+    if n_max is None and fewest < (median := np.median(sizes)):
+        notes.append(f"n ends at {fewest}, the fewest ({name}); the median prompt has {int(median)}")
+    if constant := sum(min(own) == max(own) for own in prompts["proxy"]):
+        alike = f"the proxy scores all samples alike in {constant:,} of {len(sizes):,} prompts"
+        notes.append(f"{alike}: it chooses nothing")
     return fewest if n_max is None else n_max, notes
 
 
@@ -298,7 +291,7 @@ def _over_training(samples: Samples, notes: list[str]) -> ScalingFit | None:
     if samples.step is None or samples.kl is None:
         return None
     frame = pd.DataFrame({"step": samples.step, "kl": samples.kl, "gold": samples.gold})
-    kl, gold = (column.to_numpy() for _, column in frame.groupby("step").mean().items())
+    kl, gold = frame.groupby("step").mean().to_numpy().T
     start = int(kl.argmin())
     if kl[start] < 0 or len(kl) < 3:
         notes.append("no fit over training: it needs three steps, and mean KL of 0 or more")
@@ -318,28 +311,28 @@ def verdict(part: Part) -> str:
     gamma 0.20 at n = 64 (0: chooses as well as gold, 1: no better than chance): about 80 % of the gain is kept. …
     ```
     """
-    said = []
-    if part.gamma is not None:
-        kept = max(0.0, 1 - part.gamma.value)
-        meaning = f"about {kept:.0%} of the gain is kept" if kept else "choosing by the proxy lowers gold"
-        said.append(
-            f"gamma {part.gamma.value:.2f} at n = {part.n_max:,} (0: chooses as well as gold, 1: no better than "
-            f"chance): {meaning.replace('%', ' %')}."
+    said, gamma, end, n_max = "", part.gamma, part.gains[GOLD_BY_PROXY][-1], f"n = {part.n_max:,}"
+    if gamma is not None:
+        kept = _percent(1 - gamma.value)
+        meaning = f"about {kept} of the gain is kept" if gamma.value < 1 else "choosing by the proxy lowers gold"
+        said = (
+            f"gamma {gamma.value:.2f} at {n_max} (0: chooses as well as gold, 1: no better than chance): {meaning}. "
         )
-    end = part.gains[GOLD_BY_PROXY][-1]
-    if part.turned_over and part.drawdown is not None and part.drawdown_data is not None:
-        lost = f"{part.drawdown_data.value:.0%}".replace("%", " %")
-        said.append(
-            f"Gold turned over at n = {part.peak_n_data.value:,.0f} (fit: {part.peak_n.value:,.0f}) and lost {lost} "
-            f"of its gain by n = {part.n_max:,}: do not choose harder than the peak by this proxy."
+    if part.turned_over and part.drawdown_data is not None:
+        return (
+            f"{said}Gold turned over at n = {part.peak_n_data.value:,.0f} (fit: {part.peak_n.value:,.0f}) and lost "
+            f"{_percent(part.drawdown_data.value)} of its gain by {n_max}: do not choose harder than the peak by this "
+            "proxy."
         )
-    elif end.high < 0:
-        said.append("The harder one chooses by this proxy, the lower gold: do not optimise it.")
-    elif end.low <= 0:
-        said.append(f"At n = {part.n_max:,} gold is not above that of one sample beyond doubt.")
-    else:
-        said.append(f"Gold has not turned over up to n = {part.n_max:,}; nothing is known of larger n.")
-    return " ".join(said)
+    if end.high < 0:
+        return f"{said}The harder one chooses by this proxy, the lower gold: do not optimise it."
+    if end.low <= 0:
+        return f"{said}At {n_max} gold is not above that of one sample beyond doubt."
+    return f"{said}Gold has not turned over up to {n_max}; nothing is known of larger n."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def report(result: Overoptimization) -> dict[str, Any]:
