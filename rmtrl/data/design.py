@@ -3,7 +3,6 @@
 A design is a small YAML file; presets stand in `rmtrl/data/designs`.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from scipy import stats
 
 from rmtrl.data.messages import message_text
 from rmtrl.data.normal_form import as_number, dataset_of
-from rmtrl.data.splits import cells, groups_of
+from rmtrl.data.splits import cells, groups_of, seeded_hash
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Conversation, Estimate
@@ -307,7 +306,7 @@ def sample_by_domain(
     weights = dict(prevalence) if prevalence else {name: float(count) for name, count in available.items()}
     _check_weights(n, available, weights, stress, set(rows.domain))
     wanted = allocate(n, available, weights, stress)
-    prompts["place"] = [hashlib.sha256(f"{seed}:{key}".encode()).hexdigest() for key in prompts.index]
+    prompts["place"] = [seeded_hash(seed, prompt_id) for prompt_id in prompts.index]
     prompts = prompts.sort_values("place")
     taken = prompts[prompts.groupby("domain").cumcount() < prompts.domain.map(wanted)]
     total, drawn = sum(weights.get(name, 0.0) for name in available), len(taken)

@@ -125,7 +125,7 @@ def make_splits(
     held = _groups_of_domains(dataset, rows.group, holdout_domains) if holdout_domains else set()
     # a prompt of several domains counts for the first by name, whatever the order of rows
     prompts = rows[~rows.group.isin(held)].groupby("group").domain.agg(n="size", domain="min")
-    prompts["place"] = [_hash(seed, group) for group in prompts.index]
+    prompts["place"] = [seeded_hash(seed, group) for group in prompts.index]
     prompts = prompts.sort_values(["domain", "place"])
     home = _assigned(prompts, shares)
     if train_size is not None:
@@ -272,7 +272,8 @@ def _beyond(train_size: int, train: pd.DataFrame) -> dict[str, int]:
     return moved
 
 
-def _hash(seed: int, prompt_id: str) -> str:
+def seeded_hash(seed: int, prompt_id: str) -> str:
+    """Returns the text by which prompts are put in an order that is arbitrary but the same on every machine."""
     return hashlib.sha256(f"{seed}:{prompt_id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -87,13 +87,13 @@ def windows(items: Sequence[Item], size: int = WINDOW_CONVERSATIONS) -> list[ran
     [range(0, 2), range(2, 4), range(4, 5)]
     ```
     """
-    starts, held = [0], 0
-    for index, item in enumerate(items):
-        if held >= size:
-            starts.append(index)
-            held = 0
+    parts, start, held = [], 0, 0
+    for index, item in enumerate(items, 1):
         held += len(item.candidates)
-    return [range(*ends) for ends in zip(starts, [*starts[1:], len(items)], strict=True) if ends[0] < ends[1]]
+        if held >= size or index == len(items):
+            parts.append(range(start, index))
+            start, held = index, 0
+    return parts
 
 
 def score_items(
@@ -132,7 +132,10 @@ def score_items(
     settings = {"desc": f"Scoring {name}", "unit": "item", "delay": 2, "disable": not progress}
     with tqdm(total=len(items), initial=ahead[0].start if ahead else len(items), **settings) as bar:
         for part in ahead:
-            yield _score_window(scorer, [items[i] for i in part])
+            counted = [items[i] for i in part if not items[i].excluded]
+            groups, ids = [item.candidates for item in counted], [item.id for item in counted]
+            scores = iter(score_whole(scorer, groups, ids, kind="item"))
+            yield [None if items[i].excluded else next(scores) for i in part]
             bar.update(len(part))
 
 
@@ -159,13 +162,6 @@ def missing_reasons(
     errors = [next(filter(None, (unrendered(scorer, c) for c in item.candidates)), None) for item in missing]
     said = [" ".join(str(error.__cause__ or error).split()) if error else "" for error in errors]
     return dict(Counter(f"cannot be rendered: {text}" if text else too_long for text in said))
-
-
-def _score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
-    counted = [item for item in items if not item.excluded]
-    scores = score_whole(scorer, [item.candidates for item in counted], [item.id for item in counted], kind="item")
-    known = {item.id: own for item, own in zip(counted, scores, strict=True)}
-    return [known.get(item.id) for item in items]
 
 
 # ---- files

@@ -111,16 +111,12 @@ def evaluate_policies(
     return results
 
 
-def compare_policies(
-    results: Mapping[str, PolicyResult], baseline: str | None = None, *, n_resamples: int = 1000, seed: int = 0
-) -> dict[str, PolicyComparison]:
+def compare_policies(results: Mapping[str, PolicyResult], baseline: str | None = None) -> dict[str, PolicyComparison]:
     """Returns each policy against the baseline, prompt by prompt; intervals resample prompts.
 
     Args:
         results (`Mapping[str, PolicyResult]`): From [`evaluate_policies`], on the same prompts.
         baseline (`str`, *optional*): Defaults to the first.
-        n_resamples (`int`): Bootstrap resamples.
-        seed (`int`): Seed of the resampling.
 
     Raises:
         UsageError: If the baseline is none of the policies.
@@ -129,14 +125,13 @@ def compare_policies(
     baseline = next(iter(results)) if baseline is None else baseline
     if baseline not in results:
         raise UsageError(f"got the baseline {baseline}; wanted one of {', '.join(results)}")
-    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     base, compared = results[baseline].scores, {}
     for name, scores in ((name, result.scores) for name, result in results.items() if name != baseline):
         if len(scores) != len(base):
             raise DataError(f"{name} has {len(scores)} prompts and {baseline} {len(base)}; wanted the same")
-        difference = mean_estimate(scores.mean(1) - base.mean(1), proportion=False, **settings)
+        difference = mean_estimate(scores.mean(1) - base.mean(1), proportion=False)
         wins = pair_wins(scores[:, :, None], base[:, None, :]).mean((1, 2))
-        compared[name] = PolicyComparison(difference, mean_estimate(wins, **settings))
+        compared[name] = PolicyComparison(difference, mean_estimate(wins))
     return compared
 
 

@@ -224,7 +224,6 @@ def probe(
     *,
     prompt_ids: ArrayLike | None = None,
     end_token: bool = False,
-    n_resamples: int = 1000,
     seed: int = 0,
 ) -> list[Probe]:
     """Returns what each edit does to the rewards of these answers.
@@ -239,7 +238,6 @@ def probe(
         prompt_ids (`(N,)` array, *optional*): Prompt of each conversation; intervals resample prompts.
         end_token (`bool`): Whether to try too, last, what it does to the rewards of a reward model when the end token
             is missing, and what follows it: they should fall.
-        n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
 
     Returns:
@@ -258,7 +256,7 @@ def probe(
     ```
     """
     prompts, responses, ids, rewards = _base(scorer, prompts, responses, prompt_ids)
-    settings: dict[str, Any] = {"spread": float(rewards.std()), "n_resamples": n_resamples, "seed": seed}
+    settings: dict[str, Any] = {"spread": float(rewards.std()), "seed": seed}
     results = []
     for edit in edits:
         edited = [_edited(edit, p, r) for p, r in zip(prompts, responses, strict=True)]

@@ -73,20 +73,20 @@ class Run:
         self, task: Task, scores: Sequence[ItemScores], out: Path | None, *, started: float,
         missing_reasons: dict[str, int] | None = None, **more: Any,
     ) -> None:  # fmt: skip
-        """Adds the result of one benchmark and, with `out`, writes it."""
-        result = result_of(task.benchmark, task.items, scores, missing_reasons=missing_reasons)
+        """Adds the result of one benchmark, or why it has none; with `out`, in place of that of an earlier run."""
         data = {"source": task.source, "rows": len(task.items), "fingerprint": task.fingerprint}
-        record = {"schema": RESULT, **json_ready(result), "model": self.model, "data": data, **more, **_times(started)}
-        self.results[task.name], self.records[task.name] = result, record | {"environment": environment()}
+        about = {"model": self.model, "data": data, **more}
+        try:
+            result = result_of(task.benchmark, task.items, scores, missing_reasons=missing_reasons)
+        except DataError as error:  # the other benchmarks stand
+            self.unscored[task.name] = str(error)
+            record = {"schema": RESULT, "name": task.name, "overall": None, "not_scorable": str(error), **about}
+        else:
+            self.results[task.name] = result
+            record = {"schema": RESULT, **json_ready(result), **about, **_times(started), "environment": environment()}
+            self.records[task.name] = record
         if out:
-            write_json(task.folder(out) / "result.json", self.records[task.name])
-
-    def add_unscored(self, task: Task, why: str, out: Path | None) -> None:
-        """Notes why a benchmark has no result, with `out` in place of the result of an earlier run."""
-        self.unscored[task.name] = why
-        if out:
-            record = {"schema": RESULT, "name": task.name, "overall": None, "not_scorable": why}
-            write_json(task.folder(out) / "result.json", record | {"model": self.model})
+            write_json(task.folder(out) / "result.json", record)
 
 
 def read_tasks(named: Sequence[str]) -> list[Task]:
@@ -138,12 +138,8 @@ def evaluate_model(
             scores = [scores for window in score_items(scorer, own, name=task.name) for scores in window]
         else:
             scores = score_into(task.folder(out) / "scores.jsonl", scorer, own, key=key, name=task.name, say=_say)
-        try:
-            why = missing_reasons(scorer, own, scores, scorer.most_tokens)
-            chose = task.name in run.selected_on
-            run.add(task, scores, out, started=started, missing_reasons=why, rendering=rendering, selected_on=chose)
-        except DataError as error:  # the other benchmarks stand
-            run.add_unscored(task, str(error), out)
+        why, chose = missing_reasons(scorer, own, scores, scorer.most_tokens), task.name in run.selected_on
+        run.add(task, scores, out, started=started, missing_reasons=why, rendering=rendering, selected_on=chose)
     return run
 
 

@@ -261,7 +261,6 @@ def reweighted_estimate(
     target: Mapping[str, float],
     groups: ArrayLike | None = None,
     *,
-    level: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
@@ -274,7 +273,7 @@ def reweighted_estimate(
         strata (`(N,)` array of `str`): Domain of each pair; pairs of strata without a weight do not count.
         target (`Mapping[str, float]`): Weight of each stratum, of any sum.
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
-        level, n_resamples, seed: As in [`mean_estimate`].
+        n_resamples, seed: As in [`mean_estimate`].
 
     Raises:
         ValueError: If a stratum with a weight has no pair, or the weights are not positive numbers.
@@ -302,9 +301,8 @@ def reweighted_estimate(
         value, n = value + share * float(totals.sum() / counts.sum()), n + int(counts.sum())
         blocks = resamples(len(counts), n_resamples, seed=rng)
         drawn += share * np.concatenate([w @ totals / (w @ counts) for w in blocks])
-    low, high = _interval(value, drawn, "percentile", level)
     method = f"stratified percentile bootstrap by group, {n_resamples} resamples"
-    return Estimate(value, low, high, n, level, method)
+    return Estimate(value, *_interval(value, drawn, "percentile", 0.95), n, method=method)
 
 
 def binomial_estimate(

@@ -150,13 +150,11 @@ def ece(
     return _measured(probabilities, labels, bins, equal_mass)["ece"]
 
 
-def mce(
-    probabilities: ArrayLike, labels: ArrayLike | None = None, *, bins: int = BINS, equal_mass: bool = False
-) -> float:
+def mce(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
     """Returns the largest calibration error of any bin, max_b |mean label − mean probability|.
 
     Args:
-        probabilities, labels, bins, equal_mass: As in [`ece`].
+        probabilities, labels: As in [`ece`].
 
     Example:
 
@@ -165,7 +163,7 @@ def mce(
     0.2
     ```
     """
-    return _measured(probabilities, labels, bins, equal_mass)["mce"]
+    return _measured(probabilities, labels, BINS, False)["mce"]
 
 
 def _measured(probabilities: ArrayLike, labels: ArrayLike | None, bins: int, equal_mass: bool) -> dict[str, float]:
@@ -174,9 +172,7 @@ def _measured(probabilities: ArrayLike, labels: ArrayLike | None, bins: int, equ
     return {name: float(value[0]) for name, value in found.items()}
 
 
-def calibrated_null_ece(
-    probabilities: ArrayLike, *, bins: int = BINS, equal_mass: bool = False, n_resamples: int = 1000, seed: int = 0
-) -> Estimate:
+def calibrated_null_ece(probabilities: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> Estimate:
     """Returns the ECE that these probabilities would show at this n if they were true.
 
     Labels are drawn from the probabilities, one judgment a pair; the interval holds 95 % of the draws. A measured ECE
@@ -184,7 +180,6 @@ def calibrated_null_ece(
 
     Args:
         probabilities (`(N,)` array): Probability that chosen is preferred.
-        bins, equal_mass: As in [`ece`].
         n_resamples (`int`): Number of draws.
         seed (`int`): Seed of the draws.
 
@@ -196,7 +191,7 @@ def calibrated_null_ece(
     ```
     """
     confidence, _ = confidences(probabilities, None)
-    return _null_errors(confidence, bins, equal_mass, n_resamples=n_resamples, seed=seed)["ece"]
+    return _null_errors(confidence, False, n_resamples=n_resamples, seed=seed)["ece"]
 
 
 @dataclass(frozen=True)
@@ -255,7 +250,6 @@ def calibration_metrics(
     groups: ArrayLike | None = None,
     *,
     labels: ArrayLike | None = None,
-    bins: int = BINS,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
@@ -267,7 +261,6 @@ def calibration_metrics(
             `predict_proba(margins)`; σ(m) when absent.
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
         labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
-        bins (`int`): Even number of bins of [0, 1].
         n_resamples (`int`): Bootstrap resamples.
         seed (`int`): Seed of the resampling.
 
@@ -306,9 +299,9 @@ def calibration_metrics(
         "overconfidence": confidence - correct,
     }
     found |= {name: mean_estimate(own, groups, proportion=False, **settings) for name, own in losses.items()}
-    wide, massed = (_bin_errors(confidence, correct, bins, equal_mass) for equal_mass in (False, True))
-    nulls = _null_errors(confidence, bins, False, **settings)
-    nulls["ece_equal_mass"] = _null_errors(confidence, bins, True, **settings)["ece"]
+    wide, massed = (_bin_errors(confidence, correct, BINS, equal_mass) for equal_mass in (False, True))
+    nulls = _null_errors(confidence, False, **settings)
+    nulls["ece_equal_mass"] = _null_errors(confidence, True, **settings)["ece"]
     errors = bootstrap_estimates(
         lambda w: wide(w) | {"ece_equal_mass": massed(w)["ece"]}, len(m), groups, kind="basic", bounds=(0.0, 1.0),
         **settings,
@@ -329,11 +322,9 @@ def _bin_index(confidence: Floats, bins: int, equal_mass: bool) -> NDArray[np.in
     return np.searchsorted(edges, confidence, side="left")
 
 
-def _null_errors(
-    confidence: Floats, bins: int, equal_mass: bool, *, n_resamples: int, seed: int
-) -> dict[str, Estimate]:
+def _null_errors(confidence: Floats, equal_mass: bool, *, n_resamples: int, seed: int) -> dict[str, Estimate]:
     """Returns the errors over bins where labels are drawn from the confidences."""
-    index, n = _bin_index(confidence, bins, equal_mass), len(confidence)
+    index, n = _bin_index(confidence, BINS, equal_mass), len(confidence)
     rng, step = np.random.default_rng(seed), max(1, _CELLS // n)
     errors: dict[str, Floats] = {"ece": np.zeros(n_resamples), "mce": np.zeros(n_resamples)}
     for own in (confidence[index == b] for b in np.unique(index)):  # bin by bin: little is held at a time

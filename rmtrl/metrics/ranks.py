@@ -65,21 +65,17 @@ def domain_accuracy(
     return mean_estimates(wins, np.asarray(domains, str), groups, **options)
 
 
-def worst_group_accuracy(
-    wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95, seed: int = 0
-) -> tuple[str, Estimate]:
+def worst_group_accuracy(wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None) -> tuple[str, Estimate]:
     """Returns the domain of lowest accuracy, and that accuracy with an interval for the lowest TRUE accuracy.
 
     The smallest of K noisy figures is too small on average, and the interval of that one domain does not know that it
-    was picked. So each domain gets an interval at level 1 − (1 − level) / K (Bonferroni): together they hold all true
+    was picked. So each domain gets an interval at level 1 − 0.05 / K (Bonferroni): together they hold all true
     accuracies, and the lowest of those lies between the smallest lower and the smallest upper end.
 
     Args:
         wins (`(N,)` array): From [`pair_wins`].
         domains (`(N,)` array of `str`): Domain of each pair.
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
-        level (`float`): Coverage of the interval.
-        seed (`int`): Seed of the resampling.
 
     Returns:
         `tuple[str, Estimate]`: The domain, and the estimate; its `n` is that of the domain.
@@ -92,13 +88,11 @@ def worst_group_accuracy(
     ```
     """
     n_domains = len(np.unique(np.asarray(domains, str)))
-    each = 1 - (1 - level) / n_domains
-    found = domain_accuracy(wins, domains, groups, level=each, n_resamples=10_000, seed=seed)
-    worst = min(found, key=lambda name: found[name].value)
+    found = domain_accuracy(wins, domains, groups, level=1 - 0.05 / n_domains, n_resamples=10_000)
+    worst, own = min(found.items(), key=lambda item: item[1].value)
     low, high = min(e.low for e in found.values()), min(e.high for e in found.values())
-    method = f"lowest of {n_domains} simultaneous intervals (Bonferroni); {found[worst].method}"
-    value = found[worst].value
-    return worst, Estimate(value, low, max(high, value), found[worst].n, level, method)
+    method = f"lowest of {n_domains} simultaneous intervals (Bonferroni); {own.method}"
+    return worst, Estimate(own.value, low, max(high, own.value), own.n, method=method)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -150,7 +144,6 @@ def correlation_estimate(
     groups: ArrayLike | None = None,
     *,
     kind: Literal["spearman", "kendall", "pearson"] = "spearman",
-    level: float = 0.95,
     **options: Any,
 ) -> Estimate:
     """Returns a correlation with a percentile bootstrap interval that resamples whole prompts.
@@ -159,7 +152,6 @@ def correlation_estimate(
         x, y (`(N,)` arrays): The two scores of each item, for example rewards and ratings.
         groups (`(N,)` array, *optional*): Prompt of each item; every item its own group when absent.
         kind (`str`): `"spearman"`, `"kendall"` (τ-b) or `"pearson"`.
-        level (`float`): Coverage of the interval.
         options: `n_resamples` and `seed` of [`bootstrap_estimates`].
 
     Returns:
@@ -179,7 +171,7 @@ def correlation_estimate(
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"got {x.shape} and {y.shape} values; a correlation needs two scores an item")
     if len(x) and _is_undefined(x, y):
-        return Estimate(float("nan"), -1.0, 1.0, len(x), level, "undefined: a side is constant or has one value")
+        return Estimate(float("nan"), -1.0, 1.0, len(x), method="undefined: a side is constant or has one value")
 
     def statistic(weights: Floats) -> Floats:
         if kind == "pearson":
@@ -189,7 +181,7 @@ def correlation_estimate(
         drawn = (np.repeat(np.arange(len(x)), row.astype(np.int64)) for row in weights)
         return np.array([kendall(x[index], y[index]) for index in drawn])
 
-    return bootstrap_estimate(statistic, len(x), groups, bounds=(-1.0, 1.0), level=level, **options)
+    return bootstrap_estimate(statistic, len(x), groups, bounds=(-1.0, 1.0), **options)
 
 
 def _weighted_ranks(weights: Floats, values: Floats) -> Floats:
@@ -237,14 +229,16 @@ def length_bias(
     margin = np.asarray(chosen, float) - np.asarray(rejected, float)
     longer = np.asarray(chosen_length, float) - np.asarray(rejected_length, float)
     wins = pair_wins(margin, np.zeros_like(margin))
-    result = {
-        "length_spearman": spearman(np.concatenate([margin, -margin]), np.concatenate([longer, -longer])),
-        "length_accuracy": pairwise_accuracy(longer, np.zeros_like(longer)) if len(longer) else float("nan"),
-        "chosen_longer": float((longer > 0).mean()) if len(longer) else float("nan"),
-        "accuracy_chosen_longer": float(wins[longer > 0].mean()) if (longer > 0).any() else float("nan"),
-        "accuracy_chosen_shorter": float(wins[longer < 0].mean()) if (longer < 0).any() else float("nan"),
+    parts = {
+        "length_accuracy": pair_wins(longer, np.zeros_like(longer)),
+        "chosen_longer": longer > 0,
+        "accuracy_chosen_longer": wins[longer > 0],
+        "accuracy_chosen_shorter": wins[longer < 0],
     }
-    result["length_gap"] = result["accuracy_chosen_longer"] - result["accuracy_chosen_shorter"]
+    rank = spearman(np.concatenate([margin, -margin]), np.concatenate([longer, -longer]))
+    result = {"length_spearman": rank} | {name: float(own.mean()) for name, own in parts.items() if len(own)}
+    if len({"accuracy_chosen_longer", "accuracy_chosen_shorter"} & result.keys()) == 2:
+        result["length_gap"] = result["accuracy_chosen_longer"] - result["accuracy_chosen_shorter"]
     return {key: value for key, value in result.items() if np.isfinite(value)}
 
 

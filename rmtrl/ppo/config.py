@@ -136,10 +136,8 @@ class PPOConfig(PPOBaseConfig):
             try:
                 self.generation_kwargs = dict(json.loads(self.generation_kwargs))
             except (ValueError, TypeError) as error:
-                example = "'{\"min_new_tokens\": 4}'"
-                raise UsageError(
-                    f"`generation_kwargs` must be JSON such as {example}, got {self.generation_kwargs!r}"
-                ) from error
+                wanted = "must be JSON such as '{\"min_new_tokens\": 4}'"
+                raise UsageError(f"`generation_kwargs` {wanted}, got {self.generation_kwargs!r}") from error
         if str(self.stop_token).lower() in ("none", "null"):  # as flags say it
             self.stop_token = None
         if self.load_best_model_at_end and self.metric_for_best_model is None:

@@ -110,9 +110,8 @@ class OveroptimizationCallback(PPOCallback):
     ) -> dict[str, float]:
         """Returns whether overoptimization is suspected and whether there is an alarm, and the judge's change."""
         level = self._level(args, state, evaluation)
-        logs: dict[str, float] = {}
         if self.judge is None:
-            finding = self._proxy_alone(evaluation, level)
+            finding, logs = self._proxy_alone(evaluation, level), dict[str, float]()
         else:
             finding, logs = self._against_judge(self.judge, evaluation, level)
         key = f"{evaluation.prefix}_overoptimization_suspected"
