@@ -188,24 +188,22 @@ def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     >>> scores = read_scores("scores.jsonl", items)
     ```
     """
-    known = {item.id: item for item in items}
-    bare: dict[str, list[Item]] = {}
+    known: dict[str, list[Item]] = {}
     for item in items:
-        bare.setdefault(item.own_id or item.id, []).append(item)
+        known.setdefault(item.own_id or item.id, []).append(item)
+    known |= {item.id: [item] for item in items}
     found: dict[str, ItemScores] = {}
     for place, line in read_sound_rows(Path(path), wanted=_FORM):
         row = _row(place, line)
-        id = str(row["id"])
-        own = [known[id]] if id in known else bare.get(id, [])
+        own = known.get(id := str(row["id"]), [])
         if not own:
             raise DataError(f"{place}: the benchmark has no item {id!r}; its ids are like {items[0].id!r}")
         if len(own) > 1:
             which = " and ".join(item.id for item in own[:3])
             raise DataError(f"{place}: the id {id!r} is of {which}; give the whole id")
-        id = own[0].id
-        if id in found:
-            raise DataError(f"{place}: the item {id!r} stands twice; keep one of the lines")
-        found[id] = _scores_in(row, known[id], place)
+        if own[0].id in found:
+            raise DataError(f"{place}: the item {own[0].id!r} stands twice; keep one of the lines")
+        found[own[0].id] = _scores_in(row, own[0], place)
     return [found.get(item.id) for item in items]
 
 

@@ -112,7 +112,14 @@ def two_proportion_n(baseline: float, effect: float, *, alpha: float = 0.05, pow
     76.707
     ```
     """
-    under_null, under_effect = _deviations(baseline, effect)
+    other, mean = baseline + effect, baseline + effect / 2
+    if not (0 < baseline < 1 and 0 < other < 1) or abs(effect) < SMALLEST:
+        raise UsageError(
+            f"got the rate {baseline:g} and the effect {effect:g}; wanted rates between 0 and 1, before and after, "
+            f"and an effect of {SMALLEST:g} or more"
+        )
+    under_null = np.sqrt(2 * mean * (1 - mean))
+    under_effect = np.sqrt(baseline * (1 - baseline) + other * (1 - other))
     found, missed = _quantiles(alpha, power)
     return float(((found * under_null + missed * under_effect) / effect) ** 2)
 
@@ -161,17 +168,6 @@ def independent_discordance(baseline: float, effect: float) -> float:
     """
     other = baseline + effect
     return baseline * (1 - other) + other * (1 - baseline)
-
-
-def _deviations(baseline: float, effect: float) -> tuple[float, float]:
-    other = baseline + effect
-    if not (0 < baseline < 1 and 0 < other < 1) or abs(effect) < SMALLEST:
-        raise UsageError(
-            f"got the rate {baseline:g} and the effect {effect:g}; wanted rates between 0 and 1, before and after, "
-            f"and an effect of {SMALLEST:g} or more"
-        )
-    mean = (baseline + other) / 2
-    return float(np.sqrt(2 * mean * (1 - mean))), float(np.sqrt(baseline * (1 - baseline) + other * (1 - other)))
 
 
 def _quantiles(alpha: float, power: float) -> tuple[float, float]:
