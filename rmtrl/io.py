@@ -61,11 +61,12 @@ def read_rows(paths: Sequence[Path], *, is_row: IsRow = bool) -> Iterator[RawRow
     with tqdm(total=total, desc=f"Reading {name}", unit="B", unit_scale=True, disable=total < LARGE_BYTES) as bar:
         for path in paths:
             number, before = 0, bar.n
+            named = "" if len(paths) == 1 else f"{path.name}, "
             try:
                 with path.open("rb") as raw, gzip.open(raw) if path.name.lower().endswith(".gz") else raw as lines:
                     rows = _csv_rows(lines) if suffix_of(path) == ".csv" else _json_rows(lines, is_row)
                     for number, row in enumerate(rows, 1):
-                        yield f"row {number}" if len(paths) == 1 else f"{path.name}, row {number}", row
+                        yield f"{named}row {number}", row
                         if number % 1000 == 0:
                             bar.update(before + raw.tell() - bar.n)
             except (OSError, EOFError, zlib.error) as error:
@@ -190,7 +191,7 @@ def _object(line: bytes) -> Row | str:
         row = _loads(line)
     except DataError as error:
         return f"{error}: {line[:40].decode(errors='replace').strip()!r}"
-    return _checked(row) if b"\\ud" in line.lower() or not isinstance(row, dict) else row
+    return _checked(row) if b"\\u" in line and b"\\ud" in line.lower() or not isinstance(row, dict) else row
 
 
 def _checked(row: Any) -> Row | str:
@@ -205,7 +206,12 @@ def _checked(row: Any) -> Row | str:
 
 def _loads(text: bytes) -> Any:
     try:
-        return _DECODER.decode(text.decode())
+        whole = text.decode()
+        if whole[:1] == "{":  # decode() looks for spaces around, which costs as much as to read the row
+            row, end = _DECODER.raw_decode(whole)
+            if whole[end:] in ("", "\n"):
+                return row
+        return _DECODER.decode(whole)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if b"\n" in text.rstrip() else ""
         raise DataError(f"is not JSON ({error.msg}, {line}column {error.colno}); mend or remove it") from None
@@ -387,6 +393,7 @@ _BY_LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=("\n
 
 def table_columns(table: pa.Table) -> dict[str, list[Any]]:
     """Returns the columns of an Arrow table as Python values; JSON is read to the letter, 1.7 as 1.7."""
+    table = table.combine_chunks()  # rows that were selected come in a chunk each
     return {name: _values(table[name]) for name in table.column_names}
 
 

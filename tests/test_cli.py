@@ -100,16 +100,16 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 import rmtrl.cli, rmtrl.io as io
 
-write, count = io._line, 0
-def slow(row):
+lines, count = io._lines, 0
+def slow(rows):
     global count
     count += 1
-    if count == 7:  # the kept rows are complete, the rejects begin
+    if count == 2:  # the kept rows are complete, the rejects begin
         print("writing", flush=True)
         time.sleep(60)
-    return write(row)
+    return lines(rows)
 
-io._line = slow
+io._lines = slow
 sys.argv[0] = "rmtrl"
 rmtrl.cli.main()
 """

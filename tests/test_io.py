@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+from datasets import Dataset
 
 from rmtrl.errors import DataError
 from rmtrl.io import read_object, read_rows, write_json, write_rows
+from rmtrl.types import json_ready
 
 ROWS = [{"a": 1, "b": [{"c": None}]}, {"a": math.inf}]
 
@@ -18,6 +20,20 @@ def test_rows_are_read_as_they_were_written(tmp_path, name):
     assert list(read_rows([tmp_path / name])) == [("row 1", ROWS[0]), ("row 2", {"a": None})]
     write_rows(tmp_path / name, ROWS)
     assert (tmp_path / name).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_data_set_is_written_as_its_rows_are(tmp_path):
+    rows = [
+        {"a 50%s": text, "b": number, "c": parts, "d": [text]}
+        for text, number, parts in [
+            ("x\ny", 1.7, {"k": 1, "l": "\u2028"}),
+            (None, math.nan, None),
+            ("{", 1e300, {"k": 2}),
+        ]
+    ]
+    write_rows(tmp_path / "rows.jsonl", Dataset.from_list(rows))
+    lines = [json.dumps(json_ready(row), ensure_ascii=False) for row in Dataset.from_list(rows)]
+    assert (tmp_path / "rows.jsonl").read_text() == "".join(f"{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -360,18 +360,14 @@ LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
     "annotation, short": (frozenset({"left", "right", "label"}), _annotation),
     "HelpSteer2 preference": _read_by(_strength, "prompt", "response_1", "response_2", "preference_strength"),
     "HelpSteer3 preference": _read_by(_strength, "context", "response1", "response2", "overall_preference"),
-    "SHP": _read_by(
-        _two, "history", "human_ref_A", "human_ref_B", "labels", outcomes={"1": 1.0, "0": 0.0}, prompt_id="post_id"
-    ),
-    "PKU-SafeRLHF": _read_by(
-        _two, "prompt", "response_0", "response_1", "better_response_id", outcomes={"0": 1.0, "1": 0.0}
-    ),
+    "SHP": _read_by(_two, "history", "human_ref_A", "human_ref_B", "labels", outcomes={"1": 1.0, "0": 0.0},
+                    prompt_id="post_id"),
+    "PKU-SafeRLHF": _read_by(_two, "prompt", "response_0", "response_1", "better_response_id",
+                             outcomes={"0": 1.0, "1": 0.0}),
     "Nectar": (frozenset({"prompt", "answers"}), _nectar),
     "LLMBar": _read_by(_two, "input", "output_1", "output_2", "label", outcomes={"1": 1.0, "2": 0.0}),
-    "JudgeBench": _read_by(
-        _two, "question", "response_A", "response_B", "label", outcomes={"A>B": 1.0, "B>A": 0.0, "A=B": 0.5},
-        id="pair_id", domain="source",
-    ),
+    "JudgeBench": _read_by(_two, "question", "response_A", "response_B", "label", id="pair_id", domain="source",
+                           outcomes={"A>B": 1.0, "B>A": 0.0, "A=B": 0.5}),
     "PandaLM": (frozenset({"instruction", "input", "response1", "response2", *_PANDALM_VOTES}), _pandalm),
 }  # fmt: skip
 """Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""

@@ -15,7 +15,7 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from rmtrl.errors import DataError
-from rmtrl.io import LARGE_BYTES, read_rows, read_sound_rows, suffix_of
+from rmtrl.io import LARGE_BYTES, read_sound_rows, suffix_of
 
 _FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _CSV_OPTIONS = {"keep_default_na": False}  # "NA" and "" are text, not null
@@ -149,14 +149,13 @@ def progress_bars(shown: bool) -> Iterator[None]:
 
 
 def _why_unreadable(source: str | Path, path: Path, error: Exception) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-    for file in files:
-        if file.stat().st_size == 0:
-            return f"{file} is empty; a preference set needs at least one pair"
-        if is_text(file):
-            fault = next((f"{where} {row}" for where, row in read_rows([file]) if isinstance(row, str)), None)
-            if fault:
-                return f"{file}, {fault}"
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    try:
+        for file in filter(is_text, files):
+            for _ in read_sound_rows(file, wanted="wanted rows that can be read"):
+                pass
+    except DataError as fault:
+        return str(fault)
     cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
     if files:
         return f"{source} cannot be read: {cause}"

@@ -132,19 +132,24 @@ def text_row(row: Row, fallback_id: str, source: str) -> Row | None:
     sides = prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
     if not (type(prompt) is type(chosen) is type(rejected) is str) or "[" in [side.lstrip()[:1] for side in sides]:
         return None
-    return _named(row, prompt, fallback_id, source) | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    named = _named(row, prompt, fallback_id, source)
+    named["prompt"], named["chosen"], named["rejected"] = sides
+    return named
 
 
 def _named(row: Row, prompt: Conversation, fallback_id: str, source: str) -> Row:
     """Returns the names and numbers of a row."""
-    id, prompt_id, domain, of = (row.get(name) for name in ("id", "prompt_id", "domain", "source"))
-    return {
+    id, prompt_id, domain, of = row.get("id"), row.get("prompt_id"), row.get("domain"), row.get("source")
+    named: Row = {
         "id": fallback_id if id is None or id == "" else str(id),
         "prompt_id": prompt_hash(prompt) if prompt_id is None or prompt_id == "" else str(prompt_id),
         "domain": "unknown" if domain is None or domain == "" else str(domain),
         "source": source if of is None or of == "" else str(of),
-        **{name: as_number(name, row[name]) for name in NUMBERS if name in row},
     }
+    for name in NUMBERS:
+        if name in row:
+            named[name] = as_number(name, row[name])
+    return named
 
 
 def _template(name: str, value: Any) -> Any:
@@ -191,17 +196,17 @@ def prompt_hash(prompt: Conversation) -> str:
 
     Whatever else its messages hold counts, and so do the tools and template variables of a [`~rmtrl.types.Chat`].
     """
-
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().split())
-
     if isinstance(prompt, str):
-        key = plain(prompt)
+        key = _plain(prompt)
     else:
-        turns = [[message.get("role"), plain(message_text(message)), *_beside(message)] for message in prompt]
+        turns = [[message.get("role"), _plain(message_text(message)), *_beside(message)] for message in prompt]
         template = [canonical(value) for value in (getattr(prompt, name, None) for name in TEMPLATE) if value]
         key = json.dumps(turns + template, ensure_ascii=False)
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _beside(message: Mapping[str, Any]) -> list[str]:

@@ -24,25 +24,10 @@ from datasets import Dataset, DatasetInfo, Features, ReadInstruction, Value, con
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
-from rmtrl.data.layouts import (
-    HUMAN,
-    LAYOUTS,
-    TALKS,
-    Form,
-    before,
-    form_of,
-    has_label,
-    in_turns,
-    is_pair,
-    label_code,
-    label_notes,
-    label_word,
-    unfit_codes,
-    verdict,
-    with_messages,
-)
+from rmtrl.data import layouts
+from rmtrl.data.layouts import HUMAN, LAYOUTS, TALKS, Form
 from rmtrl.data.loading import load_rows, text_files
-from rmtrl.data.messages import is_filled, message_text, without_fillings
+from rmtrl.data.messages import is_filled, without_fillings
 from rmtrl.data.normal_form import (
     OPTIONAL,
     TEMPLATE,
@@ -71,11 +56,7 @@ _BOOKKEEPING = {
 # TRL takes these columns for its own
 _LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
-_HEAD_ROWS, _BATCH_ROWS, _BATCH_CHARS = (
-    200,
-    1000,
-    2**26,
-)  # Arrow text of one batch stays far below its limit of 2³¹ bytes
+_HEAD_ROWS, _BATCH_ROWS = 200, 1000
 
 
 def read_preferences(
@@ -120,7 +101,9 @@ def read_preferences(
     called = Path(source).expanduser().name.encode(errors="replace").decode()
     state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     path = _cache_file(state, columns, called, faulty)
-    pairs = _normal_form(lambda: read_rows(files, is_row=is_pair), columns, source=called, faulty=faulty, path=path)
+    pairs = _normal_form(
+        lambda: read_rows(files, is_row=layouts.is_pair), columns, source=called, faulty=faulty, path=path
+    )
     return _sliced(pairs, split) if "[" in split else pairs
 
 
@@ -333,36 +316,25 @@ class _Reader:
         Raises:
             DataError: One line that says what was found and what was wanted.
         """
-        if self._n == 0:
-            raise DataError(f"{self.source} is empty; a preference set needs at least one pair")
-        found = ", ".join(name[:40] for name in list(self.seen)[:20]) or "none"
-        absent = [old for old in self.columns.values() if old not in self.seen]
-        if self.seen and absent:
+        if not self.seen:
+            why = f", {self.first_fault}" if self._n else " is empty; a preference set needs at least one pair"
+            raise DataError(f"{self.source}{why}")
+        found = ", ".join(name[:40] for name in list(self.seen)[:20])
+        if absent := [old for old in self.columns.values() if old not in self.seen]:
             raise DataError(
                 f"{self.source} has no column {', '.join(absent)} to rename; it has {found} (--map takes new=old)"
             )
-        if not self._any_known and self.seen:
+        if not self._any_known:
             forms = "; ".join(f"{name} ({', '.join(sorted(columns))})" for name, (columns, _) in LAYOUTS.items())
             raise DataError(
                 f"{self.source}: columns {found} fit no known form: {forms}; rename yours with --map new=old"
             )
-        if not self._any_known:
-            raise DataError(f"{self.source}, {self.first_fault}")
 
     def found(self) -> _Facts:
         """Returns what all rows say together."""
-        conversational, with_prompt = (
-            bool(count) and count.most_common(1)[0][0] for count in (self._forms, self._prompts)
-        )
-        return _Facts(
-            conversational,
-            with_prompt,
-            chat=self._chat,
-            codes=unfit_codes(self._codes),
-            judged=True in self._judged,
-            texts=frozenset(self._texts if self._invented else ()),
-            kinds=self._kinds,
-        )
+        chat, asked = (bool(count) and count.most_common(1)[0][0] for count in (self._forms, self._prompts))
+        codes, texts = layouts.unfit_codes(self._codes), frozenset(self._texts if self._invented else ())
+        return _Facts(chat, asked, self._chat, codes, True in self._judged, texts, self._kinds)
 
     def fits(self) -> bool:
         """Returns whether the columns that ride along hold so far what is known of them."""
@@ -379,7 +351,7 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Returns what a person would not expect: prompts that stand in no column, and text that nothing reads."""
-        notes = label_notes(self.source, self._codes, self._judged)
+        notes = layouts.label_notes(self.source, self._codes, self._judged)
         if self._invented and not self.facts.texts:
             notes.append(f"{self.source} has no prompts: what both sides of a pair begin with is taken for the prompt")
         if self._texts:
@@ -395,10 +367,10 @@ class _Reader:
         if plain is not None:
             self._prompts[True] += 1
         else:
-            row = with_messages(row, form.talks)
-            if "label" in row and (code := label_code(row)) is not None:
+            row = layouts.with_messages(row, form.talks)
+            if "label" in row and (code := layouts.label_code(row)) is not None:
                 self._codes.add((code, "chosen" in row))
-                row = row | {"label": label_word(code, self.facts.codes | {code}, row)}
+                row = row | {"label": layouts.label_word(code, self.facts.codes | {code}, row)}
         if form.unread:
             self._ride(row, form, riding)
         pairs = self._by_layout(row, form, str(index)) if plain is None else [plain]
@@ -416,9 +388,9 @@ class _Reader:
         if form.explicit and self.facts.with_prompt and not form.asked:
             raise MissingCellError.of(["prompt"])
         assert form.layout is not None
-        pairs, said = form.layout(row), before(row)
+        pairs, said = form.layout(row), layouts.before(row)
         self._check_invented(pairs)
-        turned = [in_turns(pair, said) for pair in pairs] if said or self.facts.chat else pairs
+        turned = [layouts.in_turns(pair, said) for pair in pairs] if said or self.facts.chat else pairs
         ids = [index] if len(pairs) == 1 else [f"{index}-{k}" for k in range(len(pairs))]
         normal = [normal_row(pair, row, name, self.source) for pair, name in zip(turned, ids, strict=True)]
         self._chat |= bool(said) and isinstance(pairs[0]["prompt"], str)
@@ -435,7 +407,7 @@ class _Reader:
             kept = {name: value for name, value in row.items() if name not in replaced}
             row = kept | {new: row[old] for new, old in self.columns.items() if old in row}
             names = tuple(row)
-        form = form_of(names)
+        form = layouts.form_of(names)
         if form.layout is None:
             raise MissingCellError.of(form.needed)
         self._any_known = True
@@ -463,9 +435,9 @@ class _Reader:
     def _is_judged(self, row: Row, form: Form) -> bool:
         """Returns whether `label` says who won; another column may say it in its place."""
         if row.get("preference") not in (None, ""):
-            return verdict(row) is not None
-        judged = verdict(row, strict=self.facts.judged) is not None
-        if has_label(row) and form.explicit:
+            return layouts.verdict(row) is not None
+        judged = layouts.verdict(row, strict=self.facts.judged) is not None
+        if layouts.has_label(row) and form.explicit:
             self._judged.add(judged)
         return judged
 
@@ -502,7 +474,8 @@ def _read(before: _Reader, rows: Iterable[RawRow], path: Path | None) -> tuple[_
         if path is not None:
             sink = {"path": str(stack.enter_context(replacing(path, ending=str(os.getpid()))))}
         with ArrowWriter(features=columns, **sink) as writer:
-            for batch in _batches(reader, rows):
+            pairs = chain.from_iterable(map(reader.read, rows))
+            while batch := list(islice(pairs, _BATCH_ROWS)):
                 if reader.fits():
                     writer.write_table(arrow_table(batch, columns))
             reader.check_forms()
@@ -512,22 +485,3 @@ def _read(before: _Reader, rows: Iterable[RawRow], path: Path | None) -> tuple[_
     given = {*reader.seen, *reader.columns} - {"fault"}
     empty = [name for name in OPTIONAL if normal.data[name].null_count == len(normal)]
     return reader, normal.remove_columns([name for name in empty if name not in given])
-
-
-def _batches(reader: _Reader, rows: Iterable[RawRow]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    chars = 0
-    for raw in rows:
-        pairs = reader.read(raw)
-        batch += pairs
-        chars += sum(map(_chars, pairs))
-        if len(batch) >= _BATCH_ROWS or chars > _BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _chars(pair: Row) -> int:
-    sides = [pair.get(name) or "" for name in ("prompt", "chosen", "rejected")]
-    return sum(len(side) if isinstance(side, str) else sum(map(len, map(message_text, side))) for side in sides)

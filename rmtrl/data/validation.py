@@ -22,20 +22,10 @@ from rmtrl.io import LARGE_ROWS, Row, table_columns
 from rmtrl.types import Chat, Conversation, Message
 
 REASONS = (
-    "unreadable",
-    "missing_field",
-    "bad_roles",
-    "context_mismatch",
-    "empty_prompt",
-    "empty_response",
-    "identical_candidates",
-    "non_finite_margin",
-    "tie_or_abstention",
-    "unrenderable",
-    "too_long",
-    "duplicate_pair",
+    "unreadable", "missing_field", "bad_roles", "context_mismatch", "empty_prompt", "empty_response",
+    "identical_candidates", "non_finite_margin", "tie_or_abstention", "unrenderable", "too_long", "duplicate_pair",
     "contradictory_pair",
-)
+)  # fmt: skip
 """Why a row can be rejected, in order of precedence: a row with several faults is counted under the first."""
 
 _CODES: dict[str | None, int] = {None: 0} | {reason: code for code, reason in enumerate(REASONS, 1)}
@@ -209,7 +199,7 @@ def _reason(pair: Row, drop_ties: bool) -> str | None:
     if fault is not None:
         reason = fault.split(":", 1)[0]
         return reason if reason in REASONS else "unreadable"
-    if None in sides or any(map(_has_null, sides)):
+    if None in sides or (isinstance(prompt, list) and any(map(_has_null, sides))):
         return "missing_field"
     if isinstance(prompt, list) and _has_bad_roles(prompt, chosen, rejected):
         return "bad_roles"
@@ -226,10 +216,8 @@ def _reason(pair: Row, drop_ties: bool) -> str | None:
     return "tie_or_abstention" if drop_ties and pair.get("preference") == 0.5 else None
 
 
-def _has_null(side: Conversation) -> bool:
-    return isinstance(side, list) and any(
-        message is None or message.get("role") is None or not says(message) for message in side
-    )
+def _has_null(side: list[Message]) -> bool:
+    return any(message is None or message.get("role") is None or not says(message) for message in side)
 
 
 def _has_bad_roles(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> bool:
@@ -260,7 +248,7 @@ def _mark_rendered(
         whole = [Chat.of(pairs[row]["prompt"] + pairs[row][side], pairs[row]) for row in rows]
         if max_length is None and whole and isinstance(whole[0], str):
             return said
-        for row, length in zip(rows, rendered_lengths(whole, tokenizer), strict=True):
+        for row, length in zip(rows, _rendered_lengths(whole, tokenizer), strict=True):
             if isinstance(length, str):
                 codes[row], said[row] = _CODES["unrenderable"], length
             elif max_length is not None and length > max_length:
@@ -281,17 +269,13 @@ def check_chat_template(tokenizer: Any) -> None:
         )
 
 
-def rendered_lengths(conversations: Sequence[Conversation], tokenizer: Any) -> list[int | str]:
-    """Returns the tokens of each conversation as TRL renders it, or what the chat template says where it refuses.
-
-    Raises:
-        RenderingError: If there are messages and the tokenizer has no chat template.
-    """
+def _rendered_lengths(conversations: Sequence[Any], tokenizer: Any) -> list[int | str]:
+    """Returns the tokens of each conversation as TRL renders it, or what the chat template says where it refuses."""
     if not conversations:
         return []
     if isinstance(conversations[0], str):
         end = getattr(tokenizer, "eos_token", None) or ""
-        ids = tokenizer([text if text.endswith(end) else text + end for text in conversations])["input_ids"]  # type: ignore[operator,union-attr]
+        ids = tokenizer([text if text.endswith(end) else text + end for text in conversations])["input_ids"]
         return [len(row) for row in ids]
     check_chat_template(tokenizer)
     if not any(isinstance(conversation, Chat) for conversation in conversations):
@@ -322,7 +306,7 @@ def _key(pair: Row) -> tuple[int, int]:
     template = [canonical(pair[name]) for name in TEMPLATE if pair.get(name)]
     first, second = (chosen, rejected) if chosen < rejected else (rejected, chosen)
     preference = pair.get("preference")
-    ahead = 1 if preference is None or math.isnan(preference) else int(np.sign(preference - 0.5))
+    ahead = 1 if preference is None or math.isnan(preference) else (preference > 0.5) - (preference < 0.5)
     return hash((prompt, first, second, *template)), ahead if first is chosen else -ahead
 
 

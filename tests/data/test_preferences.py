@@ -336,6 +336,16 @@ def test_a_row_that_cannot_be_read_stands_there_with_its_fault(tmp_path, line, f
         read_preferences(path)
 
 
+def test_what_the_last_row_says_counts_for_the_first(tmp_path):
+    plain = [json.dumps(PAIR | {"own": number}) for number in range(300)]
+    (tmp_path / "pairs.jsonl").write_text(
+        "\n".join([*plain, json.dumps(PAIR | {"own": "text", "system": "Be kind."})])
+    )
+    pairs = read_preferences(tmp_path / "pairs.jsonl")
+    assert pairs[0]["prompt"] == said("user", PAIR["prompt"]) and pairs[0]["own"] == 0
+    assert pairs[300]["prompt"][0] == said("system", "Be kind.")[0] and pairs[300]["own"] == "text"
+
+
 def test_a_clean_file_has_no_fault_column(tmp_path):
     path = write_lines(tmp_path / "pairs.jsonl.gz", GOOD, GOOD)
     assert read_preferences(path, faulty="keep")[:] == read_preferences(path)[:]
