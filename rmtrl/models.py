@@ -140,6 +140,8 @@ def _said(path: str | Path, kind: str, before: str = "") -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith(("Repo id must", "Incorrect path_or_model_id")):
+            reason = "there is no such folder"
         raise ModelError(f"no {kind} at {path}: {before}{reason}; give a checkpoint folder or a hub id") from error
 
 

@@ -309,7 +309,7 @@ def test_fresh_input_that_cannot_be_used_is_one_line(rmtrl, tmp_path, generation
         (("sample", generations, "--out", generations, "--key", key), "is read as input"),
         (("sample", generations, "--out", out, "--key", out), "give two files"),
         (("sample", review, "--out", out, "--key", key), "no generation"),
-        (("sample", review, "--out", tmp_path, "--key", key), "no generation"),
+        (("sample", review, "--out", tmp_path, "--key", key), "is read as input"),
         (("import", review, "--key", key, "--by", "human", *taking), "120 of 120 pairs have no verdict"),
         (("import", broken, "--key", key, "--by", "human", *taking), "row 2 is not JSON"),
         (("import", listed, "--key", key, "--by", "human", *taking), "row 1 is not a JSON object"),

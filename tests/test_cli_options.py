@@ -234,6 +234,36 @@ def test_no_output_takes_the_place_of_an_input(rmtrl, world, made, monkeypatch, 
             assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("words", sorted(BASES))
+def test_a_model_or_tokenizer_at_no_folder_is_said_so(run, made, words):
+    for flag in {"--model", "--tokenizer", "--policy"} & set(options(words)):
+        for base, path in itertools.product(BASES[words], ("/nosuch", "/no/such/folder")):
+            if flag in base:
+                code, out, err = run(words, base, flag, path)
+                assert code == 2 and not out and f"at {path}: there is no such folder; give" in err, (base, err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("data validate pairs.jsonl --tokenizer /nosuch", "no tokenizer at /nosuch: there is no such folder"),
+     ("data validate pairs.jsonl --tokenizer rm --max-length 0", "got --max-length 0; "),
+     ("data validate pairs.jsonl --tokenizer rm --max-length -3", "got --max-length -3; "),
+     ("data split pairs.jsonl --out o --ratios 0.7,0.1,0.1,0.1", "requires 4 arguments, apart by spaces"),
+     ("data coverage pairs.jsonl --design table.csv", "table.csv is not a design (it holds no keys and values)"),
+     ("audit pairs.jsonl --scores scores.jsonl --target-mix no.json", "got --target-mix no.json; there is no such"),
+     ("data sample pairs.jsonl --size 4 --out o --stress no.json", "got --stress no.json; there is no such file"),
+     ("annotations agreement no.jsonl", "no such file: no.jsonl; give a file of judgments"),
+     ("annotations pairs no.jsonl", "no such file: no.jsonl; give a file of judgments"),
+     ("overopt empty.jsonl", "empty.jsonl is empty; wanted rows"),
+     ("fresh sample generations.jsonl --out o --key k", "got 200 pairs to draw (--n); wanted 1 to 3")],
+)  # fmt: skip
+def test_a_line_names_what_is_wrong(rmtrl, world, monkeypatch, words, said):
+    monkeypatch.chdir(world)
+    (world / "table.csv").write_text("a,b\n1,2\n"), (world / "empty.jsonl").write_text("")
+    code, out, err = rmtrl(*words.split())
+    assert code == 2 and not out and said in err and "hub id of the form" not in err and "**" not in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [("score", "Missing argument"), ("score x --bogus", "--bogus"), ("nosuch", "nosuch"),

@@ -53,7 +53,9 @@ def _said(error: Any) -> str:
     if " is not one of " in wanted:
         choices = wanted.partition(" is not one of ")[2].replace("'", "").split(", ")
         wanted = f"wanted {' or '.join(choices) if len(choices) == 2 else ', '.join(choices)}"
-    said = f"got {given}; {wanted}" if given and wanted else str(error.format_message())
+    if " requires " in wanted and wanted.endswith(" arguments."):
+        wanted = f"{wanted.rstrip('.')}, apart by spaces"
+    said = f"got {given}; {wanted}" if given and wanted else wanted or str(error.format_message())
     return f"{said.rstrip('.')}; see {context.command_path if context else 'rmtrl'} --help"
 
 

@@ -22,7 +22,7 @@ Folder = Annotated[Path, typer.Option(help="Folder to write: a file a set, and w
 def validate(
     data: opt.Data,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, to count tokens.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.", min=1)] = None,
     ties: Annotated[Literal["drop", "keep"], typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
     out: Annotated[
         Path | None, typer.Option(help="Write the rows here, as jsonl; it may replace the data itself.")

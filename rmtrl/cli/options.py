@@ -28,15 +28,18 @@ Numbers = dict[str, float]
 
 def numbers(said: str) -> Any:
     """Returns an option that takes name=number,name=number, or a JSON file of them."""
+    wanted = "name=number,name=number or a JSON file of them"
 
     def parsed(text: str) -> Numbers:
         try:
             if Path(text).is_file():
                 return read_object(Path(text))
+            if "=" not in text and Path(text).suffix:
+                raise typer.BadParameter(f"there is no such file; wanted {wanted}")
             return {name.strip(): float(value) for name, value in (part.rsplit("=", 1) for part in text.split(","))}
         except DataError as error:
             raise typer.BadParameter(str(error)) from error
         except ValueError as error:
-            raise typer.BadParameter("wanted name=number,name=number") from error
+            raise typer.BadParameter(f"wanted {wanted}") from error
 
     return typer.Option(parser=parsed, metavar="NAME=NUMBER,…", help=said)

@@ -74,7 +74,10 @@ def read_design(name: str | Path) -> Design:
     if str(name) not in presets and not path.is_file():
         raise UsageError(f"no design {name}; give {', '.join(sorted(presets))} or a YAML file")
     try:
-        return _checked(Design(**yaml.safe_load(presets.get(str(name), path).read_text(encoding="utf-8"))))
+        settings = yaml.safe_load(presets.get(str(name), path).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError("it holds no keys and values")
+        return _checked(Design(**settings))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         known = ", ".join(Design.__dataclass_fields__)
         raise UsageError(f"{name} is not a design ({' '.join(str(error).split())}); its keys are {known}") from error

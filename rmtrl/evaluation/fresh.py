@@ -104,7 +104,7 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
         usable[prompt_id] = row, different
     if not 1 <= n <= len(usable):
         most = f"{len(usable)}, the prompts with two different completions"
-        raise DataError(f"got {n} pairs to draw; wanted 1 to {most}")
+        raise DataError(f"got {n} pairs to draw (--n); wanted 1 to {most}")
     review, pairs = [], []
     rng = np.random.default_rng(seed)
     for number, prompt_id in enumerate(sorted(usable, key=lambda name: _sha256(f"{seed}:{name}"))[:n], 1):

@@ -170,6 +170,8 @@ def read_annotations(
 
 def _rows(path: Path) -> Iterator[Row | str]:
     """Yields the rows of a file, or what is wrong with one; a table has numbers where the text of a cell is one."""
+    if not path.exists():
+        raise DataError(f"no such file: {path}; give a file of judgments, jsonl, json, csv or parquet")
     rows = (row for _, row in read_rows([path])) if path.is_file() and is_text(path) else iter(load_rows(path))
     return rows if suffix_of(path) in (".jsonl", ".ndjson", ".json") else map(_filled, rows)
 
