@@ -10,14 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
 from rmtrl.data.normal_form import TEMPLATE
-from rmtrl.errors import DataError, RenderingError, UsageError
+from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import LARGE_ROWS, Row, table_columns
 from rmtrl.types import Chat, Conversation, Message
 
@@ -32,8 +32,6 @@ _CODES: dict[str | None, int] = {None: 0} | {reason: code for code, reason in en
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
 _OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault", "tools",
              "chat_template_kwargs")  # fmt: skip
-# what a template's own code raises on messages that it does not foresee
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _BATCH_ROWS = 1000
 
 
@@ -256,45 +254,31 @@ def _mark_rendered(
     return said
 
 
-def check_chat_template(tokenizer: Any) -> None:
-    """Raises if a tokenizer cannot render message lists.
-
-    Raises:
-        RenderingError: If it has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise RenderingError(
-            "got conversational data (message lists) but the tokenizer has no chat template; set chat_template_path, "
-            "or give the data as strings"
-        )
-
-
 def _rendered_lengths(conversations: Sequence[Any], tokenizer: Any) -> list[int | str]:
     """Returns the tokens of each conversation as TRL renders it, or what the chat template says where it refuses."""
     if not conversations:
         return []
-    if isinstance(conversations[0], str):
+    if plain := isinstance(conversations[0], str):
         end = getattr(tokenizer, "eos_token", None) or ""
-        ids = tokenizer([text if text.endswith(end) else text + end for text in conversations])["input_ids"]
-        return [len(row) for row in ids]
-    check_chat_template(tokenizer)
-    if not any(isinstance(conversation, Chat) for conversation in conversations):
-        try:
-            ids = tokenizer.apply_chat_template(list(conversations), tokenize=True, return_dict=True)["input_ids"]
-            return [len(row) for row in ids]
-        except _TEMPLATE_ERRORS:
-            pass  # one of them; each says its own below
-    return [_rendered_length(conversation, tokenizer) for conversation in conversations]
+        texts: list[str | Exception] = [text if text.endswith(end) else text + end for text in conversations]
+    else:
+        check_chat_template(tokenizer)
+        texts = [_rendered(conversation, tokenizer) for conversation in conversations]
+    sound = [text for text in texts if isinstance(text, str)]
+    # a template writes the special tokens itself
+    ids = iter(tokenizer(sound, add_special_tokens=plain)["input_ids"] if sound else [])
+    return [len(next(ids)) if isinstance(text, str) else _in_words(text) for text in texts]
 
 
-def _rendered_length(conversation: Any, tokenizer: Any) -> int | str:
-    tools, more = getattr(conversation, "tools", None), getattr(conversation, "chat_template_kwargs", {})
-    more = more | ({"tools": tools} if tools else {})
+def _rendered(conversation: list[Message], tokenizer: Any) -> str | Exception:
     try:
-        rendered = tokenizer.apply_chat_template([list(conversation)], tokenize=True, return_dict=True, **more)
-    except _TEMPLATE_ERRORS as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return len(rendered["input_ids"][0])
+        return rendered(tokenizer, conversation)
+    except TEMPLATE_ERRORS as error:
+        return error
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # ---- repeated pairs
