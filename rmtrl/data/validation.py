@@ -42,7 +42,7 @@ class ValidationResult:
     Args:
         kept (`Dataset`): Sound rows, in the order of the input, with all its columns but `fault`.
         rejects (`Dataset`): The other rows, with all columns of the input and `reason`; `fault` has what the reader or
-            the chat template said.
+            the chat template said. A column `reason` of the input is `reason_given`.
         reasons (`dict[str, int]`): Rejected rows by reason; every reason of `REASONS` is present.
         n (`int`): Rows of the input, always `len(kept) + len(rejects)`.
         tie_rate (`float`): Share of ties among the rows of the input.
@@ -119,6 +119,8 @@ def validate(
     kept_names = names.filter(pa.array(sound))
     kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
     with progress_bars(len(rejects) >= LARGE_ROWS):
+        if "reason" in rejects.column_names and "reason_given" not in rejects.column_names:
+            rejects = rejects.rename_column("reason", "reason_given")
         rejects = _with_text(rejects, "reason", [REASONS[code - 1] for code in codes[~sound]])
         if said:
             before = rejects["fault"][:] if "fault" in rejects.column_names else [None] * len(rejects)
