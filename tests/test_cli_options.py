@@ -191,6 +191,49 @@ def test_a_missing_input_is_one_line_that_names_it(run, made, words):
             assert code == 2 and not out and last.startswith("rmtrl: error:") and "no-such.jsonl" in last, (base, err)
 
 
+WRITES = [(words, flag) for words in sorted(COMMANDS) for flag in sorted(OUTPUTS & set(options(words)))]
+WRITES.remove(("fresh import", "--key"))  # which it reads
+REPLACES = {("data validate", "--out")}  # the kept pairs may take the place of the data
+IN_FOLDER = {("evaluate", "--out"): "mine/scores.jsonl", ("audit", "--out"): "audit.json",
+             ("overopt", "--out"): "overoptimization.json", ("data split", "--out"): "train.jsonl"}  # fmt: skip
+READ = {"data unseal": ["splits/train.jsonl"]}  # in a folder
+MORE = {"calibrate": ["pairs.jsonl --scores scores.jsonl --test more.jsonl --test-data other.jsonl"],
+        "annotations pairs": ["annotations.jsonl --prompts more.jsonl --responses other.jsonl"]}  # fmt: skip
+
+
+def test_every_option_that_writes_is_known_as_one():
+    for words, command in COMMANDS.items():
+        said = {param.opts[0] for param in command.params if (getattr(param, "help", "") or "").startswith("Write")}
+        assert said <= OUTPUTS, words
+
+
+@pytest.mark.parametrize(("words", "flag"), WRITES)
+def test_no_output_takes_the_place_of_an_input(rmtrl, world, made, monkeypatch, tmp_path, words, flag):
+    folder = tmp_path / "copy"
+    shutil.copytree(world, folder)
+    shutil.copy(folder / "scores.jsonl", folder / "more.jsonl")
+    monkeypatch.chdir(folder)
+    for base in [*BASES[words], *MORE.get(words, [])]:
+        if flag == "--export" and "--model" not in base:
+            continue
+        files = [word for word in base.split() if word.endswith((".jsonl", ".json"))]
+        for name in files or READ.get(words, []):
+            given, target = base, name
+            if place := IN_FOLDER.get((words, flag)):
+                given, target = base.replace(name, f"results/{place}", 1), "results"
+                (folder / "results" / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(name, folder / "results" / place)
+            given = given.replace(f"{flag} OUT", "").replace(f"{flag} KEY", "").replace("OUT", "o").replace("KEY", "k")
+            before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            code, out, err = rmtrl(*words.split(), *given.split(), flag, target)
+            if (words, flag) in REPLACES:
+                assert code == 0
+                continue
+            assert code == 2 and not out, (given, err)
+            assert f"got {flag} " in err and "which is read as input" in err and "; give another file" in err
+            assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [("score", "Missing argument"), ("score x --bogus", "--bogus"), ("nosuch", "nosuch"),

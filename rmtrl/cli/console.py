@@ -48,16 +48,20 @@ def check_model_or_scores(model: Any, scores: Any) -> None:
         raise UsageError("wanted either --model or --scores, and one of them")
 
 
-def check_outputs(inputs: Iterable[str | Path], outputs: Mapping[str, Path | None]) -> None:
-    """Raises where an output, by its flag, would replace an input, a file of an input folder or another output."""
-    read = {Path(name).expanduser().resolve(): name for name in inputs}
+def check_outputs(inputs: Iterable[str | Path | None], outputs: Mapping[str, Path | None]) -> None:
+    """Raises where an output, by its flag, would replace an input, a file of an input folder or another output.
+
+    An output that is a folder with an input in it is one that is replaced whole.
+    """
+    read = {Path(name).expanduser().resolve(): name for name in inputs if name is not None}
     taken: dict[Path, str] = {}
     for flag, given in outputs.items():
         if given is None:
             continue
         path = given.resolve()
         places = (path, *path.parents) if given.exists() else (path,)
-        if source := next((read[own] for own in places if own in read), None):
+        inside = [name for own, name in read.items() if path in own.parents]
+        if source := next((read[own] for own in places if own in read), next(iter(inside), None)):
             raise UsageError(f"got {flag} {given}, which is read as input {source}; give another file")
         if (other := taken.setdefault(path, flag)) != flag:
             raise UsageError(f"got {given} for both {other} and {flag}; give two files")

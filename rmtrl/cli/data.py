@@ -24,7 +24,9 @@ def validate(
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, to count tokens.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.")] = None,
     ties: Annotated[Literal["drop", "keep"], typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
-    out: opt.AnyRows = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the rows here, as jsonl; it may replace the data itself.")
+    ] = None,
     rejects: opt.Rejects = None,
     strict: opt.Strict = False,
     columns: opt.Map = None,
@@ -141,6 +143,7 @@ def split(
     """Split pairs by prompt, near-duplicates together, and publish the splits with what rebuilds them."""
     from rmtrl.data.publishing import publish_splits
 
+    check_outputs([data], {"--out": out})
     record = publish_splits(
         read_pairs(data, from_split, columns), out, source=data, ratios=ratios, stratify=stratify,
         holdout_domains=holdout_domains, sealed=sealed, near_duplicates=near_duplicates, seed=seed, licence=licence,
@@ -159,6 +162,7 @@ def unseal(
     """Open the sealed split for a final figure; every opening is counted and kept with its purpose."""
     from rmtrl.data.publishing import unseal as open_sealed
 
+    check_outputs([folder], {"--out": out})
     show({**open_sealed(folder, out, purpose=purpose), "out": str(out)}, as_json)
 
 
@@ -226,6 +230,7 @@ def sample(
     """Draw prompts across domains by prevalence, more of the domains where mistakes cost most."""
     from rmtrl.data.design import sample_by_domain
 
+    check_outputs([data], {"--out": out})
     drawn = sample_by_domain(read_pairs(data, split, columns), size, prevalence=prevalence, stress=stress, seed=seed)
     n = write_rows(out, drawn.pairs)
     counts = {"schema": "rmtrl/sample/1", "data": data, "n": n, "seed": seed, "domains": drawn.drawn}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import check_model_or_scores, read_pairs, renames, show
+from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_json
 
@@ -34,7 +34,7 @@ def evaluate(
     as_json: opt.Json = False,
 ) -> None:
     """Score benchmarks and report their figures with intervals; several models make a table."""
-    from rmtrl.evaluation.run import evaluate_model, in_words, judge_scores, read_tasks, run_folders, summary
+    from rmtrl.evaluation.run import WRITTEN, evaluate_model, in_words, judge_scores, read_tasks, run_folders, summary
 
     started = time.time()
     if bool(model) == bool(scores):
@@ -44,10 +44,14 @@ def evaluate(
     if scores and len(benchmark) > 1:
         raise UsageError(f"got --scores and {len(benchmark)} benchmarks; a file of scores is of one")
     tasks = read_tasks(benchmark)
+    folders = run_folders(list(dict.fromkeys(model or ())) or [str(scores)], out)
+    read = [scores, *(task.source for task in tasks if Path(task.source).is_file())]
+    own = [task.folder(folder) / name for folder in folders.values() if folder for task in tasks for name in WRITTEN]
+    for file in [*own, out / "results.json"] if out else []:
+        check_outputs(read, {"--out": file})
     if scores:
         runs = [judge_scores(scores, tasks[0], out)]
     else:
-        folders = run_folders(list(dict.fromkeys(model or ())), out)
         settings = {"device": device, "batch_tokens": batch_tokens}
         runs = [evaluate_model(name, tasks, folder, text=text, **settings) for name, folder in folders.items()]
     whole = summary(runs, out, started=started)
@@ -86,6 +90,7 @@ def calibrate(
         raise UsageError("got --export without --model; there is no model to export")
     if test_data is not None and (scores is None or test is None):
         raise UsageError("got --test-data, the pairs of test scores, without --scores and --test; name these too")
+    check_outputs([data, scores, test, test_data], {"--out": out, "--export": export})
     files = {"calibration": data, "test": test} if model else {"calibration": scores, "test": test}
     sources = {name: str(file) for name, file in files.items() if file is not None}
     given = {"calibration": data, "test": test if model else test_data}
@@ -162,6 +167,7 @@ def audit(
     from rmtrl.evaluation.scoring import ScoredPairs
 
     check_model_or_scores(model, scores)
+    check_outputs([data, scores], {"--out": out and out / "audit.json"})
     pairs = read_pairs(data, split, columns)
     scorer, known_model, known_scores = None, None, None
     if scores is not None:
@@ -218,6 +224,7 @@ def overopt(
     from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
     from rmtrl.evaluation.overoptimization.measure import read_samples, report, verdict
 
+    check_outputs([samples], {"--out": out and out / "overoptimization.json"})
     rows = read_samples(samples, renames(columns, example="proxy=score"))
     settings: dict[str, Any] = {"held_out": held_out or [], "n_resamples": n_resamples, "seed": seed}
     result = measure_overoptimization(Samples.of(rows, samples), n_max=n_max, **settings)

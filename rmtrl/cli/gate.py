@@ -116,7 +116,7 @@ def score(
     from rmtrl.evaluation.fresh import check_verdicts, model_scores, score_verdicts, stored_scores
 
     check_model_or_scores(model, scores)
-    check_outputs([path for path in (verdicts, scores) if path], {"--out": out})
+    check_outputs([verdicts, scores], {"--out": out})
     rows = read_rows(verdicts)
     check_verdicts(rows)
     if scores is not None:

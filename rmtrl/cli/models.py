@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import read_pairs, show
+from rmtrl.cli.console import check_outputs, read_pairs, show
 from rmtrl.errors import UsageError
 from rmtrl.io import write_rows
 
@@ -58,6 +58,7 @@ def score(
     from rmtrl.metrics import mean_estimate, pair_wins
     from rmtrl.reward.scorer import RewardScorer
 
+    check_outputs([data], {"--out": out})
     pairs = read_pairs(data, split, columns)
     scorer = RewardScorer.from_pretrained(model, progress=False)
     scores: list[list[float]] = []
@@ -101,6 +102,7 @@ def rerank(
     from rmtrl.metrics import mean_estimate
     from rmtrl.reward.scorer import RewardScorer
 
+    check_outputs([data], {"--out": out})
     asked = read_prompts(data, candidates=policy is None)
     generator = None
     if policy is not None:

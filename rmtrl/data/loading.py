@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+from datasets.data_files import _get_data_files_patterns, resolve_pattern
 from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from rmtrl.errors import DataError
@@ -58,14 +58,9 @@ def text_files(source: str | Path, *, split: str = "train", name: str | None = N
         return [path] if _format_of(path) != "parquet" else []
     if not path.is_dir() or _is_saved(path):
         return []
-    _check_holds_data(path)
     with _explained(source, path), progress_bars(False):
-        by_split = load_dataset_builder(str(path), name).config.data_files or {}
-    wanted = [part.split("[")[0].strip() for part in split.split("+")]
-    absent = [part for part in wanted if part not in by_split]
-    if absent:
-        raise DataError(f"{source} has no split {', '.join(absent)}; it has {', '.join(map(str, by_split))}")
-    files = [Path(file) for part in wanted for file in by_split[part]]
+        by_split = _files_by_split(path, split, name)
+    files = [Path(file) for own in by_split.values() for file in own]
     return files if all(is_text(file) for file in files) else []
 
 
@@ -84,22 +79,54 @@ def _load(source: str, path: Path, split: str, name: str | None) -> Dataset:
     if path.is_dir():
         if _is_saved(path):
             return _saved_split(path, split)
-        _check_holds_data(path)
-        config = load_dataset_builder(str(path), name).config
-        return load_dataset(str(path), name, split=split, **(_CSV_OPTIONS if isinstance(config, CsvConfig) else {}))
+        return _load_files(path, _files_by_split(path, split, name), split)
     if path.is_file():
-        options = _CSV_OPTIONS if _format_of(path) == "csv" else {}
-        split_name = re.split(r"\W", split)[0]
-        return load_dataset(_format_of(path), data_files={split_name: str(path)}, split=split, **options)
+        return _load_files(path, {re.split(r"\W", split)[0]: [str(path)]}, split)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and suffix_of(Path(source)) not in _FORMATS:
         return load_dataset(source, name, split=split)
     raise DataError(f"no such file or folder: {source}; give a path or a hub id of the form owner/name")
 
 
-def _check_holds_data(folder: Path) -> None:
-    """Raises where no file of a folder is of a known format; the datasets library takes minutes to say so."""
-    if not any(suffix_of(Path(name)) in _FORMATS for *_, names in os.walk(folder) for name in names):
+def _load_files(source: Path, by_split: dict[str, list[str]], split: str) -> Dataset:
+    files = [Path(file) for own in by_split.values() for file in own]
+    first, *others = formats = list(dict.fromkeys(map(_format_of, files)))
+    if others:
+        beside = [file.name for file in files if _format_of(file) != first]
+        raise DataError(
+            f"{source} holds files of {' and '.join(formats)} in one split, and {', '.join(beside[:5])} would be left "
+            "out; give files of one format"
+        )
+    return load_dataset(first, data_files=by_split, split=split, **(_CSV_OPTIONS if first == "csv" else {}))
+
+
+def _files_by_split(folder: Path, split: str, name: str | None) -> dict[str, list[str]]:
+    """Returns the data files of the splits that are wanted, by the configurations of its README or by their names."""
+    if not any(suffix_of(Path(own)) in _FORMATS for *_, names in os.walk(folder) for own in names):
         raise DataError(f"{folder} holds no file of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
+    card = folder / "README.md"
+    if name or (card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")):
+        configured = load_dataset_builder(str(folder), name).config.data_files or {}
+        by_split = {str(own): list(files) for own, files in configured.items()}
+    else:
+        patterns = _get_data_files_patterns(lambda pattern: _data_files(folder, pattern))
+        by_split = {
+            str(own): list(dict.fromkeys(file for pattern in ours for file in _data_files(folder, pattern)))
+            for own, ours in patterns.items()
+        }
+    wanted = [part.split("[")[0].strip() for part in split.split("+")]
+    absent = [part for part in wanted if part not in by_split]
+    if absent:
+        raise DataError(f"{folder} has no split {', '.join(absent)}; it has {', '.join(by_split)}")
+    return {part: by_split[part] for part in wanted}
+
+
+def _data_files(folder: Path, pattern: str) -> list[str]:
+    """Returns the files of a pattern that hold rows: a script or a note beside them names no split."""
+    try:
+        found = resolve_pattern(pattern, folder.resolve().as_posix())
+    except FileNotFoundError:
+        return []
+    return [own for own in found if suffix_of(Path(own)) in _FORMATS and Path(own).name != "dataset_infos.json"]
 
 
 def _is_saved(path: Path) -> bool:

@@ -173,7 +173,8 @@ _FORM = 'wanted one line an item, such as {"id": "a", "scores": [1.5, 0.2]}'
 def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     """Returns the scores of a file in the order of the items; an item the file lacks, or has null for, is `None`.
 
-    An item is named by its id, or by its id in the benchmark's own files where only one item has it.
+    An item is named by its id, by its subset and its id, or by its id in the benchmark's own files where only one item
+    has it.
 
     The word `$ERROR$` stands for a judge's failure on one candidate, −∞, which some benchmarks allow. Lines of
     JudgeBench's own files, `{"pair_id", "score_A", "score_B"}`, are read too.
@@ -190,7 +191,8 @@ def read_scores(path: str | Path, items: Sequence[Item]) -> list[ItemScores]:
     """
     known: dict[str, list[Item]] = {}
     for item in items:
-        known.setdefault(item.own_id or item.id, []).append(item)
+        for name in {item.own_id or item.id.removeprefix(f"{item.subset}/"), f"{item.subset}/{item.id}"}:
+            known.setdefault(name, []).append(item)
     known |= {item.id: [item] for item in items}
     found: dict[str, ItemScores] = {}
     for place, line in read_sound_rows(Path(path), wanted=_FORM):

@@ -32,6 +32,8 @@ from rmtrl.io import write_json, write_rows
 from rmtrl.types import json_ready
 
 RESULT = "rmtrl/benchmark-result/1"
+WRITTEN = ("scores.jsonl", "result.json")
+"""What stands in the folder of a benchmark."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
@@ -229,6 +230,49 @@ def test_folder_is_read_by_split(tmp_path):
     write_lines(tmp_path / "test.jsonl", json.dumps(PAIR), json.dumps(PAIR))
     assert len(read_preferences(tmp_path)) == 1
     assert len(read_preferences(tmp_path, split="test")) == 2
+
+
+@pytest.mark.parametrize("stray", ["train_x.py", "test_notes.txt", "README.md", "test.md5", "scripts/test/run.py"])
+@pytest.mark.parametrize("data", ["pairs.jsonl", "pairs.csv", "pairs.parquet", "part.jsonl.gz"])
+def test_a_stray_file_in_a_folder_hides_no_data(tmp_path, data, stray, caplog, capfd):
+    (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / stray).write_text("hi\n")
+    _write_pairs(tmp_path / data, PAIR)
+    assert [row["chosen"] for row in read_preferences(tmp_path)] == [PAIR["chosen"]]
+    assert "Repo card" not in caplog.text + capfd.readouterr().err
+    with pytest.raises(DataError, match="no split test; it has train"):
+        read_preferences(tmp_path, split="test")
+
+
+def _write_pairs(path, row):
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    elif "json" in path.suffix:
+        path.write_text(json.dumps(row))
+    else:
+        frame = pd.DataFrame([row])
+        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "b.csv"), ("a.csv", "b.json", "c.jsonl"), ("train.jsonl", "train.csv")])
+def test_a_folder_of_text_in_two_formats_is_read_whole(tmp_path, names):
+    for name in names:
+        _write_pairs(tmp_path / name, PAIR)
+    assert len(read_preferences(tmp_path)) == len(names)
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "b.parquet"), ("a.csv", "b.parquet"), ("train.parquet", "train.jsonl")])
+def test_a_folder_with_tables_and_text_names_what_would_be_left_out(tmp_path, names):
+    for name in names:
+        _write_pairs(tmp_path / name, PAIR)
+    with pytest.raises(DataError, match=rf"{tmp_path.name} holds files of .*(a|b|train)\.\w+ would be left out"):
+        read_preferences(tmp_path)
+
+
+def test_a_folder_whose_readme_names_its_files_is_read_by_it(tmp_path):
+    _write_pairs(tmp_path / "a.jsonl", PAIR), _write_pairs(tmp_path / "b.jsonl", PAIR)
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: one\n  data_files: b.jsonl\n---\nhi\n")
+    assert len(read_preferences(tmp_path)) == len(read_preferences(tmp_path, name="one")) == 1
 
 
 def test_saved_dataset_is_read(tmp_path):

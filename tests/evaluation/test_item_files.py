@@ -44,6 +44,29 @@ def test_scores_are_read_in_the_order_of_the_items_whatever_that_of_the_lines(tm
     assert plain(read_scores(path, ITEMS[:5])) == [[0.5, -1.0], None, [1.0, 2.5], None, None]
 
 
+@pytest.mark.parametrize(
+    ("ids", "given", "said"),
+    [
+        (("facts/1", "facts/2", "format/1"), ("2", "facts/1", "format/1"), None),
+        (("facts/1", "facts/2", "format/1"), ("facts/2", "facts/1", "format/1"), None),
+        (("facts/1", "facts/2", "format/1"), ("2", "1"), "'1' is of facts/1 and format/1; give the whole id"),
+        (("facts/1", "facts/2", "format/1"), ("2", "facts/2"), "'facts/2' stands twice"),
+        (("boiling", "salt"), ("boiling", "facts/salt"), None),
+        (("boiling", "salt"), ("boiling", "facts/boiling"), "'boiling' stands twice"),
+        (("boiling", "facts/boiling"), ("boiling", "facts/boiling"), None),
+    ],
+)
+def test_an_item_may_be_named_with_its_subset_or_without(tmp_path, ids, given, said):
+    items = [Item(id, id, id.split("/")[0] if "/" in id else "facts", ("x", "y")) for id in ids]
+    path = write(tmp_path / "s.jsonl", *({"id": id, "scores": [n, 0]} for n, id in enumerate(given)))
+    if said:
+        with pytest.raises(DataError, match=said):
+            read_scores(path, items)
+    else:
+        found = [own.tolist()[0] for own in read_scores(path, items)]
+        assert sorted(found) == list(range(len(items)))
+
+
 def test_an_id_of_the_benchmark_s_own_may_stand_without_the_part_before_it_where_it_is_one_item_s(tmp_path):
     items = [Item(id, id, "all", ("x", "y"), own_id=id.partition("/")[2]) for id in ("chat/1", "chat/2", "code/2")]
     rows = [{"id": 1, "scores": [1, 2]}, {"id": "code/2", "scores": [3, 4]}]
