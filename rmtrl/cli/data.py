@@ -34,6 +34,7 @@ def validate(
     as_json: opt.Json = False,
 ) -> None:
     """Count which pairs can be trained on and why the others cannot."""
+    from rmtrl.data.preferences import with_given_names
     from rmtrl.data.validation import validate as validate_pairs
 
     check_outputs([data], {"--rejects": rejects})
@@ -47,7 +48,8 @@ def validate(
         loaded = load_tokenizer(tokenizer, kind="tokenizer")
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
-    files = {out: result.kept if len(result.kept) else None, rejects: result.rejects}
+    kept, rejected = with_given_names(result.kept), with_given_names(result.rejects)
+    files = {out: kept if len(kept) else None, rejects: rejected}
     write_row_files({path: rows for path, rows in files.items() if path is not None and rows is not None})
     if not len(result.kept):
         raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")

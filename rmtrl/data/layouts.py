@@ -7,8 +7,8 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
-from rmtrl.data.messages import listed_messages, read_messages, same
-from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, as_number
+from rmtrl.data.messages import conversation_text, listed_messages, read_messages, same, written_value
+from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, MissingCellError, as_number
 from rmtrl.errors import DataError
 from rmtrl.io import Row
 from rmtrl.types import Message
@@ -25,6 +25,8 @@ TALKS = {"chosen", "rejected", "left", "right", "response_left", "response_right
 
 CODES = frozenset({"0", "1"})
 _VERDICTS = {"chosen": 1.0, "left": 1.0, "rejected": 0.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
+_JUDGES = {"label", "labels", "preference_strength", "overall_preference", "better_response_id", "annotator1",
+           "annotator2", "annotator3"}  # fmt: skip
 _PAIRED = (("chosen", "rejected"), ("left", "right"), ("response_left", "response_right"))
 
 
@@ -39,7 +41,8 @@ def prompt_columns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def asked(row: Row) -> tuple[Any, Any]:
     """Returns the prompt of a row, None where it has none, and the prompt of the right side where that differs."""
-    found = [_side(name, row[name]) for name in prompt_columns(tuple(row))]
+    columns = prompt_columns(tuple(row)) + (("input",) if joins_input(row) else ())
+    found = [_side(name, row[name]) for name in columns]
     if len(found) < 2:
         return (found[0] if found else None), None
     if "prompt_left" in row:
@@ -47,18 +50,31 @@ def asked(row: Row) -> tuple[Any, Any]:
     return "\n\n".join(text for text in found if text), None
 
 
+def system_column(row: Row) -> str:
+    """Returns the column of a row's system message."""
+    return "system" if "system" in row else "system_prompt"
+
+
+def joins_input(row: Row) -> bool:
+    """Returns whether `input` is the second half of what `prompt` or `question` asks, and does not repeat it."""
+    columns, text = prompt_columns(tuple(row)), row.get("input")
+    if columns not in (("prompt",), ("question",)) or not isinstance(text, str) or not text.strip():
+        return False
+    return isinstance(row[columns[0]], str) and text not in row[columns[0]]
+
+
 def before(row: Row) -> list[Message]:
     """Returns what stands before the prompt in columns of its own: a system message, and earlier turns.
 
     `history` holds messages, or pairs of what the user and the assistant said.
     """
-    system, history = row.get("system"), row.get("history")
+    system, history = row.get(system_column(row)), row.get("history")
     said = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
     if not isinstance(history, list):
         return said
     if any(isinstance(turn, dict) for turn in history):
         return said + read_messages("history", history)
-    if not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+    if not all(map(_is_exchange, history)):
         raise DataError(f"history is {str(history)[:40]!r}; wanted messages, or pairs of what user and assistant said")
     roles = ("user", "assistant")
     return said + [{"role": role, "content": text} for turn in history for role, text in zip(roles, turn, strict=True)]
@@ -92,13 +108,27 @@ def _turns(text: str) -> list[Message]:
 
 
 def with_messages(row: Row, columns: Collection[str]) -> Row:
-    """Returns a row with the messages that stand in cells as JSON text; of two answers only where both are such."""
-    texts = {name: row[name] for name in columns if isinstance(row[name], str) and row[name].lstrip()[:1] == "["}
-    found = {name: messages for name, text in texts.items() if (messages := listed_messages(text))}
+    """Returns a row with the messages that stand in cells as text; of two answers only where both are such."""
+    texts = {
+        name: row[name] for name in columns if isinstance(row[name], str) and row[name].lstrip()[:1] in ("[", "{")
+    }
+    found = {name: value for name, text in texts.items() if (value := _written(name, text)) is not None}
     for sides in _PAIRED:
         if len(found.keys() & sides) == 1:
             found = {name: messages for name, messages in found.items() if name not in sides}
     return row | found if found else row
+
+
+def _written(name: str, text: str) -> list[Any] | None:
+    """Returns the messages, or the turns of a history, that a cell's text is; None where it is other text."""
+    if messages := listed_messages(text):
+        return messages
+    turns = written_value(text) if name == "history" else None
+    return turns if isinstance(turns, list) and all(map(_is_exchange, turns)) else None
+
+
+def _is_exchange(turn: Any) -> bool:
+    return isinstance(turn, list | tuple) and len(turn) == 2
 
 
 def _side(name: str, value: Any) -> Any:
@@ -148,10 +178,15 @@ def unfit_codes(codes: Collection[tuple[str, bool]]) -> frozenset[str]:
     return found if not found <= CODES or (beside_chosen and len(found) > 1) else frozenset()
 
 
+def is_unjudged(name: str, value: Any) -> bool:
+    """Returns whether a cell that says who won is blank."""
+    return name in _JUDGES and isinstance(value, str) and not value.strip()
+
+
 def has_label(row: Row) -> bool:
     """Returns whether something stands in the column `label`."""
     label = row.get("label")
-    return bool(label.strip()) if isinstance(label, str) else label is not None
+    return label is not None and not is_unjudged("label", label)
 
 
 def verdict(row: Row, *, strict: bool = False) -> float | None:
@@ -164,7 +199,9 @@ def verdict(row: Row, *, strict: bool = False) -> float | None:
         return None
     label = row.get("label")
     found = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else None
-    if found is None and has_label(row) and (strict or "prompt_left" in row):
+    if found is None and "label" in row and (strict or "prompt_left" in row):
+        if not has_label(row):
+            raise MissingCellError.of(["label"])
         raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(_VERDICTS)}")
     return found
 
@@ -260,11 +297,21 @@ def _answers(prompt: Any, chosen: list[Message], rejected: list[Message]) -> Row
     if isinstance(prompt, list) and not same(chosen[: len(prompt)], prompt):
         if prompt and same(prompt[-len(chosen) :], chosen):  # the prompt's column holds the chosen answer too
             return {"prompt": prompt[: -len(chosen)]}
-        return {}
+        other = chosen[:1] if same(chosen[:1], rejected[:1]) and chosen[0].get("role") == "user" else []
+        return {"prompt_rejected": other} if other and len(chosen) > 1 else {}
     pair = _split_messages(chosen, rejected)
     if isinstance(prompt, str) and not pair["prompt"]:  # the lists hold the responses alone
         pair["prompt"] = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, str) and not _agrees(prompt, pair["prompt"]):
+        pair.setdefault("prompt_rejected", [{"role": "user", "content": prompt}])
     return pair
+
+
+def _agrees(prompt: str, turns: list[Message]) -> bool:
+    """Returns whether a text and the turns that answers stand after have words in common: one holds the other's."""
+    words, said = (" ".join(text.casefold().split()) for text in (prompt, conversation_text(turns)))
+    users = (" ".join(conversation_text([turn]).casefold().split()) for turn in turns if turn.get("role") == "user")
+    return words in said or any(user and user in words for user in users)
 
 
 def _preferred(pair: Row, preference: float | None) -> Row:
@@ -373,8 +420,8 @@ LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
 """Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""
 
 
-_CARE = {"label", "preference", "score_chosen", "score_rejected", *SCORES, "prompt_rejected", "system", "history",
-         *TEMPLATE}  # fmt: skip
+_CARE = {"label", "preference", "score_chosen", "score_rejected", *SCORES, "prompt_rejected", "system",
+         "system_prompt", "history", "input", *TEMPLATE}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -389,6 +436,7 @@ class Form:
     explicit: bool
     plain: bool
     asked: bool
+    reads_asked: bool
     talks: list[str]
     unread: tuple[str, ...]
 
@@ -400,16 +448,18 @@ def form_of(names: tuple[str, ...]) -> Form:
     if found is None:
         known = [columns for columns, _ in LAYOUTS.values()]
         nearest = max(known, key=lambda columns: len(columns & set(names)) / len(columns))
-        return Form(None, sorted(nearest - set(names)), False, False, False, [], ())
+        return Form(None, sorted(nearest - set(names)), False, False, False, False, [], ())
     columns, layout = found
     asked = prompt_columns(names)
     read = {*columns, *asked, "history", "prompt_rejected"}
     prompts = [name for name in asked if layout in EXPLICIT and (name != "input" or len(asked) == 1)]
     prompts += [name for name in names if name == "label" and layout in EXPLICIT and "prompt_left" in asked]
-    unread = tuple(name for name in names if name not in {*NAMES, *columns, *asked, "prompt_left", "prompt_right"})
+    ours = {*NAMES, "prompt_left", "prompt_right"} - {"fault"}  # a reader's fault is no column of a row
+    unread = tuple(name for name in names if name not in {*ours, *columns, *asked})
     talks = [name for name in names if name in TALKS and name in read]
     plain = layout is _explicit and asked == ("prompt",) and _CARE.isdisjoint(names)
-    return Form(layout, [*sorted(columns), *prompts], layout in EXPLICIT, plain, bool(asked), talks, unread)
+    explicit, asks = layout in EXPLICIT, layout in (*EXPLICIT, _annotation)
+    return Form(layout, [*sorted(columns), *prompts], explicit, plain, bool(asked), asks, talks, unread)
 
 
 def is_pair(row: Row) -> bool:

@@ -1,6 +1,8 @@
 """Messages as people write them: read without losing a field, compared, and their text."""
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,11 +51,9 @@ def read_messages(name: str, value: Any) -> list[Message]:
 
 
 def listed_messages(text: str) -> list[Message]:
-    """Returns the messages of a JSON list of objects with role and content (or `from` and `value`), else none."""
-    try:
-        found = parsed_json(text)
-    except (ValueError, RecursionError):
-        return []
+    """Returns the messages of a list of objects with role and content (or `from`, `value`), or of one, else none."""
+    found = written_value(text)
+    found = [found] if isinstance(found, dict) else found
     forms = ({"role", "content"}, {"from", "value"}, *({"role", name} for name in CALLS))
     known = isinstance(found, list) and all(
         isinstance(message, dict) and any(form <= message.keys() for form in forms) for message in found
@@ -61,9 +61,28 @@ def listed_messages(text: str) -> list[Message]:
     return found if known else []
 
 
+def written_value(text: str) -> Any:
+    """Returns the value of a JSON text, or of a list of objects or lists as Python prints it; None for other text."""
+    for parsed in (parsed_json, _printed):
+        try:
+            return parsed(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            pass
+    return None
+
+
 def parsed_json(text: str) -> Any:
     """Returns the value of a JSON text; half of a surrogate pair in it is an error like any other."""
-    value = json.loads(text)
+    return _encodable(json.loads(text))
+
+
+def _printed(text: str) -> Any:
+    if not re.match(r"\s*\[\s*[{\[(]", text):
+        raise ValueError("no list of objects or lists")
+    return _encodable(ast.literal_eval(text.strip()))
+
+
+def _encodable(value: Any) -> Any:
     json.dumps(value, ensure_ascii=False).encode()
     return value
 

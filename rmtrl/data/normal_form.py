@@ -130,7 +130,9 @@ def normal_row(pair: Row, row: Row, fallback_id: str, source: str) -> Row:
 def text_row(row: Row, fallback_id: str, source: str) -> Row | None:
     """Returns the normal form of a row of prompt, chosen and rejected alone, None where one is not plain text."""
     sides = prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-    if not (type(prompt) is type(chosen) is type(rejected) is str) or "[" in [side.lstrip()[:1] for side in sides]:
+    if not (type(prompt) is type(chosen) is type(rejected) is str):
+        return None
+    if any(side.lstrip()[:1] in ("[", "{") for side in sides):  # messages, it may be
         return None
     named = _named(row, prompt, fallback_id, source)
     named["prompt"], named["chosen"], named["rejected"] = sides

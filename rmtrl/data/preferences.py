@@ -11,6 +11,7 @@ and `chat_template_kwargs` go with their row, and so does every column that no f
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -54,7 +55,10 @@ _BOOKKEEPING = {
     "topic", "type", "url", "user", "variant_of", "version",
 }  # fmt: skip
 # TRL takes these columns for its own
-_LEFT_BEHIND = {"messages", "completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
+_LEFT_BEHIND = {"completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
+# TRL and the reader take these for their own, too; they ride along under another name
+_ASIDE = {"messages": "messages_given", "fault": "fault_given"}
+_FAULT = re.compile(r"(unreadable|missing_field|unrenderable): ")
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
 _HEAD_ROWS, _BATCH_ROWS = 200, 1000
 
@@ -199,6 +203,12 @@ def _sliced(pairs: Dataset, split: str) -> Dataset:
     except (AssertionError, ValueError) as error:
         raise UsageError(f"got split {split}; wanted one slice such as {name}[:1000] or {name}[:10%]") from error
     return pairs.select(range(*slice(part.from_, part.to).indices(len(pairs))))
+
+
+def with_given_names(dataset: Dataset) -> Dataset:
+    """Returns rows to be written, the columns that ride along under another name under their own where it is free."""
+    names = {aside: name for name, aside in _ASIDE.items() if aside in dataset.column_names}
+    return dataset.rename_columns({aside: own for aside, own in names.items() if own not in dataset.column_names})
 
 
 def last_turn_only(dataset: Dataset) -> Dataset:
@@ -381,7 +391,7 @@ class _Reader:
         return [riding | pair for pair in pairs] if riding else pairs
 
     def _by_layout(self, row: Row, form: Form, index: str) -> list[Row]:
-        null = [name for name in form.needed if row.get(name) is None]
+        null = [name for name in form.needed if row.get(name) is None or layouts.is_unjudged(name, row[name])]
         if null:
             raise MissingCellError.of(null)
         self._prompts[form.asked] += form.explicit
@@ -415,7 +425,9 @@ class _Reader:
 
     def _ride(self, row: Row, form: Form, riding: Row) -> None:
         """Notes what stands in the columns that no form reads, and which of them are text."""
-        read = {name for name, kind in (("system", str), ("history", list)) if isinstance(row.get(name), kind | None)}
+        kinds = ((layouts.system_column(row), str), ("history", list))
+        read = {name for name, kind in kinds if isinstance(row.get(name), kind | None)}
+        read |= {"input"} if form.reads_asked and layouts.joins_input(row) else set()
         read |= {*TEMPLATE, *(["label"] if self._is_judged(row, form) else [])}
         for name in form.unread:
             value = row[name]
@@ -425,9 +437,12 @@ class _Reader:
                 self._kinds[name] = "json"
             if name in read:
                 continue
-            if isinstance(value, str) and value.strip() and not _is_bookkeeping(name):
+            if name in _ASIDE and _is_repeated(value, row):
+                continue
+            if _is_text(value) and not _is_bookkeeping(name):
                 self._texts.add(name)
             if name not in _LEFT_BEHIND:
+                name = _ASIDE.get(name, name)
                 riding[name] = value
                 known, kind = self._kinds.get(name), _kind(value)
                 self._kinds[name] = known if kind in (None, known) else kind if known is None else "json"
@@ -455,6 +470,20 @@ def _kind(value: Any) -> str | None:
     """Returns the type of column that holds a value to the letter, None where there is none."""
     fits = type(value) is not int or -(2**63) <= value < 2**63
     return None if value is None else _KINDS.get(type(value), "json") if fits else "json"
+
+
+def _is_text(value: Any) -> bool:
+    """Returns whether a cell holds text, or messages."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(m, dict) and ({"role", "from"} & m.keys()) for m in value)
+    return isinstance(value, str) and not value.isspace() and value != ""
+
+
+def _is_repeated(value: Any, row: Row) -> bool:
+    """Returns whether a cell says what the row says elsewhere, or is the fault that an earlier reading wrote there."""
+    if value is None or isinstance(value, str):
+        return value is None or _FAULT.match(value) is not None
+    return value in (row.get("prompt"), row.get("chosen"), row.get("rejected"))
 
 
 def _is_bookkeeping(name: str) -> bool:

@@ -10,14 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
 from rmtrl.data.normal_form import TEMPLATE
-from rmtrl.errors import DataError, RenderingError, UsageError
+from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import LARGE_ROWS, Row, table_columns
 from rmtrl.types import Chat, Conversation, Message
 
@@ -32,8 +32,6 @@ _CODES: dict[str | None, int] = {None: 0} | {reason: code for code, reason in en
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
 _OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault", "tools",
              "chat_template_kwargs")  # fmt: skip
-# what a template's own code raises on messages that it does not foresee
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _BATCH_ROWS = 1000
 
 
@@ -44,7 +42,7 @@ class ValidationResult:
     Args:
         kept (`Dataset`): Sound rows, in the order of the input, with all its columns but `fault`.
         rejects (`Dataset`): The other rows, with all columns of the input and `reason`; `fault` has what the reader or
-            the chat template said.
+            the chat template said. A column `reason` of the input is `reason_given`.
         reasons (`dict[str, int]`): Rejected rows by reason; every reason of `REASONS` is present.
         n (`int`): Rows of the input, always `len(kept) + len(rejects)`.
         tie_rate (`float`): Share of ties among the rows of the input.
@@ -121,6 +119,8 @@ def validate(
     kept_names = names.filter(pa.array(sound))
     kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
     with progress_bars(len(rejects) >= LARGE_ROWS):
+        if "reason" in rejects.column_names and "reason_given" not in rejects.column_names:
+            rejects = rejects.rename_column("reason", "reason_given")
         rejects = _with_text(rejects, "reason", [REASONS[code - 1] for code in codes[~sound]])
         if said:
             before = rejects["fault"][:] if "fault" in rejects.column_names else [None] * len(rejects)
@@ -256,45 +256,31 @@ def _mark_rendered(
     return said
 
 
-def check_chat_template(tokenizer: Any) -> None:
-    """Raises if a tokenizer cannot render message lists.
-
-    Raises:
-        RenderingError: If it has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise RenderingError(
-            "got conversational data (message lists) but the tokenizer has no chat template; set chat_template_path, "
-            "or give the data as strings"
-        )
-
-
 def _rendered_lengths(conversations: Sequence[Any], tokenizer: Any) -> list[int | str]:
     """Returns the tokens of each conversation as TRL renders it, or what the chat template says where it refuses."""
     if not conversations:
         return []
-    if isinstance(conversations[0], str):
+    if plain := isinstance(conversations[0], str):
         end = getattr(tokenizer, "eos_token", None) or ""
-        ids = tokenizer([text if text.endswith(end) else text + end for text in conversations])["input_ids"]
-        return [len(row) for row in ids]
-    check_chat_template(tokenizer)
-    if not any(isinstance(conversation, Chat) for conversation in conversations):
-        try:
-            ids = tokenizer.apply_chat_template(list(conversations), tokenize=True, return_dict=True)["input_ids"]
-            return [len(row) for row in ids]
-        except _TEMPLATE_ERRORS:
-            pass  # one of them; each says its own below
-    return [_rendered_length(conversation, tokenizer) for conversation in conversations]
+        texts: list[str | Exception] = [text if text.endswith(end) else text + end for text in conversations]
+    else:
+        check_chat_template(tokenizer)
+        texts = [_rendered(conversation, tokenizer) for conversation in conversations]
+    sound = [text for text in texts if isinstance(text, str)]
+    # a template writes the special tokens itself
+    ids = iter(tokenizer(sound, add_special_tokens=plain)["input_ids"] if sound else [])
+    return [len(next(ids)) if isinstance(text, str) else _in_words(text) for text in texts]
 
 
-def _rendered_length(conversation: Any, tokenizer: Any) -> int | str:
-    tools, more = getattr(conversation, "tools", None), getattr(conversation, "chat_template_kwargs", {})
-    more = more | ({"tools": tools} if tools else {})
+def _rendered(conversation: list[Message], tokenizer: Any) -> str | Exception:
     try:
-        rendered = tokenizer.apply_chat_template([list(conversation)], tokenize=True, return_dict=True, **more)
-    except _TEMPLATE_ERRORS as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return len(rendered["input_ids"][0])
+        return rendered(tokenizer, conversation)
+    except TEMPLATE_ERRORS as error:
+        return error
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # ---- repeated pairs

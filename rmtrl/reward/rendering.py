@@ -5,19 +5,16 @@ other scores without any error. [`Rendering`] is stored with the checkpoint and 
 """
 
 import hashlib
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 from datasets import Dataset
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_filled, message_text, says, without_fillings
-from rmtrl.data.validation import check_chat_template
+from rmtrl.data.messages import is_filled, says, without_fillings
+from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import RenderingError
 from rmtrl.types import Chat, Conversation, Message
 
@@ -32,8 +29,6 @@ _PAD_NAMES = (
 )
 
 
-# a template is somebody else's program
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _GIVEN = (
     "max_length",
     "tools",
@@ -196,61 +191,16 @@ def _render(
 ) -> str:  # fmt: skip
     """Returns what the chat template makes of messages."""
     check_chat_template(tokenizer)
-    reads_text, reads_parts = _reads(tokenizer, tokenizer.chat_template)
-    if any(isinstance(m.get("content"), list) for m in messages) or not reads_text:
-        messages = in_parts(messages) if reads_parts else in_text(messages)
     for place, message in enumerate(messages):
         if not says(message):
             raise RenderingError(f"message {place} of {name} {index} has no content; give it text", index=index)
     try:
-        return _apply(tokenizer, messages, **settings)
-    except _TEMPLATE_ERRORS as error:
+        return rendered(tokenizer, messages, **settings)
+    except TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise RenderingError(
             f"the chat template fails on {name} {index}: {said}; give roles and content that it takes", index=index
         ) from error
-
-
-def in_parts(messages: list[Message]) -> list[Message]:
-    """Returns messages with their text as the one part of their content, which templates of vision models read."""
-    return messages[:0] + [
-        m | {"content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
-        for m in messages
-    ]
-
-
-def in_text(messages: list[Message]) -> list[Message]:
-    """Returns messages with their text parts as text; other parts stay, for the template to refuse."""
-    return messages[:0] + [m | {"content": message_text(m)} if _is_text(m.get("content")) else m for m in messages]
-
-
-def _is_text(content: Any) -> bool:
-    return isinstance(content, list) and all(isinstance(p, str) or p.get("type", "text") == "text" for p in content)
-
-
-@lru_cache(maxsize=64)
-def _reads(tokenizer: PreTrainedTokenizerBase, chat_template: Any) -> tuple[bool, bool]:
-    """Returns whether a template writes content that is text, and content that is parts."""
-
-    def reads(form: Callable[[list[Message]], list[Message]]) -> bool:
-        said = ("Why so?", "Because.")
-        chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said, strict=True)]
-        try:
-            text = _apply(tokenizer, form(chat))
-        except _TEMPLATE_ERRORS:
-            return False
-        return all(own in text for own in said) and not re.search("[\"']type[\"']", text)  # printed
-
-    return reads(list) or not reads(in_parts), reads(in_parts)
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, chat: list[Message], **settings: Any) -> str:
-    variables: dict[str, Any] = (
-        {"tools": chat.tools or None, **chat.chat_template_kwargs} if isinstance(chat, Chat) else {}
-    )
-    # a null is not there: printed, it would be a word
-    messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings))
 
 
 def _one_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], index: int) -> list[int] | RenderingError:

@@ -99,6 +99,26 @@ LAYOUTS = {
     "transcripts after a history": (
         {"history": [["Hi", "Hello."]],
          **{name: f"\n\nHuman: {Q}\n\nAssistant: {side}" for name, side in TEXTS.items()}}, EARLIER),
+    "one message a side as JSON text": (
+        {"prompt": Q, **{name: json.dumps(side) for name, side in SINGLE.items()}}, ONE),
+    "one message a side as JSON text, ShareGPT": (
+        {"prompt": json.dumps(shared(("u", Q))), **{name: json.dumps(side) for name, side in SHARED.items()}}, ONE),
+    "messages as Python prints them": (
+        {"prompt": repr(ONE), **{name: repr(side) for name, side in LISTS.items()}}, ONE),
+    "whole conversations as Python prints them": ({name: repr(side) for name, side in WHOLE.items()}, ONE),
+    "ShareGPT as Python prints it": (
+        {"conversations": repr(shared(("u", Q))), **{name: repr([side]) for name, side in SHARED.items()}}, ONE),
+    "history as JSON text": ({"history": '[["Hi", "Hello."]]', "prompt": Q, **TEXTS}, EARLIER),
+    "history as Python prints it": ({"history": "[('Hi', 'Hello.')]", "prompt": Q, **TEXTS}, EARLIER),
+    "history of lists as Python prints it": ({"history": "[['Hi', 'Hello.']]", "prompt": Q, **TEXTS}, EARLIER),
+    "an empty history as JSON text": ({"history": "[]", "prompt": Q, **TEXTS}, Q),
+    "history as JSON text of messages": ({"history": json.dumps(EARLIER[:2]), "prompt": Q, **TEXTS}, EARLIER),
+    "system_prompt": ({"system_prompt": "Be brief.", "prompt": Q, **TEXTS}, SYSTEM),
+    "prompt and input": ({"prompt": "Add.", "input": "2 2", **TEXTS}, "Add.\n\n2 2"),
+    "question and input": ({"question": "Add.", "input": "2 2", "left": R, "right": C, "label": "right"},
+                           "Add.\n\n2 2"),
+    "prompt that holds its input": ({"prompt": "Add: 2 2", "input": "2 2", **TEXTS}, "Add: 2 2"),
+    "prompt of messages beside an input": ({"prompt": ONE, "input": "2 2", **LISTS}, ONE),
     "annotation": ({"question": Q, "left": R, "right": C, "label": "right"}, Q),
     "annotation with two prompts": (
         {"prompt_left": Q, "prompt_right": Q, "response_left": C, "response_right": R, "label": "left"}, Q),
@@ -106,7 +126,7 @@ LAYOUTS = {
 
 
 def test_how_many_layouts():
-    assert len(LAYOUTS) == 49
+    assert len(LAYOUTS) == 64
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -226,6 +246,54 @@ def test_a_file_of_which_no_row_can_be_used_is_one_line(rmtrl, tmp_path):
         assert not (tmp_path / "out.jsonl").exists() and len(rejects.read_text().splitlines()) == len(rows)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"role": "user"}', "{'role': 'user', 'content': ", "[{'a': 1}]"])
+def test_other_json_on_both_sides_stays_text(tmp_path, text):
+    (pair,) = read(tmp_path / "pairs.jsonl", {"prompt": Q, "chosen": text, "rejected": text + " "})
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (Q, text, text + " ")
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation", "talk"])
+@pytest.mark.parametrize("talk", [EARLIER, shared(("u", "good day"))])
+@pytest.mark.parametrize("pair", [{"prompt": Q, **TEXTS}, {"prompt": ONE, **LISTS}])
+def test_messages_beside_a_prompt_ride_along_and_are_named(rmtrl, tmp_path, column, talk, pair):
+    write_rows(tmp_path / "pairs.jsonl", [pair | {column: talk}])
+    code, _, stderr = rmtrl("data", "validate", tmp_path / "pairs.jsonl", "--out", tmp_path / "out.jsonl")
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert code == 0 and row[column] == talk and f"unread columns: {column} (text" in stderr
+
+
+@pytest.mark.parametrize("prompt", ["Another question?", said(("u", "Another question?"))])
+@pytest.mark.parametrize("sides", [WHOLE, {name: repr(side) for name, side in WHOLE.items()}])
+def test_a_prompt_that_whole_conversations_contradict_is_a_mismatch(tmp_path, prompt, sides):
+    result = validate(read(tmp_path / "pairs.jsonl", {"prompt": prompt, **sides}, {"prompt": Q.upper(), **WHOLE}))
+    assert result.reasons["context_mismatch"] == 1 and result.kept["prompt"][:] == [ONE]
+
+
+@pytest.mark.parametrize("pairs_of_two", [("prompt", "input"), ("question", "input"), ("system_prompt", "prompt")])
+def test_rows_that_differ_in_a_part_of_the_prompt_do_not_contradict_each_other(tmp_path, pairs_of_two):
+    first, second = pairs_of_two
+    rows = [{first: a, second: b, **sides} for a, b, sides in (
+        ("Do.", "x", TEXTS), ("Do.", "y", {"chosen": R, "rejected": C}), ("Be.", "x", {"chosen": R, "rejected": C}),
+    )]  # fmt: skip
+    assert len(validate(read(tmp_path / "pairs.jsonl", *rows)).kept) == 3
+
+
+@pytest.mark.parametrize("column", ["fault", "reason"])
+def test_columns_named_as_ours_ride_along(rmtrl, tmp_path, column):
+    own = {column: "engine light is on"}
+    write_rows(
+        tmp_path / "pairs.jsonl", [{"prompt": Q, **TEXTS} | own, {"prompt": Q, "chosen": 3, "rejected": R} | own]
+    )
+    files = ("--out", tmp_path / "out.jsonl", "--rejects", tmp_path / "rejects.jsonl")
+    code, _, stderr = rmtrl("data", "validate", tmp_path / "pairs.jsonl", *files)
+    (kept,), (reject,) = (map(json.loads, file.read_text().splitlines()) for file in files[1::2])
+    assert code == 0 and kept[column] == own[column] and f"unread columns: {column} (text" in stderr
+    assert reject[f"{column}_given"] == own[column]
+    assert reject["reason"] == "unreadable" and reject["fault"].startswith("unreadable: row 2")
+    write_rows(tmp_path / "pairs.jsonl", [reject | {"prompt": Q, **TEXTS}, kept])
+    assert len(read_preferences(tmp_path / "pairs.jsonl")) == 2
+
+
 # ---- labels
 
 
@@ -299,6 +367,25 @@ def test_a_label_that_is_missing_is_a_missing_field(tmp_path):
     assert result.reasons["missing_field"] == 1 and result.kept["id"][:] == ["a"]
 
 
+FORMS = {
+    "left and right": {"prompt": Q, "left": C, "right": R, "label": "left"},
+    "chosen and rejected": {"prompt": Q, **TEXTS, "label": "chosen"},
+    "two prompts": mission("a"),
+    **{name: LAYOUTS[name][0] for name in (
+        "HelpSteer2", "HelpSteer3", "SHP", "PKU-SafeRLHF", "LLMBar", "JudgeBench")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_blank_label_is_a_missing_field(tmp_path, name, blank):
+    row = FORMS[name]
+    judge = next(n for n in row if n in ("label", "labels", "preference_strength", "overall_preference",
+                                         "better_response_id"))  # fmt: skip
+    result = validate(read(tmp_path / "pairs.jsonl", row, row | {judge: blank}))
+    assert result.reasons["missing_field"] == 1 and len(result.kept) == 1
+
+
 def test_a_label_beside_another_verdict_rides_along(tmp_path):
     row = {"prompt": Q, "response_1": C, "response_2": R, "preference_strength": -2, "label": "left"}
     assert read(tmp_path / "pairs.jsonl", row)["label"][:] == ["left"]
@@ -308,10 +395,10 @@ def test_a_label_beside_another_verdict_rides_along(tmp_path):
 def test_beside_a_verdict_another_value_of_label_is_unreadable(tmp_path, other):
     row = {"prompt": Q, **TEXTS}
     for word in ("left", "right", "Chosen", "rejected", "tie", "abstain"):
-        rows = [row | {"label": label} for label in (other, word, None, " ")]
+        rows = [row | {"label": label} for label in (other, word, other)]
         for order in (rows, rows[::-1]):
             result = validate(read(tmp_path / "pairs.jsonl", *order), ties="keep")
-            assert result.reasons["unreadable"] == 1
+            assert result.reasons["unreadable"] == 2
             assert "is none of chosen, left" in "".join(filter(None, result.rejects["fault"]))
             with pytest.raises(DataError, match="is none of chosen, left"):
                 read_preferences(tmp_path / "pairs.jsonl")

@@ -220,17 +220,17 @@ class StrictTokenizer:
 
     eos_token, chat_template = "<end>", "strict"
 
-    def apply_chat_template(self, conversations, tokenize, return_dict, tools=(), **variables):
-        texts = []
-        for messages in conversations:
-            roles = [message["role"] for message in messages]
-            if "system" in roles:
-                raise TemplateError("System role not supported")
-            if any(a == b == "user" for a, b in zip(roles, roles[1:], strict=False)):
-                raise TemplateError("Conversation roles must alternate user/assistant")
-            words = [word for message in messages for word in (message["content"] + "").split()]
-            texts.append([*words, *tools, *variables])
-        return {"input_ids": texts}
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [text.split() for text in texts]}
+
+    def apply_chat_template(self, messages, tokenize, tools=(), **variables):
+        roles = [message["role"] for message in messages]
+        if "system" in roles:
+            raise TemplateError("System role not supported")
+        if any(a == b == "user" for a, b in zip(roles, roles[1:], strict=False)):
+            raise TemplateError("Conversation roles must alternate user/assistant")
+        said = [message.get("content") + "" for message in messages]
+        return " ".join([*said, *(tool["function"]["name"] for tool in tools or ()), *variables])
 
 
 def chat(*prompt, **more):

@@ -14,12 +14,11 @@ class WordTokenizer:
     eos_token = "<end>"
     chat_template = "words"
 
-    def __call__(self, texts):
+    def __call__(self, texts, add_special_tokens):
         return {"input_ids": [text.replace(self.eos_token, f" {self.eos_token}").split() for text in texts]}
 
-    def apply_chat_template(self, conversations, tokenize, return_dict):
-        joined = [" ".join(f"<{m['role']}> {m['content']}" for m in messages) for messages in conversations]
-        return {"input_ids": [text.split() for text in joined]}
+    def apply_chat_template(self, messages, tokenize):
+        return " ".join(f"<{m['role']}> {m['content']}" for m in messages)
 
 
 def test_messages_without_chat_template_are_a_clear_error():

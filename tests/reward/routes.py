@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from trl import GRPOConfig, GRPOTrainer
 
 from rmtrl import ComposedReward, RewardConfig, RewardScorer, RewardTrainer
+from rmtrl.data.templates import in_parts
 from rmtrl.errors import RenderingError
 from rmtrl.ppo.prompts import read_prompts
 from rmtrl.ppo.reward_model import TokenReward, as_reward
-from rmtrl.reward.rendering import encode_prompt, in_parts
+from rmtrl.reward.rendering import encode_prompt
 
 _ANSWERS = ("yes.", " no, the sea is blue\n", "<think>\nred ?\n</think>\n\ngood", "one two three")
 QUIET = dict(bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, gradient_checkpointing=False)

@@ -10,13 +10,17 @@ from routes import QUIET, make_model, turn
 from templates import NAMES, tokenizer_of
 
 from rmtrl import ComposedReward, RewardConfig, RewardScorer, RewardTrainer
+from rmtrl.data.preferences import to_normal_form
+from rmtrl.data.templates import in_parts
+from rmtrl.data.validation import validate
 from rmtrl.errors import RenderingError
 from rmtrl.ppo.prompts import read_prompts
 from rmtrl.reward.checkpoint import stored_rendering
-from rmtrl.reward.rendering import Rendering, encode, encode_all, encode_prompt, in_parts, values_of
+from rmtrl.reward.rendering import Rendering, encode, encode_all, encode_prompt, values_of
 from rmtrl.types import Chat
 
 ASK, YES, NO = [turn("user", "is the sun red ?")], [turn("assistant", "yes.")], [turn("assistant", "no.")]
+SIDES = {"prompt": ASK, "chosen": YES}
 _X = {"type": "object", "properties": {"x": {"type": "string", "description": "moon"}}}
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "the sea", "parameters": _X}}]
 
@@ -184,6 +188,21 @@ def test_text_in_parts_is_the_same_text(name):
         mixed = [in_parts([m])[0] if place in places else m for place, m in enumerate(ASK + YES)]
         assert encode(tokenizer, mixed) == whole
     assert "is the sun red ?" in tokenizer.decode(whole) and "yes." in tokenizer.decode(whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("where", ["prompt", "chosen", "both"])
+def test_validation_counts_the_tokens_of_parts_as_they_are_scored(name, where):
+    tokenizer = tokenizer_of(name)
+    prompt, chosen = (in_parts(side) if where in (own, "both") else side for own, side in SIDES.items())
+    length = len(encode(tokenizer, prompt + chosen))
+    row = {"id": "a", "prompt_id": "g", "domain": "d", "prompt": prompt, "chosen": chosen, "rejected": NO}
+    pairs = to_normal_form(Dataset.from_list([row], features=Features({
+        name: List(Json()) if isinstance(value, list) else Value("string") for name, value in row.items()
+    })))  # fmt: skip
+    assert len(validate(pairs, tokenizer=tokenizer).kept) == 1
+    assert len(validate(pairs, tokenizer=tokenizer, max_length=length).kept) == 1
+    assert validate(pairs, tokenizer=tokenizer, max_length=length - 1).reasons["too_long"] == 1
 
 
 def test_a_null_that_every_row_has_was_written(tmp_path):
