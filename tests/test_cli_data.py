@@ -247,13 +247,16 @@ def test_weights_of_a_sample_give_back_the_prevalence(rmtrl, tmp_path):
     rows = numbered(120, domain=lambda k: "health" if k % 6 == 0 else "chat")
     write_rows(tmp_path / "rows.jsonl", rows)
     sample = ("data", "sample", tmp_path / "rows.jsonl", "--size", 40, "--stress", "health=4")
-    assert rmtrl(*sample, "--out", tmp_path / "sample.jsonl")[0] == 0
+    code, _, err = rmtrl(*sample, "--out", tmp_path / "sample.jsonl")
+    assert code == 0 and "warning" not in err
     clean = passed_on(rmtrl, tmp_path, lines(tmp_path / "sample.jsonl"))
     found = json.loads(rmtrl("data", "coverage", clean, "--json")[1])
     assert found["prevalence"] == {"chat": pytest.approx(5 / 6, abs=1e-5), "health": pytest.approx(1 / 6, abs=1e-5)}
     assert found["shares"]["domain"]["health"]["value"] > 0.4
     again = ("data", "sample", clean, "--size", 10, "--out", tmp_path / "again.jsonl")
-    assert rmtrl(*again)[0] == 0 and all(row["sampling_weight"] < 1.5 for row in lines(tmp_path / "again.jsonl"))
+    code, _, err = rmtrl(*again)
+    assert code == 0 and "rmtrl: warning: sampling_weight of the data is replaced by that of this draw (" in err
+    assert all(row["sampling_weight"] < 1.5 for row in lines(tmp_path / "again.jsonl"))
 
 
 def test_variants_are_announced_and_stay_with_their_original(rmtrl, tmp_path):

@@ -234,6 +234,20 @@ def test_no_output_takes_the_place_of_an_input(rmtrl, world, made, monkeypatch, 
             assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("words", ["data dedup made.jsonl", "score made.jsonl --model rm --out OUT",
+                                   "data validate made.jsonl", "data split made.jsonl --out OUT",
+                                   "data coverage made.jsonl"])  # fmt: skip
+def test_what_is_to_be_said_of_a_file_is_a_warning(rmtrl, world, monkeypatch, tmp_path, words):
+    rows = [{"chosen": f"red {i} moon good", "rejected": f"red {i} moon bad"} for i in range(8)]
+    write(world / "made.jsonl", rows)
+    monkeypatch.chdir(world)
+    code, out, err = rmtrl(*words.replace("OUT", str(tmp_path / "out")).split(), "--json")
+    said = "made.jsonl has no prompts: what both sides of a pair begin with is taken for the prompt"
+    assert code == 0 and err.count(f"rmtrl: warning: {said}\n") == err.count(said) == 1
+    if words.split()[1] in ("dedup", "validate") or words.startswith("score"):
+        assert said in json.loads(out)["warnings"]
+
+
 @pytest.mark.parametrize("words", sorted(BASES))
 def test_a_model_or_tokenizer_at_no_folder_is_said_so(run, made, words):
     for flag in {"--model", "--tokenizer", "--policy"} & set(options(words)):

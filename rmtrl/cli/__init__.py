@@ -4,6 +4,7 @@ Exit code 0: done. 1: the check that was asked for failed. 2: bad usage or input
 interrupted, and earlier output is as it was.
 """
 
+import logging
 import signal
 import sys
 from itertools import pairwise
@@ -70,6 +71,9 @@ def main() -> None:
     for number, handler in before.items():
         if handler in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
+    logged = logging.StreamHandler()
+    logged.setFormatter(logging.Formatter("rmtrl: warning: %(message)s"))
+    logging.getLogger("rmtrl").addHandler(logged)
     try:
         with exit_on_error("rmtrl"):
             raise SystemExit(_run())
@@ -77,5 +81,6 @@ def main() -> None:
         print("rmtrl: interrupted; earlier outputs are as they were", file=sys.stderr)
         raise SystemExit(128 + interrupted.args[0]) from None
     finally:
+        logging.getLogger("rmtrl").removeHandler(logged)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -33,6 +33,11 @@ def read_pairs(data: str, split: str, columns: list[str] | None, *, faulty: "Fau
     return read_preferences(data, split=split, columns=renames(columns), faulty=faulty)
 
 
+def notes_of(pairs: "Dataset") -> list[str]:
+    """Returns what was said of the file when pairs were read, for the record."""
+    return list(filter(None, (pairs.info.description or "").split("\n")))
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the JSON objects of a file, one a line."""
     return [row for _, row in read_sound_rows(path)]

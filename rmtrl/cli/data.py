@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import check_outputs, read_pairs, show
+from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files, write_rows
 
@@ -74,10 +74,12 @@ def dedup(
     from rmtrl.data.clusters import deduplicate
 
     check_outputs([data], {"--out": out})
-    result = deduplicate(read_pairs(data, split, columns), threshold=threshold)
+    pairs = read_pairs(data, split, columns)
+    result = deduplicate(pairs, threshold=threshold)
     if out is not None:
         write_rows(out, result.clustered if keep == "all" else result.kept)
     counts = {"schema": "rmtrl/dedup/1", "data": data, "threshold": threshold, **result.as_dict()}
+    counts["warnings"] = [*notes_of(pairs), *result.warnings]
     show(counts, as_json, warnings=result.warnings)
 
 
@@ -234,7 +236,8 @@ def sample(
     drawn = sample_by_domain(read_pairs(data, split, columns), size, prevalence=prevalence, stress=stress, seed=seed)
     n = write_rows(out, drawn.pairs)
     counts = {"schema": "rmtrl/sample/1", "data": data, "n": n, "seed": seed, "domains": drawn.drawn}
-    show({**counts, "out": str(out)}, as_json)
+    said = f"sampling_weight of the data is replaced by that of this draw ({drawn.replaced:,} rows had another)"
+    show({**counts, "out": str(out)}, as_json, warnings=[said] if drawn.replaced else [])
 
 
 @app.command()

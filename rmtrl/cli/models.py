@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import check_outputs, read_pairs, show
+from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
 from rmtrl.errors import UsageError
 from rmtrl.io import write_rows
 
@@ -76,7 +76,8 @@ def score(
     result = {"model": model, "data": data, "n": len(pairs), "too_long": too_long, "accuracy": accuracy}
     said = f"{too_long:,} pairs are longer than the model's {scorer.most_tokens:,} tokens; their scores are null"
     warnings = [said] if too_long else []
-    show({"schema": "rmtrl/scores/1", **result}, as_json, words=result | {"scores": out}, warnings=warnings)
+    shown = {"schema": "rmtrl/scores/1", **result, "warnings": [*notes_of(pairs), *warnings]}
+    show(shown, as_json, words=result | {"scores": out}, warnings=warnings)
 
 
 def rerank(

@@ -231,10 +231,12 @@ class Sample:
             stands for the stated prevalence again.
         drawn (`dict[str, dict]`): By domain: `available` and `drawn` prompts, the `weight` of each, and the `pairs`
             that are rows of the sample. A prompt of several domains counts as the first of them by name.
+        replaced (`int`): Rows that came with another `sampling_weight`.
     """
 
     pairs: Dataset
     drawn: dict[str, dict[str, Any]]
+    replaced: int = 0
 
 
 def allocate(
@@ -315,12 +317,17 @@ def sample_by_domain(
     total, drawn = sum(weights.get(name, 0.0) for name in available), len(taken)
     weight = {name: (weights.get(name, 0.0) / total) / (n / drawn) if n else 0.0 for name, n in wanted.items()}
     kept = rows[rows.prompt_id.isin(taken.index)]
-    sampled = dataset.select(kept.index).select_columns([n for n in dataset.column_names if n != "sampling_weight"])
-    sampled = sampled.add_column("sampling_weight", kept.prompt_id.map(taken.domain.map(weight)).tolist())
+    sampled, own = dataset.select(kept.index), kept.prompt_id.map(taken.domain.map(weight)).tolist()
+    replaced = 0
+    if "sampling_weight" in dataset.column_names:
+        before = [as_number("sampling_weight", cell) for cell in sampled["sampling_weight"]]
+        replaced = sum(old not in (None, new) for old, new in zip(before, own, strict=True))
+        sampled = sampled.remove_columns("sampling_weight")
+    sampled = sampled.add_column("sampling_weight", own)
     written = kept.domain.value_counts().to_dict()
     table = pd.DataFrame({"available": available, "drawn": wanted, "pairs": written, "weight": weight}).fillna(0)
     table = table.astype({"available": int, "drawn": int, "pairs": int}).round(6).sort_index()
-    return Sample(sampled, table.to_dict("index"))
+    return Sample(sampled, table.to_dict("index"), replaced)
 
 
 def _check_weights(

@@ -83,8 +83,8 @@ def read_preferences(
         name (`str`, *optional*): Configuration of a hub set.
         columns (`Mapping[str, str]`, *optional*): Columns to rename before reading, new name to old name.
         faulty (`str`): What becomes of a row that cannot be read: `"raise"` names the first; `"keep"` returns it as a
-            row of nulls whose `fault` says why and where, for [`~rmtrl.data.validation.validate`] to count. It also
-            says what is to be said of the file, in `info.description`, which else is logged as a warning.
+            row of nulls whose `fault` says why and where, for [`~rmtrl.data.validation.validate`] to count. What is to
+            be said of the file stands in `info.description`, and is logged as a warning under `"raise"`.
 
     Raises:
         DataError: If the source is missing, unreadable as a whole, empty or of no known form, or under `"raise"` has
@@ -186,8 +186,8 @@ def _normal_form(
     reader, pairs = _read(survey, chain(head, stream), path)
     while not reader.agrees():
         reader, pairs = _read(reader, rows(), path)
+    pairs.info.description = "\n".join(reader.notes())
     if faulty == "keep":
-        pairs.info.description = "\n".join(reader.notes())
         return pairs
     if reader.first_fault:
         raise DataError(f"{source}, {reader.first_fault} (rmtrl data validate --out leaves such rows out)")
