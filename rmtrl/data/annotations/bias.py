@@ -78,7 +78,7 @@ def annotator_bias(
     votes = pd.DataFrame(zip(annotators, pairs, prompts, wins, longer, strict=True), columns=columns)
     for_longer = votes.wins.where(votes.longer > 0, 1 - votes.wins).where(votes.longer.notna() & (votes.longer != 0))
     # who agrees with whom is seen where the sides of a pair stand alike
-    alike = votes.wins if swapped is None else votes.wins.where(~np.array(list(swapped)), 1 - votes.wins)
+    alike = votes.wins if swapped is None else votes.wins.where(~np.array(list(swapped), bool), 1 - votes.wins)
     equal = votes.groupby([votes.pair, alike]).pair.transform("size") - 1
     votes = votes.assign(
         for_longer=for_longer,
