@@ -58,7 +58,9 @@ def system_column(row: Row) -> str:
 def joins_input(row: Row) -> bool:
     """Returns whether `input` is the second half of what `prompt` or `question` asks, and does not repeat it."""
     columns, text = prompt_columns(tuple(row)), row.get("input")
-    if columns not in (("prompt",), ("question",)) or not isinstance(text, str) or not text.strip():
+    if columns not in (("prompt",), ("question",)) or "instruction" in row:
+        return False
+    if not isinstance(text, str) or not text.strip():
         return False
     return isinstance(row[columns[0]], str) and text not in row[columns[0]]
 

@@ -118,6 +118,7 @@ LAYOUTS = {
     "question and input": ({"question": "Add.", "input": "2 2", "left": R, "right": C, "label": "right"},
                            "Add.\n\n2 2"),
     "prompt that holds its input": ({"prompt": "Add: 2 2", "input": "2 2", **TEXTS}, "Add: 2 2"),
+    "prompt beside an instruction and its input": ({"prompt": Q, "instruction": "Add.", "input": "2 2", **TEXTS}, Q),
     "prompt of messages beside an input": ({"prompt": ONE, "input": "2 2", **LISTS}, ONE),
     "annotation": ({"question": Q, "left": R, "right": C, "label": "right"}, Q),
     "annotation with two prompts": (
@@ -126,7 +127,7 @@ LAYOUTS = {
 
 
 def test_how_many_layouts():
-    assert len(LAYOUTS) == 64
+    assert len(LAYOUTS) == 65
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
