@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import hashlib
 import io
 import json
 import zlib
@@ -108,6 +109,21 @@ def read_sound_rows(path: Path, *, wanted: str = "wanted one JSON object a line"
 def suffix_of(path: Path) -> str:
     """Returns what a file's name says of its format, in small letters and without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """Yields the bytes of a file, a megabyte at a time."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    for block in blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str:

@@ -1,6 +1,5 @@
 """`rmtrl evaluate`, `calibrate`, `audit` and `overopt`: what a reward model's scores are worth."""
 
-import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +9,7 @@ import typer
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_json
+from rmtrl.io import file_sha256, write_json
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.audit import PairAudit
@@ -172,7 +171,7 @@ def audit(
     scorer, known_model, known_scores = None, None, None
     if scores is not None:
         scored = ScoredPairs.of_file(scores, pairs)
-        known_scores = {"source": str(scores), "sha256": hashlib.sha256(scores.read_bytes()).hexdigest()}
+        known_scores = {"source": str(scores), "sha256": file_sha256(scores)}
     else:
         from rmtrl.reward.scorer import RewardScorer
 

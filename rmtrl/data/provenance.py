@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import file_sha256
 
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 
@@ -102,20 +103,12 @@ def manifest(
         "notes": notes,
         "versions": environment(),
         "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         },
         "inputs": inputs,
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def replace_folder(new: Path, final: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rmtrl.evaluation.benchmarks.base import Item
+from rmtrl.io import blocks
 from rmtrl.types import Chat
 
 _DECISIVE = (
@@ -86,9 +87,8 @@ def _folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
+        for block in blocks(path):
+            digest.update(block)
     record = folder / "rmtrl.json"
     head = json.loads(record.read_text(encoding="utf-8")).get("head") if record.is_file() else None
     if head:

@@ -28,7 +28,7 @@ from rmtrl.evaluation.items import (
     score_lines,
 )  # fmt: skip
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
-from rmtrl.io import write_json, write_rows
+from rmtrl.io import file_sha256, write_json, write_rows
 from rmtrl.types import json_ready
 
 RESULT = "rmtrl/benchmark-result/1"
@@ -149,7 +149,7 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
     """Returns the result of stored scores; with `out`, they and it are written there."""
     started = time.time()
     scores = read_scores(path, task.items)
-    run = Run({"name": str(path), "scores_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    run = Run({"name": str(path), "scores_sha256": file_sha256(path)})
     run.add(task, scores, out, started=started)
     if out:
         file = task.folder(out) / "scores.jsonl"
