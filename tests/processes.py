@@ -43,7 +43,10 @@ def engine_environment(engine, n_processes=2):
 
 
 def take_cpu_for_accelerator():
-    """Makes accelerate enter FSDP and DeepSpeed without an accelerator: backend and device alone are replaced."""
+    """Makes accelerate enter FSDP and DeepSpeed without an accelerator: backend and device alone are replaced.
+
+    DeepSpeed would compile an operation of its own for shared memory, for a minute, under a lock that a kill leaves.
+    """
     from accelerate import state
     from accelerate.utils import DistributedType
 
@@ -55,6 +58,10 @@ def take_cpu_for_accelerator():
     state.PartialState.__init__ = __init__
     state.PartialState._prepare_backend = lambda self, *given, **named: ("gloo", DistributedType.MULTI_GPU)
     state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    if find_spec("deepspeed"):
+        import deepspeed.comm.torch
+
+        deepspeed.comm.torch.build_shm_op = lambda: None  # gloo reduces
 
 
 def _run(function, settings, out, environment):
