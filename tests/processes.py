@@ -1,5 +1,6 @@
 """Functions run in new processes, alone or as the ranks of a run under any of accelerate's engines, on the CPU."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -59,16 +60,17 @@ def take_cpu_for_accelerator():
     state.PartialState._prepare_backend = lambda self, *given, **named: ("gloo", DistributedType.MULTI_GPU)
     state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     if find_spec("deepspeed"):
-        import deepspeed.comm.torch
+        from deepspeed.ops import __compatible_ops__
 
-        deepspeed.comm.torch.build_shm_op = lambda: None  # gloo reduces
+        __compatible_ops__["deepspeed_shm_comm"] = False  # gloo reduces
 
 
-def _run(function, settings, out, environment):
+def _run(function, settings, out, environment, timeout):
     os.environ.update(environment)
     error = os.open(out + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(error, 1)
     os.dup2(error, 2)
+    faulthandler.dump_traceback_later(0.9 * timeout, file=error)  # where a run hangs
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
     if "ACCELERATE_USE_FSDP" in environment or "ACCELERATE_USE_DEEPSPEED" in environment:
@@ -92,7 +94,7 @@ def run(out, function, *, n_processes=1, engine=None, timeout=120, **settings):
         own.unlink(missing_ok=True)
         world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank)
         world = {name: str(value) for name, value in world.items()} if n_processes > 1 else {}
-        started.append(context.Process(target=_run, args=(function, settings, str(own), shared | world)))
+        started.append(context.Process(target=_run, args=(function, settings, str(own), shared | world, timeout)))
         started[-1].start()
     for process in started:
         process.join(timeout)

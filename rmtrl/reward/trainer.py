@@ -23,7 +23,7 @@ from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
 from rmtrl.errors import DataError, ModelError
-from rmtrl.models import base_model, check_finite, check_weights
+from rmtrl.models import base_model, check_finite, check_weights, keep_outputs
 from rmtrl.reward import checkpoint, pairs, preparation
 from rmtrl.reward.callbacks import RewardCallback, invalid_logs, pair_logs
 from rmtrl.reward.config import RewardConfig
@@ -133,6 +133,7 @@ class RewardTrainer(TRLRewardTrainer):
                 'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'
             )
         compute_head_in_float32(self.model)
+        keep_outputs(self.accelerator)
         self._differences += checkpoint.start_head(self.model, self._settings, head)
         for adapter in getattr(self.model, "peft_config", {}).values():
             # TRL lists a language model's head for saving with a cloned chat template, and there is none
