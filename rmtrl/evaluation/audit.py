@@ -194,7 +194,7 @@ def audit_pairs(
     kept = scored.where(scored.whole & ~ties)
     if not len(kept):
         raise DataError(f"none of the {n:,} pairs can be audited: {without:,} have no scores, {tied:,} are ties")
-    (chosen, rejected), lengths = kept.scores.T, (_lengths(kept.pairs[side], scorer) for side in SIDES)
+    (chosen, rejected), (first, second) = kept.scores.T, (_lengths(kept.pairs[side], scorer) for side in SIDES)
     prompts, domains, wins = list(kept.pairs["prompt_id"]), list(kept.pairs["domain"]), pair_wins(chosen, rejected)
     try:
         mixed = None if target_mix is None else reweighted_estimate(wins, domains, target_mix, prompts, seed=seed)
@@ -202,7 +202,7 @@ def audit_pairs(
         raise UsageError(f"--target-mix: {error}") from error
     unit = "characters" if scorer is None else "tokens"
     return replace(
-        audit_length(chosen, rejected, *lengths, prompts, unit=unit, seed=seed),
+        audit_length(chosen, rejected, first, second, prompts, unit=unit, seed=seed),
         without_scores=without, ties_left_out=tied,
         domains=domain_accuracy(wins, domains, prompts, seed=seed),
         reweighted={"target_mix": target_mix, "accuracy": mixed} if mixed else None,
