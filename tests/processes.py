@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,28 +27,23 @@ def free_port():
         return free.getsockname()[1]
 
 
-def engine_environment(engine, n_processes=2):
+def engine_environment(engine, n_processes=2, n_machines=1):
     """What `accelerate launch` tells the processes it starts with a file of `recipes/accelerate`, in float32."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    file, port = FILES / f"{engine}.yaml", free_port()
-    given = f"--config_file {file} --num_processes {n_processes} --num_machines 1 --main_process_port {port}".split()
+    given = f"--config_file {FILES / engine}.yaml --main_process_port {free_port()} --num_processes {n_processes} "
+    given += f"--num_machines {n_machines} --mixed_precision no train.py"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it assumes for settings that the file leaves out
-        args, defaults, _ = _validate_launch_command(
-            launch_command_parser().parse_args([*given, "--mixed_precision", "no", "train.py"])
-        )
+        args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given.split()))
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     env = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
     return {name: value for name, value in env.items() if os.environ.get(name) != value} | {"DS_ACCELERATOR": "cpu"}
 
 
 def take_cpu_for_accelerator():
-    """Makes accelerate enter FSDP and DeepSpeed without an accelerator: backend and device alone are replaced.
-
-    DeepSpeed would compile an operation of its own for shared memory, for a minute, under a lock that a kill leaves.
-    """
+    """Makes accelerate enter FSDP and DeepSpeed without an accelerator: backend and device alone are replaced."""
     from accelerate import state
     from accelerate.utils import DistributedType
 
@@ -60,9 +56,8 @@ def take_cpu_for_accelerator():
     state.PartialState._prepare_backend = lambda self, *given, **named: ("gloo", DistributedType.MULTI_GPU)
     state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     if find_spec("deepspeed"):
-        from deepspeed.ops import __compatible_ops__
-
-        __compatible_ops__["deepspeed_shm_comm"] = False  # gloo reduces
+        # it would be compiled at first use, behind a lock that a killed run leaves behind
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
 def _run(function, settings, out, environment, timeout):
@@ -78,7 +73,7 @@ def _run(function, settings, out, environment, timeout):
     Path(out).write_text(json.dumps(function(**settings)))
 
 
-def run(out, function, *, n_processes=1, engine=None, timeout=120, **settings):
+def run(out, function, *, n_processes=1, n_machines=1, engine=None, timeout=120, **settings):
     """Returns what new processes made of a function: exit codes, results and what they printed, one each.
 
     They are forked from one that has imported everything and done nothing. With an engine they are its ranks.
@@ -86,13 +81,14 @@ def run(out, function, *, n_processes=1, engine=None, timeout=120, **settings):
     context = multiprocessing.get_context("forkserver")
     os.environ["DS_ACCELERATOR"] = "cpu"  # read where deepspeed is imported
     context.set_forkserver_preload([*PRELOADED, function.__module__])
-    shared = engine_environment(engine, n_processes) if engine else {}
+    shared = engine_environment(engine, n_processes, n_machines) if engine else {}
     port = free_port()
     outs = [Path(f"{out}.{rank}") for rank in range(n_processes)]
     started = []
     for rank, own in enumerate(outs):
         own.unlink(missing_ok=True)
-        world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank)
+        world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank)
+        world["LOCAL_RANK"] = rank % (n_processes // n_machines)
         world = {name: str(value) for name, value in world.items()} if n_processes > 1 else {}
         started.append(context.Process(target=_run, args=(function, settings, str(own), shared | world, timeout)))
         started[-1].start()

@@ -5,7 +5,8 @@ Every statistic of the library lives here once; stages import it and add nothing
 
 from rmtrl.metrics.estimates import (
     Floats, binomial_estimate, bootstrap_estimate, bootstrap_estimates, change_estimate, clustered_covariance,
-    combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, too_few,
+    combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, scaled,
+    too_few,
 )  # fmt: skip
 from rmtrl.metrics.probabilities import (
     ReliabilityCurve, calibration_metrics, nll, reliability_curve,

@@ -220,9 +220,9 @@ def _gathered(layers: list[Any]) -> AbstractContextManager[Any]:
     spread = [weight for layer in layers for weight in layer.parameters() if hasattr(weight, "ds_id")]
     if not spread:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    gathered: AbstractContextManager[Any] = GatheredParameters(spread, modifier_rank=0)
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(spread, modifier_rank=0)
     return gathered
 
 

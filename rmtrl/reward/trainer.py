@@ -51,7 +51,7 @@ class RewardTrainer(TRLRewardTrainer):
     - `predict()` takes raw data and returns `(N, 2)` rewards, chosen and rejected, one row a pair; label ids are the
       index of the chosen column, 0. A pair over `max_length` is a row of NaN.
     - Pairs over `max_length` are counted in `dropped_pairs` and reported; when none is left, it raises.
-    - The head and the loss compute in float32 under bf16.
+    - The head and the loss compute in float32 under bf16; FSDP2 hands the head its weights rounded to bf16.
     - An adapter's head is trained and saved whatever `task_type` says.
     - A pad token that equals the end token, and would hide it from the model, or that the model has no embedding of,
       is replaced.

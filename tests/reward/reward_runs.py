@@ -30,21 +30,24 @@ def make_start(folder):
 
 
 def pairs(name):
-    """Pairs of token ids that share prompts and differ in length, the same in every process."""
+    """Pairs of texts that share prompts and differ in length, the same in every process."""
     from datasets import Dataset
 
     generator = torch.Generator().manual_seed(LENGTHS[name])
 
-    def ids(low, high):
+    def words(low, high):
         count = int(torch.randint(low, high, (), generator=generator))
-        return torch.randint(5, 300, (count,), generator=generator).tolist()
+        return "".join(f" {WORDS[i]}" for i in torch.randint(len(WORDS), (count,), generator=generator))
 
-    prompts = [ids(3, 9) for _ in range(LENGTHS[name])]
-    return Dataset.from_list([{f"{s}_ids": [*p, *ids(1, 8), 3] for s in ("chosen", "rejected")} for p in prompts])
+    rows = [[words(low, high) for low, high in ((3, 9), (1, 8), (1, 8))] for _ in range(LENGTHS[name])]
+    return Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows])
 
 
 def new_trainer(folder, start, *, lora=False, callbacks=(), **settings):
-    """A trainer from a folder, by default of all weights; its global batch is 8 pairs."""
+    """A trainer from a folder, by default of all weights; its global batch is 8 pairs.
+
+    With the usual epsilon Adam's first steps follow the signs of gradients, also of those that are rounding alone.
+    """
     from peft import LoraConfig
     from transformers import AutoTokenizer
 
@@ -54,7 +57,7 @@ def new_trainer(folder, start, *, lora=False, callbacks=(), **settings):
         bf16=False, use_cpu=True, report_to="none", gradient_checkpointing=False, disable_tqdm=True, logging_steps=1,
         per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", 1)), gradient_accumulation_steps=2,
         per_device_eval_batch_size=4 // int(os.environ.get("WORLD_SIZE", 1)), max_steps=4, learning_rate=1e-2,
-        save_strategy="no", center_rewards_coefficient=0.01,
+        save_strategy="no", adam_epsilon=1e-3, center_rewards_coefficient=0.01,
     )  # fmt: skip
     args = RewardConfig(str(folder), **(usual | settings))
     shard_small_weights_too(args)
@@ -117,9 +120,14 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def run(out, function=train, **settings):
+    """Returns exit codes, results and what was printed of new processes, see [`processes.run`]."""
+    return processes.run(out, function, **settings)
+
+
 def result(out, function=train, **settings):
     """The results of new processes that all ended well, whose logs have to be one."""
-    codes, results, printed = processes.run(out, function, **settings)
+    codes, results, printed = run(out, function, **settings)
     assert set(codes) == {0}, [text[-3000:] for text in printed]
     assert all(other["log"] == results[0]["log"] for other in results if other)
     return results
