@@ -16,9 +16,9 @@ from pathlib import Path
 from trl import ModelConfig, get_peft_config
 
 from rmtrl import PPOConfig, PPOTrainer
-from rmtrl.data.provenance import fingerprint, replace_folder
+from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.io import write_json
+from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,

@@ -161,8 +161,8 @@ def pairs(
             annotations, weights=weights, alpha=alpha, quorum=quorum, annotator_weights=annotator_weights
         )
         made = pairs_from_ratings(annotations, scores, score=score, min_gap=min_gap, disputed=disputed)
-    if why := made.why_none(min_votes):
-        raise DataError(f"no pair can be made: {why}")
+    if made.why_none:
+        raise DataError(f"no pair can be made: {made.why_none}")
     _write({out: made.pairs, review: made.review, rejects: annotations.rejects})
     whole = _report("pairs", files, annotations) | settings | {"counts": made.counts}
     used = ["the data holds votes and ratings; votes are used (--from ratings for the others)"] if both else []

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -185,7 +185,7 @@ def coverage(
 ) -> None:
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
-    from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, read_responses
+    from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, with_texts
     from rmtrl.data.design import coverage as compare
     from rmtrl.data.design import read_design
     from rmtrl.data.loading import load_rows
@@ -193,15 +193,14 @@ def coverage(
     plan = read_design(design)
     pairs = read_pairs(data, split, columns)
     texts = list(load_rows(responses)) if responses else []
-    judged = read_annotations(annotations) if annotations else None
     sources = Counter(str(row.get("source", "unknown")) for row in texts) or None
-    given = read_responses(texts, source="--responses")
-    if judged is None:
-        result, biases = compare(pairs, plan, sources=sources), []
-    else:
-        per_item = judgments_per_item(judged)
-        result = compare(pairs, plan, judgments_per_item=per_item, criteria=judged.criteria, sources=sources)
-        biases = vote_bias(judged, given)
+    known: dict[str, Any] = {}
+    biases = []
+    if annotations:
+        judged = with_texts(read_annotations(annotations), responses=texts)
+        known = {"judgments_per_item": judgments_per_item(judged), "criteria": judged.criteria}
+        biases = vote_bias(judged)
+    result = compare(pairs, plan, sources=sources, **known)
     flagged = {bias.annotator: bias.flags for bias in biases if bias.flags}
     about = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), "met": result.met}
     more = {"preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}

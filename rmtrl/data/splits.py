@@ -55,23 +55,6 @@ class Splits:
         return {pair: len(values) for pair, values in _shared(self.as_dict()).items()}
 
 
-@dataclass(frozen=True)
-class Holdout:
-    """Pairs to train on and the pairs held out of training.
-
-    Args:
-        train (`Dataset`): Rows that are not held out.
-        evaluation (`Dataset`): Rows that are.
-    """
-
-    train: Dataset
-    evaluation: Dataset
-
-    def overlap(self) -> list[str]:
-        """Returns the `prompt_id`s on both sides, sorted; empty when prompts are what is held out."""
-        return sorted({*_column(self.train, "prompt_id")} & {*_column(self.evaluation, "prompt_id")})
-
-
 def make_splits(
     dataset: Dataset,
     *,
@@ -189,8 +172,8 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
 
 def holdout(
     dataset: Dataset, values: Collection[str], *, column: Literal["prompt_id", "domain"] = "prompt_id"
-) -> Holdout:
-    """Returns the pairs split into those to train on and those of the prompts, or domains, held out.
+) -> Splits:
+    """Returns the pairs to train on, and as `test` those of the prompts, or domains, held out; the rest is empty.
 
     Args:
         dataset (`Dataset`): Pairs in the normal form.
@@ -204,13 +187,14 @@ def holdout(
 
     ```python
     >>> held = holdout(pairs, ["support-17"])
-    >>> len(held.train), len(held.evaluation), held.overlap()
-    (2, 2, [])
+    >>> len(held.train), len(held.test), held.overlap()["train/test"]
+    (2, 2, 0)
     ```
     """
     found = pd.Series(_column(dataset, column))
     out = found.isin(_wanted(found, values, column))
-    return Holdout(dataset.select(np.flatnonzero(~out)), dataset.select(np.flatnonzero(out)))
+    train, test = (dataset.select(np.flatnonzero(rows)) for rows in (~out, out))
+    return Splits(train, dataset.select([]), dataset.select([]), test)
 
 
 def _groups_of_domains(dataset: Dataset, groups: pd.Series, values: Collection[str]) -> set[str]:

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rmtrl.data.annotations.reading import Annotations, Item
+from rmtrl.data.annotations.reading import Annotations
 from rmtrl.data.messages import conversation_text
 from rmtrl.data.splits import cells
 from rmtrl.metrics import mean_estimate
-from rmtrl.types import Conversation, Estimate
+from rmtrl.types import Estimate
 
 NOTABLE = 0.1
 """A rate that is surely (by its whole interval) ten points from the others' is reported; smaller ones are habits."""
@@ -122,23 +122,23 @@ def _others_median(values: pd.Series, pair: pd.Series) -> pd.Series:
     return pd.Series((low + high) / 2, values.index).where(others > 0)
 
 
-def vote_bias(annotations: Annotations, responses: Mapping[Item, Conversation]) -> list[AnnotatorBias]:
-    """Returns how each annotator votes, as [`annotator_bias`] does; the first side is the one that was shown first.
+def vote_bias(annotations: Annotations) -> list[AnnotatorBias]:
+    """Returns how each annotator votes, as [`annotator_bias`] does, where the first side is the one shown first.
+
+    The length of an answer is its characters.
 
     Args:
         annotations ([`Annotations`]): The judgments.
-        responses (`Mapping[Item, Conversation]`): Answers that count before those of the annotations; the length of
-            an answer is its characters.
 
     Example:
 
     ```python
-    >>> [bias.annotator for bias in vote_bias(read_annotations(["examples/annotations.jsonl"]), {})]
+    >>> [bias.annotator for bias in vote_bias(read_annotations(["examples/annotations.jsonl"]))]
     ['ann', 'bo', 'chi']
     ```
     """
     votes = annotations.votes
-    lengths = {item: len(conversation_text(text)) for item, text in (annotations.responses | dict(responses)).items()}
+    lengths = {item: len(conversation_text(text)) for item, text in annotations.responses.items()}
     a, b = (
         np.array([lengths.get(item, math.nan) for item in zip(votes.prompt_id, side, strict=True)])
         for side in (votes.a, votes.b)
