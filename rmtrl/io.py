@@ -336,7 +336,7 @@ def write_row_files(files: dict[Path, Iterable[Mapping[str, Any]]]) -> list[int]
 
 @contextmanager
 def replacing(path: str | Path, *, ending: str = "new", folder: bool = False) -> Iterator[Path]:
-    """Yields where to write a file or folder, beside `path`; it takes its place when the block ends, or goes if it fails.
+    """Yields where to write a file or folder, beside `path`; it takes its place at the end, or goes if that fails.
 
     Args:
         path (`str` or `Path`): What to write or replace; the folder it is in is made.
