@@ -6,13 +6,15 @@ Prompts that are nearly the same count as one where the pairs have the column `c
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -271,6 +273,19 @@ def cells(dataset: Dataset, *names: str, without: str = "got pairs without") -> 
         raise DataError(f"{without} {', '.join(missing)}; wanted the normal form, see to_normal_form")
     for batch in dataset.select_columns(list(names)).with_format(None).iter(batch_size=1000):
         yield from zip(*(batch[name] for name in names), strict=True)
+
+
+def counted(values: Iterable[Any]) -> dict[str, int]:
+    """Returns how often each value occurs, the most frequent first, ties by name."""
+    return dict(sorted(Counter(map(str, values)).items(), key=lambda item: (-item[1], item[0])))
+
+
+def with_column(dataset: Dataset, name: str, values: Sequence[Any] | pa.Array) -> tuple[Dataset, int]:
+    """Returns the rows with a column in the last place, and how many of them had another value there."""
+    before = dataset[name][:] if name in dataset.column_names else [None] * len(dataset)
+    replaced = sum(old not in (None, "") and str(old) != str(new) for old, new in zip(before, values, strict=True))
+    others = [column for column in dataset.column_names if column != name]
+    return dataset.select_columns(others).add_column(name, values), replaced
 
 
 def _column(dataset: Dataset, name: str) -> list[str]:
