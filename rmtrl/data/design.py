@@ -4,6 +4,7 @@ A design is a small YAML file; presets stand in `rmtrl/data/designs`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -238,7 +239,9 @@ class Sample:
 def allocate(
     n: int, available: Mapping[str, int], prevalence: Mapping[str, float], stress: Mapping[str, float]
 ) -> dict[str, int]:
-    """Returns how many of n prompts each domain gives: prevalence × stress factor, by largest remainder.
+    """Returns how many of n prompts each domain gives: by prevalence × stress factor, after Sainte-Laguë.
+
+    The k-th prompt of a domain has the claim weight / (k − ½), and the n largest claims are met.
 
     Args:
         n (`int`): Prompts to draw.
@@ -253,22 +256,10 @@ def allocate(
     {'chat': 75, 'medicine': 25}
     ```
     """
-    weights = {name: prevalence[name] * stress.get(name, 1.0) for name in available if prevalence.get(name, 0) > 0}
-    given = dict.fromkeys(available, 0)
-    shares: dict[str, float] = {}
-    while weights:  # a domain that cannot give its share gives all it has, and the rest is shared anew
-        scale = (n - sum(given.values())) / sum(weights.values())
-        shares = {name: weight * scale for name, weight in weights.items()}
-        short = {name: available[name] for name, share in shares.items() if share > available[name]}
-        if not short:
-            break
-        given |= short
-        weights = {name: weight for name, weight in weights.items() if name not in short}
-    given |= {name: math.floor(shares[name]) for name in weights}
-    rest = sorted(weights, key=lambda name: (given[name] - shares[name], name))
-    for name in [name for name in rest if given[name] < available[name]][: n - sum(given.values())]:
-        given[name] += 1
-    return given
+    weights = {name: prevalence.get(name, 0.0) * stress.get(name, 1.0) for name in available}
+    claims = [(-weights[name] / (k + 0.5), name) for name, most in available.items() for k in range(most)]
+    met = Counter(name for claim, name in sorted(claims)[:n] if claim)
+    return {name: met[name] for name in available}
 
 
 def sample_by_domain(

@@ -107,7 +107,10 @@ def make_splits(
         raise UsageError(f"got sealed {sealed}; wanted a share of the rows from 0 to below 1")
     shares = np.array([*((1 - sealed) * ratio for ratio in ratios), sealed])
     rows = pd.DataFrame({"group": groups_of(dataset), "domain": _column(dataset, stratify) if stratify else ""})
-    held = _groups_of_domains(dataset, rows.group, holdout_domains) if holdout_domains else set()
+    held = set()
+    if holdout_domains:
+        domains = pd.Series(_column(dataset, "domain"))
+        held = set(rows.group[domains.isin(_wanted(domains, holdout_domains, "domain"))])
     # a prompt of several domains counts for the first by name, whatever the order of rows
     prompts = rows[~rows.group.isin(held)].groupby("group").domain.agg(n="size", domain="min")
     prompts["place"] = [seeded_hash(seed, group) for group in prompts.index]
@@ -197,14 +200,6 @@ def holdout(
     out = found.isin(_wanted(found, values, column))
     train, test = (dataset.select(np.flatnonzero(rows)) for rows in (~out, out))
     return Splits(train, dataset.select([]), dataset.select([]), test)
-
-
-def _groups_of_domains(dataset: Dataset, groups: pd.Series, values: Collection[str]) -> set[str]:
-    domains = pd.Series(_column(dataset, "domain"))
-    held = set(groups[domains.isin(_wanted(domains, values, "domain"))])
-    if held >= set(groups):
-        raise DataError("every domain is held out, so no pair is left to train on; hold out fewer")
-    return held
 
 
 def _wanted(found: pd.Series, values: Collection[str], column: str) -> set[str]:
