@@ -110,7 +110,7 @@ def make_splits(
     held = set()
     if holdout_domains:
         domains = pd.Series(_column(dataset, "domain"))
-        held = set(rows.group[domains.isin(_wanted(domains, holdout_domains, "domain"))])
+        held = set(rows.group[domains.isin(_held_out(domains, holdout_domains))])
     # a prompt of several domains counts for the first by name, whatever the order of rows
     prompts = rows[~rows.group.isin(held)].groupby("group").domain.agg(n="size", domain="min")
     prompts["place"] = [seeded_hash(seed, group) for group in prompts.index]
@@ -175,41 +175,14 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
             )
 
 
-def holdout(
-    dataset: Dataset, values: Collection[str], *, column: Literal["prompt_id", "domain"] = "prompt_id"
-) -> Splits:
-    """Returns the pairs to train on, and as `test` those of the prompts, or domains, held out; the rest is empty.
-
-    Args:
-        dataset (`Dataset`): Pairs in the normal form.
-        values (`Collection[str]`): Prompts (or domains) that training must not see.
-        column (`str`): `"domain"` holds out whole domains, to measure what carries over to unseen ones.
-
-    Raises:
-        DataError: If a value does not occur, or nothing is left to train on.
-
-    Example:
-
-    ```python
-    >>> held = holdout(pairs, ["support-17"])
-    >>> len(held.train), len(held.test), held.overlap()["train/test"]
-    (2, 2, 0)
-    ```
-    """
-    found = pd.Series(_column(dataset, column))
-    out = found.isin(_wanted(found, values, column))
-    train, test = (dataset.select(np.flatnonzero(rows)) for rows in (~out, out))
-    return Splits(train, dataset.select([]), dataset.select([]), test)
-
-
-def _wanted(found: pd.Series, values: Collection[str], column: str) -> set[str]:
-    """Returns the values to hold out, which all occur and are not all there are."""
-    wanted, known = {values} if isinstance(values, str) else set(values), set(found)
+def _held_out(domains: pd.Series, values: Collection[str]) -> set[str]:
+    """Returns the domains to hold out, which all occur and are not all there are."""
+    wanted, known = {values} if isinstance(values, str) else set(values), set(domains)
     if unknown := wanted - known:
         few = ", ".join(sorted(known)[:30])
-        raise DataError(f"no pair has the {column} {', '.join(sorted(unknown)[:5])}; the data has {few}")
+        raise DataError(f"no pair has the domain {', '.join(sorted(unknown)[:5])}; the data has {few}")
     if wanted >= known:
-        raise DataError(f"every {column} is held out, so no pair is left to train on; hold out fewer")
+        raise DataError("every domain is held out, so no pair is left to train on; hold out fewer")
     return wanted
 
 
