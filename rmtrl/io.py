@@ -324,8 +324,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return write_row_files({Path(path): rows})[0]
 
 
-def write_row_files(files: dict[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
-    """Writes several files as [`write_rows`] does; all are complete before the first takes its place."""
+def write_row_files(given: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> list[int]:
+    """Writes several files as [`write_rows`] does, where one is named; all are complete before the first stands."""
+    files = {path: rows for path, rows in given.items() if path is not None}
     for path in files:
         if suffix_of(path) in (".parquet", ".csv"):
             raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")

@@ -39,8 +39,6 @@ def validate(
 
     check_outputs([data], {"--rejects": rejects})
     check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
-    if max_length is not None and tokenizer is None:
-        raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
     loaded = None
     if tokenizer is not None:
         from rmtrl.models import load_tokenizer
@@ -49,8 +47,7 @@ def validate(
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
     kept, rejected = with_given_names(result.kept), with_given_names(result.rejects)
-    files = {out: kept if len(kept) else None, rejects: rejected}
-    write_row_files({path: rows for path, rows in files.items() if path is not None and rows is not None})
+    write_row_files({out if len(kept) else None: kept, rejects: rejected})
     if not len(result.kept):
         raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")
     show({"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}, as_json, warnings=result.warnings)
@@ -76,8 +73,7 @@ def dedup(
     check_outputs([data], {"--out": out})
     pairs = read_pairs(data, split, columns)
     result = deduplicate(pairs, threshold=threshold)
-    if out is not None:
-        write_rows(out, result.clustered if keep == "all" else result.kept)
+    write_row_files({out: result.clustered if keep == "all" else result.kept})
     counts = {"schema": "rmtrl/dedup/1", "data": data, "threshold": threshold, **result.as_dict()}
     counts["warnings"] = [*notes_of(pairs), *result.warnings]
     show(counts, as_json, warnings=result.warnings)
@@ -103,8 +99,7 @@ def contamination(
     check_outputs([train, *evaluations], {"--out": out})
     sets = {name: read_pairs(name, split, columns) for name in evaluations}
     report = find_contamination(read_pairs(train, split, columns), sets, threshold=threshold, ngram=ngram)
-    if out is not None:
-        write_rows(out, report.clean)
+    write_row_files({out: report.clean})
     kept = len(report.clean)
     counts = {"n": report.n, "kept": kept, "dropped": report.n - kept, "skipped_comparisons": report.skipped}
     settings = {"threshold": threshold, "ngram": ngram, "found": report.found}
