@@ -288,3 +288,11 @@ def test_what_the_command_line_cannot_read_is_one_line(rmtrl, words, said):
     code, out, err = rmtrl(*words.split())
     assert (code, out) == (2, "") and err.count("\n") == 1 and said in err
     assert err.startswith("rmtrl: error: ") and "; see rmtrl" in err and err.endswith(" --help\n")
+
+
+@pytest.mark.parametrize("words", sorted(COMMANDS))
+def test_a_command_that_does_not_share_its_work_refuses_several_processes(rmtrl, monkeypatch, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, stdout, stderr = rmtrl(*words.split())
+    assert (code, stdout) == (2, "") and len(stderr.splitlines()) == 1
+    assert f"rmtrl {words.split()[0]} is for one process and was started in 2" in stderr

@@ -5,6 +5,7 @@ interrupted, and earlier output is as it was.
 """
 
 import logging
+import os
 import signal
 import sys
 from itertools import pairwise
@@ -37,6 +38,10 @@ class Interrupted(BaseException):
 
 def _run() -> int:
     """Returns the exit code of the command; what it cannot take is a [`UsageError`], as any other input error is."""
+    n_processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if n_processes > 1:  # they would write the same files at once
+        name = " ".join(["rmtrl", *sys.argv[1:2]])
+        raise UsageError(f"{name} is for one process and was started in {n_processes}; start it without a launcher")
     try:
         return app(standalone_mode=False, prog_name="rmtrl") or 0
     except _ClickException as error:

@@ -1,18 +1,13 @@
 """Small PPO runs in processes of their own, which can be killed, and what they logged."""
 
-import json
-import multiprocessing
 import os
 import signal
-import socket
 import sys
-import threading
-from pathlib import Path
 
+import processes
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "sun", "moon", "sea", "good", "bad", "yes", "no", "thanks"]
@@ -138,6 +133,7 @@ def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, **settin
                 | {f"weights {n}": value for n, value in enumerate(weights)},
         "sampled": sampled,
         "world_size": trainer.accelerator.num_processes,
+        "engine": str(trainer.accelerator.distributed_type),
         "synchronised": len(trainer.callback_handler.callbacks[-1].synchronised),
     }  # fmt: skip
 
@@ -175,42 +171,9 @@ def _kill_at_file(step, number):
     sys.addaudithook(watch)
 
 
-def _run(function, settings, out, environment):
-    os.environ.update(environment)
-    error = os.open(out + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(error, 1)
-    os.dup2(error, 2)
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
-    Path(out).write_text(json.dumps(function(**settings)))
-
-
-def run(out, function=train, *, n_processes=1, timeout=120, **settings):
-    """Returns what new processes made of a function: exit codes, results and what they printed, one each.
-
-    They are forked from one that has imported everything and done nothing.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ppo_runs", "rmtrl.ppo.trainer", "datasets", "rmtrl.tiny"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    outs = [Path(f"{out}.{rank}") for rank in range(n_processes)]
-    started = []
-    for rank, own in enumerate(outs):
-        world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank)
-        world = {name: str(value) for name, value in world.items()} if n_processes > 1 else {}
-        started.append(context.Process(target=_run, args=(function, settings, str(own), world)))
-        started[-1].start()
-    for process in started:
-        process.join(timeout)
-    late = [process for process in started if process.is_alive()]
-    for process in late:
-        process.kill()
-    printed = [Path(f"{own}.stderr").read_text() for own in outs]
-    assert not late, f"still running after {timeout} s: {printed}"
-    results = [json.loads(own.read_text()) if own.is_file() else None for own in outs]
-    return [process.exitcode for process in started], results, printed
+def run(out, function=train, **settings):
+    """Returns exit codes, results and what was printed of new processes, see [`processes.run`]."""
+    return processes.run(out, function, **settings)
 
 
 def result(out, **settings):
