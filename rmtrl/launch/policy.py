@@ -14,12 +14,11 @@ from transformers import PreTrainedModel, Trainer
 from trl import ModelConfig, ScriptArguments, get_quantization_config
 
 from rmtrl.calibration.calibration import FILE, read_calibration
-from rmtrl.data.provenance import replace_folder
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError
 from rmtrl.evaluation.fingerprints import model_fingerprint
-from rmtrl.io import write_json
+from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
 from rmtrl.ppo.config import PPOConfig
