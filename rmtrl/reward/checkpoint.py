@@ -200,8 +200,8 @@ def check_loaded(model: Any, accelerator: Accelerator) -> None:
     if plugin is None or not plugin.cpu_ram_efficient_loading:
         return
     n_empty = torch.tensor([sum(weight.is_meta for weight in model.parameters())], device=accelerator.device)
-    n_new, ours = int(accelerator.gather(n_empty).max()), isinstance(_head_of(model), Head)
-    if ours or n_new > 1:
+    n_new = int(accelerator.gather(n_empty).max())
+    if n_new > 1 or _head_of(model) is not None:
         raise ModelError(
             f"fsdp_cpu_ram_efficient_loading is true and {n_new} weights are new: they would stay empty on all "
             "processes but the first; set it to false in the file given to accelerate launch --config_file"
