@@ -15,8 +15,8 @@ import rmtrl
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
-LAYERS = ["errors", "types", "io", "metrics", "models", *STAGES]
-TOP = ["tiny", "launch", "cli"]  # may import any stage; no stage imports them
+LAYERS = ["errors", "types", "io", "processes", "metrics", "models", *STAGES]
+TOP = ["tiny", "launch", "cli", "__main__"]  # may import any stage; no stage imports them
 
 
 def test_public_names():

@@ -1,6 +1,7 @@
 """`rmtrl evaluate`, `calibrate`, `audit` and `overopt`: what a reward model's scores are worth."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import file_sha256, write_json
+from rmtrl.processes import all_processes
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.audit import PairAudit
@@ -43,18 +45,23 @@ def evaluate(
     if scores and len(benchmark) > 1:
         raise UsageError(f"got --scores and {len(benchmark)} benchmarks; a file of scores is of one")
     tasks = read_tasks(benchmark)
-    folders = run_folders(list(dict.fromkeys(model or ())) or [str(scores)], out)
+    if twice := [name for name, count in Counter(model or ()).items() if count > 1]:
+        raise UsageError(f"got --model {twice[0]} twice; name each model once")
+    folders = run_folders(model or [str(scores)], out)
     read = [scores, *(task.source for task in tasks if Path(task.source).is_file())]
     own = [task.folder(folder) / name for folder in folders.values() if folder for task in tasks for name in WRITTEN]
     for file in [*own, out / "results.json"] if out else []:
         check_outputs(read, {"--out": file})
-    if scores:
-        runs = [judge_scores(scores, tasks[0], out)]
-    else:
-        settings = {"device": device, "batch_tokens": batch_tokens}
-        runs = [evaluate_model(name, tasks, folder, text=text, **settings) for name, folder in folders.items()]
-    whole = summary(runs, out, started=started)
-    show(whole, as_json, words=in_words(runs))
+    with all_processes() as process:
+        if process.world > 1 and not (model and out):
+            raise UsageError("several processes share the rows of a --model in one --out; give both, or start one")
+        settings: dict[str, Any] = {"text": text, "device": device, "batch_tokens": batch_tokens, "process": process}
+        runs = (
+            [judge_scores(scores, tasks[0], out)] if scores
+            else [evaluate_model(name, tasks, folder, **settings) for name, folder in folders.items()]
+        )  # fmt: skip
+        if process.rank == 0:
+            show(summary(runs, out, started=started), as_json, words=in_words(runs))
 
 
 def calibrate(

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from rmtrl.evaluation.fingerprints import items_fingerprint, model_fingerprint
 from rmtrl.evaluation.items import (
     ItemScores,
     as_text,
-    disown,
     missing_reasons,
     read_scores,
     score_into,
@@ -29,6 +27,7 @@ from rmtrl.evaluation.items import (
 )  # fmt: skip
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
 from rmtrl.io import file_sha256, write_json, write_rows
+from rmtrl.processes import ALONE, Process
 from rmtrl.types import json_ready
 
 RESULT = "rmtrl/benchmark-result/1"
@@ -111,8 +110,9 @@ def read_tasks(named: Sequence[str]) -> list[Task]:
 
 
 def evaluate_model(
-    model: str, tasks: Sequence[Task], out: Path | None, *, text: str | None = None, **settings: Any
-) -> Run:
+    model: str, tasks: Sequence[Task], out: Path | None, *, text: str | None = None, process: Process = ALONE,
+    **settings: Any,
+) -> Run:  # fmt: skip
     """Returns the results of one model; with `out`, scores and results stand there, and a killed run goes on.
 
     Args:
@@ -120,6 +120,7 @@ def evaluate_model(
         tasks (`Sequence[Task]`): The benchmarks.
         out (`Path`, *optional*): Folder for one folder a benchmark.
         text (`str`, *optional*): Form of the text for a model without chat template; see [`as_text`].
+        process ([`~rmtrl.processes.Process`]): This one of those that share the work, in `out`; the first has results.
         settings: As in [`RewardScorer.from_pretrained`].
     """
     from rmtrl.reward.rendering import Rendering
@@ -139,7 +140,10 @@ def evaluate_model(
         if out is None:
             scores = [scores for window in score_items(scorer, own, name=task.name) for scores in window]
         else:
-            scores = score_into(task.folder(out) / "scores.jsonl", scorer, own, key=key, name=task.name, say=_say)
+            file = task.folder(out) / "scores.jsonl"
+            scores = score_into(file, scorer, own, key=key, name=task.name, process=process)
+        if process.rank:
+            continue
         why, chose = missing_reasons(scorer, own, scores, scorer.most_tokens), task.name in run.selected_on
         run.add(task, scores, out, started=started, missing_reasons=why, rendering=rendering, selected_on=chose)
     return run
@@ -152,9 +156,7 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
     run = Run({"name": str(path), "scores_sha256": file_sha256(path)})
     run.add(task, scores, out, started=started)
     if out:
-        file = task.folder(out) / "scores.jsonl"
-        disown(file)
-        write_rows(file, score_lines(task.items, scores))
+        write_rows(task.folder(out) / "scores.jsonl", score_lines(task.items, scores))
     return run
 
 
@@ -235,7 +237,3 @@ def _slug(name: str) -> str:
 
 def _unique(name: str) -> str:
     return f"{_slug(name) or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _say(line: str) -> None:
-    print(f"rmtrl: {line}", file=sys.stderr)
