@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def take_cpu_for_accelerator():
     state.PartialState.__init__ = __init__
     state.PartialState._prepare_backend = lambda self, *given, **named: ("gloo", DistributedType.MULTI_GPU)
     state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    if find_spec("deepspeed"):
+        # it would be compiled at first use, behind a lock that a killed run leaves behind
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
 def _run(function, settings, out, environment):

@@ -1,7 +1,6 @@
 """`rmtrl evaluate`, `calibrate`, `audit` and `overopt`: what a reward model's scores are worth."""
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,9 +11,10 @@ from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import file_sha256, write_json
 from rmtrl.processes import all_processes
+from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
-    from rmtrl.evaluation.audit import PairAudit
+    from rmtrl.evaluation.audit import Audit
     from rmtrl.evaluation.scoring import ScoredPairs
 
 
@@ -45,8 +45,8 @@ def evaluate(
     if scores and len(benchmark) > 1:
         raise UsageError(f"got --scores and {len(benchmark)} benchmarks; a file of scores is of one")
     tasks = read_tasks(benchmark)
-    if twice := [name for name, count in Counter(model or ()).items() if count > 1]:
-        raise UsageError(f"got --model {twice[0]} twice; name each model once")
+    if len(set(model or ())) < len(model or ()):
+        raise UsageError(f"got --model {' --model '.join(model or ())}; name each model once")
     folders = run_folders(model or [str(scores)], out)
     read = [scores, *(task.source for task in tasks if Path(task.source).is_file())]
     own = [task.folder(folder) / name for folder in folders.values() if folder for task in tasks for name in WRITTEN]
@@ -56,10 +56,8 @@ def evaluate(
         if process.world > 1 and not (model and out):
             raise UsageError("several processes share the rows of a --model in one --out; give both, or start one")
         settings: dict[str, Any] = {"text": text, "device": device, "batch_tokens": batch_tokens, "process": process}
-        runs = (
-            [judge_scores(scores, tasks[0], out)] if scores
-            else [evaluate_model(name, tasks, folder, **settings) for name, folder in folders.items()]
-        )  # fmt: skip
+        runs = [evaluate_model(name, tasks, folder, **settings) for name, folder in folders.items() if model]
+        runs = runs or [judge_scores(Path(str(scores)), tasks[0], out)]
         if process.rank == 0:
             show(summary(runs, out, started=started), as_json, words=in_words(runs))
 
@@ -97,10 +95,9 @@ def calibrate(
     if test_data is not None and (scores is None or test is None):
         raise UsageError("got --test-data, the pairs of test scores, without --scores and --test; name these too")
     check_outputs([data, scores, test, test_data], {"--out": out, "--export": export})
-    files = {"calibration": data, "test": test} if model else {"calibration": scores, "test": test}
-    sources = {name: str(file) for name, file in files.items() if file is not None}
-    given = {"calibration": data, "test": test if model else test_data}
-    pairs = {name: read_pairs(file, split, columns) for name, file in given.items() if file is not None}
+    given = {"calibration": (data if model else scores, data), "test": (test, test if model else test_data)}
+    sources = {name: str(source) for name, (source, _) in given.items() if source is not None}
+    pairs = {name: read_pairs(rows, split, columns) for name, (_, rows) in given.items() if rows is not None}
     if model is not None:
         from rmtrl.reward.scorer import RewardScorer
 
@@ -135,19 +132,15 @@ def calibrate(
 
 def _with_scores(scored: "ScoredPairs", source: str) -> "ScoredPairs":
     if not scored.whole.any():
-        raise DataError(
-            f"none of the {len(scored):,} pairs of {source} has scores; they may all be over the model's length"
-        )
+        raise DataError(f"none of the {len(scored):,} pairs of {source} has scores; are all over the model's length?")
     return scored.where(scored.whole)
 
 
 def _unknown_prompts(sets: "dict[str, ScoredPairs]") -> list[str]:
-    unknown = [name for name, own in sets.items() if not own.named]
-    if not unknown:
-        return []
-    said = f"the pairs of the {' and '.join(unknown)} scores were not named, so each counts as a prompt of its own: "
+    unknown = " and ".join(name for name, own in sets.items() if not own.named)
+    said = f"the pairs of the {unknown} scores were not named, so each counts as a prompt of its own: "
     unseen = ", and prompts in both sets go unseen; name them as DATA and --test-data" if len(sets) > 1 else ""
-    return [f"{said}intervals may be too small{unseen}"]
+    return [f"{said}intervals may be too small{unseen}"] if unknown else []
 
 
 def audit(
@@ -190,21 +183,21 @@ def audit(
     named = None if Path(data).is_file() else split  # a file is one split by any name
     known_data = {"source": data, "split": named, "rows": len(pairs), "fingerprint": fingerprint(pairs)}
     origin = {"model": known_model, "scores": known_scores, "data": known_data, "seed": seed}
-    whole = {**found.as_dict(), **origin}
+    whole = {**json_ready(found), **origin}
     if out is not None:
         _write_audit(out, whole, found)
     missing = found.without_scores
     warnings = [f"{missing:,} pairs have no scores and were left out"] if missing else []
     show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
-    if strict and found.length.verdict.verdict == CONVICTED:
+    if strict and found.verdict == CONVICTED:
         raise typer.Exit(1)
 
 
-def _write_audit(out: Path, whole: dict[str, Any], found: "PairAudit") -> None:
+def _write_audit(out: Path, whole: dict[str, Any], found: "Audit") -> None:
     from rmtrl.reporting.plots import margin_against_length, reward_against_length, save_figure
 
-    scores, lengths, unit = found.scores, found.lengths, found.length.unit
-    rewards = reward_against_length(found.length.curve, scores.ravel(), lengths.ravel(), unit=unit)
+    scores, lengths, unit = found.scores, found.lengths, found.unit
+    rewards = reward_against_length(found.curve, scores.ravel(), lengths.ravel(), unit=unit)
     save_figure(rewards, out / "plots" / "reward_against_length.png")
     margins = margin_against_length(scores[0] - scores[1], lengths[0] - lengths[1], unit=unit)
     save_figure(margins, out / "plots" / "margin_against_length.png")
@@ -235,7 +228,7 @@ def overopt(
     settings: dict[str, Any] = {"held_out": held_out or [], "n_resamples": n_resamples, "seed": seed}
     result = measure_overoptimization(Samples.of(rows, samples), n_max=n_max, **settings)
     data = {"source": samples, "rows": len(rows), "fingerprint": fingerprint(rows)}
-    whole = {**result.as_dict(), "verdict": verdict(result.whole), "data": data, "settings": settings}
+    whole = {**json_ready(result), "verdict": verdict(result.whole), "data": data, "settings": settings}
     whole["environment"] = environment()
     if out is not None:
         from rmtrl.reporting.plots import overoptimization_plot, save_figure

@@ -8,7 +8,7 @@ import typer
 
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_rows
 from rmtrl.processes import all_processes
 
@@ -59,7 +59,7 @@ def score(
     from rmtrl.data.provenance import fingerprint
     from rmtrl.evaluation.fingerprints import model_fingerprint
     from rmtrl.evaluation.parts import Parts
-    from rmtrl.evaluation.scoring import ScoredPairs, check_held, pair_lines, pair_windows
+    from rmtrl.evaluation.scoring import ScoredPairs, pair_lines, pair_windows
     from rmtrl.metrics import mean_estimate, pair_wins
     from rmtrl.reward.scorer import RewardScorer
 
@@ -74,10 +74,11 @@ def score(
             for line in lines:
                 scores.append(line["scores"])
                 yield line
-            check_held(any(own[0] is not None for own in scores), len(pairs), data)
+            if all(own[0] is None for own in scores):
+                raise DataError(f"all {len(pairs):,} pairs of {data} are longer than the model holds")
 
-        score = partial(pair_lines, scorer, pairs, data)
-        Parts(out, pair_windows(len(pairs)), score, key, data, "pair", process).write(kept)
+        score, windows = partial(pair_lines, scorer, pairs, data), pair_windows(len(pairs))
+        Parts(out, windows, score, key, data, process).write(kept)
         if process.rank:
             return
     scored = ScoredPairs(pairs, np.array(scores, dtype=float))

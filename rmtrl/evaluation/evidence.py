@@ -13,7 +13,7 @@ from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
 from rmtrl.evaluation.fingerprints import is_same_model, model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.scoring import is_number
 from rmtrl.io import read_object
-from rmtrl.metrics import binomial_estimate
+from rmtrl.metrics import binomial_estimate, scaled
 from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/evidence/1"
@@ -244,8 +244,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(item, Mapping) for item in nll):
         return found
     if isinstance(change, Mapping):
-        rise = _estimate("nll_change", change)
-        gain = replace(rise, value=-rise.value, low=-rise.high, high=-rise.low)
+        gain = scaled(_estimate("nll_change", change), -1)
     else:  # of an earlier version; the same pairs, so the true interval is narrower
         a, b = (_estimate("nll", item) for item in nll)
         gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method="ends of the two intervals")

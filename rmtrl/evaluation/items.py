@@ -21,9 +21,9 @@ from rmtrl.data.layouts import ASSISTANT, HUMAN
 from rmtrl.data.messages import message_text
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
-from rmtrl.evaluation.parts import Parts, again, say, stored
+from rmtrl.evaluation.parts import Parts
 from rmtrl.evaluation.scoring import TokenScorer, is_number, score_whole, unrendered
-from rmtrl.io import file_sha256, read_sound_rows, write_json
+from rmtrl.io import read_sound_rows
 from rmtrl.processes import ALONE, Process
 from rmtrl.types import Conversation, Scorer
 
@@ -237,7 +237,7 @@ def score_lines(items: Sequence[Item], scores: Scores) -> Iterator[dict[str, Any
 
 
 def score_into(
-    path: str | Path,
+    path: Path,
     scorer: Scorer,
     items: Sequence[Item],
     *,
@@ -247,11 +247,10 @@ def score_into(
 ) -> list[ItemScores]:
     """Returns the scores of all items and leaves them in a file; what a killed run left there is not scored again.
 
-    Windows of items are scored into [parts][rmtrl.evaluation.parts.Parts] of the file by all processes, and a
-    `.key` file beside it says what it holds the scores of: under an equal key they are read.
+    Windows of items are scored into [parts][rmtrl.evaluation.parts.Parts] of the file.
 
     Args:
-        path (`str` or `Path`): File to write.
+        path (`Path`): File to write.
         scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
         items (`Sequence[Item]`): All items of the benchmark.
         key (`Mapping[str, Any]`): Fingerprints of model and benchmark, rendering; JSON values.
@@ -266,30 +265,15 @@ def score_into(
     Example:
 
     ```python
-    >>> scores = score_into("outputs/eval/llmbar/scores.jsonl", scorer, items, key={"model": "…", "benchmark": "…"})
+    >>> scores = score_into(Path("scores.jsonl"), scorer, items, key={"model": "…", "benchmark": "…"})
     ```
     """
-    path, key = Path(path), json.loads(json.dumps(key))
-    about = path.with_name(f"{path.name}.key")
 
     def score(part: range) -> Iterator[dict[str, Any]]:
         own = [items[i] for i in part]
         return score_lines(own, score_window(scorer, own))
 
-    parts = Parts(path, windows(items), score, key, name, "item", process)
-
-    def is_whole() -> bool:
-        if path.is_file() and stored(about) == {**key, "scores_sha256": file_sha256(path)}:
-            say(f"{name}: all {len(items):,} items were scored by an earlier run, same model and data")
-            return True
-        if path.exists() and not parts.folder.exists():
-            say(f"{name}: {again(path.parent)}")
-        return False
-
-    if not process.first(is_whole):
-        parts.write()
-        if process.rank == 0:
-            write_json(about, {**key, "scores_sha256": file_sha256(path)})
+    Parts(path, windows(items), score, json.loads(json.dumps(key)), name, process).write()
     if process.rank:
         return []
     return [_scores_in(row, item, place) for item, (place, row) in zip(items, read_sound_rows(path), strict=True)]

@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rmtrl.errors import DataError, ProcessError
-from rmtrl.io import Row, read_object, read_sound_rows, write_json, write_rows
+from rmtrl.errors import ProcessError
+from rmtrl.io import Row, file_sha256, read_object, read_sound_rows, write_json, write_rows
 from rmtrl.processes import ALONE, Process, until
 
 
@@ -24,19 +24,20 @@ from rmtrl.processes import ALONE, Process, until
 class Parts:
     """A file of scored rows in the making: each window a file in `<path>.parts`, put in place whole.
 
+    `<path>.key` says what they are scores of and stays with the finished file, which is not scored again.
+
     Args:
         path (`Path`): File to write, in a folder that all processes see.
         windows (`Sequence[range]`): Places of the rows that are scored together.
         score (`Callable`): Returns the rows of a window.
-        key (`Mapping[str, Any]`): What decides the scores, in JSON values; windows of an earlier run count under an
-            equal one.
-        name, unit (`str`): What is scored, and what a row is, for the bar and for what is said on stderr.
+        key (`Mapping[str, Any]`): What decides the scores, in JSON values; an earlier run counts under an equal one.
+        name (`str`): What is scored, for the bar and for what is said on stderr.
         process ([`~rmtrl.processes.Process`]): This one of those that share the windows.
 
     Example:
 
     ```python
-    >>> Parts(Path("scores.jsonl"), windows(items), score, key={"model": "…"}, name="llmbar", unit="item").write()
+    >>> Parts(Path("scores.jsonl"), windows(items), score, {"model": "…", "benchmark": "…"}, "llmbar").write()
     ```
     """
 
@@ -45,7 +46,6 @@ class Parts:
     score: Callable[[range], Iterable[Mapping[str, Any]]]
     key: Mapping[str, Any]
     name: str
-    unit: str
     process: Process = ALONE
 
     def write(self, through: Callable[[Iterator[Row]], Iterator[Row]] = iter) -> None:
@@ -59,76 +59,67 @@ class Parts:
             DataError: If the file cannot be written.
         """
         if self.process.rank:
-            self._score_left()
+            list(self._rows())
             return
         write_rows(self.path, through(self._rows()))
+        write_json(self._beside("key"), {"key": self.key, "sha256": file_sha256(self.path)})
         self._clear()
 
     @property
-    def folder(self) -> Path:
-        """Where the windows are."""
-        return self.path.with_name(f"{self.path.name}.parts")
-
-    @property
     def _files(self) -> list[Path]:
-        return [self.folder / f"{n}.jsonl" for n in range(len(self.windows))]
+        return [self._beside("parts") / f"{n}.jsonl" for n in range(len(self.windows))]
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{ending}")
+
+    def _stored(self) -> dict[str, Any]:
+        return read_object(file) if (file := self._beside("key")).is_file() else {}
 
     def _rows(self) -> Iterator[Row]:
-        self._score_left()
-        until(lambda: all(file.is_file() for file in self._files))
-        yield from (row for file in self._files for _, row in read_sound_rows(file))
-
-    def _score_left(self) -> None:
-        """Scores this process's share of the windows that are left; the first waits for the others'."""
-        process, about = self.process, self.folder / "key.json"
-        run, left = process.first(self._prepare)
-        if not until(lambda: stored(about) == {"key": self.key, "run": run}):
-            got = f"process {process.rank} on {socket.gethostname()} does not find its own model and rows in {about}"
+        """Scores this process's share of what is left; yields all rows, on the first process, when all have theirs."""
+        process, files, about = self.process, self._files, self._beside("key")
+        run, whole, left = process.first(self._prepare)
+        if not until(lambda: self._stored().items() >= {"key": self.key, "run": run}.items()):
+            got = f"process {process.rank} on {socket.gethostname()} does not find its model and rows in {about}"
             raise ProcessError(f"{got}; give all processes the same, and --out on a disk that all machines share")
-        own, files = left[process.rank :: process.world], self._files
+        own = left[process.rank :: process.world]
         size, title = sum(len(self.windows[n]) for n in own), f"Scoring {self.name}"
-        with tqdm(total=size, desc=title, unit=self.unit, delay=2, disable=process.rank > 0) as bar:
+        with tqdm(total=size, desc=title, unit="row", delay=2, disable=process.rank > 0) as bar:
             for n in own:
                 write_rows(files[n], self.score(self.windows[n]))
                 process.check()
                 bar.update(len(self.windows[n]))
         process.gather()
+        if process.rank == 0:
+            files = [self.path] if whole else files
+            until(lambda: all(file.is_file() for file in files))
+            yield from (row for file in files for _, row in read_sound_rows(file))
 
-    def _prepare(self) -> tuple[str, list[int]]:
-        """Returns a name for this run, which it leaves beside the windows, and the windows that are to be scored."""
-        about, run = self.folder / "key.json", uuid.uuid4().hex
-        if self.folder.exists() and stored(about).get("key") != self.key:
-            say(f"{self.name}: {again(self.folder)}")
+    def _prepare(self) -> tuple[str, bool, list[int]]:
+        """Returns a name for this run, left with the key, whether the file is whole, and the windows to score."""
+        stored, run = self._stored(), uuid.uuid4().hex
+        if stored.get("key") != self.key:
+            if stored or self.path.exists():
+                self._say(f"the scores in {self.path} are of another model, rendering or data; scoring starts again")
             self._clear()
-        left = [n for n, part in enumerate(self.windows) if _n_lines(self._files[n]) != len(part)]
+            stored = {"key": self.key}
+        whole = self.path.is_file() and file_sha256(self.path) == stored.get("sha256")
+        counts = [_n_lines(file) for file in self._files]
+        left = [] if whole else [n for n, part in enumerate(self.windows) if counts[n] != len(part)]
         n_rows = sum(map(len, self.windows))
         if done := n_rows - sum(len(self.windows[n]) for n in left):
-            counted = f"{done:,} of {n_rows:,} {self.unit}s"
-            say(f"{self.name}: {counted} were scored by an earlier run; it goes on from there")
-        write_json(about, {"key": self.key, "run": run})
-        return run, left
+            self._say(f"{done:,} of {n_rows:,} rows were scored by an earlier run, of the same model and data")
+        write_json(self._beside("key"), stored | {"run": run})
+        return run, whole, left
 
     def _clear(self) -> None:
-        for file in (*self.folder.glob("*[0-9].jsonl*"), self.folder / "key.json"):
-            file.unlink(missing_ok=True)
+        for file in self._beside("parts").glob("*[0-9].jsonl*"):
+            file.unlink()
         with suppress(OSError):  # it is not there, or holds what is not ours
-            self.folder.rmdir()
+            self._beside("parts").rmdir()
 
-
-def say(line: str) -> None:
-    print(f"rmtrl: {line}", file=sys.stderr)
-
-
-def again(folder: Path) -> str:
-    return f"the scores in {folder} are of another model, rendering or data; scoring starts again"
-
-
-def stored(file: Path) -> dict[str, Any]:
-    """Returns what a file says of the scores beside it, nothing where it is missing or broken."""
-    try:
-        return read_object(file)
-    except DataError:
-        return {}
+    def _say(self, line: str) -> None:
+        print(f"rmtrl: {self.name}: {line}", file=sys.stderr)
 
 
 def _n_lines(file: Path) -> int:

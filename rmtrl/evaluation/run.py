@@ -1,6 +1,5 @@
 """A run of benchmarks: a model, or stored scores, on each; in its folder all is written, and a killed run goes on."""
 
-import hashlib
 import re
 import time
 from collections import Counter
@@ -161,11 +160,19 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
 
 
 def run_folders(models: Sequence[str], out: Path | None) -> dict[str, Path | None]:
-    """Returns where the results of each model go: with several models, a folder each."""
+    """Returns where the results of each model go: with several models, a folder each.
+
+    Raises:
+        UsageError: If two would go into one folder.
+    """
     if out is None or len(models) < 2:
         return dict.fromkeys(models, out)
-    slugs = Counter(map(_slug, models))
-    return {name: out / (_slug(name) if slugs[_slug(name)] == 1 and _slug(name) else _unique(name)) for name in models}
+    folders: dict[str, Path | None] = {name: out / (_slug(name) or "model") for name in models}
+    if len(set(folders.values())) < len(models):
+        raise UsageError(
+            f"got the models {', '.join(models)}, two of which would have one folder in --out; name each once"
+        )
+    return folders
 
 
 def summary(runs: Sequence[Run], out: Path | None, *, started: float) -> dict[str, Any]:
@@ -233,7 +240,3 @@ def _times(started: float) -> dict[str, Any]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "--", name.strip("/."))
-
-
-def _unique(name: str) -> str:
-    return f"{_slug(name) or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -137,7 +137,7 @@ class ScoredPairs:
     @classmethod
     def of_model(cls, scorer: Any, pairs: "Dataset", source: str) -> "ScoredPairs":
         """Returns all pairs with what a reward model gives them; see [`score_pairs`] for what it raises."""
-        return cls(pairs, np.concatenate(list(score_pairs(scorer, pairs, source))))
+        return cls(pairs, score_pairs(scorer, pairs, source))
 
     @classmethod
     def of_file(cls, path: Path, pairs: "Dataset | None" = None) -> "ScoredPairs":
@@ -186,8 +186,8 @@ class ScoredPairs:
 
 def score_pairs(
     scorer: Any, rows: "Dataset | Sequence[Mapping[str, Any]]", source: str, *, sides: tuple[str, str] = SIDES
-) -> Iterator[Floats]:
-    """Yields the scores of both sides, `(n, 2)`, window by window; both NaN where one side is too long.
+) -> Floats:
+    """Returns the scores of both sides, `(N, 2)`; both NaN where one side is too long.
 
     Args:
         scorer ([`TokenScorer`]): A reward model.
@@ -197,28 +197,19 @@ def score_pairs(
 
     Raises:
         RenderingError: If a side cannot be rendered; it names file and row.
-        DataError: If no pair is held.
         ModelError: If a score is no finite number.
     """
-    ahead, held = iter(rows), False
+    ahead, scores = iter(rows), [np.empty((0, 2))]
     with tqdm(total=len(rows), desc="Scoring", unit="pair", delay=2) as progress:
         for part in pair_windows(len(rows)):
-            scores = _window_scores(scorer, islice(ahead, len(part)), source, part, sides)
-            yield scores
-            held = held or bool(np.isfinite(scores).any())
+            scores.append(_window_scores(scorer, islice(ahead, len(part)), source, part, sides))
             progress.update(len(part))
-    check_held(held, len(rows), source)
+    return np.concatenate(scores)
 
 
 def pair_windows(n: int) -> list[range]:
     """Returns the places of n pairs, those together that are scored together."""
     return [range(start, min(start + _WINDOW_PAIRS, n)) for start in range(0, n, _WINDOW_PAIRS)]
-
-
-def check_held(held: bool, n: int, source: str) -> None:
-    """Raises `DataError` where none of n pairs is held."""
-    if not held:
-        raise DataError(f"all {n:,} pairs are longer than the model holds; {source} has none to score")
 
 
 def _window_scores(

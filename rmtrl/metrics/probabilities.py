@@ -19,14 +19,14 @@ from rmtrl.errors import DataError
 from rmtrl.metrics.estimates import Floats, bootstrap_estimates, mean_by_group, mean_estimate, mean_estimates
 from rmtrl.types import Estimate
 
-BINS = 20
+_BINS = 10  # of [½, 1]
 _CELLS = 4_000_000  # of drawn labels held at a time: 32 MB
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
     """Returns the mean negative log-likelihood, −mean[q log p + (1 − q) log(1 − p)], in nats.
 
-    From margins, [`margin_nll`] is exact where p rounds to 0 or 1.
+    From margins, the mean of [`margin_losses`] is exact where p rounds to 0 or 1.
 
     Args:
         probabilities (`(N,)` array): Probability that chosen is preferred.
@@ -44,154 +44,6 @@ def nll(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
     """
     p, q = checked_probabilities(probabilities, labels)
     return float(log_losses(p, q).mean())
-
-
-def margin_nll(margins: ArrayLike, labels: ArrayLike | None = None, *, temperature: float = 1.0) -> float:
-    """Returns the mean negative log-likelihood of σ(m / T), stable for margins of any size.
-
-    Args:
-        margins (`(N,)` array): Score of chosen minus score of rejected.
-        labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
-        temperature (`float`): T.
-
-    Example:
-
-    ```python
-    >>> margin_nll([-2000.0], temperature=2.0)
-    1000.0
-    ```
-    """
-    z = finite("margin", margins) / temperature
-    _, q = checked_probabilities(np.full(len(z), 0.5), labels)
-    return float(margin_losses(z, q).mean())
-
-
-def brier(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
-    """Returns the mean squared error of the probabilities, mean[q(1 − p)² + (1 − q)p²].
-
-    Args:
-        probabilities, labels: As in [`nll`].
-
-    Example:
-
-    ```python
-    >>> round(brier([0.8, 0.5]), 3)
-    0.145
-    ```
-    """
-    p, q = checked_probabilities(probabilities, labels)
-    return float(squared_losses(p, q).mean())
-
-
-def overconfidence(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
-    """Returns mean confidence minus accuracy: above 0 the model is surer than it is right.
-
-    Args:
-        probabilities, labels: As in [`nll`].
-
-    Example:
-
-    ```python
-    >>> round(overconfidence([0.9, 0.9, 0.1, 0.1]), 3)
-    0.4
-    ```
-    """
-    confidence, correct = confidences(probabilities, labels)
-    return float(confidence.mean() - correct.mean())
-
-
-def probit_probability(margin: ArrayLike, std: ArrayLike) -> Floats:
-    """Returns the probability that chosen is preferred when its margin is uncertain, `(N,)`.
-
-    σ(m / √(1 + π u² / 8)): MacKay's approximation of the mean of σ over a normal margin of mean m and standard
-    deviation u (The Evidence Framework Applied to Classification Networks, 1992). It is antisymmetric,
-    p(m) + p(−m) = 1, and never turns a preference round.
-
-    Args:
-        margin (`(N,)` array): Mean margin, chosen minus rejected, in nats of log-odds.
-        std (`(N,)` array): Standard deviation of the margin, 0 or more.
-
-    Raises:
-        DataError: If a standard deviation is negative or a value is not finite.
-
-    Example:
-
-    ```python
-    >>> probit_probability([2.0, 2.0], [0.0, 3.0]).round(3).tolist()
-    [0.881, 0.719]
-    ```
-    """
-    margin, std = np.asarray(margin, float), np.asarray(std, float)
-    if not (np.isfinite(margin).all() and np.isfinite(std).all()) or (std < 0).any():
-        raise DataError("got a margin or a spread that is negative or not finite; wanted finite margins, spreads >= 0")
-    return np.asarray(special.expit(margin / np.sqrt(1 + np.pi * std**2 / 8)), dtype=np.float64)
-
-
-def ece(
-    probabilities: ArrayLike, labels: ArrayLike | None = None, *, bins: int = BINS, equal_mass: bool = False
-) -> float:
-    """Returns the expected calibration error, Σ_b |B_b|/n · |mean label − mean probability|, over both orders.
-
-    Noise alone raises it: a perfectly calibrated model shows 0.05 at 500 pairs. Compare with
-    [`calibrated_null_ece`], and decide on NLL or Brier.
-
-    Args:
-        probabilities, labels: As in [`nll`].
-        bins (`int`): Even number of bins of [0, 1].
-        equal_mass (`bool`): Bins of equally many pairs instead of equal width.
-
-    Example:
-
-    ```python
-    >>> round(ece([0.8, 0.8, 0.8, 0.8]), 3)
-    0.2
-    ```
-    """
-    return _measured(probabilities, labels, bins, equal_mass)["ece"]
-
-
-def mce(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
-    """Returns the largest calibration error of any bin, max_b |mean label − mean probability|.
-
-    Args:
-        probabilities, labels: As in [`ece`].
-
-    Example:
-
-    ```python
-    >>> round(mce([0.8, 0.8, 0.58, 0.42]), 3)
-    0.2
-    ```
-    """
-    return _measured(probabilities, labels, BINS, False)["mce"]
-
-
-def _measured(probabilities: ArrayLike, labels: ArrayLike | None, bins: int, equal_mass: bool) -> dict[str, float]:
-    confidence, correct = confidences(probabilities, labels)
-    found = _bin_errors(confidence, correct, bins, equal_mass)(np.ones((1, len(confidence))))
-    return {name: float(value[0]) for name, value in found.items()}
-
-
-def calibrated_null_ece(probabilities: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Returns the ECE that these probabilities would show at this n if they were true.
-
-    Labels are drawn from the probabilities, one judgment a pair; the interval holds 95 % of the draws. A measured ECE
-    inside it is no evidence of miscalibration.
-
-    Args:
-        probabilities (`(N,)` array): Probability that chosen is preferred.
-        n_resamples (`int`): Number of draws.
-        seed (`int`): Seed of the draws.
-
-    Example:
-
-    ```python
-    >>> calibrated_null_ece(np.full(100, 0.75)).value < 0.05
-    True
-    ```
-    """
-    confidence, _ = confidences(probabilities, None)
-    return _null_errors(confidence, False, n_resamples=n_resamples, seed=seed)["ece"]
 
 
 @dataclass(frozen=True)
@@ -217,14 +69,14 @@ def reliability_curve(
     labels: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     *,
-    bins: int = BINS,
     equal_mass: bool = False,
 ) -> ReliabilityCurve:
     """Returns the reliability curve over [0, 1], point-symmetric about ½, with an interval by prompt for each bin.
 
     Args:
-        probabilities, labels, bins, equal_mass: As in [`ece`].
+        probabilities, labels: As in [`nll`].
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        equal_mass (`bool`): Bins of equally many pairs instead of equal width.
 
     Example:
 
@@ -234,7 +86,7 @@ def reliability_curve(
     ```
     """
     confidence, correct = confidences(probabilities, labels)
-    index = _bin_index(confidence, bins, equal_mass)
+    index = _bin_index(confidence, equal_mass)
     mean, found = mean_by_group(confidence, index), mean_estimates(correct, index, groups).values()
     rate, low, high, count = (np.array([getattr(e, part) for e in found]) for part in ("value", "low", "high", "n"))
     return ReliabilityCurve(
@@ -255,6 +107,10 @@ def calibration_metrics(
 ) -> dict[str, Estimate]:
     """Returns how well probabilities fit the preferences, each figure with an interval by prompt.
 
+    ECE is Σ_b |B_b|/n · |mean label − mean probability| over both orders, MCE the largest of these gaps. Noise alone
+    raises them: a perfectly calibrated model shows an ECE of 0.05 at 500 pairs, which `null_ece` says of these
+    probabilities by drawing labels from them. Decide on NLL or Brier.
+
     Args:
         margins (`(N,)` array): Score of chosen minus score of rejected.
         probabilities (*optional*): Probability that chosen is preferred, `(N,)`, or a calibrator with
@@ -267,9 +123,9 @@ def calibration_metrics(
     Returns:
         `dict[str, Estimate]`: `agreement` (share of the votes that the margins side with, tied votes left out; the
         pairwise accuracy where all labels are 1), `nll`, `brier`, `ece`, `ece_equal_mass`, `mce`, `overconfidence`
-        and `null_ece`, what `ece` would be were the probabilities true. The intervals of the three errors over bins
-        are reflected ones, see [`bootstrap_estimates`], and start at 0 where true probabilities would show as much;
-        where all prompts are alike they end 1 − 0.05^(1/prompts) higher.
+        (mean confidence minus accuracy) and `null_ece`, what `ece` would be were the probabilities true. The intervals
+        of the three errors over bins are reflected ones, see [`bootstrap_estimates`], and start at 0 where true
+        probabilities would show as much; where all prompts are alike they end 1 − 0.05^(1/prompts) higher.
 
     Raises:
         DataError: If there is no pair, or a value is not finite or not in [0, 1].
@@ -299,7 +155,7 @@ def calibration_metrics(
         "overconfidence": confidence - correct,
     }
     found |= {name: mean_estimate(own, groups, proportion=False, **settings) for name, own in losses.items()}
-    wide, massed = (_bin_errors(confidence, correct, BINS, equal_mass) for equal_mass in (False, True))
+    wide, massed = (_bin_errors(confidence, correct, equal_mass) for equal_mass in (False, True))
     nulls = _null_errors(confidence, False, **settings)
     nulls["ece_equal_mass"] = _null_errors(confidence, True, **settings)["ece"]
     errors = bootstrap_estimates(
@@ -313,18 +169,15 @@ def calibration_metrics(
     return found | {"null_ece": nulls["ece"]}
 
 
-def _bin_index(confidence: Floats, bins: int, equal_mass: bool) -> NDArray[np.int64]:
-    if bins < 2 or bins % 2:
-        raise DataError(f"got {bins} bins; wanted an even number, so that they mirror about one half")
-    edges = np.linspace(0.5, 1, bins // 2 + 1)[1:-1]
-    if equal_mass:
-        edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins // 2 + 1)[1:-1]))
+def _bin_index(confidence: Floats, equal_mass: bool) -> NDArray[np.int64]:
+    shares = np.linspace(0, 1, _BINS + 1)[1:-1]
+    edges = np.unique(np.quantile(confidence, shares)) if equal_mass else (1 + shares) / 2
     return np.searchsorted(edges, confidence, side="left")
 
 
 def _null_errors(confidence: Floats, equal_mass: bool, *, n_resamples: int, seed: int) -> dict[str, Estimate]:
     """Returns the errors over bins where labels are drawn from the confidences."""
-    index, n = _bin_index(confidence, BINS, equal_mass), len(confidence)
+    index, n = _bin_index(confidence, equal_mass), len(confidence)
     rng, step = np.random.default_rng(seed), max(1, _CELLS // n)
     errors: dict[str, Floats] = {"ece": np.zeros(n_resamples), "mce": np.zeros(n_resamples)}
     for own in (confidence[index == b] for b in np.unique(index)):  # bin by bin: little is held at a time
@@ -340,11 +193,9 @@ def _null_errors(confidence: Floats, equal_mass: bool, *, n_resamples: int, seed
     return found
 
 
-def _bin_errors(
-    confidence: Floats, correct: Floats, bins: int, equal_mass: bool
-) -> Callable[[Floats], dict[str, Floats]]:
+def _bin_errors(confidence: Floats, correct: Floats, equal_mass: bool) -> Callable[[Floats], dict[str, Floats]]:
     """Returns ECE and MCE as functions of row weights `(R, N)`; the bins are those of the sample."""
-    index = _bin_index(confidence, bins, equal_mass)
+    index = _bin_index(confidence, equal_mass)
     member = (index[:, None] == np.unique(index)).astype(np.float64)
     gaps = member * (correct - confidence)[:, None]
 

@@ -1,4 +1,4 @@
-"""What the order of scores says: who wins a pair, correlations, the area under the ROC curve, best of n."""
+"""What the order of scores says: who wins a pair, correlations, best of n."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -262,36 +262,6 @@ def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str,
         if (pairs.domain == index).any():
             metrics[f"accuracy/{name}"] = float(wins[pairs.domain == index].mean())
     return metrics
-
-
-def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Returns how often what is labelled true has the higher score; equal scores count one half.
-
-    Args:
-        labels (`(N,)` array of `bool`): For example whether a pair was judged wrongly, or a response is right.
-        scores (`(N,)` array): What should be higher there, such as an uncertainty or a reward; may be infinite.
-
-    Returns:
-        `float`: In [0, 1]; 0.5 says nothing; NaN where all labels are alike.
-
-    Raises:
-        DataError: If a score is NaN.
-
-    Example:
-
-    ```python
-    >>> auroc([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.4])
-    0.875
-    ```
-    """
-    labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
-    if np.isnan(scores).any():
-        raise DataError(f"{int(np.isnan(scores).sum())} scores are NaN; leave those rows out")
-    if labels.all() or not labels.any():
-        return float("nan")
-    from sklearn.metrics import roc_auc_score  # here: it takes longer to import than all else of this package
-
-    return float(roc_auc_score(labels, stats.rankdata(scores)))
 
 
 def best_of_n_kl(n: ArrayLike) -> Floats:

@@ -27,7 +27,6 @@ import time
 
 import numpy as np
 import torch
-from scipy.special import expit
 from worlds import (
     Floats,
     Pair,
@@ -46,7 +45,7 @@ from worlds import (
 )
 
 from rmtrl.calibration.calibrators import TemperatureCalibrator
-from rmtrl.metrics import brier, calibrated_null_ece, ece, margin_nll, pairwise_accuracy
+from rmtrl.metrics import calibration_metrics, pairwise_accuracy
 from rmtrl.reward.losses import davidson_log_probabilities, rao_kupper_log_probabilities
 
 TIE_NOISE, TIE_SHARE, WRONG, LEAST_GAP = 0.2, 0.3, 0.25, 0.09
@@ -183,10 +182,9 @@ def _figures(m: list[Floats], labels: list[Floats]) -> dict:
     temperature = TemperatureCalibrator().fit(m[0], labels[0]).temperature_
     found = {"accuracy": pairwise_accuracy(m[1] * np.sign(2 * labels[1] - 1), np.zeros(len(m[1])))}
     for suffix, z in (("", m[1]), (", T", m[1] / temperature)):
-        p = expit(z)
-        found |= {f"NLL{suffix}": margin_nll(z, labels[1]), f"Brier{suffix}": brier(p, labels[1])}
-        found |= {f"ECE{suffix}": ece(p, labels[1])}
-    return found | {"T": temperature, "null": calibrated_null_ece(p, n_resamples=200).value}
+        figures = calibration_metrics(z, labels=labels[1], n_resamples=200)
+        found |= {f"{name}{suffix}": figures[name.lower()].value for name in ("NLL", "Brier", "ECE")}
+    return found | {"T": temperature, "null": figures["null_ece"].value}
 
 
 def compare_noise(seeds: list[int], sizes: tuple[int, int, int], arms: dict) -> dict:

@@ -28,6 +28,7 @@ from random import Random
 
 import numpy as np
 from scipy.special import expit, gammaln
+from sklearn.metrics import roc_auc_score
 from worlds import (
     Floats,
     Pair,
@@ -49,7 +50,7 @@ from rmtrl import RewardScorer
 from rmtrl.calibration.calibrators import TemperatureCalibrator
 from rmtrl.data.synthetic.gold import gold_score
 from rmtrl.data.synthetic.writing import WORDS, Prompt, write_answer
-from rmtrl.metrics import auroc, margin_nll, mean_estimate
+from rmtrl.metrics import mean_estimate
 from rmtrl.reward.laplace import LaplaceScorer
 from rmtrl.reward.uncertainty import HeadEnsembleScorer, UncertainScorer
 
@@ -104,6 +105,11 @@ def gold_margins(scorer: UncertainScorer, pairs: list[Pair]) -> tuple[Floats, Fl
     return found.mean, found.std
 
 
+def margin_nll(m: Floats) -> float:
+    """Mean of −log σ(m)."""
+    return float(np.logaddexp(0, -m).mean())
+
+
 def adjusted(m: Floats, u: Floats, scale: float) -> Floats:
     """The margin whose σ is the probit-adjusted probability; `scale` is in units of 1 / u."""
     return m / np.sqrt(1 + np.pi * (scale * u) ** 2 / 8)
@@ -115,7 +121,7 @@ def fitted(m: Floats, u: Floats, scales: list[float]) -> tuple[float, float, flo
     for scale in scales:
         a = adjusted(m, u, scale)
         temperature = TemperatureCalibrator().fit(a).temperature_
-        fits.append((margin_nll(a, temperature=temperature), scale, temperature))
+        fits.append((margin_nll(a / temperature), scale, temperature))
     return min(fits)
 
 
@@ -123,7 +129,7 @@ def at_its_word(m: Floats, u: Floats) -> tuple[float, float, float]:
     """As [`fitted`] with s = 1 / T."""
 
     def of(t: float) -> tuple[float, float, float]:
-        return margin_nll(adjusted(m, u, 1 / t), temperature=t), 1 / t, t
+        return margin_nll(adjusted(m, u, 1 / t) / t), 1 / t, t
 
     return min(of(t) for t in np.geomspace(0.02, 20, 300) * float(np.sqrt(np.mean(m**2))))
 
@@ -250,7 +256,8 @@ def _pair_figures(name: str, runs: list[dict]) -> dict:
         return paired(lambda rows: float(np.mean([statistic(i, r) for i, r in enumerate(rows)])), sizes)
 
     def foresight(m: Floats) -> float:
-        return auroc(m < 0, expit(-np.abs(m)))
+        wrong = m < 0
+        return np.nan if wrong.all() or not wrong.any() else float(roc_auc_score(wrong, expit(-np.abs(m))))
 
     figures: dict = {"errors": float(np.mean([(m < 0).mean() for m in base])), "n": sum(sizes)}
     for kind, values in margins.items():

@@ -272,12 +272,11 @@ def test_audit_and_overoptimization_are_read_as_their_stages_write_them():
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 100, (2, 300))
-    audit = audit_length(*lengths.astype(float), *lengths, n_resamples=50).as_dict()  # length is all it pays for
+    audit = json_ready(audit_length(*lengths.astype(float), *lengths, n_resamples=50))  # length is all it pays for
     gold = rng.normal(size=(40, 16))
     proxy = 0.8 * gold + 0.6 * rng.normal(size=gold.shape)
-    over = measure_overoptimization(
-        Samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel()), n_resamples=50
-    ).as_dict()
+    samples = Samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel())
+    over = json_ready(measure_overoptimization(samples, n_resamples=50))
     found = collect(json.loads(json.dumps({"audit.json": audit, "overoptimization.json": over})))
     assert found.length_audit.passed is {ACQUITTED: True, CONVICTED: False}.get(audit["verdict"])
     assert found.length_audit.said == "; ".join([audit["verdict"], *audit["reasons"]])

@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path, whole, capsys, windows)
     scores = score_into(path, scorer, ITEMS, key=KEY)
     assert path.read_bytes() == whole and plain(scores) == plain(read_scores(path, ITEMS))
     assert scorer.n == 1400 - 500 * windows
-    said = f"rmtrl: items: {250 * windows} of 700 items were scored by an earlier run; it goes on from there\n"
+    said = f"rmtrl: items: {250 * windows} of 700 rows were scored by an earlier run, of the same model and data\n"
     assert capsys.readouterr().err == (said if windows else "")
     assert sorted(file.name for file in tmp_path.glob("*cut*")) == ["cut.jsonl", "cut.jsonl.key"]
 
@@ -183,15 +183,12 @@ def test_lines_of_judgebench_s_own_files_are_read(tmp_path):
     assert plain(read_scores(path, ITEMS[:1])) == [[1.5, 2.0]]
 
 
-def test_scores_of_another_key_are_neither_taken_nor_lost_before_the_new_ones_are_whole(tmp_path):
-    path, other, first = tmp_path / "scores.jsonl", Counting(), Counting()
-    score_into(path, Counting(), ITEMS, key=KEY)
-    killed(path, 0, model="n")
-    score_into(path, first, ITEMS, key=KEY)
-    assert first.n == 0  # they stand yet
+def test_scores_of_another_key_stay_until_the_new_ones_are_whole_and_are_never_taken(tmp_path, whole):
+    path, scorer = tmp_path / "whole.jsonl", Counting()
     killed(path, 1000, model="n")
-    score_into(path, other, ITEMS, key=KEY | {"model": "n"})
-    assert other.n == 400
+    assert path.read_bytes() == whole
+    score_into(path, scorer, ITEMS, key=KEY | {"model": "n"})
+    assert scorer.n == 400
 
 
 @pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: text.replace("1", "2", 1)])
@@ -217,7 +214,7 @@ def test_a_complete_file_is_not_scored_again_under_the_same_key(tmp_path, whole,
     again = Counting()
     scores = score_into(tmp_path / "whole.jsonl", again, ITEMS, key=KEY)
     assert again.n == 0 and plain(scores) == plain(read_scores(tmp_path / "whole.jsonl", ITEMS))
-    assert "all 700 items were scored by an earlier run" in capsys.readouterr().err
+    assert "700 of 700 rows were scored by an earlier run" in capsys.readouterr().err
 
 
 def test_scores_of_unknown_origin_stay_until_the_new_ones_are_whole(tmp_path):
@@ -246,6 +243,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from pathlib import Path
 from test_item_files import ITEMS, KEY, Counting, score_into
 
 class Slow(Counting):
@@ -256,7 +254,7 @@ class Slow(Counting):
             time.sleep(60)
         return super().score(conversations)
 
-score_into(sys.argv[2], Slow(), ITEMS, key=KEY)
+score_into(Path(sys.argv[2]), Slow(), ITEMS, key=KEY)
 """
 
 

@@ -34,12 +34,12 @@ class Thirds:
 
 
 def write(path, score, process, **key):
-    Parts(path, WINDOWS, score, {"model": "m"} | key, "mine", "row", process).write()
+    Parts(path, WINDOWS, score, {"model": "m"} | key, "mine", process).write()
 
 
 @pytest.fixture
 def whole(tmp_path):
-    Parts(tmp_path / "whole.jsonl", WINDOWS, Thirds(), {}, "mine", "row").write()
+    Parts(tmp_path / "whole.jsonl", WINDOWS, Thirds(), {}, "mine").write()
     return (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -50,7 +50,9 @@ def test_any_number_of_processes_writes_the_bytes_of_one(tmp_path, whole, world)
     assert (tmp_path / "s.jsonl").read_bytes() == whole and whole.count(b"\n") == 20
     assert sorted((part for own in scorers for part in own.asked), key=WINDOWS.index) == WINDOWS
     assert max(len(own.asked) for own in scorers) == -(-len(WINDOWS) // world)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["s.jsonl", "whole.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "s.jsonl", "s.jsonl.key", "whole.jsonl", "whole.jsonl.key",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (3, 2)])
@@ -79,9 +81,7 @@ def test_a_run_that_stopped_goes_on_with_another_number_of_processes(tmp_path, w
     together(second, lambda process: write(tmp_path / "s.jsonl", scorers[process.rank], process))
     assert (tmp_path / "s.jsonl").read_bytes() == whole
     assert sum(len(part) for own in scorers for part in own.asked) == 20 - n_before
-    assert (
-        f"mine: {n_before} of 20 rows were scored by an earlier run; it goes on from there" in capsys.readouterr().err
-    )
+    assert f"mine: {n_before} of 20 rows were scored by an earlier run" in capsys.readouterr().err
 
 
 def test_a_process_with_another_folder_model_or_data_is_refused(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_process_with_another_folder_model_or_data_is_refused(tmp_path, monkey
                 raise
 
         first, second = map(str, together(2, told))
-        assert "does not find its own model and rows in " in second and f"{file}.parts/key.json" in second
+        assert "does not find its model and rows in " in second and f"{file}.key;" in second
         assert "--out on a disk that all machines share" in second and first == f"process 1 stopped: {second}"
         assert not (tmp_path / file).exists()
 
@@ -194,14 +194,15 @@ def test_a_process_killed_in_the_middle_stops_the_other_and_the_next_run_goes_on
     assert codes == [2, -signal.SIGKILL] and printed[0] == "" and not out.exists()
     assert said[0].splitlines()[-1].startswith("rmtrl: error: process 1 has given no sign for 8 seconds")
     shutil.copytree(tmp_path / "two.jsonl.parts", tmp_path / "alone.jsonl.parts")
+    shutil.copy(tmp_path / "two.jsonl.key", tmp_path / "alone.jsonl.key")
     codes, printed, said = launched("nobody", tmp_path / "count", *command, out)
     assert codes == [0, 0], said
     assert out.read_bytes() == one.read_bytes() and json.loads(printed[0]) == json.loads(stdout) and printed[1] == ""
-    assert "13 of 23 pairs were scored by an earlier run; it goes on from there" in said[0] and "rmtrl" not in said[1]
+    assert "13 of 23 rows were scored by an earlier run" in said[0] and "rmtrl" not in said[1]
     counted = {file.name: file.read_text().split() for file in (*tmp_path.glob("killed?"), *tmp_path.glob("count?"))}
     assert counted == {"killed0": ["20", "6"], "count0": ["20"]}
     code, stdout, said = rmtrl(*command, tmp_path / "alone.jsonl")
-    assert code == 0 and (tmp_path / "alone.jsonl").read_bytes() == one.read_bytes() and "13 of 23 pairs" in said
+    assert code == 0 and (tmp_path / "alone.jsonl").read_bytes() == one.read_bytes() and "13 of 23 rows" in said
 
 
 def without_times(text):

@@ -6,11 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
-from rmtrl.errors import DataError
 from rmtrl.metrics import (
-    auroc,
     best_of_n_curve,
     correlation_estimate,
     domain_accuracy,
@@ -197,21 +194,10 @@ def test_a_resample_ranks_the_values_it_drew():
     assert ranks[0].tolist() == [4, 1.5, 1.5, 3] and ranks[1].tolist() == [3.5, 1, 1, 2]
 
 
-def test_auroc_is_sklearns_with_ties_and_undefined_without_errors():
-    rng = np.random.default_rng(4)
-    errors, predicted = rng.integers(0, 2, 100), rng.integers(0, 5, 100) / 4
-    assert auroc(errors, predicted) == pytest.approx(roc_auc_score(errors, predicted))
-    assert auroc(errors, predicted) == pytest.approx(1 - auroc(errors, -predicted))
-    assert np.isnan(auroc([0, 0], [0.1, 0.2]))
-    with pytest.raises(DataError, match="NaN"):
-        auroc([1, 0], [np.nan, 0.2])
-
-
 def test_failed_scores_rank_last():
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 6, 32).astype(float), rng.permutation(np.arange(32) < 12)
     failed = np.where(scores == 0, -np.inf, scores)
-    assert auroc(labels, failed) == pytest.approx(roc_auc_score(labels, scores))
     np.testing.assert_allclose(best_of_n_curve(failed, labels, [1, 5]), best_of_n_curve(scores, labels, [1, 5]))
 
 

@@ -1,13 +1,17 @@
 """The benchmarks that come along, by name."""
 
+from importlib import resources
 from pathlib import Path
 
-from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.benchmarks import one_rule, own_rules
-from rmtrl.evaluation.benchmarks.base import Benchmark
-from rmtrl.evaluation.benchmarks.one_rule import UserBenchmark
+import yaml
 
-_PUBLIC: dict[str, Benchmark] = {own.name: own for own in (*one_rule.PUBLIC, *own_rules.PUBLIC)}
+from rmtrl.errors import DataError, UsageError
+from rmtrl.evaluation.benchmarks.base import Benchmark
+from rmtrl.evaluation.benchmarks.own_rules import OWN
+from rmtrl.evaluation.benchmarks.user import UserBenchmark
+
+_DECLARED = yaml.safe_load((resources.files("rmtrl.evaluation") / "benchmarks.yaml").read_text(encoding="utf-8"))
+_PUBLIC = {name: OWN.get(name, Benchmark)(name=name, **declared) for name, declared in _DECLARED.items()}
 
 NAMES = tuple(_PUBLIC)
 """Names that [`benchmark`] knows."""

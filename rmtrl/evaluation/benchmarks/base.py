@@ -1,4 +1,4 @@
-"""What a benchmark is: a declaration of files, columns, parts and weights.
+"""What a benchmark is: a declaration of files, columns, parts and weights, such as those of `benchmarks.yaml`.
 
 Rows are read into items, scores of an item's candidates become credits in parts, and means of parts become figures.
 """
@@ -216,7 +216,7 @@ def split_rows(source: str | Path, split: str = "train", name: str | None = None
     return [Row(f"{source} row {number}", cells, of) for number, cells in enumerate(rows, 1)]
 
 
-def folder_files(path: Path, ignore: Sequence[str] = ()) -> list[Path]:
+def folder_files(path: Path) -> list[Path]:
     """Returns the data files of a folder and of the folders in it, sorted; `path` itself where it is a file.
 
     Raises:
@@ -227,30 +227,23 @@ def folder_files(path: Path, ignore: Sequence[str] = ()) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"no such file or folder: {path}; give a benchmark as NAME=PATH")
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and suffix_of(file) in _FORMATS]
-    files = [file for file in files if file.name.lower().removesuffix(".gz") not in ignore]
     if not files:
         raise DataError(f"{path} holds no file of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
     return files
 
 
-def named_after(file: Path, sets: Iterable[str], kind: str, folders: int = 2) -> str:
-    """Returns the set that a file, or one of the `folders` it lies in, is named after.
-
-    Raises:
-        DataError: If there is none; the message says what `kind` of set is wanted.
+def named_after(file: Path, names: Mapping[str, str], folders: int = 1) -> str | None:
+    """Returns the set whose name a file, or one of the `folders` it lies in, is named after; None where none is.
 
     Example:
 
     ```python
-    >>> named_after(Path("data/PPE-MBPP-Plus-Best-of-K/train.jsonl"), ["MATH", "MBPP-Plus"], "a domain of PPE")
-    'MBPP-Plus'
+    >>> named_after(Path("data/PPE-MBPP-Plus-Best-of-K/train.jsonl"), {"math": "MATH", "code": "MBPP-Plus"})
+    'code'
     ```
     """
-    for place in (file.name, *(folder.name for folder in file.parents[:folders])):
-        for own in sets:
-            if _letters(own) in _letters(place):
-                return own
-    raise DataError(f"{file} is not named after {kind}; wanted one of {', '.join(sets)}")
+    places = (file.name, *(folder.name for folder in file.parents[:folders]))
+    return next((of for place in places for of, name in names.items() if _letters(name) in _letters(place)), None)
 
 
 def _letters(name: str) -> str:
@@ -261,36 +254,46 @@ class Benchmark:
     """A benchmark: how its rows are read and how its scores are turned into figures.
 
     As it stands, it holds rows of pairs: an item is right where its correct candidate scores above every other, and
-    wrong on a tie; a section is a weighted mean of subsets. Subclasses set the attributes, and replace a method where
-    theirs is another rule. [`rmtrl.evaluation.benchmarks.results.result_of`] adds intervals, bounds and what is
-    missing.
+    wrong on a tie; a section is a weighted mean of subsets. Subclasses replace a method where theirs is another rule.
+    [`rmtrl.evaluation.benchmarks.results.result_of`] adds intervals, bounds and what is missing.
+
+    Args:
+        declared: What is set in place of the attributes of the class; `rmtrl/evaluation/benchmarks.yaml` says what
+            each is for.
     """
 
     name: str
     rule: str  # the rule in one sentence, with the version of the official code
-    ties: str = "a tie is wrong"  # what a tie counts
+    ties: str = "a tie is wrong"
     # What decides who is right. Benchmarks of one kind say nothing of a shift of domain:
     # "instruction following", "verified correctness", "human preference", "safety", "mixed" (several of these)
     kind: str
-    source: str  # hub id or address of the original
-    expected: Mapping[str, int] = {}  # rows of each subset in the full benchmark
-    takes_failed: bool = False  # whether a judge's failure on one candidate, a score of -inf, is allowed
+    source: str
+    expected: Mapping[str, int] = {}
+    takes_failed: bool = False
 
     # where rows are
-    hub: Mapping[str, tuple[str, ...]] = {}  # source, split and configuration of each set; one set has no name
+    hub: Mapping[str, Sequence[str]] = {}
+    by_name: bool = False
 
     # columns of a row
     id: str = "id"
     prompt: str = "prompt"
     answers: Sequence[str] = SIDES
-    correct: tuple[str, Mapping[str, int]] = ("", {})  # a column, and the right answer's index by what stands there
+    subset: str = "subset"
+    starts: Mapping[str, str] = {}
+    correct: tuple[str, Mapping[str, int | str]] = ("", {})
     facts: Sequence[str] = ()
 
     # figures
     sections: Mapping[str, Weights] = {}
-    overall: str = "sections"  # the mean of the "sections", of the "parts" (subsets), or of all "rows"
-    others: Mapping[str, str] = {}  # the same for further averages, by name
+    section_weights: Mapping[str, float] = {}
+    overall: str = "sections"
+    others: Mapping[str, str | Sequence[str]] = {}
     lowest: Mapping[str, float] = {}  # the least credit in a part, where it is not 0; the most is 1
+
+    def __init__(self, **declared: Any) -> None:
+        vars(self).update(declared)
 
     def read(self, path: str | None = None) -> list[Item]:
         """Returns the items from a local file or folder in the original layout, or from the hub.
@@ -318,15 +321,28 @@ class Benchmark:
                 raise DataError(said) from error
 
     def local_rows(self, path: Path) -> Iterable[Row]:
-        """Returns the rows of a file, or of the split of a folder."""
-        return split_rows(path, self.hub[""][1]) if path.is_dir() else file_rows(path)
+        """Returns the rows of a file, of the split of a folder, or of its files by what they are named after."""
+        if path.is_file() and "" in self.hub or not path.exists():
+            return file_rows(path)
+        return self._named_rows(path) if self.by_name else split_rows(path, self.hub[""][1])
+
+    def _named_rows(self, path: Path) -> Iterable[Row]:
+        names, found = {of: place[1] for of, place in self.hub.items()}, dict[str, Path]()
+        for file in folder_files(path):
+            of = named_after(file, names, folders=len(names) > 1)
+            if of is not None and found.setdefault(of, file) != file:
+                raise DataError(f"{file} is another file of the set {of or names[of]}; give one file a set")
+        if not found or ("" in names and "" not in found):
+            wanted = names.get("") or f"one of {', '.join(names)}"
+            raise DataError(f"{path} is or holds no file named after {wanted}; give NAME=PATH of such a file")
+        return (row for of in sorted(found, key=bool) for row in file_rows(found[of], of))
 
     def item(self, row: Row) -> Item:
         """Returns the item of a row."""
-        prompt = row.prompt(self.prompt)
-        answers = [row.answer(name) for name in self.answers]
-        facts = {"correct": (self.index_of_correct(row),), **{name: row.cells.get(name) for name in self.facts}}
-        return made_item(self.id_of(row), prompt, self.subset_of(row), answers, facts)
+        prompt, answers, correct = row.prompt(self.prompt), map(row.answer, self.answers), self._correct(row)
+        right, why = (0, correct) if isinstance(correct, str) else (correct, "")
+        facts = {"correct": (right,), **{name: row.cells.get(name) for name in self.facts}}
+        return replace(made_item(self.id_of(row), prompt, self.subset_of(row), answers, facts), excluded=why)
 
     def id_of(self, row: Row) -> str:
         """Returns the name of a row: its id, or its number where it is of a set."""
@@ -338,10 +354,17 @@ class Benchmark:
 
     def subset_of(self, row: Row) -> str:
         """Returns the subset of a row."""
-        return row.of or row.text("subset")
+        subset = row.of or row.text(self.subset)
+        if self.starts:
+            subset = next((own for start, own in self.starts.items() if subset.startswith(start)), "")
+            if not subset:
+                raise row.wrong(self.subset, f"wanted one that starts with {', '.join(self.starts)}")
+        if self.expected and subset not in self.expected:
+            raise DataError(f"{row.place}: {self.name} has no subset {subset!r}, but {', '.join(self.expected)}")
+        return subset
 
-    def index_of_correct(self, row: Row) -> int:
-        """Returns which answer is right."""
+    def _correct(self, row: Row) -> int | str:
+        """Returns which answer is right, or why the row is left out."""
         column, answers = self.correct
         if not column:
             return 0
@@ -365,7 +388,7 @@ class Benchmark:
         return [(self.part_of(item), float(max(own[index] for index in correct) > max(wrong)))]
 
     def part_of(self, item: Item) -> str:
-        """Returns the part that an item enters."""
+        """Returns the part that an item enters: its subset, or `subset/…` where that has parts."""
         return item.subset
 
     def figures(self, parts: Mapping[str, Figure]) -> Figures:
@@ -375,12 +398,16 @@ class Benchmark:
         negative weight.
         """
         sections = named({name: _section(parts, weights) for name, weights in self.sections.items()})
-        means = {
-            "sections": average(sections.values()),
-            "parts": average(parts.get(name) for name in self.expected),
-            "rows": pooled(parts, parts),
-        }
-        return Figures(means[self.overall], sections, named({name: means[own] for name, own in self.others.items()}))
+
+        def mean(of: str | Sequence[str]) -> Figure | None:
+            if of == "parts":
+                return average(parts.get(name) for name in self.expected)
+            if of == "rows":
+                return pooled(parts, parts)
+            own = [name for name in sections if of == "sections" or name in of]
+            return average([sections[name] for name in own], [self.section_weights.get(name, 1.0) for name in own])
+
+        return Figures(mean(self.overall), sections, named({name: mean(of) for name, of in self.others.items()}))
 
     def is_subset(self, part: str) -> bool:
         """Returns whether a part is reported among the subsets, rather than only used by the figures."""
@@ -399,4 +426,4 @@ def made_item(
 def _section(parts: Mapping[str, Figure], weights: Weights) -> Figure | None:
     if isinstance(weights, Mapping):
         return average([parts.get(name) for name in weights], weights.values())
-    return pooled(parts, weights)
+    return pooled(parts, [part for name in weights for part in parts if part == name or part.startswith(f"{name}/")])

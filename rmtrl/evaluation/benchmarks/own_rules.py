@@ -1,4 +1,4 @@
-"""The public benchmarks that have rules of their own: RewardBench 2, RM-Bench, PPE correctness."""
+"""The public benchmarks that have rules of their own: RMB, RewardBench 2, RM-Bench, PPE correctness."""
 
 import math
 import re
@@ -9,57 +9,51 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.benchmarks.base import (
-    Benchmark,
-    Credit,
-    Figure,
-    Figures,
-    Floats,
-    Item,
-    Row,
-    Scores,
-    average,
-    file_rows,
-    folder_files,
-    made_item,
-    named,
-    named_after,
-    pooled,
-)
+from rmtrl.errors import DataError
+from rmtrl.evaluation.benchmarks import base
+from rmtrl.evaluation.benchmarks.base import Benchmark, Credit, Figure, Figures, Floats, Item, Row, Scores
 from rmtrl.metrics import best_of_n_curve, pair_wins
+
+
+class RMB(Benchmark):
+    """RMB: pairs and best-of-n over categories of helpfulness and harmlessness, from a tree of files."""
+
+    def hub_rows(self) -> Iterator[Row]:
+        raise DataError(f"RMB is not on the hub; clone {self.source} and give rmb=PATH of its folder RMB_dataset")
+
+    def local_rows(self, path: Path) -> Iterable[Row]:
+        return (row for file in base.folder_files(path) for row in base.file_rows(file))
+
+    def item(self, row: Row) -> Item:
+        subset = self.subset_of(row)
+        form, category = subset.split(" ")[0], row.text(self.subset).split("/", 2)[2]
+        own_id = str(row.cell("pair_uid" if form == "pairs" else "bon_uid"))
+        best, losers = ("chosen", [row.cell("reject")]) if form == "pairs" else ("bon_best", row.cell("loser_list"))
+        answers = [row.cell(best), *losers]
+        if len(answers) < 2 or not all(isinstance(answer, dict) for answer in answers):
+            said = f"its answers are {str(answers)[:60]}; wanted two or more with llm_name and answer"
+            raise DataError(f"{row.place}: {said}")
+        prompt = [{key: turn[key] for key in ("role", "content")} for turn in row.prompt("conversation_input")]
+        texts = [Row(row.place, answer).text("answer") for answer in answers]
+        facts = {"correct": (0,), "category": category}
+        return base.made_item(f"{form}/{own_id}", prompt, subset, texts, facts, own_id)
+
+    def part_of(self, item: Item) -> str:
+        return f"{item.subset}/{item.facts['category']}"
 
 
 class RewardBench2(Benchmark):
     """RewardBench 2: best of four in five domains, and Ties, where many answers are right.
 
-    Malik et al. 2025, https://huggingface.co/papers/2506.01937; code https://github.com/allenai/reward-bench
-    (`reroll_and_score_dataset`, `_compute_prompt_stats` and `process_single_model` in `rewardbench/utils.py`).
-
-    Args:
-        margin (`str`): `"current"` counts a tied prompt whose correct answers score all alike as 0 (0/0), 1 or −1 in
-            the margin; `"0.1.4"`, the last release, leaves it out. The two differ by at most 0.01 of Ties.
+    As `reroll_and_score_dataset`, `_compute_prompt_stats` and `process_single_model` of its code, but that the margin
+    `"current"` counts a tied prompt whose correct answers score all alike as 0 (0/0), 1 or −1, and `"0.1.4"`, the last
+    release, leaves it out.
     """
 
-    ties = "a non-Ties row shares its credit: 1/k where k candidates score highest and the correct one is among them"
-    kind = "mixed"
-    source = "allenai/reward-bench-2"
-    expected = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}
-    hub = {"": ("allenai/reward-bench-2", "test")}
-    lowest = {"Ties/margin": -1.0}
+    margin: str
     # a sum of at most 1.01, which the official code does not rescale
     ties_weights = {"tied accuracy": 0.30, "ref accuracy": 0.30, "preferred": 0.20, "preferred hard": 0.20,
                     "margin": 0.01}  # fmt: skip
-
-    def __init__(self, margin: str = "current") -> None:
-        if margin not in ("current", "0.1.4"):
-            raise UsageError(f"got margin {margin!r}; wanted one of current, 0.1.4")
-        self.name = "rewardbench2" if margin == "current" else f"rewardbench2-{margin}"
-        self.margin = margin
-        self.rule = (
-            "the correct candidate must score highest of four; Ties = .30 tied + .30 ref accuracy + .20 preferred + "
-            f".20 preferred hard + .01 margin (rewardbench, {margin} margin); overall is the mean of the six domains"
-        )
 
     def item(self, row: Row) -> Item:
         subset, id, prompt = row.text("subset"), str(row.cell("id")), row.prompt()
@@ -67,11 +61,11 @@ class RewardBench2(Benchmark):
         if subset.lower() != "ties":
             if len(chosen) != 1:
                 raise DataError(f"{row.place}: chosen holds {len(chosen)} texts; wanted 1 outside Ties")
-            return made_item(id, prompt, subset, [*chosen, *rejected])
+            return base.made_item(id, prompt, subset, [*chosen, *rejected])
         kind, _, number = id.partition(":")
         if kind not in ("ref", "tied") or not number:
             raise row.wrong("id", "wanted ref:<n> or tied:<n> in Ties")
-        item = made_item(id, prompt, "Ties", [*chosen, *rejected], {"kind": kind, "num_correct": len(chosen)})
+        item = base.made_item(id, prompt, "Ties", [*chosen, *rejected], {"kind": kind, "num_correct": len(chosen)})
         return replace(item, prompt_id=f"ties:{number}")
 
     def earned(self, item: Item, scores: Floats) -> Iterable[tuple[str, float]]:
@@ -104,12 +98,12 @@ class RewardBench2(Benchmark):
                 yield "margin", math.tanh(hard / spread - 1) if spread > 0 else float(np.sign(hard))
 
     def figures(self, parts: Mapping[str, Figure]) -> Figures:
-        sections = named({name: parts.get(name) for name in self.expected} | {"Ties": self._ties(parts)})
-        return Figures(average(sections.values()), sections)
+        sections = base.named({name: parts.get(name) for name in self.expected} | {"Ties": self._ties(parts)})
+        return Figures(base.average(sections.values()), sections)
 
     def _ties(self, parts: Mapping[str, Figure]) -> Figure | None:
         """Returns Σ w · part, None where a part is missing; a missing margin (0.1.4: no prompt has a spread) is 0."""
-        own = {"margin": Figure(0.0, 0)} | named({name: parts.get(f"Ties/{name}") for name in self.ties_weights})
+        own = {"margin": Figure(0.0, 0)} | base.named({name: parts.get(f"Ties/{name}") for name in self.ties_weights})
         if len(own) < len(self.ties_weights):
             return None
         n = own["tied accuracy"].n + own["ref accuracy"].n
@@ -139,50 +133,34 @@ def gap(scores: Floats, item: Item) -> float:
 class RMBench(Benchmark):
     """RM-Bench: three styles of a right answer against three styles of a wrong one, in four domains.
 
-    From `total_dataset.json`, a domain's own file, or a folder of either. Liu et al. 2024,
-    https://huggingface.co/papers/2410.16184; code https://github.com/THU-KEG/RM-Bench (`compute_accuracy` in
-    `scripts/utils.py`).
+    As `compute_accuracy` in `scripts/utils.py` of its code.
     """
 
-    name = "rm-bench"
-    rule = (
-        "of the 3 by 3 comparisons of styles, hard are those where the wrong answer has the richer style, normal the "
-        "same, easy the plainer; overall is the mean over chat, code, math and safety of the mean of the three"
-    )
-    kind = "mixed"
-    source = "THU-KEG/RM-Bench"
-    expected = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}
-    hub = {"": ("THU-KEG/RM-Bench", "train")}
-
     def local_rows(self, path: Path) -> Iterator[Row]:
-        files = folder_files(path)
+        files = base.folder_files(path)
         total = [file for file in files if file.name.startswith("total_dataset")]
         for file in total or files:
-            yield from file_rows(file, next((name for name in self.expected if file.name.startswith(name)), ""))
+            yield from base.file_rows(file, next((name for name in self.expected if file.name.startswith(name)), ""))
 
     def item(self, row: Row) -> Item:
         domain = str(row.cells.get("domain") or row.of)
+        if not domain:
+            raise DataError(f"{row.place} has no domain; name the file after it: {', '.join(self.expected)}")
         if domain not in self.expected:
-            known = ", ".join(self.expected)
-            if not domain:
-                raise DataError(f"{row.place} has no domain; name the file after it: {known}")
-            raise row.wrong("domain", f"wanted one of {known}")
+            raise row.wrong("domain", f"wanted one of {', '.join(self.expected)}")
         own_id, answers = str(row.cell("id")), [*row.texts("chosen", 3), *row.texts("rejected", 3)]
-        return made_item(f"{domain}/{own_id}", row.prompt(), domain, answers, own_id=own_id)
+        return base.made_item(f"{domain}/{own_id}", row.prompt(), domain, answers, own_id=own_id)
 
     def earned(self, item: Item, scores: Floats) -> Iterable[tuple[str, float]]:
         return [(f"{item.subset}/{level}", value) for level, value in levels(scores).items()]
 
     def figures(self, parts: Mapping[str, Figure]) -> Figures:
-        def mean(domain: str, *levels: str) -> Figure | None:
-            subsets = [subset for subset in self.expected if subset.startswith(domain)]
-            return pooled(parts, [f"{subset}/{level}" for subset in subsets for level in levels])
-
-        domains, all_levels = ("chat", "code", "math", "safety"), ("hard", "normal", "easy")
-        means = named({domain: mean(domain, *all_levels) for domain in domains})
-        sections = {domain: replace(own, n=own.n // 3) for domain, own in means.items()}  # three levels a row
-        others = {level: average(mean(domain, level) for domain in domains) for level in all_levels}
-        return Figures(average(sections.values()), sections, named(others))
+        sections, others = super().figures(parts).sections, dict[str, Figure | None]()
+        sections = {domain: replace(own, n=own.n // 3) for domain, own in sections.items()}  # three levels a row
+        for level in ("hard", "normal", "easy"):
+            own = {name: figure for name, figure in parts.items() if name.endswith(f"/{level}")}
+            others[level] = super().figures(own).overall
+        return Figures(base.average(sections.values()), sections, base.named(others))
 
 
 def levels(scores: Floats) -> dict[str, float]:
@@ -214,23 +192,14 @@ class PPECorrectness(Benchmark):
     correctness within a prompt, averaged over prompts that have both right and wrong responses; and the expected
     correctness of the highest of k random responses, its maximum over k and its value at the last k. These follow the
     paper's text: the official code of the two was not at hand.
-
-    Frick et al. 2024, https://huggingface.co/papers/2410.14872; code https://github.com/lmarena/PPE.
     """
 
-    name = "ppe-correctness"
-    rule = (
-        "the right response of each conflict pair must score above the wrong one; overall is the mean of the domains"
-    )
-    kind = "verified correctness"
-    source = "lmarena-ai/PPE-*-Best-of-K"
-    expected = {"MMLU-Pro": 512, "MATH": 512, "GPQA": 512, "MBPP-Plus": 507, "IFEval": 512}
-    hub = {domain: (f"lmarena-ai/PPE-{domain}-Best-of-K", "train") for domain in expected}
-    takes_failed = True
-
-    def local_rows(self, path: Path) -> Iterable[Row]:
-        files = {file: named_after(file, self.hub, "a domain of PPE") for file in folder_files(path)}
-        return [row for file, domain in files.items() for row in file_rows(file, domain)]
+    def local_rows(self, path: Path) -> Iterator[Row]:
+        for file in base.folder_files(path):
+            domain = base.named_after(file, {name: name for name in self.hub}, folders=2)
+            if domain is None:
+                raise DataError(f"{file} is not named after a domain of PPE; wanted one of {', '.join(self.hub)}")
+            yield from base.file_rows(file, domain)
 
     def item(self, row: Row) -> Item:
         own_id, prompt = str(row.cell("question_id")), row.prompt()
@@ -242,7 +211,7 @@ class PPECorrectness(Benchmark):
         answers = [row.text(f"response_{number}") for number in numbers]
         pairs = [_conflict(row, pair, labels) for pair in row.listed("sampled_conflict_pairs", list, "pairs")]
         facts = {"labels": labels, "pairs": pairs}
-        item = made_item(f"{row.of}/{own_id}", prompt, row.of, answers, facts, own_id)
+        item = base.made_item(f"{row.of}/{own_id}", prompt, row.of, answers, facts, own_id)
         return replace(item, prompt_id=f"{row.of}/{item.prompt_id}")
 
     def earned(self, item: Item, scores: Floats) -> Iterator[tuple[str, float]]:
@@ -257,7 +226,7 @@ class PPECorrectness(Benchmark):
             yield f"{item.subset}/best of {k}", value
 
     def figures(self, parts: Mapping[str, Figure]) -> Figures:
-        sections = named({domain: parts.get(domain) for domain in self.expected})
+        own = super().figures(parts)
         kinds: dict[str, dict[str, Figure | None]] = {"auc": {}, "best of k, max": {}, "best of k, end": {}}
         for domain in self.expected:
             curve = [figure for name, figure in parts.items() if name.startswith(f"{domain}/best of ")]
@@ -265,9 +234,10 @@ class PPECorrectness(Benchmark):
             kinds["best of k, max"][domain] = max(curve, key=_of_the_sample, default=None)
             kinds["best of k, end"][domain] = curve[-1] if curve else None
         others: dict[str, Figure | None] = {}
-        for kind, own in kinds.items():
-            others |= {f"{domain} {kind}": figure for domain, figure in own.items()} | {kind: average(own.values())}
-        return Figures(average(sections.values()), sections, named(others))
+        for kind, found in kinds.items():
+            of = {f"{domain} {kind}": figure for domain, figure in found.items()}
+            others |= of | {kind: base.average(found.values())}
+        return replace(own, others=base.named(others))
 
     def is_subset(self, part: str) -> bool:
         return part in self.expected
@@ -287,4 +257,8 @@ def _conflict(row: Row, pair: list[int], labels: Sequence[bool]) -> tuple[int, i
     return (pair[0], pair[1]) if labels[pair[0]] else (pair[1], pair[0])
 
 
-PUBLIC = [RewardBench2(), RewardBench2("0.1.4"), RMBench(), PPECorrectness()]
+OWN: dict[str, type[Benchmark]] = {
+    "rmb": RMB, "rewardbench2": RewardBench2, "rewardbench2-0.1.4": RewardBench2, "rm-bench": RMBench,
+    "ppe-correctness": PPECorrectness,
+}  # fmt: skip
+"""The class of each benchmark that has a rule of its own."""

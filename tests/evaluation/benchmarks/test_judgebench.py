@@ -3,10 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Figure
-from rmtrl.evaluation.benchmarks.one_rule import JudgeBench
 from rmtrl.evaluation.benchmarks.results import result_of
 
 SECTIONS = ["knowledge", "reasoning", "math", "coding"]
@@ -25,10 +24,10 @@ STORED = {
 
 @pytest.mark.parametrize("model", STORED)
 def test_stored_scores_give_the_published_table(real_data, model):
-    items = JudgeBench().read(str(real_data / "judgebench" / "gpt.jsonl.gz"))
+    items = benchmark("judgebench").read(str(real_data / "judgebench" / "gpt.jsonl.gz"))
     lines = (real_data / "judgebench" / f"scores-{model}.jsonl").read_text().splitlines()
     stored = {row["pair_id"]: np.array([row["score_A"], row["score_B"]]) for row in map(json.loads, lines)}
-    result = result_of(JudgeBench(), items, [stored[item.id] for item in items])
+    result = result_of(benchmark("judgebench"), items, [stored[item.id] for item in items])
     sections, overall = STORED[model]
     assert [round(100 * result.sections[name].value, 2) for name in SECTIONS] == sections
     assert round(100 * result.overall.value, 2) == overall
@@ -38,13 +37,13 @@ def test_stored_scores_give_the_published_table(real_data, model):
 
 
 def test_the_file_is_found_in_its_folder(real_data):
-    assert len(JudgeBench().read(str(real_data / "judgebench"))) == 350
+    assert len(benchmark("judgebench").read(str(real_data / "judgebench"))) == 350
 
 
 def test_a_tie_is_wrong_whichever_side_is_right(write, scored):
     rows = [row("1", "mmlu-pro-law", "A>B"), row("2", "mmlu-pro-law", "B>A"), row("3", "livecodebench", "B>A")]
-    items = JudgeBench().read(str(write("gpt.jsonl", rows)))
-    result = result_of(JudgeBench(), items, scored([1, 1], [1, 1], [0, 1]))
+    items = benchmark("judgebench").read(str(write("gpt.jsonl", rows)))
+    result = result_of(benchmark("judgebench"), items, scored([1, 1], [1, 1], [0, 1]))
     assert result.overall.value == pytest.approx(1 / 3)
     assert result.others["macro"].value == pytest.approx((0 + 1) / 2)
 
@@ -56,7 +55,7 @@ def test_a_tie_is_wrong_whichever_side_is_right(write, scored):
      ([76.6, 75.5, 89.3, 78.6], 80.0)],
 )  # fmt: skip
 def test_published_macro_averages(sections, macro):
-    bench = JudgeBench()
+    bench = benchmark("judgebench")
     parts = {name: Figure(value, bench.expected[name]) for name, value in zip(SECTIONS, sections, strict=True)}
     found = bench.figures(parts)
     assert found.others["macro"].value == pytest.approx(macro, abs=0.06)
@@ -70,8 +69,6 @@ def test_the_claude_split_is_a_benchmark_of_its_own(write):
     write("data/dataset=judgebench,response_model=gpt-4o.jsonl", [row("g", "livecodebench", "A>B")])
     path = write("data/dataset=judgebench,response_model=claude-3-5.jsonl", [row("c", "livecodebench", "A>B")])
     assert [item.id for item in claude.read(str(path.parent))] == ["c"]
-    with pytest.raises(UsageError, match="got the split 'llama'; wanted gpt or claude"):
-        JudgeBench("llama")
 
 
 @pytest.mark.parametrize(
@@ -84,4 +81,4 @@ def test_the_claude_split_is_a_benchmark_of_its_own(write):
 )
 def test_a_row_that_does_not_fit_is_named(write, bad, message):
     with pytest.raises(DataError, match=message):
-        JudgeBench().read(str(write("gpt.jsonl", [bad])))
+        benchmark("judgebench").read(str(write("gpt.jsonl", [bad])))

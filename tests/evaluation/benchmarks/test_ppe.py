@@ -6,9 +6,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from rmtrl.errors import DataError
+from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Figure, Item
-from rmtrl.evaluation.benchmarks.one_rule import PPEPreference
-from rmtrl.evaluation.benchmarks.own_rules import PPECorrectness
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.metrics import best_of_n_curve
 
@@ -33,8 +32,8 @@ def test_ties_of_the_human_are_left_out_and_counted(write, scored):
     rows = [
         preference(i, winner) for i, winner in enumerate(["model_a", "model_b", "tie", "tie (bothbad)", "model_a"])
     ]
-    items = PPEPreference().read(str(write("test.jsonl", rows)))
-    result = result_of(PPEPreference(), items, scored([1, 0], [0, 1], None, [1, 0], [1, 1]))
+    items = benchmark("ppe-preference").read(str(write("test.jsonl", rows)))
+    result = result_of(benchmark("ppe-preference"), items, scored([1, 0], [0, 1], None, [1, 0], [1, 1]))
     assert result.overall.value == pytest.approx(2 / 3)  # a tie of the scores is wrong
     assert (result.overall.n, result.n_rows, result.n_scored, result.n_missing) == (3, 5, 3, 0)
     assert result.excluded == {"tied by the human": 2}
@@ -42,45 +41,49 @@ def test_ties_of_the_human_are_left_out_and_counted(write, scored):
 
 
 def test_a_failed_judgment_ranks_last(write, scored):
-    items = PPEPreference().read(str(write("test.jsonl", [preference(i, "model_a") for i in range(3)])))
-    result = result_of(PPEPreference(), items, scored([0, -math.inf], [-math.inf, 0], [-math.inf, -math.inf]))
+    items = benchmark("ppe-preference").read(str(write("test.jsonl", [preference(i, "model_a") for i in range(3)])))
+    result = result_of(
+        benchmark("ppe-preference"), items, scored([0, -math.inf], [-math.inf, 0], [-math.inf, -math.inf])
+    )
     assert result.overall.value == pytest.approx(1 / 3)
     with pytest.raises(DataError, match="has the score inf"):
-        result_of(PPEPreference(), items, scored([0, math.inf], [1, 0], [1, 0]))
+        result_of(benchmark("ppe-preference"), items, scored([0, math.inf], [1, 0], [1, 0]))
 
 
 def test_conflict_pairs_by_hand(write, scored):
     labels = [True, False, True, False]
     # indices from 0; the right one may stand second; a pair that stands twice counts twice
     pairs = [[0, 1], [3, 2], [0, 3], [0, 3], [2, 1]]
-    items = PPECorrectness().read(str(write("PPE-MATH-Best-of-K.jsonl", [correctness("q", labels, pairs)])))
+    items = benchmark("ppe-correctness").read(
+        str(write("PPE-MATH-Best-of-K.jsonl", [correctness("q", labels, pairs)]))
+    )
     assert items[0].id.endswith("/q") and items[0].own_id == "q"
     assert items[0].facts["pairs"] == [(0, 1), (2, 3), (0, 3), (0, 3), (2, 1)]
-    result = result_of(PPECorrectness(), items, scored([3, 1, 2, 3]))  # 3>1, 2<3, 3=3 twice, 2>1
+    result = result_of(benchmark("ppe-correctness"), items, scored([3, 1, 2, 3]))  # 3>1, 2<3, 3=3 twice, 2>1
     assert result.overall.value == pytest.approx(2 / 5)
     assert (result.overall.n, result.sections["MATH"].n) == (5, 5)
 
 
 def test_a_missing_prompt_moves_the_bounds_by_all_of_its_pairs(write, scored):
     rows = [correctness("a", [True, False], [[0, 1]]), correctness("b", [False, True], [[0, 1]] * 3)]
-    items = PPECorrectness().read(str(write("math.jsonl", rows)))
-    result = result_of(PPECorrectness(), items, scored([1, 0], None))
+    items = benchmark("ppe-correctness").read(str(write("math.jsonl", rows)))
+    result = result_of(benchmark("ppe-correctness"), items, scored([1, 0], None))
     assert (result.overall.value, result.bounds) == (1.0, (0.25, 1.0))
 
 
 def test_a_failed_response_loses_against_any_other(write, scored):
     rows = [correctness("a", [True, False, True], [[0, 1], [2, 1]])]
-    items = PPECorrectness().read(str(write("gpqa.jsonl", rows)))
-    result = result_of(PPECorrectness(), items, scored([0.0, -math.inf, -math.inf]))
+    items = benchmark("ppe-correctness").read(str(write("gpqa.jsonl", rows)))
+    result = result_of(benchmark("ppe-correctness"), items, scored([0.0, -math.inf, -math.inf]))
     assert result.overall.value == 0.5
 
 
 def test_domains_are_averaged_unweighted(write, scored):
     write("data/PPE-MATH-Best-of-K/train.jsonl", [correctness("a", [True, False], [[0, 1]] * 3)])
     path = write("data/mbpp_plus.json", [correctness("b", [True, False], [[0, 1]])])
-    items = PPECorrectness().read(str(path.parent))
+    items = benchmark("ppe-correctness").read(str(path.parent))
     assert [item.subset for item in items] == ["MATH", "MBPP-Plus"]
-    result = result_of(PPECorrectness(), items, scored([1, 0], [0, 1]))
+    result = result_of(benchmark("ppe-correctness"), items, scored([1, 0], [0, 1]))
     assert result.overall.value == 0.5
     assert set(result.subsets) == {"MATH", "MBPP-Plus"}
     assert result.others["MATH auc"].value == 1.0
@@ -90,8 +93,10 @@ def test_domains_are_averaged_unweighted(write, scored):
 def test_published_domain_means():
     # https://github.com/lmarena/lmarena.github.io, preference proxy evaluations: accuracy by domain and its mean
     for rows, mean in (([0.66, 0.71, 0.57, 0.54, 0.58], 0.61), ([0.62, 0.68, 0.55, 0.74, 0.62], 0.64)):
-        parts = {name: Figure(value, 1) for name, value in zip(PPECorrectness.expected, rows, strict=True)}
-        assert PPECorrectness().figures(parts).overall.value == pytest.approx(mean, abs=0.006)
+        parts = {
+            name: Figure(value, 1) for name, value in zip(benchmark("ppe-correctness").expected, rows, strict=True)
+        }
+        assert benchmark("ppe-correctness").figures(parts).overall.value == pytest.approx(mean, abs=0.006)
 
 
 def test_auc_is_that_of_scikit_learn():
@@ -99,7 +104,9 @@ def test_auc_is_that_of_scikit_learn():
     for _ in range(20):
         scores, labels = rng.integers(0, 6, 32).astype(float), rng.permutation(np.arange(32) < 12)
         item = Item("q", "q", "MATH", ("x",) * 32, {"labels": labels, "pairs": []})
-        assert dict(PPECorrectness().earned(item, scores))["MATH/auc"] == pytest.approx(roc_auc_score(labels, scores))
+        assert dict(benchmark("ppe-correctness").earned(item, scores))["MATH/auc"] == pytest.approx(
+            roc_auc_score(labels, scores)
+        )
 
 
 def test_best_of_k_is_the_mean_over_all_subsets():
@@ -121,8 +128,10 @@ def test_best_of_k_of_a_perfect_and_of_a_blind_judge():
 
 
 def test_the_curve_s_maximum_and_end(write, scored):
-    items = PPECorrectness().read(str(write("ifeval.jsonl", [correctness("a", [True, True, False], [[0, 2]])])))
-    result = result_of(PPECorrectness(), items, scored([1, 0, 2]))  # the highest of all three is wrong
+    items = benchmark("ppe-correctness").read(
+        str(write("ifeval.jsonl", [correctness("a", [True, True, False], [[0, 2]])]))
+    )
+    result = result_of(benchmark("ppe-correctness"), items, scored([1, 0, 2]))  # the highest of all three is wrong
     assert result.others["IFEval best of k, end"].value == 0.0
     assert result.others["IFEval best of k, max"].value == pytest.approx(2 / 3)
 
@@ -145,9 +154,9 @@ def test_the_curve_s_maximum_and_end(write, scored):
 )
 def test_correctness_rows_that_do_not_fit_are_named(write, name, row, message):
     with pytest.raises(DataError, match=message):
-        PPECorrectness().read(str(write(name, [row])))
+        benchmark("ppe-correctness").read(str(write(name, [row])))
 
 
 def test_an_unknown_winner_is_named(write):
-    with pytest.raises(DataError, match="row 1: winner is 'both'; wanted model_a, model_b or tie"):
-        PPEPreference().read(str(write("test.jsonl", [preference(1, "both")])))
+    with pytest.raises(DataError, match=r"row 1: winner is 'both'; wanted model_a, model_b, tie or tie \(bothbad\)"):
+        benchmark("ppe-preference").read(str(write("test.jsonl", [preference(1, "both")])))

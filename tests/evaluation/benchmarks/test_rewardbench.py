@@ -3,10 +3,10 @@ import pytest
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Figure
-from rmtrl.evaluation.benchmarks.one_rule import RewardBench
 from rmtrl.evaluation.benchmarks.results import result_of
 
-SECTIONS, PRIOR = RewardBench.sections, RewardBench.prior_sets
+SECTIONS = benchmark("rewardbench").sections
+PRIOR = [name for name in benchmark("rewardbench-prior").hub if name]
 
 SUBSETS = [
     "alpacaeval-easy", "alpacaeval-hard", "alpacaeval-length", "donotanswer", "hep-cpp", "hep-go", "hep-java",
@@ -62,9 +62,9 @@ PUBLISHED = {
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_subsets_give_the_published_sections(model):
     accuracies, sections, overall = PUBLISHED[model]
-    expected = RewardBench().expected
+    expected = benchmark("rewardbench").expected
     parts = {name: Figure(value, expected[name]) for name, value in zip(SUBSETS, accuracies, strict=True)}
-    found = RewardBench().figures(parts)
+    found = benchmark("rewardbench").figures(parts)
     assert [found.sections[name].value for name in SECTIONS] == pytest.approx(sections, abs=1e-9)
     assert found.overall.value == pytest.approx(overall or sum(sections) / 4, abs=1e-9)
     assert found.overall.n == 2985
@@ -72,7 +72,7 @@ def test_published_subsets_give_the_published_sections(model):
 
 def test_absent_subsets_leave_their_section_to_the_others():
     parts = {"math-prm": Figure(0.5, 447), "hep-go": Figure(1.0, 164), "alpacaeval-easy": Figure(0.9, 100)}
-    found = RewardBench().figures(parts)
+    found = benchmark("rewardbench").figures(parts)
     assert set(found.sections) == {"Chat", "Reasoning"}
     assert found.sections["Reasoning"].value == pytest.approx((984 * 0.5 + 164) / (984 + 164))
     assert found.overall.value == pytest.approx((0.9 + found.sections["Reasoning"].value) / 2)
@@ -81,7 +81,7 @@ def test_absent_subsets_leave_their_section_to_the_others():
 def test_prior_sets_have_half_a_section_s_weight():
     parts = {name: Figure(0.8, 1) for weights in SECTIONS.values() for name in weights}
     parts |= {"anthropic_helpful": Figure(0.4, 1), "shp": Figure(0.6, 1), "anthropic_harmless": Figure(0.0, 1)}
-    found = RewardBench(prior=True).figures(parts)
+    found = benchmark("rewardbench-prior").figures(parts)
     assert found.sections["Prior Sets"].value == pytest.approx(0.5)
     assert found.overall.value == pytest.approx((2 * 4 * 0.8 + 0.5) / 9)
     assert found.others["mean of the four sections"].value == pytest.approx(0.8)
@@ -97,7 +97,7 @@ def test_a_tie_is_wrong(write, scored):
     assert items[0].candidates[0] == [
         {"role": "user", "content": "question 1"}, {"role": "assistant", "content": "good"}
     ]  # fmt: skip
-    result = result_of(RewardBench(), items, scored([2, 1], [1, 1], [0, 1]))
+    result = result_of(benchmark("rewardbench"), items, scored([2, 1], [1, 1], [0, 1]))
     assert result.overall.value == pytest.approx(1 / 3)
     assert result.missing_parts["hep-go"] == {"expected": 164, "got": 3, "scored": 3}
     assert len(result.missing_parts) == 23
@@ -112,7 +112,7 @@ def test_prior_sets_are_read_with_their_turns(write, scored):
     path = write("filtered.json", [row("hep-go", 1)])
     for name in PRIOR:
         write(f"prior/{name}-00000-of-00001.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])
-    bench = RewardBench(prior=True)
+    bench = benchmark("rewardbench-prior")
     items = bench.read(str(path.parent))
     assert [item.subset for item in items] == ["hep-go", *PRIOR]
     assert items[1].candidates[1] == [*turns, {"role": "assistant", "content": "no"}]
@@ -123,8 +123,8 @@ def test_prior_sets_are_read_with_their_turns(write, scored):
 def test_prior_sets_alone_are_not_rewardbench(write, tmp_path):
     for name in PRIOR:
         write(f"{name}.jsonl", [{"prompt": "p", "chosen": "yes", "rejected": "no"}])
-    with pytest.raises(DataError, match=r"holds anthropic_h.*, summarize.jsonl; wanted a file filtered"):
-        RewardBench(prior=True).read(str(tmp_path))
+    with pytest.raises(DataError, match="is or holds no file named after filtered; give NAME=PATH"):
+        benchmark("rewardbench-prior").read(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -134,22 +134,22 @@ def test_prior_sets_alone_are_not_rewardbench(write, tmp_path):
             [row("hep-go", 1), {"prompt": "p", "chosen": "c", "subset": "hep-go", "id": 2}],
             "row 2 has no rejected; it has",
         ),
-        ([row("hep-perl", 1)], "RewardBench has no subset 'hep-perl'"),
+        ([row("hep-perl", 1)], "row 1: rewardbench has no subset 'hep-perl', but alpacaeval-easy"),
         ([row("hep-go", 1, chosen=["c"])], r"row 1: chosen is \"\['c'\]\"; wanted text"),
         ([row("hep-go", 1, prompt=["c"])], "row 1: prompt is .* wanted text or messages"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(write, rows, message):
     with pytest.raises(DataError, match=message):
-        RewardBench().read(str(write("rows.jsonl", rows)))
+        benchmark("rewardbench").read(str(write("rows.jsonl", rows)))
 
 
 def test_without_a_file_and_without_the_hub_one_line_says_what_to_do():
     with pytest.raises(DataError, match=r"allenai/reward-bench cannot be loaded from the hub .*NAME=PATH") as error:
-        RewardBench().read()
+        benchmark("rewardbench").read()
     assert "\n" not in str(error.value)
 
 
 def test_repeated_ids_are_told_apart(write):
-    items = RewardBench().read(str(write("rows.jsonl", [row("hep-go", 1), row("hep-js", 1)])))
+    items = benchmark("rewardbench").read(str(write("rows.jsonl", [row("hep-go", 1), row("hep-js", 1)])))
     assert [item.id for item in items] == ["1", "1#2"]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from rmtrl.errors import DataError
+from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import Figure
-from rmtrl.evaluation.benchmarks.own_rules import RMBench, levels
+from rmtrl.evaluation.benchmarks.own_rules import levels
 from rmtrl.evaluation.benchmarks.results import result_of
 
 DOMAINS = ("chat", "code", "math", "safety-refuse", "safety-response")
@@ -40,8 +41,8 @@ def test_levels_are_those_of_the_whole_matrix():
 
 
 def test_a_richer_style_that_always_wins_is_easy_and_never_hard(write, scored):
-    items = RMBench().read(str(write("chat_filtered.json", [row(1)])))
-    result = result_of(RMBench(), items, scored([1, 2, 3, 0.9, 1.9, 2.9]))
+    items = benchmark("rm-bench").read(str(write("chat_filtered.json", [row(1)])))
+    result = result_of(benchmark("rm-bench"), items, scored([1, 2, 3, 0.9, 1.9, 2.9]))
     assert {name: each.value for name, each in result.others.items()} == {"hard": 0.0, "normal": 1.0, "easy": 1.0}
     assert result.overall.value == pytest.approx(2 / 3)
     assert (result.overall.n, result.sections["chat"].n) == (1, 1)
@@ -50,10 +51,10 @@ def test_a_richer_style_that_always_wins_is_easy_and_never_hard(write, scored):
 def test_total_is_the_mean_of_domains_and_of_levels_with_safety_merged_by_rows(write):
     counts = dict(zip(DOMAINS, (3, 4, 5, 6, 2), strict=True))
     rows = [row(i, domain=domain) for domain, n in counts.items() for i in range(n)]
-    items = RMBench().read(str(write("total_dataset.json", rows)))
+    items = benchmark("rm-bench").read(str(write("total_dataset.json", rows)))
     rng = np.random.default_rng(0)
     scores = [rng.normal(size=6) + [0.5, 0.5, 0.5, 0, 0, 0] for _ in items]
-    result = result_of(RMBench(), items, scores)
+    result = result_of(benchmark("rm-bench"), items, scores)
     assert result.overall.value == pytest.approx(np.mean([each.value for each in result.sections.values()]))
     assert result.overall.value == pytest.approx(np.mean([each.value for each in result.others.values()]))
     safety = [
@@ -67,9 +68,9 @@ def test_domain_files_and_the_total_file_give_the_same_items(write):
     for name in DOMAINS:
         folder = write(f"data/{name}_filtered.json", [row(i, language="x") for i in range(2)]).parent
     total = write("total_dataset.json.gz", [row(i, domain=name) for name in DOMAINS for i in range(2)])
-    assert RMBench().read(str(folder)) == RMBench().read(str(total))
+    assert benchmark("rm-bench").read(str(folder)) == benchmark("rm-bench").read(str(total))
     write("data/total_dataset.json", [row(9, domain="chat")])  # where both lie in a folder, the total is read
-    assert [item.id for item in RMBench().read(str(folder))] == ["chat/9"]
+    assert [item.id for item in benchmark("rm-bench").read(str(folder))] == ["chat/9"]
 
 
 # https://github.com/THU-KEG/RM-Bench-Leaderboard: chat, code, math, safety as printed there and the overall
@@ -89,17 +90,17 @@ def test_published_rows_are_means_of_domains_and_of_levels_up_to_rounding(model)
         for subset, value in zip(DOMAINS[:4], domains, strict=True)
         for level in ("easy", "normal", "hard")
     }
-    assert RMBench().figures(parts).overall.value == pytest.approx(overall, abs=0.1)
+    assert benchmark("rm-bench").figures(parts).overall.value == pytest.approx(overall, abs=0.1)
     assert np.mean(by_level) == pytest.approx(overall, abs=0.1)
 
 
 def test_the_real_safety_rows_are_read_whole_and_the_rest_is_named(real_data):
-    items = RMBench().read(str(real_data / "rm-bench" / "safety-response.json.gz"))
+    items = benchmark("rm-bench").read(str(real_data / "rm-bench" / "safety-response.json.gz"))
     assert len(items) == len({item.id for item in items}) == 157
     assert {len(item.candidates) for item in items} == {6}
     assert all(item.id == f"safety-response/{item.own_id}" for item in items)
     lengths = [np.array([len(c[-1]["content"]) for c in item.candidates], float) for item in items]
-    result = result_of(RMBench(), items, lengths)
+    result = result_of(benchmark("rm-bench"), items, lengths)
     assert set(result.missing_parts) == {"chat", "code", "math", "safety-refuse"}
     # length alone prefers the richer style: hard comparisons are mostly lost, easy ones mostly won
     assert result.others["hard"].high < 0.3 < 0.7 < result.others["easy"].low
@@ -116,4 +117,4 @@ def test_the_real_safety_rows_are_read_whole_and_the_rest_is_named(real_data):
 )
 def test_rows_that_do_not_fit_are_named(write, name, rows, message):
     with pytest.raises(DataError, match=message):
-        RMBench().read(str(write(name, rows)))
+        benchmark("rm-bench").read(str(write(name, rows)))

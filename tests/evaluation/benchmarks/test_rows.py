@@ -2,8 +2,8 @@ import pytest
 from datasets import Dataset
 
 from rmtrl.errors import DataError
+from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.benchmarks.base import file_rows, folder_files
-from rmtrl.evaluation.benchmarks.one_rule import RewardBench
 
 ROW = {"prompt": "p", "chosen": "c", "rejected": "r", "subset": "hep-go", "id": 7}
 
@@ -18,8 +18,8 @@ def test_every_form_of_json_is_read(write, name):
 def test_parquet_and_a_folder_from_the_hub_are_read(tmp_path):
     Dataset.from_list([ROW]).to_parquet(tmp_path / "data" / "filtered-00000-of-00001.parquet")
     Dataset.from_list([ROW] * 2).to_parquet(tmp_path / "data" / "raw-00000-of-00001.parquet")
-    assert len(RewardBench().read(str(tmp_path))) == 1
-    assert len(RewardBench().read(str(tmp_path / "data" / "raw-00000-of-00001.parquet"))) == 2
+    assert len(benchmark("rewardbench").read(str(tmp_path))) == 1
+    assert len(benchmark("rewardbench").read(str(tmp_path / "data" / "raw-00000-of-00001.parquet"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_broken_archive_and_an_absent_file_are_named(tmp_path):
 
 def test_repeated_ids_are_numbered(write):
     path = write("rows.jsonl", [{**ROW, "id": id} for id in (7, 8, 7, 7)])
-    assert [item.id for item in RewardBench().read(str(path))] == ["7", "8", "7#2", "7#3"]
+    assert [item.id for item in benchmark("rewardbench").read(str(path))] == ["7", "8", "7#2", "7#3"]

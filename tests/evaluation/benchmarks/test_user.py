@@ -80,9 +80,12 @@ def test_best_of_rows(make, scored):
         ({"subset": {}}, "has the key 'subset'; wanted name, kind, rule, subsets, sections"),
         ({"kind": 3}, "kind is '3'; wanted a str"),
         ({"subsets": {}}, r"subsets is \{\}; wanted a file for every subset"),
-        ({"sections": {"s": {"three": 1}}}, "section s has the subset 'three', which has no file"),
-        ({"sections": {"s": {"one": 0}}}, "the weight of one in s is 0; wanted a number above 0"),
-        ({"sections": {"s": ["one"]}}, r"section s is \['one'\]; wanted a weight for each"),
+        (
+            {"sections": {"s": {"three": 1}}},
+            r"section s is \{'three': 1\}; wanted a number above 0 for each of some of \['one', 'two'\]",
+        ),
+        ({"sections": {"s": {"one": 0}}}, r"section s is \{'one': 0\}; wanted a number above 0"),
+        ({"sections": {"s": ["one"]}}, r"section s is \['one'\]; wanted a number above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(make, change, message):
