@@ -20,6 +20,7 @@ from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, a
 from rmtrl.evaluation.run import Task, evaluate_model, in_words, read_tasks, summary
 from rmtrl.launch import parse_recipe
 from rmtrl.processes import all_processes
+from rmtrl.reporting.tables import table
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
 
@@ -102,7 +103,7 @@ def main() -> None:
         )
         if process.rank == 0:
             summary([run], out, started=started)
-            print(in_words([run]))
+            print(table(in_words([run])))
 
 
 if __name__ == "__main__":

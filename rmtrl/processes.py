@@ -61,10 +61,9 @@ class _Launched(Process):
     def first(self, find: Callable[[], T]) -> T:
         place = f"place {next(self._places)}"
         if self.rank == 0:
-            self._store.set(place, json.dumps(found := find()))
-            return found
+            self._store.set(place, json.dumps(find()))
         self._wait([place])
-        found = json.loads(self._store.get(place))
+        found: T = json.loads(self._store.get(place))
         return found
 
     def gather(self) -> None:
