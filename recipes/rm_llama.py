@@ -17,9 +17,9 @@ from transformers import EarlyStoppingCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
-from rmtrl.data.provenance import fingerprint, replace_folder
+from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import exit_on_error
-from rmtrl.io import write_json
+from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,

@@ -16,11 +16,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from rmtrl.data.provenance import fingerprint, replace_folder
+from rmtrl.data.provenance import fingerprint
 from rmtrl.data.synthetic import make_demonstrations
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
 from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.io import write_json
+from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import model_init_kwargs, parse_recipe, read_rows, stage_in_partial, stage_record
 from rmtrl.models import load_tokenizer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer

@@ -12,6 +12,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -322,8 +324,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return write_row_files({Path(path): rows})[0]
 
 
-def write_row_files(files: dict[Path, Iterable[Mapping[str, Any]]]) -> list[int]:
-    """Writes several files as [`write_rows`] does; all are complete before the first takes its place."""
+def write_row_files(given: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> list[int]:
+    """Writes several files as [`write_rows`] does, where one is named; all are complete before the first stands."""
+    files = {path: rows for path, rows in given.items() if path is not None}
     for path in files:
         if suffix_of(path) in (".parquet", ".csv"):
             raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
@@ -333,15 +336,16 @@ def write_row_files(files: dict[Path, Iterable[Mapping[str, Any]]]) -> list[int]
 
 
 @contextmanager
-def replacing(path: str | Path, *, ending: str = "new") -> Iterator[Path]:
-    """Yields where to write a file, beside `path`; it takes its place when the block ends, and goes if it fails.
+def replacing(path: str | Path, *, ending: str = "new", folder: bool = False) -> Iterator[Path]:
+    """Yields where to write a file or folder, beside `path`; it takes its place at the end, or goes if that fails.
 
     Args:
-        path (`str` or `Path`): File to write or replace; its folder is made.
+        path (`str` or `Path`): What to write or replace; the folder it is in is made.
         ending (`str`): End of the name beside; what a killed run left under it is overwritten.
+        folder (`bool`): Whether it is a folder, which is made; see [`replace_folder`].
 
     Raises:
-        DataError: If the file cannot be written.
+        DataError: If it cannot be written.
 
     Example:
 
@@ -353,16 +357,59 @@ def replacing(path: str | Path, *, ending: str = "new") -> Iterator[Path]:
     final = Path(path).resolve()  # a link keeps pointing where it points
     beside = final.with_name(f".{final.name}.{ending}")
     try:
-        if final.exists() and not final.is_file():
+        if not folder and final.exists() and not final.is_file():
             raise DataError(f"cannot write {path}: it exists and is not a file")
         final.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            _remove(beside)
+            beside.mkdir()
         yield beside
-        beside.replace(final)
+        replace_folder(beside, final) if folder else beside.replace(final)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):
-            beside.unlink()
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Puts the finished folder `new` in the place of `final` by renames.
+
+    An interruption leaves the old folder or the new one whole, never a mixture. Folders cannot be exchanged in one
+    step: between the two renames `final` is absent for an instant and the old one stands beside it as `.NAME.old`.
+
+    Args:
+        new (`Path`): The finished folder, on the same file system as `final`; best written beside it.
+        final (`Path`): Where it belongs; an older folder there is deleted once the new one stands.
+
+    Raises:
+        DataError: If `new` is not a folder; `final` stays as it was.
+        OSError: If a rename fails; `final` is put back.
+
+    Example:
+
+    ```python
+    >>> replace_folder(Path("outputs/run/.reward.new"), Path("outputs/run/reward"))
+    ```
+    """
+    if not new.is_dir():
+        raise DataError(f"{new} is not a folder, so it cannot take the place of {final}; write it first")
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by an interruption after its successor stood
+        os.rename(final, old)
+    try:
+        os.rename(new, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -106,6 +106,9 @@ class Estimate:
 def json_ready(value: Any) -> Any:
     """Returns a value with dataclasses as dictionaries, arrays as lists, and NaN and infinities as None.
 
+    A dataclass gives the `schema` of its class, where that has one, its fields but those of `repr=False`, and the
+    properties that its class names in `json_also`.
+
     Example:
 
     ```python
@@ -114,7 +117,8 @@ def json_ready(value: Any) -> Any:
     ```
     """
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        names = (*(field.name for field in fields(value) if field.repr), *getattr(value, "json_also", ()))
+        value = {name: getattr(value, name) for name in ("schema", *names) if hasattr(value, name)}
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -139,7 +139,7 @@ def test_texts_come_from_files_and_missing_ones_are_counted(rmtrl, file, tmp_pat
         (("pairs", EXAMPLE, "--from", "guesses"), "votes or ratings"),
         (("pairs", EXAMPLE, "--disputed", "drop"), "adjudicate, weight, slice"),
         (("pairs", EXAMPLE.with_name("pairs.jsonl")), "none of the"),
-        (("pairs", EXAMPLE, "--prompts", EXAMPLE.with_name("pairs.jsonl")), "no column prompt_id"),
+        (("pairs", EXAMPLE, "--prompts", EXAMPLE.with_name("pairs.jsonl")), "has no prompt_id"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(rmtrl, arguments, said):
@@ -189,7 +189,7 @@ def test_pairs_without_any_result_is_an_error_that_names_the_cause(rmtrl, file, 
     rating = {"prompt_id": "p", "item_id": "x", "annotator": "ann", "safety": 3}
     for rows, options, said in (
         (votes, (), "no text; give --prompts and --responses"),
-        (votes[:1], (), "1 of 1 have 1 at most, wanted 2: too few votes; lower --min-votes or get more votes"),
+        (votes[:1], (), "1 of 1 have too few votes; lower --min-votes or get more votes"),
         ([rating], (), "no prompt has two items with a score"),
         ([rating, rating | {"item_id": "y"}], ("--quorum", 2), "lower --quorum"),
     ):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
+from rmtrl.types import json_ready
 
 
 def frame(prompts=40, n=32, rho=0.6, seed=0):
@@ -47,7 +48,7 @@ def test_figures_are_those_of_the_function_and_are_written(rmtrl, tmp_path, name
         "overoptimization.png",
     ]
     direct = measure_overoptimization(Samples(*(rows[column].to_numpy() for column in rows)))
-    assert whole["whole"] == json.loads(json.dumps(direct.whole.as_dict()))
+    assert whole["whole"] == json.loads(json.dumps(json_ready(direct.whole)))
     assert whole["verdict"].startswith("gamma 0.") and whole["data"]["rows"] == 1280
     assert len(whole["data"]["fingerprint"]) == 64 and whole["settings"]["n_resamples"] == 1000
 

@@ -1,13 +1,13 @@
 """The votes of an embedded world, as the detector of biases takes them."""
 
+import pandas as pd
+
+CHOICES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
 
 def judged(world):
-    """Votes of a world as arrays: annotator, pair, prompt, whether a won, how much longer a is."""
+    """Votes of a world: annotator, pair, prompt, whether a won, how much longer a is."""
     words = {row["item_id"]: len(row["response"].split()) for row in world.responses}
-    return (
-        [v["annotator"] for v in world.votes],
-        [f"{v['a']} {v['b']}" for v in world.votes],
-        [v["prompt_id"] for v in world.votes],
-        [{"a": 1.0, "b": 0.0, "tie": 0.5}[v["choice"]] for v in world.votes],
-        [words[v["a"]] - words[v["b"]] for v in world.votes],
-    )
+    votes = pd.DataFrame(world.votes)
+    longer = votes.a.map(words) - votes.b.map(words)
+    return votes.assign(pair=votes.a + " " + votes.b, wins=votes.choice.map(CHOICES), longer=longer)

@@ -24,7 +24,7 @@ from rmtrl.calibration.calibrators import (
 from rmtrl.calibration.rewards import AffineReward, ReferenceReward
 from rmtrl.errors import DataError
 from rmtrl.io import read_object
-from rmtrl.metrics import Floats, bootstrap_estimate, calibration_metrics, mean_by_group, mean_estimate
+from rmtrl.metrics import Floats, bootstrap_estimate, calibration_metrics, mean_by_group, mean_estimate, scaled
 from rmtrl.metrics.probabilities import finite, log_losses, margin_losses
 from rmtrl.types import Estimate, json_ready
 
@@ -186,13 +186,13 @@ class Calibration:
         low, high = self.reward_range
         before, domains = self.exported or {"scale": 1.0, "shift": 0.0}, {}
         for name, own in self.domains.items():
-            domains[name] = replace(own, temperature=_times(own.temperature, scale), offset=_times(own.offset, scale))
+            domains[name] = replace(own, temperature=scaled(own.temperature, scale), offset=scaled(own.offset, scale))
         return replace(
             self, temperature=self.temperature.rescaled(scale), isotonic=self.isotonic.rescaled(scale),
-            temperature_estimate=_times(self.temperature_estimate, scale),
+            temperature_estimate=scaled(self.temperature_estimate, scale),
             mean_reward=self.mean_reward * scale + shift,
             reward_range=(low * scale + shift, high * scale + shift), domains=domains,
-            within_prompt_std=_times(self.within_prompt_std, scale),
+            within_prompt_std=scaled(self.within_prompt_std, scale),
             exported={"scale": before["scale"] * scale, "shift": before["shift"] * scale + shift},
             model_fingerprint=None,  # the weights are others
         )  # fmt: skip
@@ -411,10 +411,6 @@ def _bound_warning(temperature: TemperatureCalibrator) -> str:
         f"the temperature {t:.3g} is a bound, not a measurement: {why}; T = 1 is used instead, which leaves scores as "
         "they are; use more or other calibration pairs"
     )
-
-
-def _times(estimate: Estimate, scale: float) -> Estimate:
-    return replace(estimate, value=estimate.value * scale, low=estimate.low * scale, high=estimate.high * scale)
 
 
 _SHOWN = {"ece": "ECE", "nll": "NLL", "brier": "Brier", "overconfidence": "overconfidence"}

@@ -55,17 +55,16 @@ def agreement(
     annotations = _read(files, likert, criteria)
     results = measure(annotations, scale=scale, by=words(by), seed=seed)
     below = [{"criterion": r.criterion, "domain": r.domain, "alpha": r.alpha} for r in below_target(results, target)]
-    _write({rejects: annotations.rejects})
-    settings = {"scale": scale, "target": target, "seed": seed}
-    whole = _report("agreement", files, annotations) | settings | {"results": [own.as_dict() for own in results]}
-    shown = _counts(annotations) | {
+    write_row_files({rejects: annotations.rejects})
+    shown: dict[str, Any] = {
         f"{own.criterion}{f', {own.domain}' if own.domain else ''}: {own.interpretation}": own.coefficients
         | {f"Cohen's kappa, {a} and {b}": kappa for (a, b), kappa in own.cohen_pairs.items()}
         for own in results
     }
+    settings = {"scale": scale, "target": target, "seed": seed, "results": [own.as_dict() for own in results]}
     shown[f"below the target of {target:g}"] = below
-    warnings = [*annotations.warnings, *side_warnings(annotations)]
-    show(whole | {"below_target": below}, as_json, words=shown, warnings=warnings)
+    _show("agreement", files, annotations, settings | {"below_target": below}, as_json, words=shown,
+          warnings=side_warnings(annotations))  # fmt: skip
 
 
 @app.command()
@@ -96,15 +95,14 @@ def aggregate(
         annotator_weights=annotator_weights, tie_breaks=words(tie_breaks),
     )  # fmt: skip
     rows = scores.rows()
-    _write({out: rows, rejects: annotations.rejects})
+    write_row_files({out: rows, rejects: annotations.rejects})
     settings = {"weights": scores.weights, "alpha": alpha, "quorum": quorum, "seed": seed, "counts": scores.counts}
     items: dict[str, Any] = {"items": rows} if out is None else {"out": str(out)}
     places = [
         {"item": f"{row['prompt_id']}, {row['item_id']}", **{name: row[name] for name in _PLACE}} for row in rows
     ]
-    shown = _counts(annotations) | scores.counts | ({"items and their ranks": places} if out is None else {"out": out})
-    whole = _report("aggregation", files, annotations) | settings | items
-    show(whole, as_json, words=shown, warnings=annotations.warnings)
+    shown = scores.counts | ({"items and their ranks": places} if out is None else {"out": out})
+    _show("aggregation", files, annotations, settings | items, as_json, words=shown)
 
 
 @app.command()
@@ -145,12 +143,11 @@ def pairs(
     check_outputs(named, {"--out": out, "--review": review, "--rejects": rejects})
     annotations = _read(files, likert, criteria)
     annotations = with_texts(annotations, **{name: load_rows(file) for name, file in texts.items() if file})
-    found: list[Literal["votes", "ratings"]] = ["votes"] if len(annotations.votes) else []
-    found += ["ratings"] if len(annotations.ratings) else []
-    both, source = source is None and len(found) > 1, source or found[0]
-    _check_options(context, source)
-    settings: dict[str, Any] = {"from": source, "disputed": disputed}
-    if source == "votes":
+    votes = len(annotations.votes) > 0 if source is None else source == "votes"
+    used = ["the data holds votes and ratings; votes are used (--from ratings for the others)"]
+    _check_options(context, "votes" if votes else "ratings")
+    settings: dict[str, Any] = {"from": "votes" if votes else "ratings", "disputed": disputed}
+    if votes:
         settings["min_votes"] = min_votes
         made = pairs_from_votes(
             annotations, disputed=disputed, min_votes=min_votes, annotator_weights=annotator_weights
@@ -161,23 +158,19 @@ def pairs(
             annotations, weights=weights, alpha=alpha, quorum=quorum, annotator_weights=annotator_weights
         )
         made = pairs_from_ratings(annotations, scores, score=score, min_gap=min_gap, disputed=disputed)
-    if why := made.why_none(min_votes):
-        raise DataError(f"no pair can be made: {why}")
-    _write({out: made.pairs, review: made.review, rejects: annotations.rejects})
-    whole = _report("pairs", files, annotations) | settings | {"counts": made.counts}
-    used = ["the data holds votes and ratings; votes are used (--from ratings for the others)"] if both else []
-    warnings = [*annotations.warnings, *used, *made.warnings]
-    show(whole, as_json, words=_counts(annotations) | {"pairs": made.counts}, warnings=warnings)
+    if made.why_none:
+        raise DataError(f"no pair can be made: {made.why_none}")
+    write_row_files({out: made.pairs, review: made.review, rejects: annotations.rejects})
+    both = source is None and votes and len(annotations.ratings)
+    _show("pairs", files, annotations, settings | {"counts": made.counts}, as_json, words={"pairs": made.counts},
+          warnings=[*(used if both else ()), *made.warnings])  # fmt: skip
 
 
 def _check_options(context: typer.Context, source: str) -> None:
     """Raises where an option was given that only the other judgments know."""
     other = "ratings" if source == "votes" else "votes"
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in _ONLY_FOR[other]
-        if (where := context.get_parameter_source(name)) is not None and where.name == "COMMANDLINE"
-    ]
+    sources = {f"--{name.replace('_', '-')}": context.get_parameter_source(name) for name in _ONLY_FOR[other]}
+    given = [flag for flag, where in sources.items() if where is not None and where.name == "COMMANDLINE"]
     if given:
         verb = "is" if len(given) == 1 else "are"
         raise UsageError(f"{', '.join(given)} {verb} for --from {other}; these pairs are made from {source}")
@@ -200,14 +193,12 @@ def _read(files: Sequence[Path], likert: str, criteria: str | None) -> "Annotati
     return annotations
 
 
-def _write(files: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> None:
-    write_row_files({path: rows for path, rows in files.items() if path is not None})
-
-
-def _report(name: str, files: Sequence[Path], annotations: "Annotations") -> dict[str, Any]:
-    return {"schema": f"rmtrl/{name}/1", "data": [str(file) for file in files], **annotations.as_dict()}
-
-
-def _counts(annotations: "Annotations") -> dict[str, Any]:
+def _show(
+    name: str, files: Sequence[Path], annotations: "Annotations", result: Mapping[str, Any], as_json: bool, *,
+    words: dict[str, Any], warnings: Iterable[str] = (),
+) -> None:  # fmt: skip
+    """Shows a result behind the counts of the judgments, and for people `words` behind the most telling of them."""
     counts = annotations.as_dict()
-    return {name: counts[name] for name in ("n", "kept", "ratings", "votes", "annotators", "reasons")}
+    whole = {"schema": f"rmtrl/{name}/1", "data": [str(file) for file in files], **counts, **result}
+    shown = {key: counts[key] for key in ("n", "kept", "ratings", "votes", "annotators", "reasons")} | words
+    show(whole, as_json, words=shown, warnings=[*annotations.warnings, *warnings])

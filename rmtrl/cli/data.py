@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,8 +39,6 @@ def validate(
 
     check_outputs([data], {"--rejects": rejects})
     check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
-    if max_length is not None and tokenizer is None:
-        raise UsageError("got --max-length without --tokenizer; tokens can only be counted with one")
     loaded = None
     if tokenizer is not None:
         from rmtrl.models import load_tokenizer
@@ -49,8 +47,7 @@ def validate(
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
     kept, rejected = with_given_names(result.kept), with_given_names(result.rejects)
-    files = {out: kept if len(kept) else None, rejects: rejected}
-    write_row_files({path: rows for path, rows in files.items() if path is not None and rows is not None})
+    write_row_files({out if len(kept) else None: kept, rejects: rejected})
     if not len(result.kept):
         raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")
     show({"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}, as_json, warnings=result.warnings)
@@ -76,8 +73,7 @@ def dedup(
     check_outputs([data], {"--out": out})
     pairs = read_pairs(data, split, columns)
     result = deduplicate(pairs, threshold=threshold)
-    if out is not None:
-        write_rows(out, result.clustered if keep == "all" else result.kept)
+    write_row_files({out: result.clustered if keep == "all" else result.kept})
     counts = {"schema": "rmtrl/dedup/1", "data": data, "threshold": threshold, **result.as_dict()}
     counts["warnings"] = [*notes_of(pairs), *result.warnings]
     show(counts, as_json, warnings=result.warnings)
@@ -103,8 +99,7 @@ def contamination(
     check_outputs([train, *evaluations], {"--out": out})
     sets = {name: read_pairs(name, split, columns) for name in evaluations}
     report = find_contamination(read_pairs(train, split, columns), sets, threshold=threshold, ngram=ngram)
-    if out is not None:
-        write_rows(out, report.clean)
+    write_row_files({out: report.clean})
     kept = len(report.clean)
     counts = {"n": report.n, "kept": kept, "dropped": report.n - kept, "skipped_comparisons": report.skipped}
     settings = {"threshold": threshold, "ngram": ngram, "found": report.found}
@@ -185,7 +180,7 @@ def coverage(
 ) -> None:
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
-    from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, read_responses
+    from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, with_texts
     from rmtrl.data.design import coverage as compare
     from rmtrl.data.design import read_design
     from rmtrl.data.loading import load_rows
@@ -193,15 +188,14 @@ def coverage(
     plan = read_design(design)
     pairs = read_pairs(data, split, columns)
     texts = list(load_rows(responses)) if responses else []
-    judged = read_annotations(annotations) if annotations else None
     sources = Counter(str(row.get("source", "unknown")) for row in texts) or None
-    given = read_responses(texts, source="--responses")
-    if judged is None:
-        result, biases = compare(pairs, plan, sources=sources), []
-    else:
-        per_item = judgments_per_item(judged)
-        result = compare(pairs, plan, judgments_per_item=per_item, criteria=judged.criteria, sources=sources)
-        biases = vote_bias(judged, given)
+    known: dict[str, Any] = {}
+    biases = []
+    if annotations:
+        judged = with_texts(read_annotations(annotations), responses=texts)
+        known = {"judgments_per_item": judgments_per_item(judged), "criteria": judged.criteria}
+        biases = vote_bias(judged)
+    result = compare(pairs, plan, sources=sources, **known)
     flagged = {bias.annotator: bias.flags for bias in biases if bias.flags}
     about = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), "met": result.met}
     more = {"preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}

@@ -10,9 +10,10 @@ from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import file_sha256, write_json
+from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
-    from rmtrl.evaluation.audit import PairAudit
+    from rmtrl.evaluation.audit import Audit
     from rmtrl.evaluation.scoring import ScoredPairs
 
 
@@ -183,21 +184,21 @@ def audit(
     named = None if Path(data).is_file() else split  # a file is one split by any name
     known_data = {"source": data, "split": named, "rows": len(pairs), "fingerprint": fingerprint(pairs)}
     origin = {"model": known_model, "scores": known_scores, "data": known_data, "seed": seed}
-    whole = {**found.as_dict(), **origin}
+    whole = {**json_ready(found), **origin}
     if out is not None:
         _write_audit(out, whole, found)
     missing = found.without_scores
     warnings = [f"{missing:,} pairs have no scores and were left out"] if missing else []
     show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
-    if strict and found.length.verdict.verdict == CONVICTED:
+    if strict and found.verdict == CONVICTED:
         raise typer.Exit(1)
 
 
-def _write_audit(out: Path, whole: dict[str, Any], found: "PairAudit") -> None:
+def _write_audit(out: Path, whole: dict[str, Any], found: "Audit") -> None:
     from rmtrl.reporting.plots import margin_against_length, reward_against_length, save_figure
 
-    scores, lengths, unit = found.scores, found.lengths, found.length.unit
-    rewards = reward_against_length(found.length.curve, scores.ravel(), lengths.ravel(), unit=unit)
+    scores, lengths, unit = found.scores, found.lengths, found.unit
+    rewards = reward_against_length(found.curve, scores.ravel(), lengths.ravel(), unit=unit)
     save_figure(rewards, out / "plots" / "reward_against_length.png")
     margins = margin_against_length(scores[0] - scores[1], lengths[0] - lengths[1], unit=unit)
     save_figure(margins, out / "plots" / "margin_against_length.png")
@@ -228,7 +229,7 @@ def overopt(
     settings: dict[str, Any] = {"held_out": held_out or [], "n_resamples": n_resamples, "seed": seed}
     result = measure_overoptimization(Samples.of(rows, samples), n_max=n_max, **settings)
     data = {"source": samples, "rows": len(rows), "fingerprint": fingerprint(rows)}
-    whole = {**result.as_dict(), "verdict": verdict(result.whole), "data": data, "settings": settings}
+    whole = {**json_ready(result), "verdict": verdict(result.whole), "data": data, "settings": settings}
     whole["environment"] = environment()
     if out is not None:
         from rmtrl.reporting.plots import overoptimization_plot, save_figure

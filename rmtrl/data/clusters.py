@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from rmtrl.data.messages import canonical, conversation_text
 from rmtrl.data.normal_form import TEMPLATE
-from rmtrl.data.splits import cells
+from rmtrl.data.splits import cells, with_column
 from rmtrl.errors import UsageError
 from rmtrl.types import Conversation
 
@@ -181,11 +181,7 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, progress: bool = Tr
     found = find_duplicates(prompts.text, threshold=threshold, progress=progress)
     prompts["cluster"] = prompts.index[np.unique(found.cluster, return_index=True)[1]][found.cluster]
     stands = ~prompts.duplicated(["cluster", "setting"])
-    column = prompts.cluster[rows.prompt_id].tolist()
-    own = dataset["cluster_id"][:] if "cluster_id" in dataset.column_names else []
-    replaced = sum(old not in (None, "", new) for old, new in zip(own, column, strict=False))
-    others = [name for name in dataset.column_names if name != "cluster_id"]
-    clustered = dataset.select_columns(others).add_column("cluster_id", column)
+    clustered, replaced = with_column(dataset, "cluster_id", prompts.cluster[rows.prompt_id].tolist())
     kept = clustered.select(np.flatnonzero(stands[rows.prompt_id]))
     twins = prompts[~stands].drop_duplicates("cluster").sort_values("cluster").head(_EXAMPLES)
     examples = [

@@ -19,7 +19,7 @@ from scipy import stats
 
 from rmtrl.data.messages import message_text
 from rmtrl.data.normal_form import as_number, dataset_of
-from rmtrl.data.splits import cells, groups_of, seeded_hash
+from rmtrl.data.splits import cells, counted, groups_of, seeded_hash, with_column
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import binomial_estimate
 from rmtrl.types import Conversation, Estimate
@@ -149,8 +149,7 @@ def coverage(
     counts: dict[str, dict[str, int]] = {}
     for name in ("domain", "source", "language"):
         if name in pairs.column_names:
-            counted = Counter(map(str, _values(pairs, name)))
-            counts[name] = dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+            counts[name] = counted(_values(pairs, name))
     if sources is not None:
         counts["source"] = dict(sources)
     shares = {
@@ -159,12 +158,7 @@ def coverage(
     }
     sizes = np.array(list(counts["domain"].values()), float)
     balance = float(stats.entropy(sizes) / np.log(len(sizes))) if len(sizes) > 1 else 1.0
-    checks = (
-        *_sizes(pairs, counts["domain"], design),
-        *_mix("source", shares.get("source", {}), design.sources),
-        *_mix("language", shares.get("language", {}), design.languages),
-        *_judging(np.fromiter(judgments_per_item, int), set(criteria), design),
-    )
+    checks = tuple(_checks(design, pairs, shares, np.fromiter(judgments_per_item, int), set(criteria)))
     return Coverage(checks, counts, shares, _prevalence(pairs), round(balance, 6))
 
 
@@ -182,41 +176,44 @@ def _values(pairs: Dataset, *columns: str) -> Iterator[Any]:
     return (value for row in cells(pairs, *columns) for value in row)
 
 
-def _check(name: str, got: Any, wanted: Any, met: bool) -> dict[str, Any]:
-    return {"name": name, "got": got, "wanted": wanted, "met": met}
+def _checks(
+    design: Design,
+    pairs: Dataset,
+    shares: Mapping[str, Any],
+    judgments: np.ndarray,
+    rated: set[str],
+) -> Iterator[dict[str, Any]]:
+    """Yields each planned figure: what there is, what was wanted, and whether that is met."""
 
+    def check(name: str, got: Any, wanted: Any, met: bool, **more: Any) -> dict[str, Any]:
+        return {"name": name, "got": got, "wanted": wanted, "met": met, **more}
 
-def _sizes(pairs: Dataset, domains: Mapping[str, int], design: Design) -> Iterator[dict[str, Any]]:
-    figures = [
-        ("prompts", len(set(_values(pairs, "prompt_id"))), design.prompts),
-        ("responses", len(set(map(str, _values(pairs, "chosen", "rejected")))), design.responses),
-    ]
-    named = design.domains if isinstance(design.domains, list) else []
-    if not isinstance(design.domains, list):
-        figures.append(("domains", len(set(domains) - {"unknown"}), design.domains))
-    yield from (_check(name, got, least, got >= least) for name, got, least in figures if least)
-    if named:
-        absent = [name for name in named if name not in domains]
-        yield _check("domains", len(named) - len(absent), len(named), not absent) | {"absent": absent}
-
-
-def _mix(column: str, shares: Mapping[str, Estimate], wanted: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    for name, share in wanted.items():
-        got = shares[name].value if name in shares else 0.0
-        yield _check(f"{column} {name}", round(got, 4), share, abs(got - share) <= _SHARE_TOLERANCE)
-
-
-def _judging(judgments: np.ndarray, rated: set[str], design: Design) -> Iterator[dict[str, Any]]:
+    sizes = {"prompts": (["prompt_id"], design.prompts), "responses": (["chosen", "rejected"], design.responses)}
+    for name, (columns, least) in sizes.items():
+        if least:
+            got = len(set(map(str, _values(pairs, *columns))))
+            yield check(name, got, least, got >= least)
+    if isinstance(design.domains, int) and design.domains:
+        got = len(shares["domain"].keys() - {"unknown"})
+        yield check("domains", got, design.domains, got >= design.domains)
+    elif named := design.domains:
+        absent = [name for name in named if name not in shares["domain"]]
+        yield check("domains", len(named) - len(absent), len(named), not absent, absent=absent)
+    for column, mix in (("source", design.sources), ("language", design.languages)):
+        for name, share in mix.items():
+            found = shares.get(column, {}).get(name)
+            part = found.value if found else 0.0
+            yield check(f"{column} {name}", round(part, 4), share, abs(part - share) <= _SHARE_TOLERANCE)
     if wanted := design.annotators_per_item:
-        figures: dict[str, Any] = {}
+        spread = {}
         if len(judgments):
-            figures = {"median": float(np.median(judgments)), "most": int(judgments.max()),
-                       "share_with_enough": float((judgments >= wanted).mean())}  # fmt: skip
-        got = int(judgments.min()) if len(judgments) else None
-        yield _check("annotators per item", got, wanted, got is not None and got >= wanted) | figures
+            spread = {"median": float(np.median(judgments)), "most": int(judgments.max()),
+                      "share_with_enough": float((judgments >= wanted).mean())}  # fmt: skip
+        least = int(judgments.min()) if len(judgments) else None
+        yield check("annotators per item", least, wanted, (least or 0) >= wanted, **spread)
     if design.criteria:
         present = [criterion for criterion in design.criteria if criterion in rated]
-        yield _check("criteria", present, design.criteria, present == design.criteria)
+        yield check("criteria", present, design.criteria, present == design.criteria)
 
 
 # ---- samples
@@ -242,7 +239,9 @@ class Sample:
 def allocate(
     n: int, available: Mapping[str, int], prevalence: Mapping[str, float], stress: Mapping[str, float]
 ) -> dict[str, int]:
-    """Returns how many of n prompts each domain gives: prevalence × stress factor, by largest remainder.
+    """Returns how many of n prompts each domain gives: by prevalence × stress factor, after Sainte-Laguë.
+
+    The k-th prompt of a domain has the claim weight / (k − ½), and the n largest claims are met.
 
     Args:
         n (`int`): Prompts to draw.
@@ -257,22 +256,10 @@ def allocate(
     {'chat': 75, 'medicine': 25}
     ```
     """
-    weights = {name: prevalence[name] * stress.get(name, 1.0) for name in available if prevalence.get(name, 0) > 0}
-    given = dict.fromkeys(available, 0)
-    shares: dict[str, float] = {}
-    while weights:  # a domain that cannot give its share gives all it has, and the rest is shared anew
-        scale = (n - sum(given.values())) / sum(weights.values())
-        shares = {name: weight * scale for name, weight in weights.items()}
-        short = {name: available[name] for name, share in shares.items() if share > available[name]}
-        if not short:
-            break
-        given |= short
-        weights = {name: weight for name, weight in weights.items() if name not in short}
-    given |= {name: math.floor(shares[name]) for name in weights}
-    rest = sorted(weights, key=lambda name: (given[name] - shares[name], name))
-    for name in [name for name in rest if given[name] < available[name]][: n - sum(given.values())]:
-        given[name] += 1
-    return given
+    weights = {name: prevalence.get(name, 0.0) * stress.get(name, 1.0) for name in available}
+    claims = [(-weights[name] / (k + 0.5), name) for name, most in available.items() for k in range(most)]
+    met = Counter(name for claim, name in sorted(claims)[:n] if claim)
+    return {name: met[name] for name in available}
 
 
 def sample_by_domain(
@@ -317,13 +304,8 @@ def sample_by_domain(
     total, drawn = sum(weights.get(name, 0.0) for name in available), len(taken)
     weight = {name: (weights.get(name, 0.0) / total) / (n / drawn) if n else 0.0 for name, n in wanted.items()}
     kept = rows[rows.prompt_id.isin(taken.index)]
-    sampled, own = dataset.select(kept.index), kept.prompt_id.map(taken.domain.map(weight)).tolist()
-    replaced = 0
-    if "sampling_weight" in dataset.column_names:
-        before = [as_number("sampling_weight", cell) for cell in sampled["sampling_weight"]]
-        replaced = sum(old not in (None, new) for old, new in zip(before, own, strict=True))
-        sampled = sampled.remove_columns("sampling_weight")
-    sampled = sampled.add_column("sampling_weight", own)
+    weights_of_rows = kept.prompt_id.map(taken.domain.map(weight)).tolist()
+    sampled, replaced = with_column(dataset.select(kept.index), "sampling_weight", weights_of_rows)
     written = kept.domain.value_counts().to_dict()
     table = pd.DataFrame({"available": available, "drawn": wanted, "pairs": written, "weight": weight}).fillna(0)
     table = table.astype({"available": int, "drawn": int, "pairs": int}).round(6).sort_index()

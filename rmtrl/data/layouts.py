@@ -173,22 +173,9 @@ def label_word(code: str, codes: Collection[str], row: Row) -> str:
     return "chosen"
 
 
-def unfit_codes(codes: Collection[tuple[str, bool]]) -> frozenset[str]:
-    """Returns the numbers of a column `label`, each with whether it stands beside chosen, where they are not read."""
-    found = frozenset(code for code, _ in codes)
-    beside_chosen = any(beside for _, beside in codes)
-    return found if not found <= CODES or (beside_chosen and len(found) > 1) else frozenset()
-
-
 def is_unjudged(name: str, value: Any) -> bool:
     """Returns whether a cell that says who won is blank."""
-    return name in _JUDGES and isinstance(value, str) and not value.strip()
-
-
-def has_label(row: Row) -> bool:
-    """Returns whether something stands in the column `label`."""
-    label = row.get("label")
-    return label is not None and not is_unjudged("label", label)
+    return name in _JUDGES and (value is None or (isinstance(value, str) and not value.strip()))
 
 
 def verdict(row: Row, *, strict: bool = False) -> float | None:
@@ -202,7 +189,7 @@ def verdict(row: Row, *, strict: bool = False) -> float | None:
     label = row.get("label")
     found = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else None
     if found is None and "label" in row and (strict or "prompt_left" in row):
-        if not has_label(row):
+        if is_unjudged("label", label):
             raise MissingCellError.of(["label"])
         raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(_VERDICTS)}")
     return found

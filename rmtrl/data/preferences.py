@@ -260,7 +260,7 @@ class _Facts:
         conversational (`bool`): Whether prompts are message lists, as in most good rows; the first decides a tie.
         with_prompt (`bool`): Whether rows must have a prompt; likewise.
         chat (`bool`): Whether text becomes messages, because a row has a system message or earlier turns beside it.
-        codes (`frozenset[str]`): Numbers in `label`, where they are not to be read.
+        codes (`frozenset[str]`): Numbers in `label`.
         judged (`bool`): Whether `label` beside chosen and rejected must be a verdict, because one stands in a row.
         texts (`frozenset[str]`): Unread columns of text, beside which no prompt is made up.
         kinds (`dict[str, str | None]`): What stands in each column that rides along, None where nothing does.
@@ -343,7 +343,7 @@ class _Reader:
     def found(self) -> _Facts:
         """Returns what all rows say together."""
         chat, asked = (bool(count) and count.most_common(1)[0][0] for count in (self._forms, self._prompts))
-        codes, texts = layouts.unfit_codes(self._codes), frozenset(self._texts if self._invented else ())
+        codes, texts = frozenset(code for code, _ in self._codes), frozenset(self._texts if self._invented else ())
         return _Facts(chat, asked, self._chat, codes, True in self._judged, texts, self._kinds)
 
     def fits(self) -> bool:
@@ -452,7 +452,7 @@ class _Reader:
         if row.get("preference") not in (None, ""):
             return layouts.verdict(row) is not None
         judged = layouts.verdict(row, strict=self.facts.judged) is not None
-        if layouts.has_label(row) and form.explicit:
+        if form.explicit and not layouts.is_unjudged("label", row.get("label")):
             self._judged.add(judged)
         return judged
 

@@ -1,10 +1,8 @@
-"""What makes a result repeatable: content hashes, versions, and folders that are never half written."""
+"""What makes a result repeatable: content hashes, versions, manifests, and folders that hold what they should."""
 
 import hashlib
 import json
-import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -14,8 +12,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from rmtrl.errors import DataError, UsageError
-from rmtrl.io import file_sha256
+from rmtrl.errors import UsageError
+from rmtrl.io import file_sha256, replacing
 
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 
@@ -111,41 +109,6 @@ def manifest(
     }
 
 
-def replace_folder(new: Path, final: Path) -> None:
-    """Puts the finished folder `new` in the place of `final` by renames.
-
-    An interruption leaves the old folder or the new one whole, never a mixture. Folders cannot be exchanged in one
-    step: between the two renames `final` is absent for an instant and the old one stands beside it as `.NAME.old`.
-
-    Args:
-        new (`Path`): The finished folder, on the same file system as `final`; best written beside it.
-        final (`Path`): Where it belongs; an older folder there is deleted once the new one stands.
-
-    Raises:
-        DataError: If `new` is not a folder; `final` stays as it was.
-        OSError: If a rename fails; `final` is put back.
-
-    Example:
-
-    ```python
-    >>> replace_folder(Path("outputs/run/.reward.new"), Path("outputs/run/reward"))
-    ```
-    """
-    if not new.is_dir():
-        raise DataError(f"{new} is not a folder, so it cannot take the place of {final}; write it first")
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by an interruption after its successor stood
-        os.rename(final, old)
-    try:
-        os.rename(new, final)
-    except OSError:
-        if old.exists():
-            os.rename(old, final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextmanager
 def new_folder(final: str | Path, *, marker: str) -> Iterator[Path]:
     """Gives a folder to write in, beside `final`, and puts it in the place of `final` when all went well.
@@ -156,6 +119,7 @@ def new_folder(final: str | Path, *, marker: str) -> Iterator[Path]:
 
     Raises:
         UsageError: If `final` is a file, or a folder with files but without the marker.
+        DataError: If it cannot be written.
 
     Example:
 
@@ -167,15 +131,5 @@ def new_folder(final: str | Path, *, marker: str) -> Iterator[Path]:
     final = Path(final)
     if final.exists() and not (final / marker).exists() and (not final.is_dir() or any(final.iterdir())):
         raise UsageError(f"{final} exists and holds no {marker} of an earlier run; name a new or an empty folder")
-    beside = final.with_name(f".{final.name}.new")
-    try:
-        if beside.is_file():
-            beside.unlink()
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with replacing(final, folder=True) as beside:
         yield beside
-        replace_folder(beside, final)
-    except OSError as error:
-        raise DataError(f"cannot write {final}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -6,13 +6,15 @@ Prompts that are nearly the same count as one where the pairs have the column `c
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -53,23 +55,6 @@ class Splits:
     def overlap(self) -> dict[str, int]:
         """Returns how many prompts, or clusters of prompts, every two splits share (`"train/test"`); all are 0."""
         return {pair: len(values) for pair, values in _shared(self.as_dict()).items()}
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """Pairs to train on and the pairs held out of training.
-
-    Args:
-        train (`Dataset`): Rows that are not held out.
-        evaluation (`Dataset`): Rows that are.
-    """
-
-    train: Dataset
-    evaluation: Dataset
-
-    def overlap(self) -> list[str]:
-        """Returns the `prompt_id`s on both sides, sorted; empty when prompts are what is held out."""
-        return sorted({*_column(self.train, "prompt_id")} & {*_column(self.evaluation, "prompt_id")})
 
 
 def make_splits(
@@ -122,7 +107,10 @@ def make_splits(
         raise UsageError(f"got sealed {sealed}; wanted a share of the rows from 0 to below 1")
     shares = np.array([*((1 - sealed) * ratio for ratio in ratios), sealed])
     rows = pd.DataFrame({"group": groups_of(dataset), "domain": _column(dataset, stratify) if stratify else ""})
-    held = _groups_of_domains(dataset, rows.group, holdout_domains) if holdout_domains else set()
+    held = set()
+    if holdout_domains:
+        domains = pd.Series(_column(dataset, "domain"))
+        held = set(rows.group[domains.isin(_held_out(domains, holdout_domains))])
     # a prompt of several domains counts for the first by name, whatever the order of rows
     prompts = rows[~rows.group.isin(held)].groupby("group").domain.agg(n="size", domain="min")
     prompts["place"] = [seeded_hash(seed, group) for group in prompts.index]
@@ -187,48 +175,14 @@ def check_overlap(splits: Mapping[str, Dataset]) -> None:
             )
 
 
-def holdout(
-    dataset: Dataset, values: Collection[str], *, column: Literal["prompt_id", "domain"] = "prompt_id"
-) -> Holdout:
-    """Returns the pairs split into those to train on and those of the prompts, or domains, held out.
-
-    Args:
-        dataset (`Dataset`): Pairs in the normal form.
-        values (`Collection[str]`): Prompts (or domains) that training must not see.
-        column (`str`): `"domain"` holds out whole domains, to measure what carries over to unseen ones.
-
-    Raises:
-        DataError: If a value does not occur, or nothing is left to train on.
-
-    Example:
-
-    ```python
-    >>> held = holdout(pairs, ["support-17"])
-    >>> len(held.train), len(held.evaluation), held.overlap()
-    (2, 2, [])
-    ```
-    """
-    found = pd.Series(_column(dataset, column))
-    out = found.isin(_wanted(found, values, column))
-    return Holdout(dataset.select(np.flatnonzero(~out)), dataset.select(np.flatnonzero(out)))
-
-
-def _groups_of_domains(dataset: Dataset, groups: pd.Series, values: Collection[str]) -> set[str]:
-    domains = pd.Series(_column(dataset, "domain"))
-    held = set(groups[domains.isin(_wanted(domains, values, "domain"))])
-    if held >= set(groups):
-        raise DataError("every domain is held out, so no pair is left to train on; hold out fewer")
-    return held
-
-
-def _wanted(found: pd.Series, values: Collection[str], column: str) -> set[str]:
-    """Returns the values to hold out, which all occur and are not all there are."""
-    wanted, known = {values} if isinstance(values, str) else set(values), set(found)
+def _held_out(domains: pd.Series, values: Collection[str]) -> set[str]:
+    """Returns the domains to hold out, which all occur and are not all there are."""
+    wanted, known = {values} if isinstance(values, str) else set(values), set(domains)
     if unknown := wanted - known:
         few = ", ".join(sorted(known)[:30])
-        raise DataError(f"no pair has the {column} {', '.join(sorted(unknown)[:5])}; the data has {few}")
+        raise DataError(f"no pair has the domain {', '.join(sorted(unknown)[:5])}; the data has {few}")
     if wanted >= known:
-        raise DataError(f"every {column} is held out, so no pair is left to train on; hold out fewer")
+        raise DataError("every domain is held out, so no pair is left to train on; hold out fewer")
     return wanted
 
 
@@ -287,6 +241,19 @@ def cells(dataset: Dataset, *names: str, without: str = "got pairs without") -> 
         raise DataError(f"{without} {', '.join(missing)}; wanted the normal form, see to_normal_form")
     for batch in dataset.select_columns(list(names)).with_format(None).iter(batch_size=1000):
         yield from zip(*(batch[name] for name in names), strict=True)
+
+
+def counted(values: Iterable[Any]) -> dict[str, int]:
+    """Returns how often each value occurs, the most frequent first, ties by name."""
+    return dict(sorted(Counter(map(str, values)).items(), key=lambda item: (-item[1], item[0])))
+
+
+def with_column(dataset: Dataset, name: str, values: Sequence[Any] | pa.Array) -> tuple[Dataset, int]:
+    """Returns the rows with a column in the last place, and how many of them had another value there."""
+    before = dataset[name][:] if name in dataset.column_names else [None] * len(dataset)
+    replaced = sum(old not in (None, "") and str(old) != str(new) for old, new in zip(before, values, strict=True))
+    others = [column for column in dataset.column_names if column != name]
+    return dataset.select_columns(others).add_column(name, values), replaced
 
 
 def _column(dataset: Dataset, name: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Checks preference pairs and counts what is wrong with them: every rejected row keeps one reason, none disappears."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
 from rmtrl.data.normal_form import TEMPLATE
+from rmtrl.data.splits import counted, with_column
 from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import LARGE_ROWS, Row, table_columns
@@ -121,12 +121,13 @@ def validate(
     with progress_bars(len(rejects) >= LARGE_ROWS):
         if "reason" in rejects.column_names and "reason_given" not in rejects.column_names:
             rejects = rejects.rename_column("reason", "reason_given")
-        rejects = _with_text(rejects, "reason", [REASONS[code - 1] for code in codes[~sound]])
+        reasons = pa.array([REASONS[code - 1] for code in codes[~sound]], pa.string())
+        rejects, _ = with_column(rejects, "reason", reasons)
         if said:
             before = rejects["fault"][:] if "fault" in rejects.column_names else [None] * len(rejects)
             rows = np.flatnonzero(~sound).tolist()
             faults = [said.get(row) or fault for row, fault in zip(rows, before, strict=True)]
-            rejects = _with_text(rejects, "fault", faults)
+            rejects, _ = with_column(rejects, "fault", pa.array(faults, pa.string()))
     return ValidationResult(
         kept=kept.remove_columns("fault") if "fault" in kept.column_names else kept,
         rejects=rejects,
@@ -134,17 +135,12 @@ def validate(
         n=len(dataset),
         tie_rate=tie_rate,
         groups=pc.count_distinct(kept_names["prompt_id"]).as_py(),
-        domains=_counted(kept_names["domain"]),
+        domains=counted(kept_names["domain"].to_pylist()),
         warnings=(
             *filter(None, (dataset.info.description or "").split("\n")),
             *_warnings(tie_rate, names, counts[REASONS.index("non_finite_margin")], kept_names),
         ),
     )
-
-
-def _with_text(dataset: Dataset, name: str, values: Sequence[str | None]) -> Dataset:
-    others = [column for column in dataset.column_names if column != name]
-    return dataset.select_columns(others).add_column(name, pa.array(values, pa.string()))
 
 
 def _warnings(tie_rate: float, names: pa.Table, without_margin: int, kept: pa.Table) -> tuple[str, ...]:
@@ -159,11 +155,6 @@ def _warnings(tie_rate: float, names: pa.Table, without_margin: int, kept: pa.Ta
         > len(names) / 2,
     }
     return tuple(warning for warning, holds in said.items() if holds)
-
-
-def _counted(domains: pa.ChunkedArray) -> dict[str, int]:
-    counts = [(str(item["values"]), item["counts"]) for item in pc.value_counts(domains).to_pylist()]
-    return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
 
 
 def _codes(
@@ -245,42 +236,28 @@ def _mark_rendered(
     said: dict[int, str] = {}
     for side in ("chosen", "rejected"):
         rows = np.flatnonzero(codes == 0).tolist()
-        whole = [Chat.of(pairs[row]["prompt"] + pairs[row][side], pairs[row]) for row in rows]
-        if max_length is None and whole and isinstance(whole[0], str):
-            return said
-        for row, length in zip(rows, _rendered_lengths(whole, tokenizer), strict=True):
-            if isinstance(length, str):
-                codes[row], said[row] = _CODES["unrenderable"], length
-            elif max_length is not None and length > max_length:
-                codes[row] = _CODES["too_long"]
+        plain = bool(rows) and isinstance(pairs[rows[0]]["prompt"], str)
+        if rows and not plain:
+            check_chat_template(tokenizer)
+        texts: dict[int, str] = {}
+        for row, pair in ((row, pairs[row]) for row in rows):
+            try:
+                texts[row] = _rendered(Chat.of(pair["prompt"] + pair[side], pair), tokenizer)
+            except TEMPLATE_ERRORS as error:
+                codes[row], said[row] = _CODES["unrenderable"], " ".join(f"{type(error).__name__}: {error}".split())
+        if texts and max_length is not None:
+            # a template writes the special tokens itself
+            ids = tokenizer(list(texts.values()), add_special_tokens=plain)["input_ids"]
+            codes[[row for row, own in zip(texts, ids, strict=True) if len(own) > max_length]] = _CODES["too_long"]
     return said
 
 
-def _rendered_lengths(conversations: Sequence[Any], tokenizer: Any) -> list[int | str]:
-    """Returns the tokens of each conversation as TRL renders it, or what the chat template says where it refuses."""
-    if not conversations:
-        return []
-    if plain := isinstance(conversations[0], str):
-        end = getattr(tokenizer, "eos_token", None) or ""
-        texts: list[str | Exception] = [text if text.endswith(end) else text + end for text in conversations]
-    else:
-        check_chat_template(tokenizer)
-        texts = [_rendered(conversation, tokenizer) for conversation in conversations]
-    sound = [text for text in texts if isinstance(text, str)]
-    # a template writes the special tokens itself
-    ids = iter(tokenizer(sound, add_special_tokens=plain)["input_ids"] if sound else [])
-    return [len(next(ids)) if isinstance(text, str) else _in_words(text) for text in texts]
-
-
-def _rendered(conversation: list[Message], tokenizer: Any) -> str | Exception:
-    try:
+def _rendered(conversation: Conversation, tokenizer: Any) -> str:
+    """Returns a conversation as TRL renders it, text with the end token."""
+    if not isinstance(conversation, str):
         return rendered(tokenizer, conversation)
-    except TEMPLATE_ERRORS as error:
-        return error
-
-
-def _in_words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    end = getattr(tokenizer, "eos_token", None) or ""
+    return conversation if conversation.endswith(end) else conversation + end
 
 
 # ---- repeated pairs

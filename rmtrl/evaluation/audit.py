@@ -5,64 +5,86 @@ that pays for length is right where the better answer is the longer one and wron
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rmtrl.data.messages import conversation_text
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.probes import Probe, probe
 from rmtrl.evaluation.scoring import SIDES, ScoredPairs
-from rmtrl.metrics import Floats, domain_accuracy, mean_estimate, pair_wins, reweighted_estimate
+from rmtrl.metrics import Floats, mean_estimate, mean_estimates, pair_wins, reweighted_estimate, scaled
 from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
-from rmtrl.types import Chat, Estimate, json_ready
+from rmtrl.types import Chat, Estimate
 
 LEAST_PROMPTS = 30
 """No verdict on fewer prompts whose chosen side is longer, or on fewer whose chosen side is shorter."""
 CONVICTS = 0.1
 """Convicted where the length gap surely exceeds this; acquitted where twice as much is ruled out."""
 
-CONVICTED: Final = "convicted"
-ACQUITTED: Final = "acquitted"
-UNDECIDED: Final = "not enough evidence"
+CONVICTED = "convicted"
+ACQUITTED = "acquitted"
+UNDECIDED = "not enough evidence"
 BUILD_MATCHED = "build length-matched pairs"
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the audit says: `verdict` is `convicted`, `acquitted` or `not enough evidence`; see [`length_verdict`]."""
-
-    verdict: Literal["convicted", "acquitted", "not enough evidence"]
-    reasons: tuple[str, ...]
+Verdict = tuple[str, tuple[str, ...]]
+"""Convicted, acquitted or undecided, and why, in words."""
 
 
 @dataclass(frozen=True)
-class LengthAudit:
-    """The result of [`audit_length`].
+class Audit:
+    """The result of [`audit_length`] and, with what is known of pairs alone, of [`audit_pairs`].
 
     Args:
-        n (`int`): Pairs.
+        n (`int`): Pairs that have scores and a better side.
         prompts (`int`): Distinct prompts.
         unit (`str`): Unit of the lengths.
         figures (`dict[str, Estimate]`): By name; what has no pairs to stand on is left out.
         curve (`LengthCurve`): Reward by length.
-        verdict (`Verdict`): What follows from the figures.
+        verdict (`str`): `convicted`, `acquitted` or `not enough evidence`; see [`length_verdict`].
+        reasons (`tuple[str, ...]`): Why, in words.
+        scores, lengths (`(2, n)` arrays): Of chosen and rejected.
+        without_scores, ties_left_out (`int`): Pairs left out.
+        domains (`dict[str, Estimate]`): Accuracy by domain.
+        reweighted (`dict`, *optional*): The `target_mix` of domains, and the `accuracy` under it.
+        probes (`tuple[Probe, ...]`): What edits did.
     """
+
+    schema: ClassVar = "rmtrl/audit/1"
 
     n: int
     prompts: int
     unit: str
     figures: dict[str, Estimate]
     curve: LengthCurve
-    verdict: Verdict
+    verdict: str
+    reasons: tuple[str, ...]
+    scores: Floats = field(repr=False)
+    lengths: Floats = field(repr=False)
+    without_scores: int = 0
+    ties_left_out: int = 0
+    domains: dict[str, Estimate] = field(default_factory=dict)
+    reweighted: dict[str, Any] | None = None
+    probes: tuple[Probe, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the audit as a plain dictionary, ready for JSON; what is undefined is null."""
-        head = {"schema": "rmtrl/audit/1", "n": self.n, "prompts": self.prompts, "unit": self.unit}
-        return dict(json_ready(head | {"figures": self.figures, "curve": self.curve, **vars(self.verdict)}))
+    @property
+    def words(self) -> dict[str, Any]:
+        """The values that people read."""
+        mixed = {"accuracy, target mix": self.reweighted["accuracy"]} if self.reweighted else {}
+        return {
+            "pairs": self.n, "prompts": self.prompts, "lengths in": self.unit,
+            "without scores": self.without_scores, "ties left out": self.ties_left_out,
+            "figures": self.figures | mixed,
+            "accuracy by domain": self.domains if len(self.domains) > 1 else {},
+            "edits, changes in standard deviations of the rewards": [
+                {"edit": one.name, "change": one.effect, "raised": one.raised and one.raised.value,
+                 "verdict": one.verdict} for one in self.probes
+            ],
+            f"length: {self.verdict}": self.reasons,
+        }  # fmt: skip
 
 
 def audit_length(
@@ -77,7 +99,7 @@ def audit_length(
     unit: str = "tokens",
     n_resamples: int = 1000,
     seed: int = 0,
-) -> LengthAudit:
+) -> Audit:
     """Returns how far rewards follow response length, against what the labels do, with a verdict.
 
     The figures, m the margin, ΔL the length of chosen less that of rejected, r and L reward and length of a response:
@@ -112,7 +134,7 @@ def audit_length(
 
     ```python
     >>> audit = audit_length([1.8, 2.4, 1.6], [0.7, 1.1, 0.3], [36, 58, 33], [19, 22, 14])
-    >>> audit.figures["length_only_accuracy"].value, audit.verdict.verdict
+    >>> audit.figures["length_only_accuracy"].value, audit.verdict
     (1.0, 'not enough evidence')
     ```
     """
@@ -140,55 +162,8 @@ def audit_length(
     )
     curve = length_curve(reward.ravel(), length.ravel(), np.tile(group, 2))
     kinds = {"longer_prompts": longer > 0, "shorter_prompts": longer < 0}
-    verdict = length_verdict(figures, **{kind: len(np.unique(group[rows])) for kind, rows in kinds.items()})
-    return LengthAudit(n, int(group.max()) + 1, unit, figures, curve, verdict)
-
-
-@dataclass(frozen=True)
-class PairAudit:
-    """The result of [`audit_pairs`].
-
-    Args:
-        length (`LengthAudit`): Of the N pairs that have scores and a better side.
-        scores, lengths (`(2, N)` arrays): Of chosen and rejected.
-        domains (`dict[str, Estimate]`): Accuracy by domain.
-        target_mix (`dict[str, float]`, *optional*): Weight of each domain.
-        reweighted (`Estimate`, *optional*): Accuracy under that mix.
-        probes (`tuple[Probe, ...]`): What edits did.
-        without_scores, ties_left_out (`int`): Pairs left out.
-    """
-
-    length: LengthAudit
-    scores: Floats
-    lengths: NDArray[np.int64]
-    domains: dict[str, Estimate]
-    target_mix: Mapping[str, float] | None
-    reweighted: Estimate | None
-    probes: tuple[Probe, ...]
-    without_scores: int
-    ties_left_out: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the content of `audit.json`, without what says whose audit it is."""
-        reweighted = self.reweighted and {"target_mix": self.target_mix, "accuracy": self.reweighted}
-        own = {name: getattr(self, name) for name in ("without_scores", "ties_left_out", "domains", "probes")}
-        return dict(json_ready({**self.length.as_dict(), **own, "reweighted": reweighted}))
-
-    @property
-    def words(self) -> dict[str, Any]:
-        """The values that people read."""
-        found, mixed = self.length, {"accuracy, target mix": self.reweighted} if self.reweighted else {}
-        return {
-            "pairs": found.n, "prompts": found.prompts, "lengths in": found.unit,
-            "without scores": self.without_scores, "ties left out": self.ties_left_out,
-            "figures": found.figures | mixed,
-            "accuracy by domain": self.domains if len(self.domains) > 1 else {},
-            "edits, changes in standard deviations of the rewards": [
-                {"edit": one.name, "change": one.effect, "raised": one.raised and one.raised.value,
-                 "verdict": one.verdict} for one in self.probes
-            ],
-            f"length: {found.verdict.verdict}": found.verdict.reasons,
-        }  # fmt: skip
+    said = length_verdict(figures, **{kind: len(np.unique(group[rows])) for kind, rows in kinds.items()})
+    return Audit(n, int(group.max()) + 1, unit, figures, curve, *said, scores=reward, lengths=length)
 
 
 def audit_pairs(
@@ -199,7 +174,7 @@ def audit_pairs(
     target_mix: Mapping[str, float] | None = None,
     probe_rows: int = 200,
     seed: int = 0,
-) -> PairAudit:
+) -> Audit:
     """Returns the length audit of pairs, their accuracy by domain, and what edits do to the rewards of the scorer.
 
     Args:
@@ -219,19 +194,20 @@ def audit_pairs(
     kept = scored.where(scored.whole & ~ties)
     if not len(kept):
         raise DataError(f"none of the {n:,} pairs can be audited: {without:,} have no scores, {tied:,} are ties")
-    scores, unit = kept.scores.T, "characters" if scorer is None else "tokens"
-    lengths = np.array([_lengths(kept.pairs[side], scorer) for side in SIDES])
-    prompts, wins = list(kept.pairs["prompt_id"]), pair_wins(*scores)
-    length = audit_length(scores[0], scores[1], lengths[0], lengths[1], prompts, unit=unit, seed=seed)
-    domains, reweighted = list(kept.pairs["domain"]), None
+    (chosen, rejected), (first, second) = kept.scores.T, (_lengths(kept.pairs[side], scorer) for side in SIDES)
+    prompts, domains, wins = list(kept.pairs["prompt_id"]), list(kept.pairs["domain"]), pair_wins(chosen, rejected)
     try:
-        if target_mix is not None:
-            reweighted = reweighted_estimate(wins, domains, target_mix, prompts, seed=seed)
+        mixed = None if target_mix is None else reweighted_estimate(wins, domains, target_mix, prompts, seed=seed)
     except ValueError as error:
         raise UsageError(f"--target-mix: {error}") from error
-    by_domain = domain_accuracy(wins, domains, prompts, seed=seed)
-    probes = () if scorer is None or not probe_rows else _probed(scorer, kept.pairs, probe_rows, seed)
-    return PairAudit(length, scores, lengths, by_domain, target_mix, reweighted, probes, without, tied)
+    unit = "characters" if scorer is None else "tokens"
+    return replace(
+        audit_length(chosen, rejected, first, second, prompts, unit=unit, seed=seed),
+        without_scores=without, ties_left_out=tied,
+        domains=mean_estimates(wins, np.array(domains, str), prompts, seed=seed),
+        reweighted={"target_mix": target_mix, "accuracy": mixed} if mixed else None,
+        probes=_probed(scorer, kept.pairs, probe_rows, seed) if scorer is not None and probe_rows else (),
+    )  # fmt: skip
 
 
 def _lengths(responses: Iterable[Any], scorer: Any) -> list[int]:
@@ -250,7 +226,7 @@ def _probed(scorer: Any, pairs: Dataset, n: int, seed: int) -> tuple[Probe, ...]
 
 
 def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shorter_prompts: int) -> Verdict:
-    """Returns what the figures of an audit amount to.
+    """Returns what the figures of an audit amount to, and why.
 
     - `convicted`: the accuracy is surely (by the whole interval) more than 0.1 lower where the chosen side is shorter;
       the longer side surely wins more than half of the pairs; and the labels cannot explain it: the margin held,
@@ -271,28 +247,25 @@ def length_verdict(figures: Mapping[str, Estimate], *, longer_prompts: int, shor
     Example:
 
     ```python
-    >>> length_verdict(audit.figures, longer_prompts=400, shorter_prompts=380).verdict
+    >>> length_verdict(audit.figures, longer_prompts=400, shorter_prompts=380)[0]
     'convicted'
     ```
     """
-    found = figures.get("length_gap")
-    if found is None or min(longer_prompts, shorter_prompts) < LEAST_PROMPTS:
-        return Verdict(UNDECIDED, _too_few(figures, longer_prompts, shorter_prompts))
-    sides = (
-        f"accuracy {figures['accuracy_chosen_longer']} where chosen is longer, "
-        f"{figures['accuracy_chosen_shorter']} where it is shorter, gap {_short(found)}"
-    )
-    sign = 1 if found.value > 0 else -1
-    if _ends(found, sign)[0] > CONVICTS:
+    gap = figures.get("length_gap")
+    if gap is None or min(longer_prompts, shorter_prompts) < LEAST_PROMPTS:
+        return UNDECIDED, _too_few(figures, longer_prompts, shorter_prompts)
+    longer, shorter = figures["accuracy_chosen_longer"], figures["accuracy_chosen_shorter"]
+    sides = f"accuracy {longer} where chosen is longer, {shorter} where it is shorter, gap {gap:.3f}"
+    sign = 1 if gap.value > 0 else -1
+    if scaled(gap, sign).low > CONVICTS:
         likes, other = ("longer", "shorter") if sign > 0 else ("shorter", "longer")
         if why := _beyond_labels(figures, sign, likes, other):
-            return Verdict(CONVICTED, (sides, *why))
+            return CONVICTED, (sides, *why)
         taste = f"yet, given the margin, people do not surely prefer the {other} side: their taste may explain it"
-        return Verdict(UNDECIDED, (sides, taste, BUILD_MATCHED))
-    if max(found.high, -found.low) < 2 * CONVICTS:
-        return Verdict(ACQUITTED, (sides, f"the gap is surely smaller than {2 * CONVICTS:.2f}"))
-    unsure = f"the gap may be under {CONVICTS:.2f} or over {2 * CONVICTS:.2f}; audit more pairs"
-    return Verdict(UNDECIDED, (sides, unsure))
+        return UNDECIDED, (sides, taste, BUILD_MATCHED)
+    if max(gap.high, -gap.low) < 2 * CONVICTS:
+        return ACQUITTED, (sides, f"the gap is surely smaller than {2 * CONVICTS:.2f}")
+    return UNDECIDED, (sides, f"the gap may be under {CONVICTS:.2f} or over {2 * CONVICTS:.2f}; audit more pairs")
 
 
 def _too_few(figures: Mapping[str, Estimate], longer: int, shorter: int) -> tuple[str, ...]:
@@ -309,28 +282,18 @@ def _too_few(figures: Mapping[str, Estimate], longer: int, shorter: int) -> tupl
 
 def _beyond_labels(figures: Mapping[str, Estimate], sign: int, likes: str, other: str) -> tuple[str, ...]:
     """Returns why labels cannot explain that the reward model likes one side; empty where they may."""
-    wins, excess, slope = figures["longer_wins"], figures["longer_excess"], figures.get("logit_length")
+    wins, excess, slope = figures["longer_wins"], scaled(figures["longer_excess"], sign), figures.get("logit_length")
     if not (wins.low > 0.5 if sign > 0 else wins.high < 0.5):
         return ()
-    more = _ends(excess, sign)[0] > 0
-    oftener = f"the {likes} side wins more often than people prefer it, by {_short(excess, sign)}"
-    reasons = (oftener,) if more else ()
+    oftener = f"the {likes} side wins more often than people prefer it, by {excess:.3f}"
+    reasons = (oftener,) if excess.low > 0 else ()
     if slope is None:
         return reasons
-    if _ends(slope, -sign)[0] > 0:
-        return (*reasons, f"given the margin people prefer the {other} side: length coefficient {_short(slope)}")
+    if scaled(slope, -sign).low > 0:
+        return (*reasons, f"given the margin people prefer the {other} side: length coefficient {slope:.3f}")
     known = figures["logit_margin"]
-    blind = f"given the length the margin says nothing sure of what people prefer: coefficient {_short(known)}"
-    return (*reasons, blind) if more and known.low <= 0 else ()
-
-
-def _ends(estimate: Estimate, sign: int) -> tuple[float, float]:
-    return (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
-
-
-def _short(estimate: Estimate, sign: int = 1) -> str:
-    low, high = _ends(estimate, sign)
-    return f"{sign * estimate.value:.3f} [{low:.3f}, {high:.3f}]"
+    blind = f"given the length the margin says nothing sure of what people prefer: coefficient {known:.3f}"
+    return (*reasons, blind) if reasons and known.low <= 0 else ()
 
 
 def _check(columns: Mapping[str, Floats]) -> None:

@@ -5,12 +5,13 @@ Every statistic of the library lives here once; stages import it and add nothing
 
 from rmtrl.metrics.estimates import (
     Floats, binomial_estimate, bootstrap_estimate, bootstrap_estimates, change_estimate, clustered_covariance,
-    combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, too_few,
+    combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, scaled,
+    too_few,
 )  # fmt: skip
 from rmtrl.metrics.probabilities import (
     ReliabilityCurve, calibration_metrics, nll, reliability_curve,
 )  # fmt: skip
 from rmtrl.metrics.ranks import (
-    best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate, domain_accuracy,
-    kendall, length_bias, pair_wins, pairwise_accuracy, pearson, reward_metrics, spearman, worst_group_accuracy,
+    best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate,
+    kendall, length_bias, pair_wins, pearson, reward_metrics, spearman, worst_group_accuracy,
 )  # fmt: skip

@@ -5,6 +5,7 @@ itself (all weights 1) and a thousand resamples of it come from one formula and 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -330,6 +331,12 @@ def binomial_estimate(
     low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
     high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
     return Estimate(successes / n, float(low), float(high), n, level, "exact binomial")
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """Returns an estimate times a number; below 0 its ends change places."""
+    low, high = (estimate.low, estimate.high) if factor >= 0 else (estimate.high, estimate.low)
+    return replace(estimate, value=factor * estimate.value, low=factor * low, high=factor * high)
 
 
 def combined_estimate(

@@ -310,7 +310,8 @@ def choose_reference(
     if not isinstance(policy, PeftModel):
         return copy.deepcopy(policy).eval().requires_grad_(False), None
     if args.ref_adapter_name is not None:
-        _check_name(policy, "ref_adapter_name", args.ref_adapter_name)
+        if args.ref_adapter_name:  # else the base model
+            _check_name(policy, "ref_adapter_name", args.ref_adapter_name)
         return None, args.ref_adapter_name
     if peft_config is not None:
         return None, ""

@@ -7,9 +7,9 @@ import sys
 import pytest
 from datasets import Dataset, load_from_disk
 
-from rmtrl.data.provenance import environment, fingerprint, replace_folder
+from rmtrl.data.provenance import environment, fingerprint
 from rmtrl.errors import DataError
-from rmtrl.io import write_json
+from rmtrl.io import replace_folder, write_json
 
 ROWS = [{"id": str(i), "n": i, "chosen": [{"role": "user", "content": f"é{i}"}]} for i in range(2500)]
 

@@ -3,7 +3,7 @@ from collections import Counter, defaultdict
 import pytest
 from datasets import Dataset
 
-from rmtrl.data.splits import check_overlap, holdout, make_splits
+from rmtrl.data.splits import check_overlap, make_splits
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, SplitLeakageError, UsageError
 
@@ -18,21 +18,19 @@ def members(splits):
     return {name: set(dataset["prompt_id"]) for name, dataset in splits.as_dict().items()}
 
 
-def test_held_out_prompt_is_not_trained_on():
+def test_what_is_held_out_is_not_trained_on():
     groups = {"a-b": "support-17", "a-c": "support-17", "d-e": "safety-04", "f-g": "access-09"}
-    held = holdout(Dataset.from_dict({"id": list(groups), "prompt_id": list(groups.values())}), ["support-17"])
-    assert (len(held.train), len(held.evaluation), held.overlap()) == (2, 2, [])
+    domains = [prompt_id.split("-")[0] for prompt_id in groups.values()]
+    dataset = Dataset.from_dict({"id": list(groups), "prompt_id": list(groups.values()), "domain": domains})
+    splits = make_splits(dataset, ratios=(1, 0, 0, 0), holdout_domains=["support"])
+    assert (splits.train["id"][:], splits.spillover["id"][:]) == (["d-e", "f-g"], ["a-b", "a-c"])
+    assert not any(splits.overlap().values())
 
 
-def test_whole_domain_is_held_out():
-    held = holdout(pairs(), ["code"], column="domain")
-    assert set(held.evaluation["domain"]) == {"code"} and "code" not in set(held.train["domain"])
-
-
-@pytest.mark.parametrize("values", [["p0", "nowhere"], [f"p{i}" for i in range(200)]])
-def test_holdout_of_nothing_known_or_of_everything_is_an_error(values):
-    with pytest.raises(DataError):
-        holdout(pairs(), values)
+@pytest.mark.parametrize("values", [["code", "nowhere"], ["code", "safety", "chat"]])
+def test_holding_out_nothing_known_or_everything_is_an_error(values):
+    with pytest.raises(DataError, match="domain"):
+        make_splits(pairs(), holdout_domains=values)
 
 
 def test_no_prompt_is_in_two_splits_and_no_row_is_lost():

@@ -55,7 +55,7 @@ def test_every_leak_into_the_evaluation_set_is_found(world):
 
 
 def test_the_annotator_who_loves_length_is_named_alone(world):
-    flags = {bias.annotator: bias.flags for bias in annotator_bias(*judged(world)) if bias.flags}
+    flags = {bias.annotator: bias.flags for bias in annotator_bias(judged(world)) if bias.flags}
     assert flags == {world.truth["length_loving_annotator"]: ("prefers_longer",)}
 
 
@@ -64,6 +64,6 @@ def test_a_clean_world_has_no_rejects(n_prompts):
     world = make_world(n_prompts, clean=True)
     result = validate(world.pairs)
     assert len(result.rejects) == 0 and len(result.kept) == len(world.pairs) and result.warnings == ()
-    assert not any(bias.flags for bias in annotator_bias(*judged(world)))
+    assert not any(bias.flags for bias in annotator_bias(judged(world)))
     found = contamination(world.pairs, {"evaluation": world.evaluation}, progress=False).evaluations["evaluation"]
     assert found.overlaps["exact"].count == 0

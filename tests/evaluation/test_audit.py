@@ -19,7 +19,7 @@ from rmtrl.evaluation.audit import (
 )
 from rmtrl.metrics import length_bias
 from rmtrl.metrics.lengths import length_curve, length_regressions, length_shares, partial_spearman
-from rmtrl.types import Estimate
+from rmtrl.types import Estimate, json_ready
 
 
 def world(n=600, *, paid=0.0, noise=0.7, worth=0.0, taste=0.0, seed=0):
@@ -50,8 +50,8 @@ def test_three_pairs_whose_chosen_side_is_always_longer_ask_for_matched_pairs():
     assert figures["mean_margin"].value == pytest.approx(1.2333, abs=1e-4)
     assert figures["longer_wins"].value == figures["longer_preferred"].value == 1.0
     assert figures["longer_excess"].value == 0.0
-    assert audit.verdict.verdict == UNDECIDED and audit.verdict.reasons[-1] == BUILD_MATCHED
-    assert "always longer" in audit.verdict.reasons[0]
+    assert audit.verdict == UNDECIDED and audit.reasons[-1] == BUILD_MATCHED
+    assert "always longer" in audit.reasons[0]
     missing = {"length_gap", "balanced_accuracy", "accuracy_chosen_shorter", "accuracy_matched", "logit_length"}
     assert not missing & figures.keys()
 
@@ -141,14 +141,14 @@ def test_with_quality_held_only_what_is_paid_for_length_remains():
 
 def test_a_model_that_pays_for_length_is_convicted_and_a_noisy_fair_one_acquitted():
     guilty, fair = audited(paid=1.5), audited(n=1500)
-    assert (guilty.verdict.verdict, fair.verdict.verdict) == (CONVICTED, ACQUITTED)
-    assert "more often than people prefer it" in " ".join(guilty.verdict.reasons)
-    assert "shorter side: length coefficient" in " ".join(guilty.verdict.reasons)
+    assert (guilty.verdict, fair.verdict) == (CONVICTED, ACQUITTED)
+    assert "more often than people prefer it" in " ".join(guilty.reasons)
+    assert "shorter side: length coefficient" in " ".join(guilty.reasons)
 
 
 def test_a_model_that_pays_for_brevity_is_convicted_too():
-    verdict = audited(paid=-1.5).verdict
-    assert verdict.verdict == CONVICTED and any(r.startswith("the shorter side wins") for r in verdict.reasons)
+    audit = audited(paid=-1.5)
+    assert audit.verdict == CONVICTED and any(r.startswith("the shorter side wins") for r in audit.reasons)
 
 
 def verdicts(seeds, **settings):
@@ -161,7 +161,7 @@ def judged(score, length, prompts):
     index = np.unique(prompts, return_inverse=True)[1]
     figures = length_shares(margin, longer, length.T.ravel(), index, n_resamples=300, seed=0)
     figures |= length_regressions(margin, longer, index, None)
-    return length_verdict(figures, longer_prompts=200, shorter_prompts=200).verdict
+    return length_verdict(figures, longer_prompts=200, shorter_prompts=200)[0]
 
 
 def drawn(seed, *, quality=1.0, worth=0.0, paid=0.0, noise=0.0, n=600):
@@ -196,15 +196,15 @@ def test_drawn_labels_hide_no_lover_of_length_and_accuse_no_fair_model():
 def test_where_no_controlled_model_exists_the_excess_alone_convicts():
     figures = audited(paid=1.5).figures
     counts = {"longer_prompts": 200, "shorter_prompts": 200}
-    assert figures["longer_excess"].low > 0 and length_verdict(figures, **counts).verdict == CONVICTED
+    assert figures["longer_excess"].low > 0 and length_verdict(figures, **counts)[0] == CONVICTED
     unsure = {**figures, "logit_length": Estimate(-0.1, -0.3, 0.1, 600)}
-    assert length_verdict(unsure, **counts).verdict == UNDECIDED
+    assert length_verdict(unsure, **counts)[0] == UNDECIDED
     blind = unsure | {"logit_margin": Estimate(0.05, -0.1, 0.2, 600)}  # the score of a length meter
-    assert length_verdict(blind, **counts).verdict == CONVICTED
+    assert length_verdict(blind, **counts)[0] == CONVICTED
     del unsure["logit_length"]
-    assert length_verdict(unsure, **counts).verdict == CONVICTED
+    assert length_verdict(unsure, **counts)[0] == CONVICTED
     unsure["longer_excess"] = Estimate(0.02, -0.01, 0.05, 600)
-    assert length_verdict(unsure, **counts).verdict == UNDECIDED
+    assert length_verdict(unsure, **counts)[0] == UNDECIDED
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -221,7 +221,7 @@ def test_verdicts_over_many_worlds():
 def test_few_prompts_are_no_evidence_however_clear_the_figures():
     score, length, _, prompts = world(600, paid=3.0)
     audit = audit_length(*score[:40].T, *length[:40].T, prompts[:40])
-    assert audit.figures["length_gap"].low > 0.1 and audit.verdict.verdict == UNDECIDED
+    assert audit.figures["length_gap"].low > 0.1 and audit.verdict == UNDECIDED
 
 
 def test_the_verdict_does_not_depend_on_unit_or_scale():
@@ -230,7 +230,7 @@ def test_the_verdict_does_not_depend_on_unit_or_scale():
                   ((1, 0, 1), (0.01, -7, 4.2)))  # fmt: skip
     for name in one.figures.keys() - {"mean_margin"}:
         assert one.figures[name].value == pytest.approx(other.figures[name].value, abs=1e-6), name
-    assert one.verdict.verdict == other.verdict.verdict
+    assert one.verdict == other.verdict
 
 
 def test_pairs_of_a_prompt_widen_the_interval():
@@ -261,7 +261,7 @@ def test_the_curve_follows_a_bent_line_and_counts_every_response():
 
 
 def test_the_result_is_json_without_nan_and_says_its_schema():
-    found = json.loads(json.dumps(audited(n=60).as_dict(), allow_nan=False))
+    found = json.loads(json.dumps(json_ready(audited(n=60)), allow_nan=False))
     assert found["schema"] == "rmtrl/audit/1" and found["unit"] == "tokens"
     assert {"value", "low", "high", "n", "level", "method"} == set(found["figures"]["accuracy"])
     assert found["verdict"] in (CONVICTED, ACQUITTED, UNDECIDED)

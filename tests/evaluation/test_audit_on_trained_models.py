@@ -22,6 +22,7 @@ from rmtrl.data.synthetic.writing import write_prompts
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED, audit_length
 from rmtrl.evaluation.evidence import collect
 from rmtrl.evaluation.gate import Thresholds, judge
+from rmtrl.types import json_ready
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "sft_llama.py"
 SEEDS = 20
@@ -107,7 +108,7 @@ def audited(scorer):
 
 def gated(audit):
     """What the gate says where it asks for the length audit alone and reads the audit's file."""
-    return judge(collect({"audit.json": json.loads(json.dumps(audit.as_dict()))}), THRESHOLDS)
+    return judge(collect({"audit.json": json.loads(json.dumps(json_ready(audit)))}), THRESHOLDS)
 
 
 @pytest.mark.slow
@@ -126,13 +127,13 @@ def test_audit_and_gate_know_the_length_loving_reward_model(verdict, annotator, 
         audit = audited(train(start, rows, seed, tmp_path / str(seed)))
         decision, figures = gated(audit), audit.figures
         [reason] = decision.reasons
-        assert reason.got == "; ".join((audit.verdict.verdict, *audit.verdict.reasons))
+        assert reason.got == "; ".join((audit.verdict, *audit.reasons))
         if annotator is PERFECT:
             assert figures["accuracy"].value > 0.65  # acquitted for what it has learnt, not for having learnt nothing
         else:
             assert figures["partial_spearman"].low > 0.3
-        right.append(audit.verdict.verdict == verdict and decision.ready == (verdict == ACQUITTED))
+        right.append(audit.verdict == verdict and decision.ready == (verdict == ACQUITTED))
         shown = ", ".join(f"{name} {figures[name]}" for name in ("length_gap", "accuracy", "partial_spearman"))
         with capsys.disabled():
-            print(f"\n{seed}: {len(rows)} pairs: {audit.verdict.verdict}, ready {decision.ready}; {shown}", end="")
+            print(f"\n{seed}: {len(rows)} pairs: {audit.verdict}, ready {decision.ready}; {shown}", end="")
     assert sum(right) >= 19, right

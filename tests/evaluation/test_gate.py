@@ -240,8 +240,8 @@ def test_files_of_a_run_are_read_as_they_are():
         {
             "metrics.json": {"validation": {}, "test": {"accuracy": estimate}, "spillover": {"accuracy": estimate}},
             "rmtrl.json": {"schema": "rmtrl/reward-model/1", "splits": {"test": {"pairs": 9}}, "data": {"groups": 70}},
-            "calibration.json": {"after_is": "cross-fitted", "before": {"nll": figure(0.6)},
-                                 "after": {"nll": figure(0.5), "ece": figure(0.04), "null_ece": figure(0.051)}},
+            "calibration.json": {"after_is": "cross-fitted", "nll_change": figure(-0.1, half=0.04),
+                                 "after": {"ece": figure(0.04), "null_ece": figure(0.051)}},
             "fresh.json": {"accuracy": estimate, "reviewed_by": "human"},
         }
     )  # fmt: skip
@@ -272,12 +272,11 @@ def test_audit_and_overoptimization_are_read_as_their_stages_write_them():
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 100, (2, 300))
-    audit = audit_length(*lengths.astype(float), *lengths, n_resamples=50).as_dict()  # length is all it pays for
+    audit = json_ready(audit_length(*lengths.astype(float), *lengths, n_resamples=50))  # length is all it pays for
     gold = rng.normal(size=(40, 16))
     proxy = 0.8 * gold + 0.6 * rng.normal(size=gold.shape)
-    over = measure_overoptimization(
-        Samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel()), n_resamples=50
-    ).as_dict()
+    samples = Samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel())
+    over = json_ready(measure_overoptimization(samples, n_resamples=50))
     found = collect(json.loads(json.dumps({"audit.json": audit, "overoptimization.json": over})))
     assert found.length_audit.passed is {ACQUITTED: True, CONVICTED: False}.get(audit["verdict"])
     assert found.length_audit.said == "; ".join([audit["verdict"], *audit["reasons"]])
@@ -299,8 +298,8 @@ def measured(named, data=None):
         "audit.json": FIGURES | data | {"model": {"name": "rm", "fingerprint": named}},
         "fresh.json": {"accuracy": accuracy(0.9), "reviewed_by": "human", "model": "rm", "model_fingerprint": named},
         "overoptimization.json": {"whole": {"gamma": figure(0.2)}, "model": {"name": "rm"} | (named or {})},
-        "calibration.json": {"model_fingerprint": named, "after_is": "cross-fitted", "before": {"nll": figure(0.6)},
-                             "after": {"nll": figure(0.5), "ece": figure(0.04)}},
+        "calibration.json": {"model_fingerprint": named, "after_is": "cross-fitted", "nll_change": figure(-0.1),
+                             "after": {"ece": figure(0.04)}},
         "rmtrl.json": {"splits": {"train": {"fingerprint": "t"}, "test": {"fingerprint": "h"}}},
     }  # fmt: skip
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from rmtrl.data.annotations.reading import ITEM, Annotations, Item
 from rmtrl.errors import UsageError
@@ -139,10 +138,9 @@ def aggregate(
     counted = shares > 0
     table["flagged"] = (table.split > 0) | (np.sqrt(variances.loc[:, counted]) > max_spread).any(axis=1)
     top = scores[shares.idxmax()] if len(shares) else math.nan
-    better = table.assign(variance=-table.variance, top_criterion=top)
-    rules = [None if name == "seeded" else better[name].to_numpy() for name in tie_breaks]
-    final, ranked = table.final.to_numpy(), ~table.excluded.to_numpy()
-    table["rank"] = rank_items(annotations.items, final, ranked, rules, tolerance=tolerance, seed=seed)
+    ranked = table.assign(variance=-table.variance, top_criterion=top)[~table.excluded]
+    ranks = rank_items(ranked, tie_breaks, tolerance=tolerance, seed=seed)
+    table["rank"] = ranks.reindex(items, fill_value=0)
     incomplete = scores.loc[:, counted].isna().any(axis=1) & table.criterion.notna()
     counts = {"items": len(table), "excluded": table.excluded.sum(), "flagged": table.flagged.sum(),
               "without_ratings": table.criterion.isna().sum(), "without_votes": table.borda.isna().sum(),
@@ -224,55 +222,37 @@ def _sides(votes: pd.DataFrame, trust: Mapping[str, float]) -> pd.DataFrame:
     return sides.assign(wins=sides.weight * (sides.points == 1), points=sides.weight * sides.points)
 
 
-def rank_items(
-    items: Sequence[Item],
-    scores: NDArray[np.float64],
-    ranked: NDArray[np.bool_],
-    rules: Sequence[NDArray[np.float64] | None],
-    *,
-    tolerance: float = 1e-9,
-    seed: int = 0,
-) -> NDArray[np.int64]:
-    """Returns the rank of each item among those of its prompt, from 1 on, and 0 for items not ranked, `(I,)`.
+def rank_items(table: pd.DataFrame, rules: Sequence[str], *, tolerance: float = 1e-9, seed: int = 0) -> pd.Series:
+    """Returns the rank of each item among those of its prompt, from 1 on.
 
     Items whose score is within the tolerance of the best one not yet placed are tied with it, so the order does not
     depend on that of the input. What no rule tells apart stands in the order of the ids.
 
     Args:
-        items (`Sequence[Item]`): Prompt id and item id of the I items.
-        scores (`(I,)` array): Higher is better; NaN comes last.
-        ranked (`(I,)` array): Whether to rank the item.
-        rules (`Sequence` of `(I,)` arrays or `None`): Values that break ties, higher is better, NaN last; `None` is
-            the hash of seed and ids.
+        table (`DataFrame`): A row an item, under prompt id and item id: `final`, and a column of the name of each
+            rule; higher is better, NaN comes last.
+        rules (`Sequence[str]`): What breaks ties; "seeded" is the hash of seed and ids.
         tolerance (`float`): Scores this near are a tie.
         seed (`int`): Seed of the hash.
 
     Example:
 
     ```python
-    >>> items = [("p", "a"), ("p", "b"), ("p", "c")]
-    >>> rank_items(items, np.array([0.5, 0.9, 0.5]), np.ones(3, bool), [np.array([0.0, 1.0, 2.0])]).tolist()
+    >>> items = pd.MultiIndex.from_product([["p"], ["a", "b", "c"]], names=["prompt_id", "item_id"])
+    >>> rank_items(pd.DataFrame({"final": [0.5, 0.9, 0.5], "wins": [0, 1, 2]}, items), ["wins"])[items].tolist()
     [3, 1, 2]
     ```
     """
-    table = pd.DataFrame(list(items), columns=ITEM).assign(score=_descending(scores))
-    keys = [f"rule {number}" for number in range(len(rules))]
-    for key, rule in zip(keys, rules, strict=True):
-        table[key] = [_hash(seed, item) for item in items] if rule is None else _descending(rule).round(9)
-    table = table[ranked].sort_values(["prompt_id", "score"])
+    keys = {name: -table[name].round(9) for name in rules if name != "seeded"}
+    keys["seeded"] = pd.Series([_hash(seed, item) for item in table.index], table.index, dtype=object)
+    order = pd.DataFrame({"score": -table.final, **keys}).reset_index().sort_values(["prompt_id", "score"])
     best = ("", math.inf)  # prompt and score of the best item of a tie
     ties = []
-    for prompt_id, score in zip(table.prompt_id, table.score, strict=True):
+    for prompt_id, score in zip(order.prompt_id, order.score, strict=True):
         best = best if best[0] == prompt_id and score <= best[1] + tolerance else (prompt_id, score)
         ties.append(best[1])
-    order = table.assign(score=ties).sort_values(["prompt_id", "score", *keys, "item_id"])
-    ranks = np.zeros(len(items), np.int64)
-    ranks[order.index] = order.groupby("prompt_id").cumcount() + 1
-    return ranks
-
-
-def _descending(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isnan(values), np.inf, -values)
+    order = order.assign(score=ties).sort_values(["prompt_id", "score", *rules, "item_id"])
+    return order.set_index(ITEM).groupby(level="prompt_id").cumcount() + 1
 
 
 def _hash(seed: int, item: Item) -> str:

@@ -1,7 +1,7 @@
 """What is preferred: rates by domain, language and source, and annotators who judge by length or by position."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rmtrl.data.annotations.reading import Annotations, Item
+from rmtrl.data.annotations.reading import Annotations
 from rmtrl.data.messages import conversation_text
 from rmtrl.data.splits import cells
 from rmtrl.metrics import mean_estimate
-from rmtrl.types import Conversation, Estimate
+from rmtrl.types import Estimate
 
 NOTABLE = 0.1
 """A rate that is surely (by its whole interval) ten points from the others' is reported; smaller ones are habits."""
@@ -45,14 +45,7 @@ class AnnotatorBias:
     flags: tuple[str, ...]
 
 
-def annotator_bias(
-    annotators: Iterable[str],
-    pairs: Iterable[Any],
-    prompts: Iterable[Any],
-    wins: Iterable[float],
-    longer: Iterable[float],
-    swapped: Iterable[bool] | None = None,
-) -> list[AnnotatorBias]:
+def annotator_bias(votes: pd.DataFrame) -> list[AnnotatorBias]:
     """Returns how each annotator votes; one who always prefers the longer answer is flagged.
 
     Length is not held against an annotator for itself: better answers may be longer. What counts is the excess over
@@ -60,25 +53,21 @@ def annotator_bias(
     ([`preference_rates`]) show it.
 
     Args:
-        annotators (`Iterable[str]`): Who voted, of each of N votes.
-        pairs (`(N,)` array): Which pair, whatever the order of its sides.
-        prompts (`(N,)` array): Prompt of the pair; intervals resample prompts.
-        wins (`(N,)` array): 1: the first side was chosen, 0: the second, ½: a tie.
-        longer (`(N,)` array): Length of the first side less that of the second; NaN where it is not known.
-        swapped (`(N,)` bool array, *optional*): Whether the vote saw the pair's sides exchanged; never by default.
+        votes (`DataFrame`): One row a vote: `annotator`; `pair`, whatever the order of its sides; `prompt_id`, which
+            intervals resample; `wins`, 1 where the side shown first was chosen, 0 the second, ½ a tie; `longer`, its
+            length less that of the second, NaN where it is not known; and perhaps `swapped`, whether the vote saw the
+            pair's sides exchanged.
 
     Example:
 
     ```python
-    >>> [b.annotator for b in annotator_bias(names, pairs, prompts, wins, longer) if "prefers_longer" in b.flags]
+    >>> [b.annotator for b in annotator_bias(votes) if "prefers_longer" in b.flags]
     ['long-winded']
     ```
     """
-    columns = ["annotator", "pair", "prompt", "wins", "longer"]
-    votes = pd.DataFrame(zip(annotators, pairs, prompts, wins, longer, strict=True), columns=columns)
     for_longer = votes.wins.where(votes.longer > 0, 1 - votes.wins).where(votes.longer.notna() & (votes.longer != 0))
     # who agrees with whom is seen where the sides of a pair stand alike
-    alike = votes.wins if swapped is None else votes.wins.where(~np.array(list(swapped), bool), 1 - votes.wins)
+    alike = votes.wins.where(~votes.swapped, 1 - votes.wins) if "swapped" in votes else votes.wins
     equal = votes.groupby([votes.pair, alike]).pair.transform("size") - 1
     votes = votes.assign(
         for_longer=for_longer,
@@ -103,7 +92,7 @@ def _bias(name: str, own: pd.DataFrame) -> AnnotatorBias:
 
 def _estimate(rows: pd.DataFrame, column: str) -> Estimate | None:
     rows = rows.dropna(subset=column)
-    return mean_estimate(rows[column], rows.prompt, proportion=column != "excess") if len(rows) else None
+    return mean_estimate(rows[column], rows.prompt_id, proportion=column != "excess") if len(rows) else None
 
 
 def _others_median(values: pd.Series, pair: pd.Series) -> pd.Series:
@@ -122,30 +111,29 @@ def _others_median(values: pd.Series, pair: pd.Series) -> pd.Series:
     return pd.Series((low + high) / 2, values.index).where(others > 0)
 
 
-def vote_bias(annotations: Annotations, responses: Mapping[Item, Conversation]) -> list[AnnotatorBias]:
-    """Returns how each annotator votes, as [`annotator_bias`] does; the first side is the one that was shown first.
+def vote_bias(annotations: Annotations) -> list[AnnotatorBias]:
+    """Returns how each annotator votes, as [`annotator_bias`] does, where the first side is the one shown first.
+
+    The length of an answer is its characters.
 
     Args:
         annotations ([`Annotations`]): The judgments.
-        responses (`Mapping[Item, Conversation]`): Answers that count before those of the annotations; the length of
-            an answer is its characters.
 
     Example:
 
     ```python
-    >>> [bias.annotator for bias in vote_bias(read_annotations(["examples/annotations.jsonl"]), {})]
+    >>> [bias.annotator for bias in vote_bias(read_annotations(["examples/annotations.jsonl"]))]
     ['ann', 'bo', 'chi']
     ```
     """
     votes = annotations.votes
-    lengths = {item: len(conversation_text(text)) for item, text in (annotations.responses | dict(responses)).items()}
+    lengths = {item: len(conversation_text(text)) for item, text in annotations.responses.items()}
     a, b = (
         np.array([lengths.get(item, math.nan) for item in zip(votes.prompt_id, side, strict=True)])
         for side in (votes.a, votes.b)
     )
-    shown_wins = votes.points.where(~votes.swapped, 1 - votes.points)
-    shown_longer = np.where(votes.swapped, b - a, a - b)
-    return annotator_bias(votes.annotator, votes.pair, votes.prompt_id, shown_wins, shown_longer, votes.swapped)
+    wins = votes.points.where(~votes.swapped, 1 - votes.points)
+    return annotator_bias(votes.assign(wins=wins, longer=np.where(votes.swapped, b - a, a - b)))
 
 
 def preference_rates(pairs: Dataset, columns: Sequence[str] = ("domain", "language", "source")) -> dict[str, Any]:

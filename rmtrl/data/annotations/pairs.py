@@ -1,8 +1,7 @@
 """Preference pairs from votes or ratings: unanimous pairs to train on, disputed ones routed apart, all counted."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from datasets import Dataset, Features, List, Value
 
 from rmtrl.data.annotations.aggregation import ItemScores, annotator_trust
-from rmtrl.data.annotations.reading import CHOICES, ITEM, PAIR, Annotations
+from rmtrl.data.annotations.reading import ITEM, PAIR, Annotations
 from rmtrl.data.normal_form import ExactJson, dataset_of
 from rmtrl.errors import DataError, UsageError
 from rmtrl.types import Conversation
@@ -26,14 +25,6 @@ _VOTE_COUNTS = ["votes_a", "votes_b", "votes_tie"]
 
 
 @dataclass(frozen=True)
-class VoteAgreement:
-    """Share of the largest group of votes, and where the pair goes: one of `ROUTES`."""
-
-    agreement: float
-    route: str
-
-
-@dataclass(frozen=True)
 class PairSet:
     """Pairs and what became of the others.
 
@@ -42,15 +33,14 @@ class PairSet:
         review (`Dataset`): Disputed pairs that are not in `pairs`. With "slice" an evaluation set in the normal form;
             with "adjudicate" the two answers side by side, with their votes if from votes, and no label.
         counts (`dict[str, int]`): Pairs judged (`n`), by route, and by what became of them.
-        most_votes (`int`): Most votes that count on one pair; 0 where pairs are made from ratings.
     """
 
     pairs: Dataset
     review: Dataset
     counts: dict[str, int]
-    most_votes: int = 0
 
-    def why_none(self, min_votes: int) -> str:
+    @property
+    def why_none(self) -> str:
         """Returns why there is no pair and none to review, empty where there is one."""
         n, textless, few = (self.counts.get(name, 0) for name in ("n", "missing_text", "too_few_votes"))
         if self.counts["kept"] or self.counts["review"]:
@@ -58,8 +48,7 @@ class PairSet:
         if textless > few:
             return f"{textless:,} of {n:,} have no text; give --prompts and --responses"
         if few:
-            got = f"{few:,} of {n:,} have {self.most_votes} at most, wanted {min_votes}"
-            return f"{got}: too few votes; lower --min-votes or get more votes"
+            return f"{few:,} of {n:,} have too few votes; lower --min-votes or get more votes"
         return "no prompt has two items with a score and the quorum; lower --quorum or give more ratings"
 
     @property
@@ -70,33 +59,6 @@ class PairSet:
         return [said] if textless else []
 
 
-def vote_agreement(votes: Sequence[str]) -> VoteAgreement:
-    """Returns how far the votes on one pair agree and where it goes.
-
-    The agreement is the share of the largest group of equal votes. A unanimous pair goes to "train", one on which all
-    voted "tie" is a "tie", every other goes to "review_or_hold_out".
-
-    Args:
-        votes (`Sequence[str]`): Votes, any labels; "tie" for a tie.
-
-    Raises:
-        UsageError: If there are no votes.
-
-    Example:
-
-    ```python
-    >>> vote_agreement(["chosen", "rejected", "tie"])
-    VoteAgreement(agreement=0.3333333333333333, route='review_or_hold_out')
-    ```
-    """
-    if not votes:
-        raise UsageError("got no votes; an agreement needs at least one")
-    (label, largest), *_ = Counter(votes).most_common()
-    if largest < len(votes):
-        return VoteAgreement(largest / len(votes), "review_or_hold_out")
-    return VoteAgreement(1.0, "tie" if label == "tie" else "train")
-
-
 def pairs_from_votes(
     annotations: Annotations,
     *,
@@ -105,6 +67,9 @@ def pairs_from_votes(
     annotator_weights: Mapping[str, float] | None = None,
 ) -> PairSet:
     """Returns one pair for every two items that were voted on.
+
+    `agreement` is the share of the largest group of equal votes, and `route` says where the pair goes: a unanimous one
+    to "train", one on which all voted for a tie is a "tie", every other goes to "review_or_hold_out".
 
     `preference` is the share of the votes for chosen by weight, a tie counting half; `weight` is the weight of the
     votes, their number where none carries a weight. A share of ½ has the first item as chosen. Ties stay among the
@@ -147,11 +112,12 @@ def pairs_from_votes(
     few = number < min_votes
     counts = {"n": len(table), "too_few_votes": int(few.sum())}
     table = table[~few]
-    found = [vote_agreement(np.repeat(CHOICES, numbers).tolist()) for numbers in table[_VOTE_COUNTS].to_numpy()]
-    label = pd.DataFrame(found, table.index, columns=["agreement", "route"])
-    table = table.assign(**label, share=table.points / table.weight)
+    agreement = table[_VOTE_COUNTS].max(axis=1) / number[~few]
+    unanimous = np.where(table.votes_tie > 0, "tie", "train")
+    route = np.where(agreement < 1, "review_or_hold_out", unanimous)
+    table = table.assign(agreement=agreement, route=route, share=table.points / table.weight)
     of_pairs, of_review = ["weight", "route", "agreement"], ["route", "agreement", *_VOTE_COUNTS]
-    return replace(_pair_set(annotations, table, disputed, of_pairs, of_review, counts), most_votes=int(number.max()))
+    return _pair_set(annotations, table, disputed, of_pairs, of_review, counts)
 
 
 def pairs_from_ratings(

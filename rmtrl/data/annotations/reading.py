@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
 
 from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
@@ -405,40 +404,16 @@ def as_text(value: Any) -> Conversation | None:
     return messages
 
 
-def read_responses(rows: Iterable[Row], *, source: str) -> dict[Item, Conversation]:
-    """Returns the text by item of rows with item_id, prompt_id and response.
-
-    Args:
-        rows (`Iterable[dict]`): The rows.
-        source (`str`): Where they are from, for errors.
-
-    Raises:
-        DataError: If a row lacks one, or its response is no text.
-    """
-    found: dict[Item, Conversation] = {}
-    for number, row in enumerate(rows, 1):
-        if missing := [name for name in ("item_id", "prompt_id", "response") if row.get(name) is None]:
-            wanted = "wanted item_id, prompt_id and response"
-            raise DataError(f"row {number} of {source} has no {', '.join(missing)}; {wanted}")
-        try:
-            found[str(row["prompt_id"]), str(row["item_id"])] = as_text(row["response"])  # type: ignore[assignment]
-        except DataError as error:
-            raise DataError(f"the response in row {number} of {source}: {error}") from error
-    return found
-
-
-def with_texts(
-    annotations: Annotations, *, prompts: Dataset | None = None, responses: Dataset | None = None
-) -> Annotations:
+def with_texts(annotations: Annotations, *, prompts: Iterable[Any] = (), responses: Iterable[Any] = ()) -> Annotations:
     """Returns the annotations with texts, domains and sources where they lack them.
 
     Args:
         annotations ([`Annotations`]): The judgments.
-        prompts (`Dataset`, *optional*): `prompt_id`, `prompt` and perhaps `domain` and `source`.
-        responses (`Dataset`, *optional*): `item_id`, `prompt_id` and `response`.
+        prompts (`Dataset` or `Iterable[dict]`): Rows of `prompt_id`, `prompt` and perhaps `domain` and `source`.
+        responses (`Dataset` or `Iterable[dict]`): Rows of `item_id`, `prompt_id` and `response`.
 
     Raises:
-        DataError: If a column is missing or a text is neither text nor a list of messages.
+        DataError: If a row lacks one of these, or its text is neither text nor a list of messages.
 
     Example:
 
@@ -448,29 +423,26 @@ def with_texts(
     """
     texts, answers = dict(annotations.prompts), dict(annotations.responses)
     domains, sources = dict(annotations.domains), dict(annotations.sources)
-    for row in _rows_with("prompts", prompts, ["prompt_id", "prompt"]):
+    for row, text in _texts("prompts", prompts, ["prompt_id", "prompt"]):
         prompt_id = str(row["prompt_id"])
-        _add(texts, prompt_id, row["prompt"])
-        if prompt_id in domains and row.get("domain") and domains[prompt_id] == "unknown":
-            domains[prompt_id] = str(row["domain"])
-        if prompt_id in sources and row.get("source"):
-            sources[prompt_id] = str(row["source"])
-    for row in _rows_with("responses", responses, [*ITEM, "response"]):
-        _add(answers, (str(row["prompt_id"]), str(row["item_id"])), row["response"])
+        texts.setdefault(prompt_id, text)
+        if domains.get(prompt_id) == "unknown":
+            domains[prompt_id] = str(row.get("domain") or "unknown")
+        if prompt_id in sources:
+            sources[prompt_id] = str(row.get("source") or sources[prompt_id])
+    for row, text in _texts("responses", responses, ["item_id", "prompt_id", "response"]):
+        answers.setdefault((str(row["prompt_id"]), str(row["item_id"])), text)
     return replace(annotations, prompts=texts, responses=answers, domains=domains, sources=sources)
 
 
-def _rows_with(name: str, dataset: Dataset | None, needed: list[str]) -> Iterable[Any]:
-    found = needed if dataset is None else dataset.column_names
-    if missing := [column for column in needed if column not in found]:
-        raise DataError(f"the {name} have no column {', '.join(missing)}; they have {', '.join(found)}")
-    return dataset or ()
-
-
-def _add(texts: dict[Any, Conversation], key: Any, value: Any) -> None:
-    try:
-        text = as_text(value)
-    except DataError as error:
-        raise DataError(f"the text of {key}: {error}") from error
-    if text is not None:
-        texts.setdefault(key, text)
+def _texts(kind: str, rows: Iterable[Any], needed: list[str]) -> Iterator[tuple[Row, Any]]:
+    """Yields each row and its text, which stands in the last of the columns it needs."""
+    for number, row in enumerate(rows, 1):
+        if missing := [name for name in needed if row.get(name) is None]:
+            raise DataError(
+                f"row {number} of the {kind} has no {', '.join(missing)}; wanted {', '.join(needed)} in every row"
+            )
+        try:
+            yield row, as_text(row[needed[-1]])
+        except DataError as error:
+            raise DataError(f"row {number} of the {kind}: {error}") from error

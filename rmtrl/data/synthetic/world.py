@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
-from rmtrl.data.synthetic.writing import Prompt, write_answer, write_prompts
+from rmtrl.data.synthetic.writing import WORDS, Prompt, write_answer, write_prompts
 from rmtrl.errors import UsageError
 
 _CHOICES = {1.0: "a", 0.0: "b", 0.5: "tie"}
@@ -30,13 +30,7 @@ class Annotator:
     length_preference: float = 0.0
 
 
-ANNOTATORS = (
-    Annotator("careful", 0.05),
-    Annotator("steady", 0.10),
-    Annotator("hasty", 0.25, length_preference=0.005),
-    Annotator("tired", 0.30, length_preference=0.01),
-    Annotator("long-winded", 0.10, length_preference=0.04),
-)
+ANNOTATORS = tuple(Annotator(**row) for row in WORDS["annotators"])
 PERFECT = Annotator("perfect", 0.0)
 """Who labels a clean world: the gold score alone."""
 

@@ -1,7 +1,7 @@
 """Overoptimization: what choosing hard by a proxy does to the gold score."""
 
 from rmtrl.evaluation.overoptimization.curves import (
-    Part, ScalingFit, degree, fit_scaling, measure_part, n_grid,
+    Part, ScalingFit, degrees, fit_scaling, measure_part, n_grid,
 )  # fmt: skip
 from rmtrl.evaluation.overoptimization.measure import Overoptimization, Samples, measure_overoptimization
 from rmtrl.metrics import best_of_n_curve, best_of_n_curves, best_of_n_kl

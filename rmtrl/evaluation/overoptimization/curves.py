@@ -6,14 +6,14 @@ to k = √KL(n_max). So a γ belongs to its n_max.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import Floats, best_of_n_curves, best_of_n_kl, bootstrap_estimate, bootstrap_estimates, defined
-from rmtrl.types import Estimate, json_ready
+from rmtrl.types import Estimate
 
 Form = Literal["best-of-n", "rl"]
 
@@ -61,6 +61,8 @@ class ScalingFit:
     ```
     """
 
+    json_also: ClassVar = ("peak_d", "peak")
+
     form: Form
     alpha: float
     beta: float
@@ -83,10 +85,6 @@ class ScalingFit:
     def peak(self) -> float:
         """The highest R, NaN where the curve has none: α²/(4β), or β·d* for reinforcement learning."""
         return self.beta * self.peak_d ** (1 if self.form == "rl" else 2)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns fields and peak as a plain dictionary for JSON; None for what does not exist."""
-        return json_ready({**vars(self), "peak_d": self.peak_d, "peak": self.peak})
 
 
 def _columns(d: Floats, form: Form) -> Floats:
@@ -141,12 +139,24 @@ def fit_scaling(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n") -> S
 
 
 def degrees(gold: ArrayLike, proxy: ArrayLike, k: float) -> Floats:
-    """Returns γ of each pair of best-of-n coefficients, `(…,)`; NaN where ∫f is not above 0. See [`degree`].
+    """Returns the degree of overoptimization γ = ∫₀ᵏ |f − g| / ∫₀ᵏ f (Kim et al. 2025,
+    https://huggingface.co/papers/2505.12763), in closed form, `(…,)`; NaN where ∫f is not above 0.
+
+    f is the gold reward of the samples that the gold scores choose, g that of the samples the proxy chooses. 0: the
+    proxy chooses as well as gold; 1: no better than chance. The paper leaves open which two curves are meant; with
+    these γ does not depend on the scale of the proxy, and its table agrees.
 
     Args:
-        gold (`(…, 2)` array): α and β of f.
+        gold (`(…, 2)` array): α and β of f, of the best-of-n form.
         proxy (`(…, 2)` array): α and β of g.
-        k (`float`): End of the integrals, in √nats.
+        k (`float`): Largest observed √KL, in √nats: γ belongs to its n.
+
+    Example:
+
+    ```python
+    >>> degrees([1, 0.2], [1, 0], k=2).round(7).item()
+    0.3636364
+    ```
     """
     f, g = np.asarray(gold, float), np.asarray(proxy, float)
     alpha, beta = (f - g)[..., 0], (f - g)[..., 1]
@@ -159,34 +169,6 @@ def degrees(gold: ArrayLike, proxy: ArrayLike, k: float) -> Floats:
     between = np.abs(part) + np.abs(whole - part)
     under = area(k, f[..., 0], f[..., 1])
     return np.divide(between, under, out=np.full_like(between, np.nan), where=under > 0)
-
-
-def degree(gold: ScalingFit, proxy: ScalingFit, k: float) -> float:
-    """Returns the degree of overoptimization γ = ∫₀ᵏ |f − g| / ∫₀ᵏ f (Kim et al. 2025,
-    https://huggingface.co/papers/2505.12763), in closed form.
-
-    f is the gold reward of the samples that the gold scores choose, g that of the samples the proxy chooses. 0: the
-    proxy chooses as well as gold; 1: no better than chance. The paper leaves open which two curves are meant; with
-    these γ does not depend on the scale of the proxy, and its table agrees.
-
-    Args:
-        gold ([`ScalingFit`]): f.
-        proxy ([`ScalingFit`]): g.
-        k (`float`): Largest observed √KL, in √nats: γ belongs to its n.
-
-    Raises:
-        DataError: If ∫f is not above 0: choosing by gold must raise gold.
-
-    Example:
-
-    ```python
-    >>> round(degree(ScalingFit("best-of-n", 1, 0.2), ScalingFit("best-of-n", 1, 0), k=2), 7)
-    0.3636364
-    ```
-    """
-    if why := _why_no_degree(gold, k):
-        raise DataError(why)
-    return float(degrees([gold.alpha, gold.beta], [proxy.alpha, proxy.beta], k))
 
 
 def _why_no_degree(gold: ScalingFit, k: float) -> str:
@@ -229,6 +211,15 @@ def _share_lost(height: Floats, end: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
+class Degree(Estimate):
+    """γ, with what it means: a γ belongs to its convention and its n."""
+
+    convention: str = CONVENTION
+    n_max: int = 0
+    k: float = 0.0
+
+
+@dataclass(frozen=True)
 class Part:
     """What was measured on some of the prompts: all, one domain, one training step. Arrays go over the G values of n.
 
@@ -239,7 +230,7 @@ class Part:
         start (`dict`): Mean gold and mean proxy score of one sample.
         gains (`dict`): For each of the three curves the gain over one sample at each n, with intervals.
         fits (`dict`): The fitted best-of-n form of each curve.
-        gamma (`Estimate`, *optional*): Degree of overoptimization; `None` where it does not exist, `why_no_gamma` says
+        gamma (`Degree`, *optional*): Degree of overoptimization; `None` where it does not exist, `why_no_gamma` says
             why.
         peak_n, peak (`Estimate`): Where gold chosen by proxy is highest within the data, and its gain there, by fit.
         drawdown (`Estimate`, *optional*): Share of that gain lost at n_max, by fit; `None` where gold never rises.
@@ -248,13 +239,15 @@ class Part:
         undefined_resamples (`int`): Resamples in which γ does not exist; its interval leaves them out.
     """
 
+    json_also: ClassVar = ("n_max", "k", "turned_over")
+
     n_prompts: int
     ns: NDArray[np.int64]
     kl: Floats
     start: dict[str, Estimate]
     gains: dict[str, list[Estimate]]
     fits: dict[str, ScalingFit]
-    gamma: Estimate | None
+    gamma: Degree | None
     why_no_gamma: str
     peak_n: Estimate
     peak: Estimate
@@ -278,13 +271,6 @@ class Part:
     def turned_over(self) -> bool:
         """Whether gold fell after its peak, beyond doubt: the fit and the data say so, each with its interval."""
         return all(fall is not None and fall.low > 0 for fall in (self.drawdown, self.drawdown_data))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns everything as a plain dictionary for JSON, γ with its convention, n_max and k."""
-        ends = {"n_max": self.n_max, "k": self.k}
-        gamma = self.gamma and {**vars(self.gamma), "convention": CONVENTION, **ends}
-        fits = {name: fit.as_dict() for name, fit in self.fits.items()}
-        return json_ready(vars(self) | ends | {"turned_over": self.turned_over, "fits": fits, "gamma": gamma})
 
 
 def why_not(proxies: Sequence[Any], golds: Sequence[Any]) -> str:
@@ -346,10 +332,11 @@ def measure_part(
     # noise can only raise the drop from the highest of many points
     drawdown = bootstrap_estimate(fall, n_prompts, kind="basic", bounds=(0, np.inf), **options)
     why = _why_no_degree(fits[GOLD_BY_GOLD], k)
+    gamma = None if why else Degree(**vars(found["gamma"]), n_max=int(ns[-1]), k=k)
     return Part(
         n_prompts=n_prompts, ns=ns, kl=kl, fits=fits, start={name: found[f"start {name}"] for name in starts},
         gains={name: [found[f"{name} {i}"] for i in range(len(x))] for name in gains},
-        gamma=None if why else found["gamma"], why_no_gamma=why, undefined_resamples=sum(undefined[1:]),
+        gamma=gamma, why_no_gamma=why, undefined_resamples=sum(undefined[1:]),
         peak_n=found["peak_n"], peak=found["peak"], drawdown=defined(found["drawdown"]),
         peak_n_data=found["peak_n_data"], drawdown_data=defined(drawdown), gap=found["gap"],
     )  # fmt: skip

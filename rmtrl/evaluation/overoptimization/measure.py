@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ from rmtrl.evaluation.overoptimization.curves import (
     why_not,
 )
 from rmtrl.metrics import Floats
-from rmtrl.types import json_ready
 
 SCHEMA = "rmtrl/overoptimization/1"
 _POOR_FIT = 0.9  # r² below which the form does not describe the curve
@@ -158,6 +157,10 @@ class Overoptimization:
         notes (`tuple[str, ...]`): What was done about uneven data, a sentence each.
     """
 
+    json_also: ClassVar = ("convention",)
+    schema: ClassVar = SCHEMA
+    convention: ClassVar = CONVENTION
+
     whole: Part
     domains: dict[str, Part]
     held_out: dict[str, Part]
@@ -166,16 +169,6 @@ class Overoptimization:
     n_samples: int
     samples_per_prompt: tuple[int, int]
     notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns everything as a plain dictionary for JSON."""
-        own = {name: self._plain(value) for name, value in vars(self).items()}
-        return json_ready({"schema": SCHEMA, "convention": CONVENTION, **own})
-
-    def _plain(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: part.as_dict() for name, part in value.items()}
-        return value.as_dict() if isinstance(value, Part | ScalingFit) else value
 
 
 def measure_overoptimization(
@@ -313,16 +306,16 @@ def verdict(part: Part) -> str:
     """
     said, gamma, end, n_max = "", part.gamma, part.gains[GOLD_BY_PROXY][-1], f"n = {part.n_max:,}"
     if gamma is not None:
-        kept = _percent(1 - gamma.value)
-        meaning = f"about {kept} of the gain is kept" if gamma.value < 1 else "choosing by the proxy lowers gold"
+        kept = f"about {100 * (1 - gamma.value):.0f} % of the gain is kept"
+        meaning = kept if gamma.value < 1 else "choosing by the proxy lowers gold"
         said = (
             f"gamma {gamma.value:.2f} at {n_max} (0: chooses as well as gold, 1: no better than chance): {meaning}. "
         )
     if part.turned_over and part.drawdown_data is not None:
         return (
             f"{said}Gold turned over at n = {part.peak_n_data.value:,.0f} (fit: {part.peak_n.value:,.0f}) and lost "
-            f"{_percent(part.drawdown_data.value)} of its gain by {n_max}: do not choose harder than the peak by this "
-            "proxy."
+            f"{100 * part.drawdown_data.value:.0f} % of its gain by {n_max}: do not choose harder than the peak by "
+            "this proxy."
         )
     if end.high < 0:
         return f"{said}The harder one chooses by this proxy, the lower gold: do not optimise it."
@@ -331,16 +324,14 @@ def verdict(part: Part) -> str:
     return f"{said}Gold has not turned over up to {n_max}; nothing is known of larger n."
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def report(result: Overoptimization) -> dict[str, Any]:
     """Returns the values of a measurement that people read: figures, curves, fits, parts and verdict."""
     part, none = result.whole, "gold is never above that of one sample"
     fits = part.fits | ({"over training": result.rl} if result.rl else {})
+    poor = [name for name, fit in fits.items() if fit.r_squared < _POOR_FIT]
     powers = 2 ** np.arange(part.n_max.bit_length())
     shown = sorted({*np.abs(part.ns - powers[:, None]).argmin(1).tolist(), len(part.ns) - 1})
+    groups = {"domain": result.domains, "domains": result.held_out, "step": result.steps}
     return {
         "prompts": part.n_prompts,
         "gold of one sample": part.start["gold"],
@@ -357,23 +348,14 @@ def report(result: Overoptimization) -> dict[str, Any]:
             {"n": int(part.ns[i]), "KL": float(part.kl[i])} | {k: f"{own[i]:+.3f}" for k, own in part.gains.items()}
             for i in shown
         ],
-        "fits": {name: _fit_row(fit) for name, fit in fits.items()},
-        "domain": {name: _part_row(own) for name, own in result.domains.items()},
-        "domains": {name: _part_row(own) for name, own in result.held_out.items()},
-        "step": {name: _part_row(own) for name, own in result.steps.items()},
-        "notes": [*result.notes],
+        "fits": fits,
+        **{kind: {name: _row(own) for name, own in parts.items()} for kind, parts in groups.items()},
+        "notes": [*result.notes, *(f"the form does not describe {name}: trust the data" for name in poor)],
         "verdict": [verdict(part)],
     }  # fmt: skip
 
 
-def _fit_row(fit: ScalingFit) -> dict[str, Any]:
-    form = "d (alpha - beta log d)" if fit.form == "rl" else "d (alpha - beta d)"
-    trust = "poor: trust the data, not the fit" if fit.r_squared < _POOR_FIT else ""
-    return {"R(d), d = sqrt(KL)": form, "alpha": fit.alpha, "beta": fit.beta, "r2": fit.r_squared, "which is": trust}
-
-
-def _part_row(part: Part) -> dict[str, Any]:
-    gamma, lost = (f"{own:.3f}" if own else "none" for own in (part.gamma, part.drawdown))
-    gain = f"{part.gains[GOLD_BY_PROXY][-1]:+.3f}"
-    found = {"gamma": gamma, "gold gain at n_max": gain, "drawdown by fit": lost, "turned over": part.turned_over}
-    return {"prompts": part.n_prompts, **found}
+def _row(part: Part) -> dict[str, Any]:
+    shown = {"gamma": part.gamma, "gold gain at n_max": part.gains[GOLD_BY_PROXY][-1], "drawdown": part.drawdown}
+    words = {name: f"{own:.3f}" if own else "none" for name, own in shown.items()}
+    return {"prompts": part.n_prompts, **words, "turned over": part.turned_over}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rmtrl.data.annotations.aggregation import aggregate, blend, rank_items
@@ -154,12 +155,10 @@ def test_the_seeded_order_is_arbitrary_but_fixed(score):
 
 
 def test_scores_within_the_tolerance_of_the_best_are_tied():
-    items = [("p", name) for name in "abcd"]
-    scores, rule = np.array([0.90, 0.86, 0.82, np.nan]), [np.array([0.0, 1.0, 2.0, 3.0])]
-    everything = np.ones(4, bool)
-    assert rank_items(items, scores, everything, rule, tolerance=0).tolist() == [1, 2, 3, 4]
-    assert rank_items(items, scores, everything, rule, tolerance=0.05).tolist() == [2, 1, 3, 4]
-    assert rank_items(items, scores, everything, rule, tolerance=0.1).tolist() == [3, 2, 1, 4]
+    items = pd.MultiIndex.from_product([["p"], list("abcd")], names=["prompt_id", "item_id"])
+    table = pd.DataFrame({"final": [0.90, 0.86, 0.82, np.nan], "wins": [0.0, 1.0, 2.0, 3.0]}, items)
+    for tolerance, ranks in ((0, [1, 2, 3, 4]), (0.05, [2, 1, 3, 4]), (0.1, [3, 2, 1, 4])):
+        assert rank_items(table, ["wins"], tolerance=tolerance)[items].tolist() == ranks
 
 
 def test_every_prompt_is_ranked_by_itself(score):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rmtrl.data.annotations.aggregation import aggregate
-from rmtrl.data.annotations.pairs import pairs_from_ratings, pairs_from_votes, vote_agreement
+from rmtrl.data.annotations.pairs import pairs_from_ratings, pairs_from_votes
 from rmtrl.data.annotations.reading import read_annotations
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
@@ -48,23 +48,18 @@ def by_prompt(dataset):
 @pytest.mark.parametrize(
     ("votes", "agreement", "route"),
     [
-        (["c", "c", "c"], 1.0, "train"),
-        (["c", "r", "c"], 0.67, "review_or_hold_out"),
-        (["c", "r", "tie"], 0.33, "review_or_hold_out"),
+        (["a", "a", "a"], 1.0, "train"),
+        (["a", "b", "a"], 0.67, "review_or_hold_out"),
+        (["a", "b", "tie"], 0.33, "review_or_hold_out"),
         (["tie", "tie"], 1.0, "tie"),
-        (["tie", "tie", "c"], 0.67, "review_or_hold_out"),
-        (["r"], 1.0, "train"),
+        (["tie", "tie", "a"], 0.67, "review_or_hold_out"),
+        (["b"], 1.0, "train"),
     ],
 )
-def test_vote_agreement_is_the_share_of_the_largest_group(votes, agreement, route):
+def test_the_agreement_on_a_pair_is_the_share_of_the_largest_group_of_votes(read, votes, agreement, route):
     for order in (votes, votes[::-1]):
-        found = vote_agreement(order)
-        assert (round(found.agreement, 2), found.route) == (agreement, route)
-
-
-def test_no_votes_have_no_agreement():
-    with pytest.raises(UsageError, match="no votes"):
-        vote_agreement([])
+        row = pairs_from_votes(read(votes_on("pair", *order)), disputed="weight", min_votes=1).pairs[0]
+        assert (round(row["agreement"], 2), row["route"]) == (agreement, route)
 
 
 def test_weighted_pairs_carry_the_vote_share(read):

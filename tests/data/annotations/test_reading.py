@@ -310,7 +310,7 @@ def test_texts_come_from_other_files(read):
     full = with_texts(annotations, prompts=prompts, responses=responses)
     assert full.prompts == {"p": "Why?"} and full.domains == {"p": "law"} and full.sources == {"p": "web"}
     assert (full.responses["p", "x"], full.responses["p", "y"]) == ("in the line", "answer y")
-    with pytest.raises(DataError, match="no column response"):
+    with pytest.raises(DataError, match="row 1 of the responses has no response; wanted item_id, prompt_id, response"):
         with_texts(annotations, responses=prompts.rename_column("prompt", "item_id"))
 
 
