@@ -37,6 +37,7 @@ from rmtrl.ppo.rollout import Episodes, Rollout, Scores
 from rmtrl.ppo.schedule import Schedule
 from rmtrl.ppo.state import RunState
 from rmtrl.ppo.update import Experience
+from rmtrl.ppo.vllm import VLLMGenerator
 from rmtrl.types import Estimate, json_ready
 
 logger = get_logger(__name__)
@@ -139,7 +140,7 @@ class PPOTrainer(PPOBase):
         loading: dict[str, Any] = {"n_tokens": len(processing_class), "adapted": peft_config is not None}
         policy = models.add_policy_adapter(models.load_policy(model, **loading), peft_config, args.model_adapter_name)
         models.give_pad_token(processing_class)
-        self.generator = models.make_generator(policy, processing_class, args)
+        self.generator: Any = models.make_generator(policy, processing_class, args)
         self.max_prompt_length = limit = models.longest_prompt(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
         self.eval_prompts = read_sets(eval_dataset, processing_class, max_length=limit) if eval_dataset else {}
@@ -162,7 +163,10 @@ class PPOTrainer(PPOBase):
                  "value_model": getattr(value, "model", value)}  # fmt: skip
         every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
         models.check_vocabulary(given, processing_class, every, self.generator.end_token_ids)
-        models.check_positions(given, max(map(len, every)) + args.response_length)
+        longest = max(map(len, every)) + args.response_length
+        models.check_positions(given, longest)
+        if args.use_vllm:
+            self.generator = VLLMGenerator(policy, args, self.generator.end_token_ids, longest)
         models.disable_dropout(policy, value, self.ref_model)
         both = models.PolicyAndValue(policy, value, reference_adapter)
         super().__init__(
@@ -262,6 +266,7 @@ class PPOTrainer(PPOBase):
         self._began = self._began or (started, step)
         self._set_optimizer("train")
         rollout = self.rollout(*self.next_prompts(step), step=step)
+        gap = self._check_engine(rollout) if self.args.use_vllm else {}
         experience = self._experience = self.advantages(rollout, self.score(rollout))
         figures = updates.rollout_metrics(experience, self.args.num_generations) | self.update(experience, step=step)
         self.kl_controller.update(figures["objective/kl"], self.batch_size)
@@ -269,7 +274,7 @@ class PPOTrainer(PPOBase):
         self.state.episode = episode  # type: ignore[attr-defined]
         self.state.num_input_tokens_seen += tokens
         ends = set(self.generator.end_token_ids)
-        figures |= {
+        figures |= gap | {
             "eps": (episode - self._began[1] * self.batch_size) / (time.time() - self._began[0]),
             "tokens_per_second": tokens / (time.time() - started),
             "val/num_eos_tokens": float(sum(t in ends for ids in rollout.episodes.completion_ids for t in ids)),
@@ -361,6 +366,20 @@ class PPOTrainer(PPOBase):
         self._check_finite(found.values, "values of the value model are")
         return found
 
+    def _check_engine(self, rollout: Rollout) -> dict[str, float]:
+        """Returns how far vLLM's log probabilities are from the policy's own, unless they are of other weights."""
+        gap, most = (
+            rollouts.engine_gap(self.accelerator, rollout, self.generator.logprobs_),
+            self.args.vllm_max_logprob_gap,
+        )
+        if not gap <= most:
+            raise ModelError(
+                f"step {self.state.global_step + 1}: log probabilities of vLLM and the policy are {gap:.3g} apart a "
+                f"token, over vllm_max_logprob_gap {most:g}: responses come from other weights, or in too low a "
+                "precision; leave use_vllm out, or load the policy in the dtype it is trained in"
+            )
+        return {"generation/logprob_gap": gap}
+
     def sample(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int]) -> Episodes:
         """Returns a response to each prompt, over all processes, each having generated its share of the rows."""
         own, ends = rollouts.own_rows(self.accelerator, len(indices)), self.generator.end_token_ids
@@ -376,7 +395,7 @@ class PPOTrainer(PPOBase):
     def generate(self, prompt_ids: list[list[int]], keys: list[int]) -> list[list[int]]:
         """Returns the token ids of a response to each prompt, at most `response_length`, its stop token included.
 
-        The one method to override for another way of generating, such as vLLM.
+        The one method to override for another way of generating; `use_vllm` is one that comes along.
 
         Args:
             prompt_ids (`list[list[int]]`): Token ids of this process's prompts.
