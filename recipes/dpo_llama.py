@@ -30,7 +30,7 @@ from rmtrl.launch.policy import (
     make_reward,
     read_prompt_splits,
 )
-from rmtrl.metrics import domain_accuracy, mean_estimate, pair_wins
+from rmtrl.metrics import mean_estimate, mean_estimates, pair_wins
 from rmtrl.models import load_tokenizer
 from rmtrl.ppo.watch import evaluation_config, policy_evaluator
 
@@ -56,7 +56,7 @@ def pair_figures(scorer: DPOScorer, pairs: Dataset) -> dict:
     return {
         "accuracy": mean_estimate(wins, groups),
         "margin": mean_estimate(chosen - rejected, groups, proportion=False),
-        "accuracy_by_domain": domain_accuracy(wins, pairs["domain"], groups),
+        "accuracy_by_domain": mean_estimates(wins, pairs["domain"], groups),
     }
 
 
