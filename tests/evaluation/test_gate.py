@@ -53,7 +53,7 @@ def test_a_good_static_figure_does_not_make_up_for_a_poor_fresh_one():
     )  # fmt: skip
     decision = judge(evidence, thresholds({"test_accuracy": {"minimum": 0.8}, "fresh_accuracy": {"minimum": 0.8}}))
     assert not decision.ready and failed(decision) == ["fresh_accuracy"]
-    assert str(decision.reasons[1]) == (
+    assert decision.reasons[1].line == (
         "NO       fresh_accuracy           0.640 [0.571, 0.703] (n = 200) (reviewed_by human); wanted at least 0.8"
     )
 
@@ -103,7 +103,7 @@ def test_one_failed_check_is_not_ready(name, item):
 def test_another_lineage_warns():
     decision = judge(Evidence.from_dict(READY | {"lineage": {"passed": False, "said": "differ"}}))
     assert decision.ready and failed(decision) == ["lineage"]
-    assert str(decision.reasons[-1]).startswith("warning  lineage")
+    assert decision.reasons[-1].line.startswith("warning  lineage")
 
 
 @pytest.mark.parametrize("conditions", [{"reviewed_by": "model"}, {}])
@@ -145,7 +145,7 @@ def test_the_threshold_itself_passes_and_an_unknown_end_does_not():
     wanted = thresholds({"ece": {"maximum": 0.05}}, compare="interval")
     decision = judge(Evidence(ece=Figure(Estimate(0.01, 0, math.nan, 9))), wanted)
     assert not decision.ready and decision.reasons[0].high is None
-    json.dumps(decision.as_dict(), allow_nan=False)
+    json.dumps(json_ready(decision), allow_nan=False)
 
 
 def test_what_is_not_asked_is_named():
