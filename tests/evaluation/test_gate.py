@@ -268,14 +268,14 @@ def test_audit_and_overoptimization_are_read_as_their_stages_write_them():
     import numpy as np
 
     from rmtrl.evaluation.audit import ACQUITTED, CONVICTED, audit_length
-    from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
+    from rmtrl.evaluation.overoptimization import measure_overoptimization, scored_samples
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 100, (2, 300))
     audit = json_ready(audit_length(*lengths.astype(float), *lengths, n_resamples=50))  # length is all it pays for
     gold = rng.normal(size=(40, 16))
     proxy = 0.8 * gold + 0.6 * rng.normal(size=gold.shape)
-    samples = Samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel())
+    samples = scored_samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel())
     over = json_ready(measure_overoptimization(samples, n_resamples=50))
     found = collect(json.loads(json.dumps({"audit.json": audit, "overoptimization.json": over})))
     assert found.length_audit.passed is {ACQUITTED: True, CONVICTED: False}.get(audit["verdict"])
