@@ -367,8 +367,6 @@ def augment(dataset: Dataset, name: str, edit: Edit, *, of: Literal["prompt", "r
         if id in ids:
             raise DataError(f"row {row['id']} has the variant {name} already; give another name")
         variants.append({**row, **edited, "id": id, "variant_of": row["id"], "needs_annotation": True})
-    if not variants:
-        return dataset
     return concatenate_datasets([dataset, dataset_of(variants, dataset.features)])
 
 

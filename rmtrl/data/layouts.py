@@ -58,11 +58,9 @@ def system_column(row: Row) -> str:
 def joins_input(row: Row) -> bool:
     """Returns whether `input` is the second half of what `prompt` or `question` asks, and does not repeat it."""
     columns, text = prompt_columns(tuple(row)), row.get("input")
-    if columns not in (("prompt",), ("question",)) or "instruction" in row:
-        return False
-    if not isinstance(text, str) or not text.strip():
-        return False
-    return isinstance(row[columns[0]], str) and text not in row[columns[0]]
+    asks = columns in (("prompt",), ("question",)) and "instruction" not in row
+    question = row[columns[0]] if asks else None
+    return isinstance(question, str) and isinstance(text, str) and bool(text.strip()) and text not in question
 
 
 def before(row: Row) -> list[Message]:
@@ -142,13 +140,11 @@ def _side(name: str, value: Any) -> Any:
 
 def label_code(row: Row) -> str | None:
     """Returns the number in the column `label` of a form whose codes no set has fixed, None where there is none."""
-    named = {"left", "right"} <= set(row) or {"response_left", "response_right"} <= set(row)
-    label = row.get("label")
-    if isinstance(label, bool) or not (named or "prompt_left" in row):
+    label, unfixed = row.get("label"), ({"left", "right"}, {"response_left", "response_right"}, {"prompt_left"})
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
         return None
-    if isinstance(label, str) and not re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label):
-        return None
-    return f"{float(label):g}" if isinstance(label, str | int | float) else None
+    is_number = not isinstance(label, str) or re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label)
+    return f"{float(label):g}" if is_number and any(names <= row.keys() for names in unfixed) else None
 
 
 def label_word(code: str, codes: Collection[str], row: Row) -> str:
