@@ -177,11 +177,7 @@ def _values(pairs: Dataset, *columns: str) -> Iterator[Any]:
 
 
 def _checks(
-    design: Design,
-    pairs: Dataset,
-    shares: Mapping[str, Any],
-    judgments: np.ndarray,
-    rated: set[str],
+    design: Design, pairs: Dataset, shares: Mapping[str, Any], judgments: np.ndarray, rated: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields each planned figure: what there is, what was wanted, and whether that is met."""
 

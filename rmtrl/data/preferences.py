@@ -112,11 +112,7 @@ def read_preferences(
 
 
 def to_normal_form(
-    dataset: Dataset,
-    columns: Mapping[str, str] | None = None,
-    *,
-    source: str = "unknown",
-    faulty: Faulty = "raise",
+    dataset: Dataset, columns: Mapping[str, str] | None = None, *, source: str = "unknown", faulty: Faulty = "raise"
 ) -> Dataset:
     """Returns the pairs of `dataset` in the normal form; the form of the input is recognised by its columns.
 

@@ -124,10 +124,7 @@ def judgments_per_item(annotations: Annotations) -> list[int]:
 
 
 def read_annotations(
-    paths: Sequence[str | Path],
-    *,
-    likert: tuple[float, float] = (1.0, 5.0),
-    criteria: Sequence[str] | None = None,
+    paths: Sequence[str | Path], *, likert: tuple[float, float] = (1.0, 5.0), criteria: Sequence[str] | None = None
 ) -> Annotations:
     """Returns the judgments of one or several files.
 
