@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo eval bench test test-slow test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval bench test test-slow test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -49,6 +49,18 @@ ppo: $(RUN)/ppo/metrics.json ## Train the policy outputs/tiny/ppo against the ca
 $(RUN)/ppo/metrics.json: $(RUN)/rm/calibration.json recipes/ppo_llama.py recipes/configs/tiny/ppo.yaml | $(VENV)/.installed
 	@echo "== policy: recipes/ppo_llama.py -> $(RUN)/ppo"
 	@$(LAUNCH) recipes/ppo_llama.py --config recipes/configs/tiny/ppo.yaml
+
+dpo: $(RUN)/dpo/metrics.json ## Train the policy outputs/tiny/dpo on the pairs themselves, without a reward model
+
+$(RUN)/dpo/metrics.json: $(RUN)/sft/config.json recipes/dpo_llama.py recipes/configs/tiny/dpo.yaml | $(VENV)/.installed
+	@echo "== policy by DPO: recipes/dpo_llama.py -> $(RUN)/dpo"
+	@$(LAUNCH) recipes/dpo_llama.py --config recipes/configs/tiny/dpo.yaml
+
+grpo: $(RUN)/grpo/metrics.json ## Train the policy outputs/tiny/grpo against the calibrated reward model with GRPO
+
+$(RUN)/grpo/metrics.json: $(RUN)/rm/calibration.json recipes/grpo_llama.py recipes/configs/tiny/grpo.yaml | $(VENV)/.installed
+	@echo "== policy by GRPO: recipes/grpo_llama.py -> $(RUN)/grpo"
+	@$(LAUNCH) recipes/grpo_llama.py --config recipes/configs/tiny/grpo.yaml
 
 eval: $(RUN)/eval/results.json ## Evaluate the reward model on prompts it has not seen
 

@@ -30,6 +30,7 @@ from rmtrl.launch import parse_recipe
 from rmtrl.launch.pairs import held_out, read_record
 from rmtrl.metrics import reliability_curve
 from rmtrl.reporting.plots import reliability_diagram, save_figure
+from rmtrl.reporting.tables import table
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "calibrate.yaml"
 
@@ -78,8 +79,7 @@ def main() -> None:
     write_json(run / FILE, result.as_dict())
     if recipe.export:
         export_temperature(run, recipe.export, calibration=result)
-    for name, value in (summary(result) | {"written to": f"{run / FILE}, {png}"}).items():
-        print(f"{name:<18} {value}")
+    print(table(summary(result) | {"written to": f"{run / FILE}, {png}"}))
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

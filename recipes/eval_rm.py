@@ -20,6 +20,7 @@ from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
 from rmtrl.evaluation.run import Task, evaluate_model, in_words, read_tasks, summary
 from rmtrl.launch import parse_recipe
+from rmtrl.reporting.tables import table
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
 
@@ -99,7 +100,7 @@ def main() -> None:
         trust_remote_code=recipe.trust_remote_code,
     )
     summary([run], out, started=started)
-    print(in_words([run]))
+    print(table(in_words([run])))
 
 
 if __name__ == "__main__":

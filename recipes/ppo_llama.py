@@ -9,7 +9,6 @@ world the gold scorer judges every evaluation beside the reward. Writes `<output
 after a kill, `--resume_from_checkpoint true` goes on from the last finished checkpoint there.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from trl import ModelConfig, get_peft_config
 from rmtrl import PPOConfig, PPOTrainer
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
     checkpoint_to_resume,
     clear_checkpoints,
@@ -28,17 +26,15 @@ from rmtrl.launch import (
 )
 from rmtrl.launch.policy import (
     PPORecipeArguments,
+    finish_stage,
     judges,
     load_policy,
     make_reward,
-    paired_figures,
     read_prompt_splits,
-    summary,
 )
 from rmtrl.models import load_tokenizer
 from rmtrl.ppo.overoptimization import OveroptimizationCallback
 from rmtrl.reporting.plots import save_figure, training_curves
-from rmtrl.types import json_ready
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "ppo.yaml"
 SCHEMA = "rmtrl/ppo/1"
@@ -76,17 +72,11 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
 
-    folder, samples = Path(args.output_dir), trainer.samples_
-    figures = paired_figures(samples["start"], samples["test"], args.num_eval_generations)
-    write_json(folder / "metrics.json", json_ready({"schema": "rmtrl/ppo-metrics/1", "test": figures}))
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples["test"]))
-    save_figure(training_curves(trainer.state.log_history), folder / "plots" / "training.png", dpi=150)
     record = stage_record(trainer, recipe, model_args, final=final, started=started, training=result.metrics)
     record["data"] = {n: {"prompts": len(d), "fingerprint": fingerprint(d)} for n, d in prompts.items()}
-    record["figures"] = {"chosen on": "validation", "reported on": "test"}
-    write_json(folder / "rmtrl.json", {"schema": SCHEMA} | record)
-    replace_folder(folder, final)
-    print(summary(str(final), figures))
+    curves = training_curves(trainer.state.log_history)
+    save_figure(curves, Path(args.output_dir) / "plots" / "training.png", dpi=150)
+    finish_stage(trainer, final, {"schema": SCHEMA} | record, trainer.samples_, args.num_eval_generations)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
+from transformers.integrations import deepspeed
 from transformers.utils import cached_file
 
 from rmtrl.errors import DataError, FreshHeadError, ModelError, UsageError
@@ -156,6 +158,22 @@ def quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Models made in this block have all their weights on every process, also where ZeRO-3 would load shares."""
+    stored, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = stored
+
+
+def keep_outputs(accelerator: Any) -> None:
+    """Has FSDP2 return what a model computed, such as float32 scores, which its bf16 policy would round."""
+    if accelerator.is_fsdp2 and (plugin := accelerator.state.fsdp_plugin).mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
 def inside(model: Any, pad_token_id: int) -> int:
     """Returns a token to fill rows with that the model has an embedding of: the pad token, where it is one."""
     if pad_token_id < n_embeddings(model):
@@ -262,7 +280,8 @@ def check_weights(when: str, model: torch.nn.Module) -> None:
         ModelError: Naming one that is not: such a model is no result.
     """
     for name, weight in model.named_parameters():
-        own: torch.Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+        share = getattr(weight, "ds_tensor", weight)  # ZeRO-3's
+        own: torch.Tensor = share.to_local() if hasattr(share, "to_local") else share
         if own.is_floating_point():
             check_finite(when, own.detach(), f"nothing is saved: the weights {name} are")
 

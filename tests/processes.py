@@ -1,5 +1,6 @@
 """Functions run in new processes, alone or as the ranks of a run under any of accelerate's engines, on the CPU."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -26,18 +27,16 @@ def free_port():
         return free.getsockname()[1]
 
 
-def engine_environment(engine, n_processes=2):
+def engine_environment(engine, n_processes=2, n_machines=1):
     """What `accelerate launch` tells the processes it starts with a file of `recipes/accelerate`, in float32."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    file, port = FILES / f"{engine}.yaml", free_port()
-    given = f"--config_file {file} --num_processes {n_processes} --num_machines 1 --main_process_port {port}".split()
+    given = f"--config_file {FILES / engine}.yaml --main_process_port {free_port()} --num_processes {n_processes} "
+    given += f"--num_machines {n_machines} --mixed_precision no train.py"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it assumes for settings that the file leaves out
-        args, defaults, _ = _validate_launch_command(
-            launch_command_parser().parse_args([*given, "--mixed_precision", "no", "train.py"])
-        )
+        args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given.split()))
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     env = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
     return {name: value for name, value in env.items() if os.environ.get(name) != value} | {"DS_ACCELERATOR": "cpu"}
@@ -61,11 +60,12 @@ def take_cpu_for_accelerator():
         import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
-def _run(function, settings, out, environment):
+def _run(function, settings, out, environment, timeout):
     os.environ.update(environment)
     error = os.open(out + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(error, 1)
     os.dup2(error, 2)
+    faulthandler.dump_traceback_later(0.9 * timeout, file=error)  # where a run hangs
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
     if "ACCELERATE_USE_FSDP" in environment or "ACCELERATE_USE_DEEPSPEED" in environment:
@@ -73,7 +73,7 @@ def _run(function, settings, out, environment):
     Path(out).write_text(json.dumps(function(**settings)))
 
 
-def run(out, function, *, n_processes=1, engine=None, timeout=120, **settings):
+def run(out, function, *, n_processes=1, n_machines=1, engine=None, timeout=120, **settings):
     """Returns what new processes made of a function: exit codes, results and what they printed, one each.
 
     They are forked from one that has imported everything and done nothing. With an engine they are its ranks.
@@ -81,15 +81,16 @@ def run(out, function, *, n_processes=1, engine=None, timeout=120, **settings):
     context = multiprocessing.get_context("forkserver")
     os.environ["DS_ACCELERATOR"] = "cpu"  # read where deepspeed is imported
     context.set_forkserver_preload([*PRELOADED, function.__module__])
-    shared = engine_environment(engine, n_processes) if engine else {}
+    shared = engine_environment(engine, n_processes, n_machines) if engine else {}
     port = free_port()
     outs = [Path(f"{out}.{rank}") for rank in range(n_processes)]
     started = []
     for rank, own in enumerate(outs):
         own.unlink(missing_ok=True)
-        world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank)
+        world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank)
+        world["LOCAL_RANK"] = rank % (n_processes // n_machines)
         world = {name: str(value) for name, value in world.items()} if n_processes > 1 else {}
-        started.append(context.Process(target=_run, args=(function, settings, str(own), shared | world)))
+        started.append(context.Process(target=_run, args=(function, settings, str(own), shared | world, timeout)))
         started[-1].start()
     for process in started:
         process.join(timeout)

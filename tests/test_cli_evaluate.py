@@ -107,15 +107,18 @@ def test_stored_scores_never_pass_for_those_of_a_model(rmtrl, mine, checkpoint, 
     assert (out / "mine" / "scores.jsonl").read_text() == model_scores
 
 
-def test_models_and_benchmarks_make_a_table(rmtrl, mine, checkpoint, new_model, rows, tokenizer, tmp_path):
+def test_models_and_benchmarks_make_a_table(
+    rmtrl, mine, checkpoint, new_model, rows, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     other = tmp_path / "deep" / "rm"
     new_model(initializer_range=0.5).save_pretrained(other)
     tokenizer.save_pretrained(other)
     second = make_benchmark(tmp_path / "b", rows(20, seed=1), "second")
-    command = ["evaluate", "--model", checkpoint, "--model", other, "--benchmark", mine, "--benchmark", second,
+    command = ["evaluate", "--model", "rm", "--model", "deep/rm", "--benchmark", mine, "--benchmark", second,
                "--out", tmp_path / "out"]  # fmt: skip
     code, stdout, _ = rmtrl(*command)
-    head = next(line for line in stdout.splitlines() if line.startswith("model "))
+    head = next(line for line in stdout.splitlines() if line.startswith("model ") and "average" in line)
     assert code == 0 and head.split() == ["model", "mine", "second", "average", "of", "2"]
     assert len(list((tmp_path / "out").rglob("scores.jsonl"))) == 4
     runs = json.loads((tmp_path / "out" / "results.json").read_text())["models"]

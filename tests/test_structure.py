@@ -112,7 +112,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 15_712, 120
+MOST_CODE_LINES, MOST_FILES = 15_850, 120
 
 
 def code_lines(path):
@@ -155,7 +155,7 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
 def test_every_configuration_is_found():
-    assert len(CONFIGS) == 9
+    assert len(CONFIGS) == 11
 
 
 # recipe, its launcher, its own dataclass
@@ -165,6 +165,8 @@ RECIPES = {
     "calibrate": ("calibrate_rm", "python", "CalibrationRecipeArguments"),
     "eval": ("eval_rm", "python", "EvalRecipeArguments"),
     "ppo": ("ppo_llama", "accelerate launch", "PPORecipeArguments"),
+    "dpo": ("dpo_llama", "accelerate launch", "DPORecipeArguments"),
+    "grpo": ("grpo_llama", "accelerate launch", "GRPORecipeArguments"),
 }
 
 
@@ -176,7 +178,8 @@ def test_a_configuration_sets_known_fields_and_its_header_is_the_command(path, m
 
     recipe, launcher, own = RECIPES[path.stem]
     module = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="recipe")
-    trained = {"rm": rmtrl.RewardConfig, "sft": trl.SFTConfig, "ppo": rmtrl.PPOConfig}
+    trained = {"rm": rmtrl.RewardConfig, "sft": trl.SFTConfig, "ppo": rmtrl.PPOConfig, "dpo": trl.DPOConfig}
+    trained["grpo"] = trl.RLOOConfig  # GRPO's has these fields too
     configs = {stage: (config, trl.ModelConfig) for stage, config in trained.items()}
     dataclass_types = (module[own], *configs.get(path.stem, ()))
     fields = {field.name for cls in dataclass_types for field in dataclasses.fields(cls)}

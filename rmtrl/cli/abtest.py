@@ -10,6 +10,7 @@ from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, read_rows, show
 from rmtrl.errors import UsageError
 from rmtrl.io import read_object, write_json, write_rows
+from rmtrl.types import json_ready
 
 app = typer.Typer(help="Compare two policies by a planned experiment.", no_args_is_help=True)
 
@@ -45,7 +46,7 @@ def plan(
         baseline, effect, paired=paired, discordant=discordant, alpha=alpha, power=power, looks=looks, bounds=bounds,
         safety_maximum=safety_maximum, safety_alpha=safety_alpha, block=block, seed=seed,
     )  # fmt: skip
-    whole = made.as_dict()
+    whole = json_ready(made)
     if out is not None:
         if out.exists() and (not out.is_file() or read_object(out) != whole):
             raise UsageError(f"{out} exists and is another plan; a plan is not changed: name a new file")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import stats
@@ -19,7 +19,7 @@ from scipy import stats
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import read_sound_rows, read_text
 from rmtrl.metrics import binomial_estimate, combined_estimate, trials
-from rmtrl.types import Estimate, json_ready
+from rmtrl.types import Estimate
 
 SCHEMA = "rmtrl/abtest-plan/1"
 CONTROL, TREATMENT = ARMS = ("control", "treatment")
@@ -44,6 +44,9 @@ class Plan:
         block (`int`): Units in which both arms come equally often; even.
         seed (`int`): Seed of the assignment.
     """
+
+    schema: ClassVar = SCHEMA
+    json_also: ClassVar = ("hash",)
 
     baseline: float
     effect: float
@@ -75,13 +78,9 @@ class Plan:
         looks = len(self.critical_values)
         return tuple(math.ceil(self.n * k / looks) for k in range(1, looks + 1))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the content of a plan file."""
-        return dict(json_ready({"schema": SCHEMA, **vars(self), "hash": self.hash}))
-
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Plan":
-        """Returns the plan that [`Plan.as_dict`] describes.
+        """Returns the plan of a file, of what `json_ready` makes of one.
 
         Raises:
             DataError: If it is no plan, or was changed since it was made.
@@ -173,40 +172,36 @@ def assign(units: Iterable[str], plan: Plan, assigned: Mapping[str, str] | None 
     return found | dict(zip(new, islice(_sequence(plan), len(found), None), strict=False))
 
 
-def assignment_seals(assigned: Mapping[str, str], plan: Plan) -> list[str]:
-    """Returns a seal for each assignment, a hash of it, of the plan and of all assignments before it.
+def assignment_rows(assigned: Mapping[str, str], plan: Plan) -> Iterator[dict[str, str]]:
+    """Yields the line of each assignment, with a seal: a hash of it, of the plan and of all assignments before it.
 
     Example:
 
     ```python
     >>> plan = make_plan(0.5, 0.1)
-    >>> [seal[:6] for seal in assignment_seals(assign("ab", plan), plan)]
+    >>> [row["seal"][:6] for row in assignment_rows(assign("ab", plan), plan)]
     ['746749', 'bef874']
     ```
     """
-    seals, seal = [], plan.hash
+    seal = plan.hash
     for unit, arm in assigned.items():
         seal = hashlib.sha256(json.dumps([seal, unit, arm]).encode()).hexdigest()
-        seals.append(seal)
-    return seals
-
-
-def assignment_rows(assigned: Mapping[str, str], plan: Plan) -> Iterator[dict[str, str]]:
-    """Yields the line of each assignment, as [`read_assignments`] takes it."""
-    for (unit, arm), seal in zip(assigned.items(), assignment_seals(assigned, plan), strict=True):
         yield {"unit": unit, plan.column: arm, "plan": plan.hash, "seal": seal}
 
 
 def read_assignments(rows: Sequence[Mapping[str, Any]], plan: Plan, *, source: str) -> dict[str, str]:
     """Returns the arm of each unit, checked to be as it was assigned under the plan.
 
+    An arm set after the fact would let the outcomes choose their arm. The sequence of arms follows from the plan, so
+    each is made again; that no unit has taken another's place is what the seals hold.
+
     Args:
-        rows (`Sequence[Mapping]`): Lines of [`assignment_rows`].
+        rows (`Sequence[Mapping]`): Lines of [`assignment_rows`], in their order.
         plan ([`Plan`]): The plan.
         source (`str`): Their file, for errors.
 
     Raises:
-        DataError: If a line is no assignment, of another plan or of a unit named before, or as [`check_assignments`].
+        DataError: If a line is no assignment, of another plan, of a unit named before, or changed since it was made.
     """
     found: dict[str, str] = {}
     for row in rows:
@@ -221,7 +216,13 @@ def read_assignments(rows: Sequence[Mapping[str, Any]], plan: Plan, *, source: s
         if unit in found:
             raise DataError(f"{source} assigns {unit!r} twice; wanted one line a unit")
         found[unit] = arm
-    check_assignments(found, plan, [row.get("seal") for row in rows])
+    planned = assignment_rows(dict(zip(found, _sequence(plan), strict=False)), plan)
+    for place, (row, made) in enumerate(zip(rows, planned, strict=True), 1):
+        if any(row.get(name) != value for name, value in made.items()):
+            raise DataError(
+                f"the assignments were changed after they were made, from line {place} on (unit {row['unit']!r}); "
+                "restore them, or assign new units and collect new data"
+            )
     return found
 
 
@@ -244,29 +245,6 @@ def read_units(path: Path) -> list[str]:
         if type(id) not in (str, int) or not str(id).strip():
             raise DataError(f"{path}: row {number} has no unit; {wanted}")
     return [str(id) for id in ids]
-
-
-def check_assignments(assigned: Mapping[str, str], plan: Plan, seals: Sequence[Any]) -> None:
-    """Raises where assignments are not those that [`assign`] made under the plan.
-
-    An arm set after the fact would let the outcomes choose their arm. The sequence of arms follows from the plan, so
-    each is made again; that no unit has taken another's place is what the seals hold.
-
-    Args:
-        assigned (`Mapping[str, str]`): Arm of each unit, in the order of the file.
-        plan ([`Plan`]): The plan.
-        seals (`Sequence`): The seal that stands with each, from [`assignment_seals`].
-
-    Raises:
-        DataError: If an arm or a seal is another.
-    """
-    expected = zip(assigned.items(), _sequence(plan), assignment_seals(assigned, plan), seals, strict=False)
-    for place, ((unit, arm), planned, seal, stored) in enumerate(expected, 1):
-        if arm != planned or seal != stored:
-            raise DataError(
-                f"the assignments were changed after they were made, from line {place} on (unit {unit!r}); restore "
-                "them, or assign new units and collect new data"
-            )
 
 
 def _sequence(plan: Plan) -> Iterator[str]:
@@ -372,16 +350,24 @@ def analyse(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]
         DataError: If an outcome is of no assigned unit, of the other arm, given twice, or lacks what the plan needs.
     """
     by_arm = _by_arm(plan, assigned, outcomes)
-    rates = {arm: _rate([o.success for o in own.values()]) for arm, own in by_arm.items() if own}
     known = {arm: [o.violation for o in own.values() if o.violation is not None] for arm, own in by_arm.items()}
-    violations = {arm: _rate(values) for arm, values in known.items() if values}
-    looks = _looks(plan, by_arm, outcomes)
+    rates = _rates({arm: [o.success for o in own.values()] for arm, own in by_arm.items()})
     counts = {f"assigned {arm}": list(assigned.values()).count(arm) for arm in ARMS if not plan.paired}
     counts |= {"assigned": len(assigned)} | {f"outcomes {arm}": len(own) for arm, own in by_arm.items()}
     if plan.paired:
         counts["pending"] = len(by_arm[CONTROL].keys() ^ by_arm[TREATMENT].keys())
-    decision, reason = _decide(plan, looks, sum(known[TREATMENT]), len(known[TREATMENT]))
-    return Analysis(decision, reason, looks, rates, violations, counts, _balance(counts))
+    looks = _looks(plan, by_arm, outcomes)
+    decided = _decide(plan, looks, sum(known[TREATMENT]), len(known[TREATMENT]))
+    return Analysis(*decided, looks, rates, _rates(known), counts, _balance(counts))
+
+
+def _balance(counts: Mapping[str, int]) -> float | None:
+    assigned, observed = (
+        np.array([counts.get(f"{kind} {arm}", 0) for arm in ARMS]) for kind in ("assigned", "outcomes")
+    )
+    if not assigned.all():  # nor are arms assigned where they are paired
+        return None
+    return float(stats.chisquare(observed, assigned / counts["assigned"] * observed.sum()).pvalue)
 
 
 def _by_arm(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]) -> dict[str, dict[str, Outcome]]:
@@ -405,8 +391,8 @@ def _by_arm(plan: Plan, assigned: Mapping[str, str], outcomes: Sequence[Outcome]
     return by_arm
 
 
-def _rate(values: Sequence[bool]) -> Estimate:
-    return binomial_estimate(sum(values), len(values), kind="wilson")
+def _rates(by_arm: Mapping[str, Sequence[bool]]) -> dict[str, Estimate]:
+    return {arm: binomial_estimate(sum(own), len(own), kind="wilson") for arm, own in by_arm.items() if own}
 
 
 def _looks(plan: Plan, by_arm: Mapping[str, Mapping[str, Outcome]], outcomes: Sequence[Outcome]) -> tuple[Look, ...]:
@@ -456,11 +442,3 @@ def _decide(plan: Plan, looks: Sequence[Look], violations: int, n: int) -> tuple
     if unsafe:
         return "no success", f"better, but {violations:,} violations in {n:,} are above {most:g}; {said}"
     return "success", said
-
-
-def _balance(counts: Mapping[str, int]) -> float | None:
-    observed = np.array([counts[f"outcomes {arm}"] for arm in ARMS])
-    share = np.array([counts.get(f"assigned {arm}", 0) for arm in ARMS]) / counts["assigned"]
-    if not (share > 0).all():  # nor are arms assigned where they are paired
-        return None
-    return float(stats.chisquare(observed, share * observed.sum()).pvalue)

@@ -16,7 +16,7 @@ from rmtrl.data.messages import conversation_text
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.probes import Probe, probe
 from rmtrl.evaluation.scoring import SIDES, ScoredPairs
-from rmtrl.metrics import Floats, domain_accuracy, mean_estimate, pair_wins, reweighted_estimate, scaled
+from rmtrl.metrics import Floats, mean_estimate, mean_estimates, pair_wins, reweighted_estimate, scaled
 from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
 from rmtrl.types import Chat, Estimate
 
@@ -204,7 +204,7 @@ def audit_pairs(
     return replace(
         audit_length(chosen, rejected, first, second, prompts, unit=unit, seed=seed),
         without_scores=without, ties_left_out=tied,
-        domains=domain_accuracy(wins, domains, prompts, seed=seed),
+        domains=mean_estimates(wins, np.array(domains, str), prompts, seed=seed),
         reweighted={"target_mix": target_mix, "accuracy": mixed} if mixed else None,
         probes=_probed(scorer, kept.pairs, probe_rows, seed) if scorer is not None and probe_rows else (),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ from rmtrl.metrics import binomial_estimate, scaled
 from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/evidence/1"
-PROPORTIONS = ("test_accuracy", "length_matched_accuracy", "fresh_accuracy", "spillover_accuracy")
 FINDINGS = ("length_audit", "lineage")
-RANGES = dict.fromkeys((*PROPORTIONS, "ece"), (0.0, 1.0)) | dict.fromkeys(("overlap", "gamma"), (0.0, math.inf))
 OTHER_MODEL = "another"
 WORSENED = "made these pairs surely worse"
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -63,6 +61,11 @@ class Finding:
     source: str = ""
 
 
+def _known(least: float = -math.inf, most: float = math.inf, *place: str) -> Any:
+    """Returns the field of a figure with its range, and its place in the files of a run, if it has one."""
+    return field(default=None, metadata={"range": (least, most), "place": place})
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Everything the gate asks for; None where nobody has measured it.
@@ -80,14 +83,14 @@ class Evidence:
         lineage: Whether reward model and policy come from the same base.
     """
 
-    overlap: Figure | None = None
-    test_accuracy: Figure | None = None
-    length_matched_accuracy: Figure | None = None
-    fresh_accuracy: Figure | None = None
-    ece: Figure | None = None
-    nll_gain: Figure | None = None
-    gamma: Figure | None = None
-    spillover_accuracy: Figure | None = None
+    overlap: Figure | None = _known(0)
+    test_accuracy: Figure | None = _known(0, 1, "metrics.json", "test", "accuracy")
+    length_matched_accuracy: Figure | None = _known(0, 1, "audit.json", "figures", "accuracy_matched")
+    fresh_accuracy: Figure | None = _known(0, 1, "fresh.json", "accuracy")
+    ece: Figure | None = _known(0, 1)
+    nll_gain: Figure | None = _known()
+    gamma: Figure | None = _known(0, math.inf, "overoptimization.json", "whole", "gamma")
+    spillover_accuracy: Figure | None = _known(0, 1, "metrics.json", "spillover", "accuracy")
     length_audit: Finding | None = None
     lineage: Finding | None = None
 
@@ -128,7 +131,8 @@ class Evidence:
         return cls(**read)
 
 
-NAMES = {item.name for item in fields(Evidence)}
+KNOWN: Mapping[str, Mapping[str, Any]] = {item.name: item.metadata for item in fields(Evidence)}
+NAMES = set(KNOWN)
 
 
 def collect(files: Mapping[str, Mapping[str, Any]], model_fingerprint: Mapping[str, Any] | None = None) -> Evidence:
@@ -156,11 +160,10 @@ def collect(files: Mapping[str, Mapping[str, Any]], model_fingerprint: Mapping[s
     0.800 [0.670, 0.888] (n = 50) (reviewed_by model)
     ```
     """
-    found: dict[str, Any] = {name: _from(file, _of(files.get(file), *path)) for name, (file, *path) in _PLACES.items()}
-    found |= {
-        "overlap": _overlap(files.get("rmtrl.json", {})),
-        "length_audit": _length_audit(files.get("audit.json", {})),
-    }
+    places = {name: known["place"] for name, known in KNOWN.items() if known.get("place")}
+    found: dict[str, Any] = {name: _from(file, _of(files.get(file), *path)) for name, (file, *path) in places.items()}
+    found["overlap"] = _overlap(files.get("rmtrl.json", {}))
+    found["length_audit"] = _length_audit(files.get("audit.json", {}))
     found |= _calibrated(files.get("calibration.json", {}))
     if found["fresh_accuracy"] and (reviewed_by := files["fresh.json"].get("reviewed_by")):
         found["fresh_accuracy"]["reviewed_by"] = reviewed_by
@@ -172,13 +175,6 @@ def collect(files: Mapping[str, Mapping[str, Any]], model_fingerprint: Mapping[s
     return Evidence.from_dict({"schema": SCHEMA, **found})
 
 
-_PLACES = {
-    "test_accuracy": ("metrics.json", "test", "accuracy"),
-    "spillover_accuracy": ("metrics.json", "spillover", "accuracy"),
-    "length_matched_accuracy": ("audit.json", "figures", "accuracy_matched"),
-    "fresh_accuracy": ("fresh.json", "accuracy"),
-    "gamma": ("overoptimization.json", "whole", "gamma"),
-}
 _OF_A_MODEL = ("audit.json", "calibration.json", "fresh.json", "overoptimization.json")
 
 
@@ -233,23 +229,18 @@ def _overlap(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _calibrated(calibration: Mapping[str, Any]) -> dict[str, Any]:
     """Returns ECE and NLL gain on a test split, else of cross-fitted calibrators; figures in-sample are none."""
-    before, after, where = calibration.get("test_before"), calibration.get("test_after"), "test"
+    after, where = calibration.get("test_after"), "test"
     if not after and calibration.get("after_is") == "cross-fitted":
-        before, after, where = calibration.get("before"), calibration.get("after"), "cross-fitted"
+        after, where = calibration.get("after"), "cross-fitted"
     source = f"calibration.json, {where}"
     found = {"ece": _from(source, _of(after, "ece"))}
     if found["ece"] and is_number(null := _of(after, "null_ece", "value")):
         found["ece"]["null_ece"] = round(null, 4)
-    nll, change = (_of(before, "nll"), _of(after, "nll")), calibration.get("nll_change")
-    if not all(isinstance(item, Mapping) for item in nll):
+    if not isinstance(change := calibration.get("nll_change"), Mapping):
         return found
-    if isinstance(change, Mapping):
-        gain = scaled(_estimate("nll_change", change), -1)
-    else:  # of an earlier version; the same pairs, so the true interval is narrower
-        a, b = (_estimate("nll", item) for item in nll)
-        gain = Estimate(a.value - b.value, a.low - b.high, a.high - b.low, b.n, method="ends of the two intervals")
+    gain = scaled(_estimate("nll_gain", change), -1)
     found["nll_gain"] = _from(source, asdict(gain))
-    worse = {"calibration": WORSENED} if isinstance(change, Mapping) and gain.high < 0 else {}
+    worse = {"calibration": WORSENED} if gain.high < 0 else {}
     return {name: item and item | worse for name, item in found.items()}
 
 
@@ -266,18 +257,17 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
         raise DataError(f"the evidence {name} has value {value!r} and n {n!r}; wanted a number and a count above 0")
     if not is_number(level) or not 0 < level < 1:
         raise DataError(f"the evidence {name} has the level {level!r}; wanted a number between 0 and 1, such as 0.95")
-    value, (least, most) = float(value), RANGES.get(name, (-math.inf, math.inf))  # type: ignore[arg-type]
+    value, (least, most) = float(value), KNOWN[name]["range"]  # type: ignore[arg-type]
     if not least <= value <= most:
         wanted = "a share from 0 to 1" if most == 1 else "0 or more"
         raise DataError(f"the evidence {name} is {value:g}; wanted {wanted}")
-    whole = {"low", "high"} <= set(item)
-    if name in PROPORTIONS and not whole:
+    if name.endswith("accuracy") and not {"low", "high"} <= set(item):
         interval = binomial_estimate(round(value * n), n, kind="wilson")
-        return Estimate(value, min(interval.low, value), max(interval.high, value), n, method="Wilson")
-    ends = [math.nan if item.get(end) is None else item[end] for end in ("low", "high")]
-    if not whole or not all(is_number(end) or end != end for end in ends):
+        return replace(interval, value=value, low=min(interval.low, value), high=max(interval.high, value))
+    ends = [math.nan if item.get(end, "") is None else item.get(end) for end in ("low", "high")]
+    if not all(is_number(end) or end != end for end in ends):
         raise DataError(f"the evidence {name} has no interval; wanted low and high beside the value")
-    low, high = map(float, ends)
+    low, high = map(float, ends)  # type: ignore[arg-type]
     if low > value or high < value:
         raise DataError(f"the evidence {name} is {value:g}, outside its interval {low:g} to {high:g}; mend the file")
     if low < least or high > most:
@@ -309,51 +299,44 @@ class Origin:
     vocabulary: str = ""
 
 
-def parents(files: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Returns what a model says it was trained from: an adapter's base, and the start that its record names.
-
-    Args:
-        files (`Mapping[str, Mapping]`): Parsed `config.json`, `adapter_config.json` and `rmtrl.json`, as far as they
-            exist.
-
-    Example:
-
-    ```python
-    >>> parents({"adapter_config.json": {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}})
-    ('meta-llama/Llama-3.1-8B',)
-    ```
-    """
-    found = (
-        files.get("adapter_config.json", {}).get("base_model_name_or_path"),
-        (files.get("rmtrl.json", {}).get("model") or {}).get("model_name_or_path"),
-        files.get("config.json", {}).get("_name_or_path"),
-    )
-    return tuple(dict.fromkeys(str(name) for name in found if name))
+Files = Mapping[str, Mapping[str, Any]]
+"""Parsed `config.json`, `adapter_config.json`, `rmtrl.json` and `tokenizer.json` of a model, as far as they exist."""
 
 
-def origin(name: str, files: Mapping[str, Mapping[str, Any]], ancestors: Sequence[Origin] = ()) -> Origin:
-    """Returns the origin of a model from the files beside its weights.
+def origin(name: str, read: Callable[[str], Files], deep: int = 8) -> Origin:
+    """Returns the origin of a model from the files beside its weights and those of its ancestors.
+
+    A model says what it was trained from: an adapter's base, the start that its record names, the name in its
+    configuration. An adapter has its shape from them.
 
     Args:
         name (`str`): Folder or hub id.
-        files (`Mapping[str, Mapping]`): As in [`parents`], and `tokenizer.json`.
-        ancestors (`Sequence[Origin]`): Origins of its [`parents`], as far as they can be read; an adapter has its
-            shape from them.
+        read (`Callable[[str], Files]`): Returns the files of a model by its name, none where they cannot be read.
+        deep (`int`): Generations to follow.
 
     Example:
 
     ```python
-    >>> origin("my/adapter", {"adapter_config.json": {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}}).names
+    >>> files = {"adapter_config.json": {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}}
+    >>> origin("my/adapter", {"my/adapter": files, "meta-llama/Llama-3.1-8B": {}}.__getitem__).names
     ('my/adapter', 'meta-llama/Llama-3.1-8B')
     ```
     """
-    config = files.get("config.json", {})
+    files = read(name)
+    record, config = files.get("rmtrl.json", {}), files.get("config.json", {})
+    said = (
+        files.get("adapter_config.json", {}).get("base_model_name_or_path"),
+        (record.get("model") or {}).get("model_name_or_path"),
+        config.get("_name_or_path"),
+    )
+    parents = [str(parent) for parent in said if parent and parent != name]
     config = config.get("text_config") or config  # of models that see pictures too
     shape = {key: config[key] for key in _SHAPE if key in config}
     vocabulary = (files.get("tokenizer.json", {}).get("model") or {}).get("vocab")
-    written_as = (files.get("rmtrl.json", {}).get("config") or {}).get("output_dir")
-    names = [name, *([str(written_as)] if written_as else []), *parents(files)]
-    for ancestor in ancestors:
+    written_as = (record.get("config") or {}).get("output_dir")
+    known = str(Path(name).resolve()) if Path(name).is_dir() else name
+    names = [known, *([str(written_as)] if written_as else []), *parents]
+    for ancestor in (origin(parent, read, deep - 1) for parent in dict.fromkeys(parents) if deep):
         names += ancestor.names
         shape = shape or dict(ancestor.shape)
     return Origin(tuple(dict.fromkeys(names)), shape, _hash(vocabulary) if vocabulary else "")
@@ -434,14 +417,10 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
     policy = policy or next((str(path) for path in (run / "sft", model.parent / "sft") if path.is_dir()), None)
     if policy is None:
         return evidence
-    lineage = compare_origins(read_origin(str(model)), read_origin(policy))
+    lineage = compare_origins(*(origin(name, _files_of) for name in (str(model), policy)))
     return replace(evidence, lineage=replace(lineage, source=policy))
 
 
-def read_origin(name: str, deep: int = 8) -> Origin:
-    """Returns where a model comes from, as far as the folders of its ancestors stand on this machine."""
-    folder = Path(name)
-    files = {file: read_object(folder / file) for file in _ORIGIN if (folder / file).is_file()}
-    known = str(folder.resolve()) if folder.is_dir() else name
-    ancestors = [read_origin(parent, deep - 1) for parent in parents(files) if parent != name and deep]
-    return origin(known, files, ancestors)
+def _files_of(name: str) -> Files:
+    """Returns the files that tell a model's origin, as far as its folder stands on this machine."""
+    return {file: read_object(Path(name) / file) for file in _ORIGIN if (Path(name) / file).is_file()}

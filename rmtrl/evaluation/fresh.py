@@ -186,30 +186,29 @@ def import_verdicts(
     """
     if reviewed_by not in REVIEWERS:
         raise DataError(f"got the reviewer kind {reviewed_by!r}; wanted {' or '.join(REVIEWERS)}")
-    known = _known_pairs(key)
-    found: dict[str, dict[str, Any] | None] = {}
+    known, seen = _known_pairs(key), set[str]()
+    judged: dict[str, dict[str, Any]] = {}
     for row in rows:
         id = str(row.get("id"))
         if id not in known:
             raise DataError(f"the review has the id {id!r}, which the key does not know; give the key of this review")
-        if id in found:
+        if id in seen:
             raise DataError(f"the review has {id!r} twice; wanted one verdict a pair")
+        seen.add(id)
         if _seal(row) != known[id]["sha256"]:
             raise DataError(f"the text of {id!r} is not the one that was sampled; judge it as it was")
         verdict, name = _verdict(row), str(row.get("reviewer") or reviewer).strip()
         if verdict and not name:
             raise DataError(f"{id!r} has a verdict and no reviewer; name one in the row or with --reviewer")
-        found[id] = {
-            "id": id, "prompt_id": known[id]["prompt_id"], **{side: row[side] for side in _TEXTS},
-            **{name: row[name] for name in (*TEMPLATE, *_CUT) if name in row}, "verdict": verdict,
-            "reviewer": name, "reviewed_by": reviewed_by, "policy": key.get("policy", ""),
-        } if verdict else None  # fmt: skip
-    judged = [own for id in known if (own := found.get(id))]
-    missing = [id for id in known if not found.get(id)]
+        if verdict:
+            own = {name: row[name] for name in (*_TEXTS, *TEMPLATE, *_CUT) if name in row}
+            who = {"reviewer": name, "reviewed_by": reviewed_by, "policy": key.get("policy", "")}
+            judged[id] = {"id": id, "prompt_id": known[id]["prompt_id"], **own, "verdict": verdict, **who}
+    missing = [id for id in known if id not in judged]
     if missing and (not allow_missing or not judged):
         said = f"{len(missing):,} of {len(known):,} pairs have no verdict, the first is {missing[0]!r}"
         raise DataError(f"{said}; judge them all, or allow missing ones")
-    return Verdicts(tuple(judged), len(missing))
+    return Verdicts(tuple(judged[id] for id in known if id in judged), len(missing))
 
 
 def _known_pairs(key: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -270,8 +269,8 @@ class FreshResult:
     truncated: int = 0
 
 
-def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises where rows are no verdicts that can be counted.
+def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns `id`, `prompt` and `reviewer` of each verdict, and its `lead`: 1 for a, −1 for b, 0 for a tie.
 
     Args:
         rows (`Sequence[Mapping]`): Rows of [`Verdicts`].
@@ -280,33 +279,31 @@ def check_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
         DataError: If a row is not whole, a reviewer judges a pair twice, an id stands for two texts or a text under
             two ids, no pair is decided, or human and model verdicts or several policies are mixed.
     """
-    judged: set[tuple[str, str]] = set()
-    text_of: dict[str, str] = {}
-    id_of: dict[str, str] = {}
-    lead: Counter[str] = Counter()
-    for row in rows:
-        _check_verdict(row)
-        id, reviewer = str(row["id"]), str(row["reviewer"]).strip().casefold()
-        if (id, reviewer) in judged:
-            raise DataError(f"the verdicts have {id!r} by {reviewer!r} twice; wanted one verdict of each reviewer")
-        judged.add((id, reviewer))
-        # sides exchanged, it is still the same pair
-        text = _text([_text(row["prompt"]), *sorted(_text(row[side]) for side in "ab")])
-        if text_of.setdefault(id, _seal(row)) != _seal(row):
-            raise DataError(f"the verdicts have two texts under the id {id!r}; score each review apart")
-        if id_of.setdefault(text, id) != id:
-            raise DataError(f"{id!r} and {id_of[text]!r} are the same pair; wanted one id a pair")
-        lead[id] += _SIGN[row["verdict"]]
+    found = pd.DataFrame([_verdict_cells(row) for row in rows])
+    for id, who in found.loc[found.duplicated(["id", "by"]), ["id", "by"]].itertuples(index=False):
+        raise DataError(f"the verdicts have {id!r} by {who!r} twice; wanted one verdict of each reviewer")
+    for id in _several(found, "id", "seal"):
+        raise DataError(f"the verdicts have two texts under the id {id!r}; score each review apart")
+    for pair in _several(found, "pair", "id"):
+        first, second, *_ = found.loc[found["pair"] == pair, "id"].unique()
+        raise DataError(f"{second!r} and {first!r} are the same pair; wanted one id a pair")
     for name in ("reviewed_by", "policy"):
         kinds = sorted({str(row.get(name)) for row in rows})
         if len(kinds) > 1:
             raise DataError(f"the verdicts mix {name} {' and '.join(kinds)}; score them apart")
-    if not any(lead.values()):
-        raise DataError(f"none of the {len(lead):,} pairs is decided; wanted verdicts a or b")
+    if not found.groupby("id")["lead"].sum().any():
+        raise DataError(f"none of the {found['id'].nunique():,} pairs is decided; wanted verdicts a or b")
+    return found
 
 
-def _check_verdict(row: Mapping[str, Any]) -> None:
-    """Raises where a row is no whole verdict."""
+def _several(found: pd.DataFrame, name: str, of: str) -> list[str]:
+    """Returns the names that stand with more than one value of the other column, each once."""
+    counts = found.groupby(name, sort=False)[of].nunique()
+    return list(counts[counts > 1].index)
+
+
+def _verdict_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is counted of a verdict; raises where it is not whole."""
     wanted = "as rmtrl fresh import writes them"
     for name in ("id", "prompt_id", "reviewer", *_TEXTS):
         value, kinds = row.get(name), (str, list) if name in _TEXTS else (str, int)
@@ -316,6 +313,12 @@ def _check_verdict(row: Mapping[str, Any]) -> None:
     if verdict not in VERDICTS or by not in REVIEWERS:
         known = f"{', '.join(VERDICTS)} by {' or '.join(REVIEWERS)}"
         raise DataError(f"{row['id']!r} has the verdict {verdict!r} by {by!r}; wanted {known}, {wanted}")
+    reviewer = str(row["reviewer"]).strip()
+    return {
+        "id": str(row["id"]), "prompt": str(row["prompt_id"]), "reviewer": reviewer, "by": reviewer.casefold(),
+        "lead": _SIGN[verdict], "cut": any(row.get(flag) is True for flag in _CUT), "seal": _seal(row),
+        "pair": _text([_text(row["prompt"]), *sorted(_text(row[side]) for side in "ab")]),  # whichever side is a
+    }  # fmt: skip
 
 
 def model_scores(rows: Sequence[Mapping[str, Any]], scorer: Any, *, source: str) -> NDArray[np.float64]:
@@ -361,25 +364,19 @@ def score_verdicts(rows: Sequence[Mapping[str, Any]], scores_a: ArrayLike, score
     Raises:
         DataError: If scores are missing or not finite; and as [`check_verdicts`] says.
     """
-    check_verdicts(rows)
+    found = check_verdicts(rows)
     a, b = np.asarray(scores_a, float), np.asarray(scores_b, float)
     if not len(rows) == len(a) == len(b):
         raise DataError(f"got {len(a)} and {len(b)} scores of {len(rows)} verdicts; wanted two finite ones each")
     for bad in np.flatnonzero(~np.isfinite(a - b))[:1]:
         raise DataError(f"the scores of {rows[bad]['id']!r} are {a[bad]:g} and {b[bad]:g}; wanted finite ones")
-    frame = pd.DataFrame([(str(row["id"]), str(row["prompt_id"]), _SIGN[row["verdict"]]) for row in rows],
-                         columns=["id", "prompt", "lead"]).assign(margin=a - b)  # fmt: skip
-    pairs = frame.groupby("id", sort=False).agg({"prompt": "first", "margin": "first", "lead": "sum"})
+    by_pair = found.assign(margin=a - b).groupby("id", sort=False)
+    pairs = by_pair.agg({"prompt": "first", "margin": "first", "lead": "sum", "cut": "any"})
     decided = pairs[pairs["lead"] != 0]
     wins = pair_wins(decided["margin"] * np.sign(decided["lead"]), np.zeros(len(decided)))
     return FreshResult(
-        accuracy=mean_estimate(wins, decided["prompt"]),
-        reviewed_by=str(rows[0]["reviewed_by"]),
-        pairs=len(pairs),
-        ties=len(pairs) - len(decided),
-        tied_scores=int((wins == 0.5).sum()),
-        a_preferred=float((decided["lead"] > 0).mean()),
-        policy=str(rows[0].get("policy")),
-        reviewers=dict(Counter(str(row["reviewer"]).strip() for row in rows)),
-        truncated=len({str(row["id"]) for row in rows if any(row.get(flag) is True for flag in _CUT)}),
-    )
+        accuracy=mean_estimate(wins, decided["prompt"]), reviewed_by=str(rows[0]["reviewed_by"]), pairs=len(pairs),
+        ties=len(pairs) - len(decided), tied_scores=int((wins == 0.5).sum()),
+        a_preferred=float((decided["lead"] > 0).mean()), policy=str(rows[0].get("policy")),
+        reviewers=dict(Counter(found["reviewer"])), truncated=int(pairs["cut"].sum()),
+    )  # fmt: skip

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
+import pandas as pd
 import yaml
 
 from rmtrl.evaluation.benchmarks.results import BenchmarkResult, in_words
@@ -15,7 +17,7 @@ Results = Mapping[str, Mapping[str, BenchmarkResult]]
 
 _ENOUGH = 3  # benchmarks, below which nothing is said of other domains
 _MIXED = "mixed"  # the kind of benchmarks that hold several kinds
-_OVERALL = "overall"
+_OVERALL, _HIGHEST = "overall", "highest"
 
 
 @dataclass(frozen=True)
@@ -112,51 +114,40 @@ def published_rows(results: Results) -> list[PublishedFigure]:
 
 def report(
     results: Results, selected_on: Mapping[str, Sequence[str]], unscored: Mapping[str, Mapping[str, str]] = {}
-) -> str:
-    """Returns the whole text: every result, the table of models and published rows, warnings.
+) -> dict[str, Any]:
+    """Returns what people read: every result, the table of models and published rows, warnings.
 
     Args:
         results (`Results`): Results by model and benchmark.
         selected_on (`Mapping[str, Sequence[str]]`): The benchmarks that chose each model's checkpoint.
         unscored (`Mapping[str, Mapping[str, str]]`): Why a benchmark has no result, by model and benchmark.
     """
-    parts = [
-        "\n".join(_result_lines(model, result, chose=name in selected_on.get(model, ())))
+    whole = {
+        f"{name} of {model}": _whole(model, result, name in selected_on.get(model, ()))
         for model, own in results.items()
         for name, result in own.items()
-    ]
-    if table := _side_by_side(results, unscored):
-        parts.append("\n".join(table))
-    return "\n\n".join([*parts, *(f"warning: {line}" for line in warnings(results, selected_on, unscored))])
+    }
+    return {**whole, **_side_by_side(results, unscored), "warning": warnings(results, selected_on, unscored)}
 
 
 def _missing(result: BenchmarkResult) -> str:
     return f"{result.n_missing:,} of {result.n_scored + result.n_missing:,} rows"
 
 
-def _result_lines(model: str, result: BenchmarkResult, *, chose: bool) -> list[str]:
-    mark = "  (chose this checkpoint)" if chose else ""
-    rows = [("model", model), ("overall", f"{result.overall}{mark}")]
-    if result.n_missing:
-        low, high = result.bounds
-        rows += [
-            ("missing", f"{_missing(result)}{in_words(result.missing_reasons)}"),
-            ("", f"with these all wrong {low:.3f}, all right {high:.3f}"),
-            ("", _listed(result.missing_ids, result.n_missing)),
-        ]
-    rows += [("excluded", f"{count:,} rows: {reason}") for reason, count in result.excluded.items()]
-    rows += [
-        ("incomplete", f"{name}: {part['scored']:,} of {part['expected']:,} rows scored, {part['got']:,} read")
-        for name, part in result.missing_parts.items()
-    ]
-    groups = {"section": result.sections, "average": result.others, "subset": result.subsets}
-    if set(result.subsets) == set(result.sections):
-        del groups["subset"]
-    for kind, figures in groups.items():
-        width = max(map(len, figures), default=0)
-        rows += [(kind, f"{name:<{width}}  {estimate}") for name, estimate in figures.items()]
-    rows += [("rule", result.rule), ("ties", result.ties)]
-    return [result.name, *(f"  {label:<12}{text}" for label, text in rows)]
+def _whole(model: str, result: BenchmarkResult, chose: bool) -> dict[str, Any]:
+    low, high = result.bounds
+    missing = {
+        "missing": f"{_missing(result)}{in_words(result.missing_reasons)}",
+        "bounds": f"with these all wrong {low:.3f}, all right {high:.3f}",
+        "missing rows": _listed(result.missing_ids, result.n_missing),
+    }
+    return {
+        "model": model, "overall": f"{result.overall}{'  (chose this checkpoint)' * chose}",
+        **(missing if result.n_missing else {}),
+        "rule": result.rule, "ties": result.ties, "excluded rows": result.excluded,
+        "incomplete": result.missing_parts, "sections": result.sections, "averages": result.others,
+        "subsets": {} if set(result.subsets) == set(result.sections) else result.subsets,
+    }  # fmt: skip
 
 
 def _listed(ids: Sequence[str], count: int) -> str:
@@ -164,30 +155,28 @@ def _listed(ids: Sequence[str], count: int) -> str:
     return f"{shown} and {count - 5:,} more" if count > 5 else shown
 
 
-def _side_by_side(results: Results, unscored: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Returns models and published rows in one table, a column a figure; empty for one figure that stands alone."""
+def _side_by_side(results: Results, unscored: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Returns models and published rows in one table, a column a figure; nothing for one figure that stands alone."""
     names = dict.fromkeys(name for table in (results, unscored) for own in table.values() for name in own)
-    rows = published_rows(results)
+    theirs = published_rows(results)
     shown = [(name, figure) for name in names for figure in
-             dict.fromkeys([_OVERALL, *(row.figure for row in rows if row.benchmark == name)])]  # fmt: skip
-    if len(results) == len(shown) == 1 and not rows:
-        return []
-    theirs = list(dict.fromkeys(row.model for row in rows))
-    columns = [["model", *results, *(["highest"] if len(results) > 1 else []), *(f"{model} *" for model in theirs)]]
+             dict.fromkeys([_OVERALL, *(row.figure for row in theirs if row.benchmark == name)])]  # fmt: skip
+    if len(results) == len(shown) == 1 and not theirs:
+        return {}
+    public = dict.fromkeys(f"{row.model} *" for row in theirs)
+    table = pd.DataFrame(index=pd.Index([*results, *([_HIGHEST] if len(results) > 1 else []), *public], name="model"))
     for name, figure in shown:
-        cells = [_cell(own.get(name), figure, name in unscored.get(model, {})) for model, own in results.items()]
         ours = {model: _figure(own[name], figure) for model, own in results.items() if name in own}
-        known = {row.model: f"{row.value:.3f}" for row in rows if (row.benchmark, row.figure) == (name, figure)}
+        cells = {m: _cell(own.get(name), figure, name in unscored.get(m, {})) for m, own in results.items()}
+        known = {f"{r.model} *": f"{r.value:.3f}" for r in theirs if (r.benchmark, r.figure) == (name, figure)}
         title = name if figure == _OVERALL else f"{name}, {figure}"
-        columns.append([title, *cells, *_highest(ours, len(results)), *(known.get(model, "") for model in theirs)])
+        table[title] = pd.Series(cells | known | {_HIGHEST: _highest(ours)})
     common, means = averages(results)
     if means:
-        cells = [f"{estimate:.3f}" for estimate in means.values()]
-        columns.append([f"average of {len(common)}", *cells, *_highest(means, len(results)), *[""] * len(theirs)])
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
-    sources = "; ".join(dict.fromkeys(row.source for row in rows))
-    return [*lines, f"* published, not run here: {sources}"] if rows else lines
+        cells = {model: f"{estimate:.3f}" for model, estimate in means.items()}
+        table[f"average of {len(common)}"] = pd.Series(cells | {_HIGHEST: _highest(means)})
+    sources = list(dict.fromkeys(row.source for row in theirs))
+    return {"models": table.fillna("").reset_index().to_dict("records"), "* published, not run here": sources}
 
 
 def _figure(result: BenchmarkResult, figure: str) -> Estimate | None:
@@ -202,7 +191,6 @@ def _cell(result: BenchmarkResult | None, figure: str, unscored: bool) -> str:
     return f"{found:.3f}" + " incomplete" * (figure == _OVERALL and bool(result.missing_parts))
 
 
-def _highest(ours: Mapping[str, Estimate | None], models: int) -> list[str]:
-    """Returns the cell that names the best of several models, no cell where there is one."""
+def _highest(ours: Mapping[str, Estimate | None]) -> str:
     values = {model: estimate.value for model, estimate in ours.items() if estimate is not None}
-    return [", ".join(m for m, v in values.items() if v == max(values.values()))] if models > 1 else []
+    return ", ".join(model for model, value in values.items() if value == max(values.values()))

@@ -193,8 +193,8 @@ def summary(runs: Sequence[Run], out: Path | None, *, started: float) -> dict[st
     return whole
 
 
-def in_words(runs: Sequence[Run]) -> str:
-    """Returns the report of all runs for people."""
+def in_words(runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns what people read of all runs, for [`~rmtrl.reporting.tables.table`]."""
     return report(*_by_model(runs))
 
 

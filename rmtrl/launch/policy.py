@@ -1,5 +1,6 @@
 """What the policy recipes share: prompts and splits, the policy, its reward and its judges, and what came of it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from trl import ModelConfig, ScriptArguments, get_quantization_config
 
 from rmtrl.calibration.calibration import FILE, read_calibration
@@ -17,18 +18,19 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError
 from rmtrl.evaluation.fingerprints import model_fingerprint
+from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import load_policy as load_language_policy
 from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
 from rmtrl.reward.scorer import RewardScorer
-from rmtrl.types import Estimate, Scorer
+from rmtrl.types import Estimate, Scorer, json_ready
 
 
 @dataclass
-class PPORecipeArguments(ScriptArguments):
-    """What a policy recipe is told besides TRL's arguments."""
+class PolicyRecipeArguments(ScriptArguments):
+    """What a policy recipe is told besides TRL's arguments; it takes `trust_remote_code` from those where they say."""
 
     dataset_name: str | None = field(
         default="embedded", metadata={"help": "`embedded`, a .json(l) file, a folder or a hub id with `prompt`."}
@@ -48,10 +50,17 @@ class PPORecipeArguments(ScriptArguments):
         default="warn", metadata={"help": "When a judge falls while the reward rises: warn or stop.",
                                   "choices": ["warn", "stop"]}
     )  # fmt: skip
+    trust_remote_code: bool = field(default=False, init=False)
+
+
+@dataclass
+class PPORecipeArguments(PolicyRecipeArguments):
+    """What the PPO recipe is told besides TRL's arguments."""
+
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether to run model code from the hub."})
 
 
-def read_prompt_splits(recipe: PPORecipeArguments) -> dict[str, Dataset]:
+def read_prompt_splits(recipe: PolicyRecipeArguments) -> dict[str, Dataset]:
     """Returns the prompts to train on, to watch the run with and to report it with; no prompt stands in two.
 
     Raises:
@@ -90,7 +99,7 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     return load_language_policy(str(model_args.model_name_or_path), **settings)
 
 
-def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:
+def make_reward(recipe: PolicyRecipeArguments, args: PPOConfig) -> ComposedReward:
     """Returns the reward model as a reward: calibrated where a calibration of these weights stands beside it.
 
     Raises:
@@ -108,7 +117,7 @@ def make_reward(recipe: PPORecipeArguments, args: PPOConfig) -> ComposedReward:
     return ComposedReward(scorer, calibration=calibration, pessimism=recipe.pessimism, length_penalty=penalty)
 
 
-def judges(recipe: PPORecipeArguments) -> dict[str, Scorer]:
+def judges(recipe: PolicyRecipeArguments) -> dict[str, Scorer]:
     """Returns the scorers that watch beside the reward: another reward model, and gold in the embedded world."""
     found: dict[str, Scorer] = {}
     if recipe.dataset_name == "embedded":
@@ -135,6 +144,29 @@ def paired_figures(
         columns = {"start": before, "end": after, "gain": after - before}
         figures[name] = {which: mean_estimate(column, proportion=False) for which, column in columns.items()}
     return figures
+
+
+def finish_stage(
+    trainer: Trainer, final: Path, record: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    n: int, **more: Any,
+) -> None:  # fmt: skip
+    """Writes what came of a policy's training, puts the folder in place and prints the figures on test prompts.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): Its output folder holds the policy.
+        final (`Path`): Where the folder belongs.
+        record (`Mapping`): What `rmtrl.json` holds; its `schema` names the stage.
+        samples (`Mapping`): Rows of the policy's `start` and `test`, n a prompt; see [`paired_figures`].
+        n (`int`): Responses to each prompt.
+        more: What else `metrics.json` holds.
+    """
+    folder, figures = Path(str(trainer.args.output_dir)), paired_figures(samples["start"], samples["test"], n)
+    schema = record["schema"].replace("/1", "-metrics/1")
+    write_json(folder / "metrics.json", json_ready({"schema": schema, "test": figures} | more))
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples["test"]))
+    write_json(folder / "rmtrl.json", {**record, "figures": {"chosen on": "validation", "reported on": "test"}})
+    replace_folder(folder, final)
+    print(summary(str(final), figures))
 
 
 def summary(folder: str, figures: Mapping[str, Mapping[str, Estimate]]) -> str:

@@ -12,6 +12,6 @@ from rmtrl.metrics.probabilities import (
     ReliabilityCurve, calibration_metrics, nll, reliability_curve,
 )  # fmt: skip
 from rmtrl.metrics.ranks import (
-    best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate, domain_accuracy,
-    kendall, length_bias, pair_wins, pairwise_accuracy, pearson, reward_metrics, spearman, worst_group_accuracy,
+    best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate,
+    kendall, length_bias, pair_wins, pearson, reward_metrics, spearman, worst_group_accuracy,
 )  # fmt: skip

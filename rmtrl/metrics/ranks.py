@@ -31,40 +31,6 @@ def pair_wins(chosen: ArrayLike, rejected: ArrayLike) -> NDArray[np.float64]:
     return (np.sign(np.asarray(chosen, float) - np.asarray(rejected, float)) + 1) / 2
 
 
-def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
-    """Returns the share of pairs in which chosen scores higher; a tie counts one half.
-
-    Example:
-
-    ```python
-    >>> round(pairwise_accuracy([2.1, 0.8, 1.9], [0.4, 1.0, 1.2]), 4)
-    0.6667
-    ```
-    """
-    return float(pair_wins(chosen, rejected).mean())
-
-
-def domain_accuracy(
-    wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None, **options: Any
-) -> dict[str, Estimate]:
-    """Returns the accuracy of each domain, in alphabetical order.
-
-    Args:
-        wins (`(N,)` array): From [`pair_wins`].
-        domains (`(N,)` array of `str`): Domain of each pair.
-        groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
-        options: `level`, `n_resamples` and `seed` of [`mean_estimate`].
-
-    Example:
-
-    ```python
-    >>> {name: e.value for name, e in domain_accuracy([1, 0, 1], ["maths", "maths", "chat"]).items()}
-    {'chat': 1.0, 'maths': 0.5}
-    ```
-    """
-    return mean_estimates(wins, np.asarray(domains, str), groups, **options)
-
-
 def worst_group_accuracy(wins: ArrayLike, domains: ArrayLike, groups: ArrayLike | None = None) -> tuple[str, Estimate]:
     """Returns the domain of lowest accuracy, and that accuracy with an interval for the lowest TRUE accuracy.
 
@@ -87,8 +53,9 @@ def worst_group_accuracy(wins: ArrayLike, domains: ArrayLike, groups: ArrayLike 
     'maths'
     ```
     """
-    n_domains = len(np.unique(np.asarray(domains, str)))
-    found = domain_accuracy(wins, domains, groups, level=1 - 0.05 / n_domains, n_resamples=10_000)
+    domains = np.asarray(domains, str)
+    n_domains = len(np.unique(domains))
+    found = mean_estimates(wins, domains, groups, level=1 - 0.05 / n_domains, n_resamples=10_000)
     worst, own = min(found.items(), key=lambda item: item[1].value)
     low, high = min(e.low for e in found.values()), min(e.high for e in found.values())
     method = f"lowest of {n_domains} simultaneous intervals (Bonferroni); {own.method}"

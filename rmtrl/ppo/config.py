@@ -22,9 +22,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "0 or more": (lambda value: value >= 0, "kl_coef entropy_coef vf_coef"),
     "above 0": (
         lambda value: value > 0,
-        "temperature kl_target kl_horizon cliprange cliprange_value max_approx_kl max_kl missing_eos_penalty",
+        "temperature kl_target kl_horizon cliprange cliprange_value max_approx_kl max_kl missing_eos_penalty "
+        "vllm_max_logprob_gap",
     ),
-    "above 0, up to 1": (lambda value: 0 < value <= 1, "top_p gamma"),
+    "above 0, up to 1": (lambda value: 0 < value <= 1, "top_p gamma vllm_gpu_memory_utilization"),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "lam"),
 }
 
@@ -70,6 +71,13 @@ class PPOConfig(PPOBaseConfig):
             More settings of [`~transformers.GenerationConfig`], such as `min_new_tokens`: those that act on the
             logits or the cache. As JSON in a flag. What changes the distribution makes samples that are not the
             policy's.
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether vLLM generates, in the process that trains. The gap between its log probabilities and the policy's
+            own, which the updates use, is logged as `generation/logprob_gap`: a mean absolute difference a token.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of the accelerator's memory that vLLM takes.
+        vllm_max_logprob_gap (`float`, *optional*, defaults to `0.1`):
+            Gap that ends the training with an error: samples of other weights are 0.3 and more apart.
         num_generations (`int`, *optional*, defaults to `1`):
             Responses to each prompt in a batch; above 1 the spread of rewards within a prompt is logged.
         num_eval_generations (`int`, *optional*, defaults to `1`):
@@ -119,6 +127,9 @@ class PPOConfig(PPOBaseConfig):
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "More generation settings, as JSON: '{\"min_new_tokens\": 4}'."}
     )
+    use_vllm: bool = field(default=False, metadata={"help": "Whether vLLM generates."})
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Share of memory that vLLM takes."})
+    vllm_max_logprob_gap: float = field(default=0.1, metadata={"help": "Gap between the engines that ends training."})
     num_generations: int = field(default=1, metadata={"help": "Responses to each prompt in a batch."})
     num_eval_generations: int = field(default=1, metadata={"help": "Responses to each prompt in an evaluation."})
     missing_eos_score: float | None = field(default=None, metadata={"help": "Score of a response that is cut off."})

@@ -2,16 +2,20 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.generation import TransformersGenerator
@@ -54,6 +58,16 @@ class PolicyAndValue(nn.Module):
         self.value_model = value_model
         self.reference_adapter = reference_adapter
         self._switch = AdapterSwitch(policy)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Layers that an engine gathers one after the other."""
+        return sorted({name for part in self._parts() for name in part._no_split_modules or ()})
+
+    def tie_weights(self) -> None:
+        """Ties embeddings again that moving has parted."""
+        for part in self._parts():
+            part.tie_weights()
 
     @property
     def config(self) -> Any:
@@ -124,6 +138,42 @@ class PolicyAndValue(nn.Module):
         return bool(getattr(base_model(self.policy), f"is_{CHECKPOINTING}"))
 
 
+@contextmanager
+def whole_weights(accelerator: Accelerator, wrapped: Any) -> Iterator[PolicyAndValue]:
+    """Yields policy and value model with all their weights, so that each process goes at its own pace.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Knows the engine.
+        wrapped ([`PolicyAndValue`]): Both, in the wrapper they are trained in.
+    """
+    if not accelerator.is_fsdp2 or not hasattr(wrapped, "unshard"):  # FSDP2 shares it out when training starts
+        with unwrap_model_for_generation(wrapped, accelerator) as model:
+            yield model
+        return
+    wrapped._get_fsdp_state()._lazy_init()  # else the first of its parts to run would be taken for the whole
+    parts = [part for part in wrapped.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield wrapped
+    finally:
+        for part in parts:
+            again = part is not wrapped and accelerator.state.fsdp_plugin.reshard_after_forward
+            part.set_reshard_after_forward(again, recurse=False)
+            part.reshard()
+
+
+def shard_reference(model: Any, accelerator: Accelerator) -> Any:
+    """Returns the reference in shares where the policy is trained in shares, else on the device of each process."""
+    if accelerator.is_fsdp2:
+        sharded = fsdp2_prepare_model(accelerator, model)
+        sharded.set_reshard_after_forward(True)  # its outermost weights too
+        return sharded
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return prepare_deepspeed(model, accelerator) if plugin and plugin.zero_stage == 3 else model.to(accelerator.device)
+
+
 class SequenceValue(nn.Module):
     """A value model of a sequence classification model with one label: its score at every position.
 
@@ -186,6 +236,13 @@ def check_roles(model: Any, ref_model: Any, reward_model: Any, value_model: Any)
         ModelError: If policy or reference is no causal language model.
         UsageError: If one object is given twice.
     """
+    for name, given in (("model", model), ("ref_model", ref_model), ("value_model", value_model),
+                        ("reward_model", getattr(reward_model, "model", reward_model))):  # fmt: skip
+        if isinstance(given, nn.Module) and any(hasattr(weight, "ds_id") for weight in given.parameters()):
+            raise ModelError(
+                f"{name} was loaded in shares, by ZeRO-3, and is copied or read at each process's own pace; give its "
+                "folder or hub id, or load it in a block of `with rmtrl.models.whole():`"
+            )
     for name, given in (("model", model), ("ref_model", model if ref_model is None else ref_model)):
         speaks = isinstance(given, PreTrainedModel | PeftModel) and given.get_output_embeddings() is not None
         if not speaks and not isinstance(given, str | Path):
@@ -253,7 +310,8 @@ def choose_reference(
     if not isinstance(policy, PeftModel):
         return copy.deepcopy(policy).eval().requires_grad_(False), None
     if args.ref_adapter_name is not None:
-        _check_name(policy, "ref_adapter_name", args.ref_adapter_name)
+        if args.ref_adapter_name:  # else the base model
+            _check_name(policy, "ref_adapter_name", args.ref_adapter_name)
         return None, args.ref_adapter_name
     if peft_config is not None:
         return None, ""

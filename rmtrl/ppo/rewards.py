@@ -6,7 +6,7 @@ Whatever judges is called once and checked; a failure stops training and shows t
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,19 +76,21 @@ class Samples:
         """Returns a sample as a message of an error ends with it."""
         return shown(self.prompts[index], self.completions[index])
 
-    def checked(self, values: Any, *, name: str) -> Floats:
-        """Returns what `name` gave, one finite number a completion, `(N,)`."""
-        return checked_scores(
-            values, len(self), name=name, sample="completion", error=RewardError,
-            shown=lambda index: f": {self.shown(index)}",
-        )  # fmt: skip
+    def checked(self, values: Any, *, name: str, abstains: bool = False) -> Floats:
+        """Returns what `name` gave, one finite number a completion, `(N,)`; NaN for a None, where it may abstain."""
+        silent = [False] * len(self)
+        if abstains and isinstance(values, list | tuple) and len(values) == len(self):
+            silent = [value is None for value in values]
+            values = [0.0 if value is None else value for value in values]
+        said: dict[str, Any] = {"name": name, "sample": "completion", "shown": lambda index: f": {self.shown(index)}"}
+        return np.where(silent, np.nan, checked_scores(values, len(self), error=RewardError, **said))
 
-    def judged(self, judge: RewardFunction, *, name: str) -> Floats:
+    def judged(self, judge: RewardFunction, *, name: str, abstains: bool = False) -> Floats:
         """Returns what a function in TRL's form gives, checked; of no completion, it is not called."""
         if not len(self):
             return np.zeros(0)
         given = {"prompts": self.prompts, "completions": self.completions, **self.columns}
-        return self.checked(self.attributed(lambda: judge(**given), name=name), name=name)
+        return self.checked(self.attributed(lambda: judge(**given), name=name), name=name, abstains=abstains)
 
     def attributed(self, run: Callable[[], Any], *, name: str) -> Any:
         """Returns what `run` does; where it raises, the [`RewardError`] shows the sample that the error is of."""
@@ -103,12 +105,11 @@ class Samples:
             raise
         except Exception as error:
             own, said = failed_at(error, n), f"{type(error).__name__}: {' '.join(str(error).split())}"
+            which, first, index = f"one of completions 0 to {n - 1}", "the first is ", None
             if len(own) == 1:
-                line = f"the {name} failed for completion {own[0]} of {n}: {said}: {self.shown(own[0])}"
-                raise RewardError(line, index=own[0]) from error
-            raise RewardError(
-                f"the {name} failed for one of completions 0 to {n - 1}: {said}: the first is {self.shown(0)}"
-            ) from error
+                which, first, index = f"completion {own[0]} of {n}", "", own[0]
+            said = f"the {name} failed for {which}: {said}: {first}{self.shown(own[0])}"
+            raise RewardError(said, index=index) from error
 
 
 def shown(prompt: Conversation, completion: Conversation) -> str:
@@ -266,8 +267,9 @@ class Moments:
 
     @classmethod
     def of(cls, values: ArrayLike) -> "Moments":
-        """Returns the moments of `values`, `(N,)`; of none, those that change nothing."""
+        """Returns the moments of `values`, `(N,)`, NaN left out; of none, those that change nothing."""
         array = np.asarray(values, dtype=np.float64)
+        array = array[_known(array)]
         if not array.size:
             return cls()
         mean = float(array.mean())
@@ -288,10 +290,7 @@ class Moments:
             return self
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self)
-        total = Moments()
-        for own in gathered:
-            total = total.merged(own)
-        return total
+        return reduce(Moments.merged, gathered, Moments())
 
     @property
     def std(self) -> float:
@@ -311,6 +310,18 @@ class ComposedReward:
     (and each scorer's own, by name), `score_std`, `calibrated`, `uncertainty` (what was taken off), each filter (1
     where it blocked), `length_penalty`, `normalised`, `clipped` (1 where it was) and `reward`. Where the trainer
     passes `log_metric` their means are logged under `__name__`, which may be set to tell several apart.
+
+    A scorer abstains from a completion by None, as in TRL (NaN is an error). Of several scorers the others' weighted
+    sum stands; where all abstain, and no filter blocks the completion, its reward is None and its `parts_` are NaN,
+    which means and moments leave out. GRPOTrainer and RLOOTrainer then give it the advantage 0 and take it out of its
+    group's baseline, if no other of `reward_funcs` gives it a number: they add those up, so what is taken off besides
+    belongs in here. A scorer that abstains from some answers to a prompt and not from others compares sums of unlike
+    parts: let it speak of all or none. [`PPOTrainer`] needs a number for every response and raises.
+
+    Steps act on each completion by itself; a scorer may compare the answers to one prompt. From TRL's trainers it
+    receives those of its own process, `num_generations` to a prompt one after another. They are whole groups where
+    `per_device_train_batch_size` · `steps_per_generation` is a multiple of `num_generations`; else a group lies across
+    two processes.
 
     Args:
         scorer ([`~rmtrl.types.Scorer`] or `Callable` or `Mapping[str, Callable]` or `str`):
@@ -372,8 +383,8 @@ class ComposedReward:
         self._check_scorers()
         self._check_settings()
 
-    def __call__(self, prompts: Conversations, completions: Conversations, **columns: Any) -> list[float]:
-        """Returns the reward of each completion.
+    def __call__(self, prompts: Conversations, completions: Conversations, **columns: Any) -> list[float | None]:
+        """Returns the reward of each completion, None where every scorer abstains.
 
         Args:
             prompts, completions (`Sequence[Conversation]`): N of each.
@@ -381,7 +392,7 @@ class ComposedReward:
                 and `truncated`, a bool a completion.
 
         Raises:
-            RewardError: If a step fails or returns anything but one finite number a completion.
+            RewardError: If a step fails or returns anything but one finite number (a scorer: or None) a completion.
             UsageError: If a step needs `completion_ids` or `truncated` and they are not given.
         """
         self.parts_ = {}
@@ -394,7 +405,7 @@ class ComposedReward:
             rewards = self.parts_["normalised"] = self._normalised(rewards)
         if self.clip is not None:
             whole, rewards = rewards, rewards.clip(self.clip[0], self.clip[1])
-            self.parts_["clipped"] = (rewards != whole).astype(np.float64)
+            self.parts_["clipped"] = np.sign(abs(whole - rewards))
         self.parts_["reward"] = rewards
         log_metric = columns.get("log_metric")
         if log_metric is not None and not callable(log_metric):
@@ -402,9 +413,9 @@ class ComposedReward:
                 f"log_metric is TRL's function to log with, got {type(log_metric).__name__}; rename the column"
             )
         if log_metric is not None and len(rewards):
-            for part, values in self.parts_.items():
-                log_metric(f"{self.__name__}/{part}", float(values.mean()))
-        return [float(reward) for reward in rewards]
+            for part, values in self.parts_.items():  # as many on every process: NaN is left out by TRL's log
+                log_metric(f"{self.__name__}/{part}", Moments.of(values).mean if _known(values).any() else np.nan)
+        return [None if np.isnan(reward) else float(reward) for reward in rewards]
 
     def unscaled(self) -> "ComposedReward":
         """Returns a copy without normalisation and clip, whose rewards can be compared over time."""
@@ -442,12 +453,14 @@ class ComposedReward:
         scorer, std = self._load(), None
         if isinstance(scorer, Mapping):
             weights = self.weights or dict.fromkeys(scorer, 1.0)
-            self.parts_ |= {name: samples.judged(one, name=_name_of(one)) for name, one in scorer.items()}
-            scores = sum((weights[name] * self.parts_[name] for name in scorer), np.zeros(len(samples)))
+            parts = {name: samples.judged(one, name=_name_of(one), abstains=True) for name, one in scorer.items()}
+            scores = np.where(sum(map(_known, parts.values())), 0.0, np.nan)
+            scores += sum(weights[name] * np.nan_to_num(part) for name, part in parts.items())
+            self.parts_ |= parts
         elif isinstance(scorer, UncertainScorer) and scorer.aggregation == "mean":
             scores, std = _distribution(scorer, samples)
         else:
-            scores = samples.judged(scorer, name=_name_of(scorer))
+            scores = samples.judged(scorer, name=_name_of(scorer), abstains=True)
         inner = scorer.parts_ if isinstance(scorer, ComposedReward) else {}
         self.parts_ |= {"score": scores} | inner  # a reward within is shown by its own parts
         rewards = self._calibrated(scores, samples)
@@ -460,10 +473,12 @@ class ComposedReward:
         return lowered
 
     def _calibrated(self, scores: Floats, samples: Samples) -> Floats:
-        calibration = self.calibration
-        if calibration is None or not len(samples):
+        calibration, known = self.calibration, _known(scores)
+        if calibration is None or not known.any():
             return scores
-        return samples.checked(samples.attributed(lambda: calibration(scores), name="calibration"), name="calibration")
+        filled = np.where(known, scores, scores[known][0])
+        given = samples.attributed(lambda: calibration(filled), name="calibration")
+        return np.where(known, samples.checked(given, name="calibration"), np.nan)
 
     def _filtered(self, rewards: Floats, samples: Samples) -> Floats:
         fixed = np.full(len(rewards), np.inf)
@@ -524,6 +539,11 @@ def _distribution(scorer: UncertainScorer, samples: Samples) -> tuple[Floats, Fl
     sides: Any = zip(samples.prompts, samples.completions, strict=True)
     found = samples.attributed(lambda: scorer.distribution([prompt + own for prompt, own in sides]), name=name)
     return samples.checked(found.mean, name=name), samples.checked(found.std, name=f"uncertainty of the {name}")
+
+
+def _known(values: Floats) -> NDArray[np.bool_]:
+    """Returns where a scorer did not abstain, `(N,)`."""
+    return ~np.isnan(values)
 
 
 def _lengths(samples: Samples) -> list[int]:

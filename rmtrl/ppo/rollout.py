@@ -204,6 +204,21 @@ def token_figures(
     return Rollout(episodes, plan, mask.to(accelerator.device), *accelerator.reduce(figures, "sum"))
 
 
+def engine_gap(accelerator: Accelerator, rollout: Rollout, logprobs: Sequence[Sequence[float]]) -> float:
+    """Returns the mean absolute difference a token between the policy's log probabilities and another engine's.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Knows processes and device.
+        rollout ([`Rollout`]): With the policy's own.
+        logprobs (`Sequence[Sequence[float]]`): The engine's, of the tokens of this process's rows.
+    """
+    own = own_rows(accelerator, len(rollout.episodes))
+    theirs = torch.tensor([value for row in logprobs for value in row], device=accelerator.device)
+    apart = (rollout.logprobs[own][rollout.mask[own]] - theirs).abs()
+    total, n = accelerator.reduce(torch.stack([apart.sum(), torch.ones_like(apart).sum()]), "sum").tolist()
+    return float(total / n)
+
+
 def score_episodes(
     reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, episodes: Episodes, rows: Sequence[int]
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, speed_metrics
-from trl.models import unwrap_model_for_generation
 
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.generation import sampling_key
-from rmtrl.models import check_finite, check_weights
+from rmtrl.models import check_finite, check_weights, keep_outputs, whole
 from rmtrl.ppo import evaluation, models, state
 from rmtrl.ppo import rollout as rollouts
 from rmtrl.ppo import update as updates
@@ -37,6 +37,7 @@ from rmtrl.ppo.rollout import Episodes, Rollout, Scores
 from rmtrl.ppo.schedule import Schedule
 from rmtrl.ppo.state import RunState
 from rmtrl.ppo.update import Experience
+from rmtrl.ppo.vllm import VLLMGenerator
 from rmtrl.types import Estimate, json_ready
 
 logger = get_logger(__name__)
@@ -123,6 +124,7 @@ class PPOTrainer(PPOBase):
     model: models.PolicyAndValue
     processing_class: PreTrainedTokenizerBase
 
+    @whole()
     def __init__(
         self, args: PPOConfig, processing_class: PreTrainedTokenizerBase,
         model: "str | Path | PreTrainedModel | PeftModel", ref_model: "str | Path | PreTrainedModel | None" = None,
@@ -138,7 +140,7 @@ class PPOTrainer(PPOBase):
         loading: dict[str, Any] = {"n_tokens": len(processing_class), "adapted": peft_config is not None}
         policy = models.add_policy_adapter(models.load_policy(model, **loading), peft_config, args.model_adapter_name)
         models.give_pad_token(processing_class)
-        self.generator = models.make_generator(policy, processing_class, args)
+        self.generator: Any = models.make_generator(policy, processing_class, args)
         self.max_prompt_length = limit = models.longest_prompt(policy, args)
         self.train_prompts = read_prompts(train_dataset, processing_class, max_length=limit)
         self.eval_prompts = read_sets(eval_dataset, processing_class, max_length=limit) if eval_dataset else {}
@@ -161,15 +163,24 @@ class PPOTrainer(PPOBase):
                  "value_model": getattr(value, "model", value)}  # fmt: skip
         every = [ids for read in (self.train_prompts, *self.eval_prompts.values()) for ids in read.ids]
         models.check_vocabulary(given, processing_class, every, self.generator.end_token_ids)
-        models.check_positions(given, max(map(len, every)) + args.response_length)
+        longest = max(map(len, every)) + args.response_length
+        models.check_positions(given, longest)
+        if args.use_vllm:
+            self.generator = VLLMGenerator(policy, args, self.generator.end_token_ids, longest)
         models.disable_dropout(policy, value, self.ref_model)
         both = models.PolicyAndValue(policy, value, reference_adapter)
         super().__init__(
             model=both, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, optimizers=optimizers,
             processing_class=processing_class, callbacks=[_RunEvents(self), *(callbacks or [])],
         )  # fmt: skip
-        for network in filter(None, (self.ref_model, reward_network)):
-            network.to(self.accelerator.device)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise UsageError("PPO runs under FSDP2; set fsdp_version: 2 in the file of accelerate")
+        keep_outputs(self.accelerator)
+        if reward_network is not None:
+            reward_network.to(self.accelerator.device)
+        self._reference = state.reference_digest(policy if self.ref_model is None else self.ref_model)
+        if self.ref_model is not None:
+            self.ref_model = models.shard_reference(self.ref_model, self.accelerator)
         n, world_size = len(self.train_prompts), self.accelerator.num_processes
         self.schedule = Schedule(args, n, world_size, present=lambda: self.state.global_step)
         self.batch_size, self.num_total_batches = self.schedule.batch_size, self.schedule.n_updates
@@ -255,6 +266,7 @@ class PPOTrainer(PPOBase):
         self._began = self._began or (started, step)
         self._set_optimizer("train")
         rollout = self.rollout(*self.next_prompts(step), step=step)
+        gap = self._check_engine(rollout) if self.args.use_vllm else {}
         experience = self._experience = self.advantages(rollout, self.score(rollout))
         figures = updates.rollout_metrics(experience, self.args.num_generations) | self.update(experience, step=step)
         self.kl_controller.update(figures["objective/kl"], self.batch_size)
@@ -262,7 +274,7 @@ class PPOTrainer(PPOBase):
         self.state.episode = episode  # type: ignore[attr-defined]
         self.state.num_input_tokens_seen += tokens
         ends = set(self.generator.end_token_ids)
-        figures |= {
+        figures |= gap | {
             "eps": (episode - self._began[1] * self.batch_size) / (time.time() - self._began[0]),
             "tokens_per_second": tokens / (time.time() - started),
             "val/num_eos_tokens": float(sum(t in ends for ids in rollout.episodes.completion_ids for t in ids)),
@@ -315,7 +327,7 @@ class PPOTrainer(PPOBase):
             return 0
         passes = self._metrics["policy/optimizer_steps"][-1] / self.args.num_mini_batches
         tokens = passes * sum(self._experience.rollout.episodes.lengths) / self.accelerator.num_processes
-        return int(6 * tokens * sum(weight.numel() for weight in self.model.parameters()))
+        return int(6 * tokens * sum(getattr(w, "ds_numel", w.numel()) for w in self.model.parameters()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the means of what the updates since the last log came to."""
@@ -354,6 +366,20 @@ class PPOTrainer(PPOBase):
         self._check_finite(found.values, "values of the value model are")
         return found
 
+    def _check_engine(self, rollout: Rollout) -> dict[str, float]:
+        """Returns how far vLLM's log probabilities are from the policy's own, unless they are of other weights."""
+        gap, most = (
+            rollouts.engine_gap(self.accelerator, rollout, self.generator.logprobs_),
+            self.args.vllm_max_logprob_gap,
+        )
+        if not gap <= most:
+            raise ModelError(
+                f"step {self.state.global_step + 1}: log probabilities of vLLM and the policy are {gap:.3g} apart a "
+                f"token, over vllm_max_logprob_gap {most:g}: responses come from other weights, or in too low a "
+                "precision; leave use_vllm out, or load the policy in the dtype it is trained in"
+            )
+        return {"generation/logprob_gap": gap}
+
     def sample(self, prompts: Prompts, indices: Sequence[int], keys: Sequence[int]) -> Episodes:
         """Returns a response to each prompt, over all processes, each having generated its share of the rows."""
         own, ends = rollouts.own_rows(self.accelerator, len(indices)), self.generator.end_token_ids
@@ -369,15 +395,14 @@ class PPOTrainer(PPOBase):
     def generate(self, prompt_ids: list[list[int]], keys: list[int]) -> list[list[int]]:
         """Returns the token ids of a response to each prompt, at most `response_length`, its stop token included.
 
-        The one method to override for another way of generating, such as vLLM.
+        The one method to override for another way of generating; `use_vllm` is one that comes along.
 
         Args:
             prompt_ids (`list[list[int]]`): Token ids of this process's prompts.
             keys (`list[int]`): What each sample's randomness should follow from.
         """
-        gather = self.args.ds3_gather_for_generation
-        unwrapped: Any = unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather)
-        with torch.no_grad(), self.accelerator.autocast(), unwrapped as model:
+        unsharded = models.whole_weights(self.accelerator, self.model_wrapped)
+        with torch.no_grad(), self.accelerator.autocast(), unsharded as model:
             self.generator.model = model.policy
             return [list(made.token_ids) for made in self.generator.complete(prompt_ids, keys)]
 
@@ -404,7 +429,9 @@ class PPOTrainer(PPOBase):
     def score_with(self, reward: Reward, prompts: Prompts, episodes: Episodes) -> tuple[torch.Tensor, dict[str, Any]]:
         """Returns what a reward gives each response, `(B,)`, and its parts; each process scores its own rows."""
         own = rollouts.own_rows(self.accelerator, len(episodes))
-        values, parts = rollouts.score_episodes(reward, self.processing_class, prompts, episodes, own)
+        shares = self.args.one_backbone  # its reward then runs on weights that an engine may have cut
+        with models.whole_weights(self.accelerator, self.model_wrapped) if shares else nullcontext():
+            values, parts = rollouts.score_episodes(reward, self.processing_class, prompts, episodes, own)
         scores, *columns = (np.array(gather_object(column.tolist())) for column in (values, *parts.values()))
         return torch.tensor(scores, device=self.args.device).float(), dict(zip(parts, columns, strict=True))
 
@@ -565,14 +592,12 @@ class PPOTrainer(PPOBase):
     def _run_state(self) -> RunState:
         """Returns what a resumed run needs beside models and optimizer."""
         args, prompts = self.args, self.train_prompts
-        reference = self.accelerator.unwrap_model(self.model).policy if self.ref_model is None else self.ref_model
-        spread = self.ref_model is None and (self.is_deepspeed_enabled or self.is_fsdp_enabled)  # over processes
         run = {
             "seed": args.seed,
             "data_seed": args.data_seed,
             "num_generations": args.num_generations,
             "prompts": f"{len(prompts)} ({prompts.digest:x})",
-            "reference": None if spread else state.reference_digest(reference),
+            "reference": self._reference,
         }
         reward: dict[str, Any] = getattr(self.reward, "state_dict", dict)()
         kl_controller, metrics = self.kl_controller.state_dict(), dict(self._metrics)

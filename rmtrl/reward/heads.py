@@ -1,6 +1,7 @@
 """The score head: its kinds, where it is in a model, and how it computes in float32."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rmtrl.errors import ModelError
-from rmtrl.models import base_model
+from rmtrl.models import base_model, whole
 from rmtrl.reward.config import RewardConfig
 
 _OF_ADAPTERS = ("modules_to_save", "lora_dropout", "lora_A", "lora_B")
@@ -206,11 +207,23 @@ def pool_over(model: nn.Module, mask: torch.Tensor | None) -> None:
 
 def draw_head(model: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draws the last layer of every member from N(0, 1/(d + 1)), bias 0, in place (Stiennon et al. 2020)."""
-    with torch.no_grad():
-        for layer in last_layers(model):
+    layers = last_layers(model)
+    with torch.no_grad(), _gathered(layers):
+        for layer in layers:
             layer.weight.normal_(0.0, (layer.in_features + 1) ** -0.5, generator=generator)
             if layer.bias is not None:
                 layer.bias.zero_()
+
+
+def _gathered(layers: list[Any]) -> AbstractContextManager[Any]:
+    """Holds weights that ZeRO-3 has spread over processes whole; what the first writes to them is everyone's."""
+    spread = [weight for layer in layers for weight in layer.parameters() if hasattr(weight, "ds_id")]
+    if not spread:
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(spread, modifier_rank=0)
+    return gathered
 
 
 def scale_head(model: nn.Module, scale: float, shift: float = 0.0) -> None:
@@ -316,7 +329,7 @@ def head_modules(model: "str | nn.Module", *, trust_remote_code: bool = False) -
 def empty_model(path: str, *, trust_remote_code: bool = False) -> Any:
     """Returns the sequence classification model of a folder or hub id with one label and without weights."""
     config = AutoConfig.from_pretrained(path, num_labels=1, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
+    with whole(), torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from rmtrl.metrics import (
     combined_estimate,
-    domain_accuracy,
     length_bias,
     mean_estimate,
+    mean_estimates,
     pair_wins,
     worst_group_accuracy,
 )
@@ -40,7 +40,7 @@ def pair_figures(pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequenc
         "length_bias": length_bias(
             pairs.chosen, pairs.rejected, pairs.chosen_length_tokens, pairs.rejected_length_tokens
         ),
-        "accuracy_by_domain": domain_accuracy(wins, names, groups),
+        "accuracy_by_domain": mean_estimates(wins, names, groups),
         "worst_domain": dict([worst_group_accuracy(wins, names, groups)]),
     }
 

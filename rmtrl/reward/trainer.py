@@ -23,7 +23,7 @@ from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
 from rmtrl.errors import DataError, ModelError
-from rmtrl.models import base_model, check_finite, check_weights
+from rmtrl.models import base_model, check_finite, check_weights, keep_outputs
 from rmtrl.reward import checkpoint, pairs, preparation
 from rmtrl.reward.callbacks import RewardCallback, invalid_logs, pair_logs
 from rmtrl.reward.config import RewardConfig
@@ -51,7 +51,7 @@ class RewardTrainer(TRLRewardTrainer):
     - `predict()` takes raw data and returns `(N, 2)` rewards, chosen and rejected, one row a pair; label ids are the
       index of the chosen column, 0. A pair over `max_length` is a row of NaN.
     - Pairs over `max_length` are counted in `dropped_pairs` and reported; when none is left, it raises.
-    - The head and the loss compute in float32 under bf16.
+    - The head and the loss compute in float32 under bf16; FSDP2 hands the head its weights rounded to bf16.
     - An adapter's head is trained and saved whatever `task_type` says.
     - A pad token that equals the end token, and would hide it from the model, or that the model has no embedding of,
       is replaced.
@@ -133,6 +133,7 @@ class RewardTrainer(TRLRewardTrainer):
                 'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'
             )
         compute_head_in_float32(self.model)
+        keep_outputs(self.accelerator)
         self._differences += checkpoint.start_head(self.model, self._settings, head)
         for adapter in getattr(self.model, "peft_config", {}).values():
             # TRL lists a language model's head for saving with a cloned chat template, and there is none

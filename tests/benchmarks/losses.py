@@ -45,7 +45,7 @@ from worlds import (
 )
 
 from rmtrl.calibration.calibrators import TemperatureCalibrator
-from rmtrl.metrics import calibration_metrics, pairwise_accuracy
+from rmtrl.metrics import calibration_metrics, pair_wins
 from rmtrl.reward.losses import davidson_log_probabilities, rao_kupper_log_probabilities
 
 TIE_NOISE, TIE_SHARE, WRONG, LEAST_GAP = 0.2, 0.3, 0.25, 0.09
@@ -180,7 +180,7 @@ def _votes(pairs: list[Pair], rng: np.random.Generator) -> Floats:
 
 def _figures(m: list[Floats], labels: list[Floats]) -> dict:
     temperature = TemperatureCalibrator().fit(m[0], labels[0]).temperature_
-    found = {"accuracy": pairwise_accuracy(m[1] * np.sign(2 * labels[1] - 1), np.zeros(len(m[1])))}
+    found = {"accuracy": pair_wins(m[1] * np.sign(2 * labels[1] - 1), np.zeros(len(m[1]))).mean()}
     for suffix, z in (("", m[1]), (", T", m[1] / temperature)):
         figures = calibration_metrics(z, labels=labels[1], n_resamples=200)
         found |= {f"{name}{suffix}": figures[name.lower()].value for name in ("NLL", "Brier", "ECE")}

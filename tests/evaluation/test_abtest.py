@@ -15,13 +15,12 @@ from rmtrl.evaluation.abtest import (
     analyse,
     assign,
     assignment_rows,
-    assignment_seals,
-    check_assignments,
     make_plan,
     read_assignments,
 )
 from rmtrl.metrics import binomial_estimate, combined_estimate
 from rmtrl.metrics.trials import critical_values, inflation, two_proportion_z
+from rmtrl.types import json_ready
 
 # plan and assignment
 
@@ -36,7 +35,7 @@ def test_plan_has_the_size_its_looks_need():
 
 
 def test_a_plan_comes_back_from_json_and_a_changed_one_does_not():
-    stored = json.loads(json.dumps(make_plan(0.5, 0.1, looks=2, safety_maximum=0.01).as_dict()))
+    stored = json.loads(json.dumps(json_ready(make_plan(0.5, 0.1, looks=2, safety_maximum=0.01))))
     assert Plan.from_dict(stored) == make_plan(0.5, 0.1, looks=2, safety_maximum=0.01)
     with pytest.raises(DataError, match="was changed after it was made"):
         Plan.from_dict(stored | {"safety_maximum": 0.05})
@@ -83,37 +82,38 @@ def test_the_order_of_units_does_not_decide():
     assert assign(shuffled, plan) == assign(UNITS, plan)
 
 
+def sealed(assigned, plan):
+    return list(assignment_rows(assigned, plan))
+
+
 def test_assignments_as_they_were_made_pass_however_often_they_grow():
     plan = make_plan(0.5, 0.1)
     found = assign(UNITS, plan, assign(UNITS[:33], plan))
-    check_assignments(found, plan, assignment_seals(found, plan))
+    assert read_assignments(sealed(found, plan), plan, source="rows") == found
 
 
 @pytest.mark.parametrize("sealed_again", [False, True])
 def test_an_arm_set_after_the_fact_is_an_error(sealed_again):
     plan = make_plan(0.5, 0.1)
     found = assign(UNITS[:20], plan)
-    seals = assignment_seals(found, plan)
-    unit = list(found)[7]
-    found[unit] = ARMS[1 - ARMS.index(found[unit])]
+    rows, unit = sealed(found, plan), list(found)[7]
+    found[unit] = rows[7]["arm"] = ARMS[1 - ARMS.index(found[unit])]
     with pytest.raises(DataError, match=f"changed after they were made, from line 8 on .unit '{unit}'"):
-        check_assignments(found, plan, assignment_seals(found, plan) if sealed_again else seals)
+        read_assignments(sealed(found, plan) if sealed_again else rows, plan, source="rows")
 
 
 def test_units_exchanged_or_taken_out_are_an_error():
     plan = make_plan(0.5, 0.1)
-    found = assign(UNITS[:20], plan)
-    seals = assignment_seals(found, plan)
-    units, arms = list(found), list(found.values())
-    i, j = arms.index("control"), arms.index("treatment")
-    units[i], units[j] = units[j], units[i]
+    rows = sealed(assign(UNITS[:20], plan), plan)
+    arms = [row["arm"] for row in rows]
+    one, other = rows[arms.index("control")], rows[arms.index("treatment")]
+    swapped = [{**row, "unit": {one["unit"]: other["unit"], other["unit"]: one["unit"]}.get(row["unit"], row["unit"])}
+               for row in rows]  # fmt: skip
     with pytest.raises(DataError, match="changed after they were made"):
-        check_assignments(dict(zip(units, arms, strict=True)), plan, seals)
-    fewer = dict(list(found.items())[1:])
-    with pytest.raises(DataError, match="from line 1 on"):
-        check_assignments(fewer, plan, seals[1:])
-    with pytest.raises(DataError, match="from line 1 on"):
-        check_assignments(found, plan, [None] * 20)
+        read_assignments(swapped, plan, source="rows")
+    for changed in (rows[1:], [{**row, "seal": None} for row in rows]):
+        with pytest.raises(DataError, match="from line 1 on"):
+            read_assignments(changed, plan, source="rows")
 
 
 # analysis

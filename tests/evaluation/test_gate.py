@@ -240,8 +240,8 @@ def test_files_of_a_run_are_read_as_they_are():
         {
             "metrics.json": {"validation": {}, "test": {"accuracy": estimate}, "spillover": {"accuracy": estimate}},
             "rmtrl.json": {"schema": "rmtrl/reward-model/1", "splits": {"test": {"pairs": 9}}, "data": {"groups": 70}},
-            "calibration.json": {"after_is": "cross-fitted", "before": {"nll": figure(0.6)},
-                                 "after": {"nll": figure(0.5), "ece": figure(0.04), "null_ece": figure(0.051)}},
+            "calibration.json": {"after_is": "cross-fitted", "nll_change": figure(-0.1, half=0.04),
+                                 "after": {"ece": figure(0.04), "null_ece": figure(0.051)}},
             "fresh.json": {"accuracy": estimate, "reviewed_by": "human"},
         }
     )  # fmt: skip
@@ -298,8 +298,8 @@ def measured(named, data=None):
         "audit.json": FIGURES | data | {"model": {"name": "rm", "fingerprint": named}},
         "fresh.json": {"accuracy": accuracy(0.9), "reviewed_by": "human", "model": "rm", "model_fingerprint": named},
         "overoptimization.json": {"whole": {"gamma": figure(0.2)}, "model": {"name": "rm"} | (named or {})},
-        "calibration.json": {"model_fingerprint": named, "after_is": "cross-fitted", "before": {"nll": figure(0.6)},
-                             "after": {"nll": figure(0.5), "ece": figure(0.04)}},
+        "calibration.json": {"model_fingerprint": named, "after_is": "cross-fitted", "nll_change": figure(-0.1),
+                             "after": {"ece": figure(0.04)}},
         "rmtrl.json": {"splits": {"train": {"fingerprint": "t"}, "test": {"fingerprint": "h"}}},
     }  # fmt: skip
 

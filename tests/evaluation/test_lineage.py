@@ -1,6 +1,7 @@
 """Lineage: same base, another base, or no telling."""
 
-from rmtrl.evaluation.evidence import Origin, compare_origins, origin, parents
+from rmtrl.evaluation import evidence
+from rmtrl.evaluation.evidence import Origin, compare_origins
 
 SHAPE = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -13,26 +14,32 @@ def files(base=None, vocabulary=None, **config):
     }
 
 
+def origin(name, own, **ancestors):
+    """The origin of a model, from its files and those of its ancestors by name."""
+    return evidence.origin(name, lambda asked: {name: own, **ancestors}.get(asked, {}))
+
+
 def test_models_trained_from_the_same_base_share_it():
     found = compare_origins(origin("rm", files("llama")), origin("sft", files("llama")))
     assert found.passed is True and "come from llama" in found.said
 
 
 def test_a_reward_model_trained_from_the_policy_shares_it():
-    sft = origin("sft", files("llama"))
-    assert compare_origins(origin("rm", files("sft"), [sft]), sft).passed is True
-    assert compare_origins(origin("rm", files("sft"), [sft]), origin("ppo", files("sft"), [sft])).passed is True
+    known = {"sft": files("llama")}
+    rm = origin("rm", files("sft"), **known)
+    assert compare_origins(rm, origin("sft", files("llama"))).passed is True
+    assert compare_origins(rm, origin("ppo", files("sft"), **known)).passed is True
 
 
 def test_ancestors_are_followed():
-    rm = origin("rm", files("sft"), [origin("sft", files("llama"))])
+    rm = origin("rm", files("sft"), sft=files("llama"))
     assert rm.names == ("rm", "sft", "llama")
     assert compare_origins(rm, origin("dpo", files("llama"))).passed is True
 
 
 def test_an_adapter_takes_base_and_shape_from_its_base():
-    base = origin("llama", {"config.json": SHAPE})
-    adapter = origin("rm", {"adapter_config.json": {"base_model_name_or_path": "llama"}}, [base])
+    own = {"adapter_config.json": {"base_model_name_or_path": "llama"}}
+    adapter = origin("rm", own, llama={"config.json": SHAPE})
     assert adapter.shape == SHAPE and compare_origins(adapter, origin("sft", files("llama"))).passed is True
 
 
@@ -69,4 +76,4 @@ def test_a_model_that_sees_pictures_has_its_shape_in_the_text_part():
 
 
 def test_a_model_without_files_has_a_name_alone():
-    assert origin("org/model", {}) == Origin(("org/model",)) and parents({}) == ()
+    assert origin("org/model", {}) == Origin(("org/model",))

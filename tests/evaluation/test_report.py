@@ -9,8 +9,14 @@ from rmtrl import Estimate
 from rmtrl.evaluation.benchmarks import NAMES
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figures, Item, average, pooled
 from rmtrl.evaluation.benchmarks.results import result_of
-from rmtrl.evaluation.report import PUBLISHED, averages, published, published_rows, report, warnings
+from rmtrl.evaluation.report import PUBLISHED, averages, published, published_rows, warnings
+from rmtrl.evaluation.report import report as values
 from rmtrl.metrics import combined_estimate
+from rmtrl.reporting.tables import table as text_of
+
+
+def report(*results):
+    return text_of(values(*results))
 
 
 class Made(Benchmark):
@@ -63,11 +69,11 @@ def test_missing_rows_are_counted_named_and_bounded():
     reasons = {"longer than the model's 512 tokens": 5, "cannot be rendered: no system role": 3}
     text = report({"m": {"one": result(wins=(1, 1, 0, 1) * 10, missing=8, reasons=reasons)}}, {})
     said = ": 5 longer than the model's 512 tokens; 3 cannot be rendered: no system role\n"
-    assert f"missing     8 of 40 rows{said}" in text
+    assert f"missing       8 of 40 rows{said}" in text
     assert "with these all wrong 0.600, all right 0.800" in text
     assert "row0, row1, row2, row3, row4 and 3 more" in text
-    assert f"warning: one, m: 8 of 40 rows have no score{said}" in text + "\n"
-    assert "missing     8 of 40 rows\n" in report({"m": {"one": result(wins=(1, 1, 0, 1) * 10, missing=8)}}, {})
+    assert f"- one, m: 8 of 40 rows have no score{said}" in text + "\n"
+    assert "missing       8 of 40 rows\n" in report({"m": {"one": result(wins=(1, 1, 0, 1) * 10, missing=8)}}, {})
 
 
 def test_every_estimate_of_a_result_is_in_the_text():
@@ -105,7 +111,7 @@ def test_a_benchmark_that_could_not_be_scored_has_its_cell_and_reason():
     text = report(results, {}, unscored)
     rows = [re.split(r" {2,}", line) for line in text.splitlines() if line.startswith(("m  ", "k  ", "highest"))]
     assert rows[0][2] == "not scorable" and rows[1][1:] == ["not scorable", "not run"] and rows[2] == ["highest", "m"]
-    assert "warning: one, k: not scorable: all too long" in text and "two, m: not scorable: none fits" in text
+    assert "- one, k: not scorable: all too long" in text and "two, m: not scorable: none fits" in text
 
 
 def test_a_benchmark_that_chose_the_checkpoint_is_marked():
@@ -118,7 +124,7 @@ def test_a_benchmark_that_chose_the_checkpoint_is_marked():
 
 def test_models_stand_in_one_table_and_what_was_not_run_says_so():
     text = report({"m": {"one": result("one"), "two": result("two")}, "k": {"one": result("one")}}, {})
-    table = text[text.index("\nmodel  ") + 1 :].splitlines()
+    table = text[text.index("\nmodels\n") + 8 :].splitlines()
     assert table[0].split() == ["model", "one", "two"]
     assert table[1].startswith("m ") and table[2].startswith("k ") and table[2].endswith("not run")
 
@@ -134,11 +140,11 @@ def test_the_highest_model_of_each_column_is_named():
 def test_published_rows_stand_beside_the_same_figure_of_ours():
     ours = result("judgebench", wins=(1, 0, 1, 0, 1))
     text = report({"m": {"judgebench": ours}}, {})
-    table = text[text.index("\nmodel  ") + 1 :].splitlines()
+    table = text[text.index("\nmodels\n") + 8 :].splitlines()
     assert re.split(r" {2,}", table[0]) == ["model", "judgebench", "judgebench, macro"]
     assert f"{ours.overall.value:.3f}" in table[1] and f"{ours.others['macro'].value:.3f}" in table[1]
     assert any(line.startswith("Skywork-Reward-V2-Qwen3-0.6B *") and line.endswith("0.676") for line in table)
-    assert "* published, not run here: " in text
+    assert "\n* published, not run here\n" in text
     assert published_rows({"m": {"one": result()}}) == []
 
 

@@ -12,7 +12,7 @@ from rmtrl.errors import DataError
 from rmtrl.metrics import (
     calibration_metrics,
     nll,
-    pairwise_accuracy,
+    pair_wins,
     reliability_curve,
 )
 from rmtrl.metrics.probabilities import margin_losses
@@ -182,7 +182,7 @@ def test_tied_votes_do_not_count_for_agreement_but_for_calibration():
 def test_with_labels_of_one_the_agreement_is_the_pairwise_accuracy():
     m = np.array([1.0, 0.0, -2.0, 0.5])
     found = calibration_metrics(m)
-    assert found["agreement"].value == pairwise_accuracy(m, np.zeros(4)) and "accuracy" not in found
+    assert found["agreement"].value == pair_wins(m, np.zeros(4)).mean() and "accuracy" not in found
 
 
 def test_the_curve_mirrors_about_one_half_and_its_intervals_hold_the_diagonal():

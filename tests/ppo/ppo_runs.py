@@ -108,11 +108,15 @@ def largest_difference(one, other):
     return max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs if a is not None)
 
 
-def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, **settings):
+def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, batch_tokens=None, save_to=None, **settings):
     """Trains and returns all that a run comes to; or ends as `kill -9` does: after a step, or amid a checkpoint."""
     if kill_at_file is not None:
         _kill_at_file(*kill_at_file)
+    from rmtrl.ppo.models import whole_weights
+
     trainer = new_trainer(folder, **settings)
+    if batch_tokens is not None:
+        trainer.reward.scorer.batch_tokens = batch_tokens
     trainer.add_callback(Kill(kill_at_step, trainer))
     sampled, sample = [], trainer.sample
 
@@ -123,7 +127,11 @@ def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, **settin
 
     trainer.sample = record
     ending = trainer.train(resume_from_checkpoint=resume).metrics
-    weights = [weight.sum().item() for weight in trainer.model.parameters() if weight.requires_grad]
+    with whole_weights(trainer.accelerator, trainer.model_wrapped) as model:
+        weights = [weight.sum().item() for weight in model.parameters() if weight.requires_grad]
+        logits = model.policy(torch.arange(12)[None].to(trainer.args.device)).logits.flatten().tolist()
+    if save_to is not None:
+        trainer.save_model(save_to)
     state, reward = trainer.state, getattr(trainer.reward, "state_dict", dict)()
     return {
         "log": state.log_history[:-1],  # the last row is of this process's own updates
@@ -133,9 +141,18 @@ def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, **settin
                 | {f"weights {n}": value for n, value in enumerate(weights)},
         "sampled": sampled,
         "world_size": trainer.accelerator.num_processes,
+        "logits": logits,
+        "shares": _shares(trainer),
         "engine": str(trainer.accelerator.distributed_type),
         "synchronised": len(trainer.callback_handler.callbacks[-1].synchronised),
     }  # fmt: skip
+
+
+def _shares(trainer):
+    """How an engine cut the weights of policy, value model and reference, which has to be the same for all."""
+    weights = [w for model in (trainer.model, trainer.ref_model) if model is not None for w in model.parameters()]
+    kinds = {"ds_id" if hasattr(w, "ds_id") else "DTensor" if hasattr(w, "full_tensor") else "whole" for w in weights}
+    return kinds.pop() if len(kinds) == 1 else sorted(kinds)
 
 
 class Kill(TrainerCallback):

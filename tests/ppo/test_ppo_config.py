@@ -12,7 +12,7 @@ from rmtrl.ppo.config import PPOConfig
 ADDED = {
     "max_prompt_length", "top_p", "generation_kwargs", "num_generations", "num_eval_generations", "missing_eos_score",
     "reward_clip_range", "normalize_rewards", "kl_target", "kl_horizon", "max_approx_kl", "max_kl", "entropy_coef",
-    "one_backbone",
+    "one_backbone", "use_vllm", "vllm_gpu_memory_utilization", "vllm_max_logprob_gap",
 }  # fmt: skip
 
 

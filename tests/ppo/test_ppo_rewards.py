@@ -370,7 +370,7 @@ def test_every_step_is_named_in_its_error():
 
 
 def test_the_error_of_a_reward_within_another_is_passed_on_unchanged():
-    inner = ComposedReward({"judge": lambda completions, **columns: [None] * len(completions)})
+    inner = ComposedReward({"judge": lambda completions, **columns: [float("nan")] * len(completions)})
     with pytest.raises(RewardError) as alone:
         inner(**texts(2))
     with pytest.raises(RewardError) as nested:
@@ -427,7 +427,97 @@ def test_prompts_and_completions_are_as_many():
             ComposedReward(scorer)(["a"], ["b", "c"], scores=[1.0, 2.0])
 
 
+# abstention
+
+
+def unless(word):
+    """A scorer that says 2 of each completion but those with a word, from which it abstains."""
+    return lambda completions, **columns: [None if word in text else 2.0 for text in completions]
+
+
+def test_a_completion_that_no_scorer_judges_has_no_reward_and_no_part_in_the_rest():
+    logged = {}
+    reward = ComposedReward(
+        unless("c0"), calibration=AffineReward(1.0, 2.0), length_penalty=LengthPenalty(1, 0.25), normalise="std",
+        clip=(-9.0, 0.2),
+    )  # fmt: skip
+    got = reward(**texts(3), completion_ids=[[1], [1], [1, 1]], log_metric=logged.__setitem__)
+    # of 0.5 and 0.25 the standard deviation is 0.125
+    assert got == [None, 0.2, 0.2] and reward.moments_.count == 2
+    assert {name: part.tolist()[1:] for name, part in reward.parts_.items()} == {
+        "score": [2.0, 2.0], "calibrated": [0.5, 0.5], "length_penalty": [0.0, 0.25], "normalised": [4.0, 2.0],
+        "clipped": [1.0, 1.0], "reward": [0.2, 0.2],
+    }  # fmt: skip
+    silent = {name for name, part in reward.parts_.items() if np.isnan(part[0])}
+    assert silent == {"score", "calibrated", "normalised", "clipped", "reward"}
+    assert logged["ComposedReward/normalised"] == 3.0 and logged["ComposedReward/length_penalty"] == 0.25 / 3
+
+
+def test_the_others_speak_for_a_scorer_that_abstains():
+    reward = ComposedReward({"a": unless("c0"), "b": unless("c1")}, weights={"a": 1.0, "b": 10.0})
+    assert reward(**texts(3)) == [20.0, 2.0, 22.0]
+    assert ComposedReward({"a": unless("c0"), "b": unless("c")})(**texts(2)) == [None, 2.0]
+    assert ComposedReward({"within": ComposedReward(unless("c0"))})(**texts(2)) == [None, 2.0]
+
+
+def test_a_filter_blocks_what_no_scorer_judges():
+    empty = ComposedReward(lambda completions, **columns: [None] * 2, filters=[empty_filter(-3.0)])
+    assert empty(["p", "p"], ["", "a"]) == [-3.0, None]
+
+
+def test_a_step_that_may_not_abstain_is_told():
+    with pytest.raises(RewardError, match="the calibration returned None for completion 0; wanted one finite number"):
+        ComposedReward(values, calibration=lambda scores: [None] * len(scores))(**texts(1), scores=[1.0])
+    with pytest.raises(RewardError, match="the reward 'ComposedReward' returned None for completion 1; wanted one"):
+        call_reward(ComposedReward(unless("c1")), *texts(2).values())  # as PPO does
+
+
+def test_the_log_has_as_many_figures_where_all_abstain():
+    logged = {}
+    assert ComposedReward(unless("c"), normalise="std")(**texts(2), log_metric=logged.__setitem__) == [None, None]
+    assert set(logged) == {f"ComposedReward/{part}" for part in ("score", "normalised", "reward")}
+    assert all(np.isnan(value) for value in logged.values())
+
+
 # with TRL's trainers, and in several processes
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+def test_trl_trainers_leave_out_what_no_scorer_judges(tmp_path, trainer_class, config_class):
+    torch.manual_seed(0)
+    tokenizer = make_tiny_tokenizer(["red green blue", "one two three"])
+    seen = []
+
+    def ranks(prompts, completions, **columns):
+        """The place among the answers to a prompt; nothing of all to "one", nor of the first to "two"."""
+        seen.append(prompts)
+        places = [(prompt, prompts[:row].count(prompt)) for row, prompt in enumerate(prompts)]
+        return [None if prompt == "one" or (prompt, place) == ("two", 0) else float(place) for prompt, place in places]
+
+    reward = ComposedReward(ranks)
+    trainer = trainer_class(
+        make_tiny_llama(tokenizer, hidden_size=32, num_hidden_layers=1),
+        reward_funcs=reward,
+        args=config_class(
+            str(tmp_path), per_device_train_batch_size=12, num_generations=4, max_completion_length=4, max_steps=1,
+            logging_steps=1, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
+            save_strategy="no", beta=0.0,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["one", "two", "three"]}),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    (prompts,) = seen
+    assert all(prompts[row] == prompts[row - row % 4] for row in range(12)), "a group stands together, whole"
+    advantages = dict(zip(prompts[::4], np.reshape(list(trainer._logs["advantages"]), (3, 4)), strict=True))
+    assert advantages["one"].tolist() == [0.0] * 4
+    assert advantages["two"][0] == 0.0 and advantages["two"][2] == pytest.approx(0.0, abs=1e-6)
+    assert advantages["two"][1] == pytest.approx(-advantages["two"][3]) and advantages["two"][3] > 0.5
+    assert advantages["three"].argsort().tolist() == [0, 1, 2, 3]
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/ComposedReward/mean"] == pytest.approx((1 + 2 + 3 + 0 + 1 + 2 + 3) / 7)
+    assert logged["ComposedReward/score"] == pytest.approx(12 / 7)
 
 
 @pytest.mark.integration

@@ -49,7 +49,7 @@ def test_a_run_leaves_scores_and_figures(evaluate, capsys):
     assert result["n_rows"] == len((output / "embedded" / "scores.jsonl").read_text().splitlines()) > 40
     assert json.loads((output / "results.json").read_text())["schema"] == "rmtrl/evaluation/1"
     said = capsys.readouterr().out
-    assert "overall" in said and "section" in said and "warning: 1 benchmark" in said
+    assert "overall" in said and "section" in said and "1 benchmark: fewer than 3" in said
 
 
 def test_no_prompt_of_training_is_evaluated_on(recipe):
