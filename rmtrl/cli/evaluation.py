@@ -225,13 +225,13 @@ def overopt(
 ) -> None:
     """Measure overoptimization: best-of-n curves of proxy and gold, the degree gamma, peak and drawdown."""
     from rmtrl.data.provenance import environment, fingerprint
-    from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
-    from rmtrl.evaluation.overoptimization.measure import read_samples, report, verdict
+    from rmtrl.evaluation.overoptimization import measure_overoptimization
+    from rmtrl.evaluation.overoptimization.measure import read_samples, report, samples_of, verdict
 
     check_outputs([samples], {"--out": out and out / "overoptimization.json"})
     rows = read_samples(samples, renames(columns, example="proxy=score"))
     settings: dict[str, Any] = {"held_out": held_out or [], "n_resamples": n_resamples, "seed": seed}
-    result = measure_overoptimization(Samples.of(rows, samples), n_max=n_max, **settings)
+    result = measure_overoptimization(samples_of(rows, samples), n_max=n_max, **settings)
     data = {"source": samples, "rows": len(rows), "fingerprint": fingerprint(rows)}
     whole = {**json_ready(result), "verdict": verdict(result.whole), "data": data, "settings": settings}
     whole["environment"] = environment()

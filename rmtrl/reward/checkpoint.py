@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from peft import PeftConfig, TaskType
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
@@ -186,6 +188,31 @@ def _head_of(model: Any) -> Head | None:
         return None
     criteria = tuple(model.config.id2label[index] for index in range(len(weights)))  # a stored dictionary is sorted
     return Head(criteria=criteria, weights=tuple(weights[name] for name in criteria))
+
+
+def check_loaded(model: Any, accelerator: Accelerator) -> None:
+    """Raises where FSDP would never train weights that are new, or would keep those of 4 bits whole.
+
+    Raises:
+        ModelError: On every process: it loaded on the first alone, and the model has a head of our own making or two
+            or more new weights; or 4-bit weights are stored as integers.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    quantized = getattr(model.config, "quantization_config", None)
+    if plugin is not None and getattr(quantized, "bnb_4bit_quant_storage", None) == torch.uint8:
+        raise ModelError(
+            "FSDP spreads no weights of 4 bits that are stored as uint8: every GPU would hold all of them; set "
+            "bnb_4bit_quant_storage to bfloat16"
+        )
+    if plugin is None or not plugin.cpu_ram_efficient_loading:
+        return
+    n_empty = torch.tensor([sum(weight.is_meta for weight in model.parameters())], device=accelerator.device)
+    n_new = int(accelerator.gather(n_empty).max())
+    if n_new > 1 or _head_of(model) is not None:
+        raise ModelError(
+            f"fsdp_cpu_ram_efficient_loading is true and {n_new} weights are new: they would stay empty on all "
+            "processes but the first; set it to false in the file given to accelerate launch --config_file"
+        )
 
 
 def start_head(model: Any, settings: RewardConfig, head: Head) -> list[str]:

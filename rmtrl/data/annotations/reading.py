@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rmtrl.data.layouts import COLUMNS
 from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
-from rmtrl.data.normal_form import prompt_hash
+from rmtrl.data.normal_form import as_number, prompt_hash
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import Row, read_rows, suffix_of
 from rmtrl.types import Conversation
@@ -44,7 +45,7 @@ PAIR = ["prompt_id", "a", "b"]
 _RATER = [*ITEM, "annotator"]
 _VOTE = [*PAIR, "annotator", "choice", "weight", "swapped"]
 _NOT_CRITERIA = {"id", *ITEM, "annotator", "domain", "source", "prompt", "response", "weight"}
-_ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
+_ASIDE = set(COLUMNS["judging"])
 _PANDALM = {"instruction", "response1", "response2"}
 _ANSWERS = ("response1", "response2", "response_a", "response_b")
 _TEXT_CELLS = {*_NOT_CRITERIA - {"weight"}, *_ANSWERS, "idx", "a", "b", "choice", "instruction", "input"}
@@ -124,10 +125,7 @@ def judgments_per_item(annotations: Annotations) -> list[int]:
 
 
 def read_annotations(
-    paths: Sequence[str | Path],
-    *,
-    likert: tuple[float, float] = (1.0, 5.0),
-    criteria: Sequence[str] | None = None,
+    paths: Sequence[str | Path], *, likert: tuple[float, float] = (1.0, 5.0), criteria: Sequence[str] | None = None
 ) -> Annotations:
     """Returns the judgments of one or several files.
 
@@ -370,12 +368,8 @@ def _weight(row: Row) -> float:
 
 def _number(value: Any) -> float | None:
     """Returns a number as a float, infinite where it is beyond those, and None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return as_number("the score", value) if is_number else None
 
 
 # ---- texts
