@@ -29,6 +29,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "from 0 to 1": (lambda value: 0 <= value <= 1, "lam"),
 }
 
+# settings of the host that do harm or nothing here, by why
+_REFUSED = {
+    "moves log probabilities between passes over a batch": "neftune_noise_alpha",
+    "would compile at every call anew": "torch_compile torch_compile_backend torch_compile_mode",
+    "does nothing for policy and value model in one": "use_liger_kernel",
+}
+
 # settings of generation that have a field of their own
 _GENERATION = {
     "max_new_tokens": "response_length", "max_length": "response_length", "temperature": "temperature",
@@ -185,8 +192,12 @@ class PPOConfig(PPOBaseConfig):
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` need a stop token; set `stop_token='eos'`")
         if None not in cut_off:
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` exclude each other; set one")
-        if self.neftune_noise_alpha is not None:
-            raise UsageError("`neftune_noise_alpha` moves log probabilities between passes over a batch; leave it out")
+        for why, names in _REFUSED.items():
+            for name in names.split():
+                if getattr(self, name):
+                    raise UsageError(f"`{name}` {why}; leave it out")
+        if not self.ds3_gather_for_generation:
+            raise UsageError("`ds3_gather_for_generation=False` stops where responses differ in length; leave it out")
         for name in self.generation_kwargs or {}:
             if name in _GENERATION:
                 raise UsageError(f"`generation_kwargs` holds {name!r}; set `{_GENERATION[name]}` instead")

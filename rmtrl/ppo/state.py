@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_model as load_module
+from safetensors.torch import save_file
 from safetensors.torch import save_model as save_module
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
@@ -109,7 +110,7 @@ def find_checkpoint(given: "str | Path | bool", output_dir: str) -> tuple[str, R
 
 def check_optimizer(folder: str) -> None:
     """Raises `ModelError` if a checkpoint holds no optimizer state, so that no run can go on from it."""
-    if not any(Path(folder).glob("optimizer*")):
+    if not any(path.name.startswith(("optimizer", "global_step")) for path in Path(folder).iterdir()):
         raise ModelError(
             f"{folder} holds no optimizer state (save_only_model=True?): no run can go on from it; "
             "start a new one with this folder as model"
@@ -143,8 +144,10 @@ def save_models(model: PolicyAndValue, folder: Path, weights: dict[str, Any] | N
             part.save_pretrained(str(place), state_dict=own, selected_adapters=[part.active_adapter])
         elif isinstance(part, PreTrainedModel):
             part.save_pretrained(place, state_dict=own)
-        else:
+        elif own is None:
             save_module(part, str(place / "model.safetensors"))
+        else:
+            save_file(own, place / "model.safetensors")
 
 
 def _parts(model: PolicyAndValue, folder: Path) -> list[tuple[Any, Path, str]]:

@@ -72,6 +72,15 @@ class PPOTrainer(PPOBase):
     `_get_grad_norm` (every norm is checked and counted), `_load_from_checkpoint` and `_load_best_model` (two models
     in one).
 
+    Every process loads all models whole, and then holds, by engine (where bf16 is set, FSDP2 computes heads in it too;
+    log probabilities and losses are float32):
+
+    | | DDP | ZeRO-2 | FSDP2, ZeRO-3 |
+    |---|---|---|---|
+    | policy, value model | whole | whole, optimizer in shares | in shares, whole while responses are sampled |
+    | reference model | whole | whole | in shares |
+    | reward model, `eval_scorers` | whole | whole | whole; on one backbone while they score |
+
     A batch is cut into mini-batches once an update, at random; each pass over it takes them in a new order. Dropout
     is off. `data_collator` is accepted and not used: rows are token lists until the forward pass.
 
@@ -217,8 +226,7 @@ class PPOTrainer(PPOBase):
         if resume_from_checkpoint:
             folder, stored = state.find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             stored.check_same_run(self._start, folder)
-            if not self.is_deepspeed_enabled:
-                state.check_optimizer(folder)
+            state.check_optimizer(folder)
             self._resumed = folder, stored
         return super().train(folder, trial, ignore_keys_for_eval)
 
@@ -612,15 +620,16 @@ class PPOTrainer(PPOBase):
             ModelError: If their weights are not finite; what stood in the folder is left as it was.
         """
         check_weights(f"after update {self.state.global_step}", self.model)
-        spread = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if spread else None
-        if self.args.should_save:
-            folder = Path(str(output_dir or self.args.output_dir))
-            state.save_models(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, weights)
-            self.processing_class.save_pretrained(folder)
-            torch.save(self.args, folder / "training_args.bin")
-            if _internal_call:
-                self._run_state().write(folder)
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+        unsharded = models.whole_weights(self.accelerator, self.model_wrapped)
+        with nullcontext(self.model) if self.is_fsdp_enabled else unsharded as model:
+            if self.args.should_save:
+                folder = Path(str(output_dir or self.args.output_dir))
+                state.save_models(model, folder, weights)
+                self.processing_class.save_pretrained(folder)
+                torch.save(self.args, folder / "training_args.bin")
+                if _internal_call:
+                    self._run_state().write(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
