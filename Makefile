@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo dpo grpo eval bench test test-slow test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval bench baselines test test-slow test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -98,13 +98,17 @@ test-newest test-oldest: test-%:
 	@.venv-$*/bin/pip install --quiet --disable-pip-version-check --upgrade -c $< -e ".[dev]"
 	@touch $@
 
-bench: $(VENV)/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 40 min)
+bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 40 min)
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --save
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --one-token-prompts --micro-batches --save
 	@$(BIN)/python tests/benchmarks/bench_scoring.py --save
+	@.venv-newest/bin/python tests/benchmarks/bench_grpo_rewards.py --save
 	@$(BIN)/python tests/benchmarks/bench_evaluation.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo_backbone.py --save
+
+baselines: $(RUN)/sft/config.json ## Compare PPO, GRPO, RLOO and DPO over three seeds, into examples/baselines/README.md (half an hour)
+	@$(BIN)/python tests/benchmarks/baselines.py 1 2 3 --save
 
 lint: $(VENV)/.installed ## Check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -73,7 +73,7 @@ def main() -> None:
     probabilities = {"before": expit(margins)}
     if result.is_measured:
         probabilities["after"] = result.calibrator.predict_proba(margins)
-    curves = {n: reliability_curve(p, labels, groups, bins=10, equal_mass=True) for n, p in probabilities.items()}
+    curves = {n: reliability_curve(p, labels, groups, equal_mass=True) for n, p in probabilities.items()}
     png = run / "plots" / "reliability.png"
     save_figure(reliability_diagram(curves, title=f"{len(test):,} test pairs"), png, dpi=150)
     write_json(run / FILE, result.as_dict())

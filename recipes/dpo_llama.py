@@ -20,7 +20,7 @@ from rmtrl import DPOScorer, RewardConfig
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.evaluation.scoring import ScoredPairs
-from rmtrl.launch import checkpoint_to_resume, clear_checkpoints, parse_recipe, stage_in_partial, stage_record
+from rmtrl.launch import checkpoint_to_resume, parse_recipe, prepare_folder, stage_in_partial, stage_record
 from rmtrl.launch.pairs import RewardRecipeArguments, checked_splits, read_pairs
 from rmtrl.launch.policy import (
     PolicyRecipeArguments,
@@ -94,8 +94,7 @@ def main() -> None:
     prompts = prompts.select_columns(["prompt"])
     judged = {"reward": reward, "eval_dataset": prompts, "eval_scorers": judges(asked)}
     evaluator = policy_evaluator(trainer, evaluation, **judged)
-    if resume is None:
-        clear_checkpoints(trainer)
+    prepare_folder(trainer, resume)
     evaluator.predict(prompts, metric_key_prefix="start")  # a resumed run's policy is loaded in train()
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)

@@ -1,11 +1,10 @@
 """Evaluates a reward model on benchmarks, by default the embedded reward model on unseen prompts of its world.
 
     python recipes/eval_rm.py
-    python recipes/eval_rm.py --model_name_or_path my/reward-model --benchmarks llmbar judgebench=gpt.jsonl rm-bench
+    accelerate launch recipes/eval_rm.py --model_name_or_path my/reward-model --benchmarks llmbar judgebench=gpt.jsonl
 
 What `rmtrl evaluate` does, from a file of settings. Writes `<output_dir>/<benchmark>/`: `scores.jsonl` and
-`result.json`, and `<output_dir>/results.json`. A killed run goes on where it stopped. One process: several benchmarks
-run faster as several runs, each with its own output folder.
+`result.json`, and `<output_dir>/results.json`. A killed run goes on where it stopped; processes share the rows.
 """
 
 import time
@@ -20,6 +19,7 @@ from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
 from rmtrl.evaluation.run import Task, evaluate_model, in_words, read_tasks, summary
 from rmtrl.launch import parse_recipe
+from rmtrl.processes import all_processes
 from rmtrl.reporting.tables import table
 
 TINY = Path(__file__).parent / "configs" / "tiny" / "eval.yaml"
@@ -89,18 +89,21 @@ def main() -> None:
     if not recipe.benchmarks:
         raise UsageError("benchmarks is empty; give NAME or NAME=PATH, or `embedded`")
     out = Path(recipe.output_dir)
-    run = evaluate_model(
-        recipe.model_name_or_path,
-        read_benchmarks(recipe),
-        out,
-        text=recipe.text,
-        device="cpu" if recipe.use_cpu else None,
-        dtype=torch.bfloat16 if recipe.bf16 else "auto",
-        batch_tokens=recipe.batch_tokens,
-        trust_remote_code=recipe.trust_remote_code,
-    )
-    summary([run], out, started=started)
-    print(table(in_words([run])))
+    with all_processes() as process:
+        run = evaluate_model(
+            recipe.model_name_or_path,
+            read_benchmarks(recipe),
+            out,
+            text=recipe.text,
+            process=process,
+            device="cpu" if recipe.use_cpu else None,
+            dtype=torch.bfloat16 if recipe.bf16 else "auto",
+            batch_tokens=recipe.batch_tokens,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+        if process.rank == 0:
+            summary([run], out, started=started)
+            print(table(in_words([run])))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, g
 
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.launch import checkpoint_to_resume, clear_checkpoints, parse_recipe, stage_in_partial, stage_record
+from rmtrl.launch import checkpoint_to_resume, parse_recipe, prepare_folder, stage_in_partial, stage_record
 from rmtrl.launch.policy import (
     PolicyRecipeArguments,
     finish_stage,
@@ -96,8 +96,7 @@ def main() -> None:
     )
     held_out = {"reward": reward, "eval_dataset": prompts["validation"], "eval_scorers": watchers}
     evaluator = PolicyWatch(trainer, evaluation, **held_out).evaluator
-    if resume is None:
-        clear_checkpoints(trainer)
+    prepare_folder(trainer, resume)
     evaluator.predict(prompts["test"], metric_key_prefix="start")  # a resumed run's policy is loaded in train()
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)

@@ -19,8 +19,8 @@ from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.launch import (
     checkpoint_to_resume,
-    clear_checkpoints,
     parse_recipe,
+    prepare_folder,
     stage_in_partial,
     stage_record,
 )
@@ -62,8 +62,7 @@ def main() -> None:
         callbacks=callbacks,
         eval_scorers=watchers,
     )
-    if resume is None:
-        clear_checkpoints(trainer)
+    prepare_folder(trainer, resume)
     trainer.predict(prompts["test"], metric_key_prefix="start")  # a resumed run's policy is loaded in train()
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)

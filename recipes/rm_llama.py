@@ -22,10 +22,11 @@ from rmtrl.errors import exit_on_error
 from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
     checkpoint_to_resume,
-    clear_checkpoints,
     evaluate_often,
     model_init_kwargs,
+    n_parameters,
     parse_recipe,
+    prepare_folder,
     stage_in_partial,
     stage_record,
     unusual_settings,
@@ -64,11 +65,9 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=peft_config,
     )
-    n_parameters = trainer.model.num_parameters()
-    for note in unusual_settings(args, n_parameters=n_parameters, adapter=peft_config is not None):
+    for note in unusual_settings(args, n_parameters=n_parameters(trainer), adapter=peft_config is not None):
         trainer.accelerator.print(f"note: {note}")
-    if resume is None:
-        clear_checkpoints(trainer)
+    prepare_folder(trainer, resume)
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)
     trainer.save_state()

@@ -3,7 +3,8 @@
     accelerate launch recipes/sft_llama.py
     accelerate launch recipes/sft_llama.py --model_name_or_path MODEL --dataset_name demonstrations.jsonl
 
-Writes `<output_dir>/` when finished: model, tokenizer with its chat template, and `rmtrl.json` (what made it).
+Writes `<output_dir>/` when finished: model, tokenizer with its chat template, and `rmtrl.json` (what made it). After a
+kill, `--resume_from_checkpoint true` goes on from the last checkpoint in `<output_dir>.partial`, if any was saved.
 """
 
 import sys
@@ -21,8 +22,16 @@ from rmtrl.data.synthetic import make_demonstrations
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.io import replace_folder, write_json
-from rmtrl.launch import model_init_kwargs, parse_recipe, read_rows, stage_in_partial, stage_record
-from rmtrl.models import load_tokenizer
+from rmtrl.launch import (
+    checkpoint_to_resume,
+    model_init_kwargs,
+    parse_recipe,
+    prepare_folder,
+    read_rows,
+    stage_in_partial,
+    stage_record,
+)
+from rmtrl.models import load_language_model, load_tokenizer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -60,6 +69,7 @@ def main() -> None:
     default = CONFIGS / ("llama3_8b" if real else "tiny") / "sft.yaml"
     recipe, args, model_args = parse_recipe((SftRecipeArguments, SFTConfig, ModelConfig), default)
     final = stage_in_partial(args, "rmtrl/sft/1")
+    resume = checkpoint_to_resume(args)
     if model_args.model_name_or_path is None and recipe.dataset_name != "embedded":
         raise UsageError(f"the embedded model cannot read {recipe.dataset_name}; give --model_name_or_path as well")
     train, held_out = read_demonstrations(recipe, args.seed)
@@ -79,23 +89,25 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    result = trainer.train()
+    prepare_folder(trainer, resume)
+    result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)
     if not trainer.is_world_process_zero():
         return
+    folder, answers = Path(args.output_dir), []
     questions = [row["prompt"][0]["content"] for row in held_out]
-    model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(args.output_dir)
-    answers = sample_answers(model, tokenizer, [row["prompt"] for row in held_out], args.seed) if held_out else []
+    if held_out:  # of what was saved: a model in shares would need every process
+        model = load_language_model(folder).to(args.device)
+        answers = sample_answers(model, tokenizer, [row["prompt"] for row in held_out], args.seed)
     scores = [gold_scores(*pair) | {"gold": gold_score(*pair)} for pair in zip(questions, answers, strict=True)]
     gold = {name: sum(s[name] for s in scores) / len(scores) for name in (*GOLD_WEIGHTS, "gold")} if scores else {}
-    record = {"schema": "rmtrl/sft/1"} | stage_record(
-        trainer, recipe, model_args, final=final, started=started, training=result.metrics
-    )
+    record = stage_record(trainer, recipe, model_args, final=final, started=started, training=result.metrics)
     record["data"] = {"name": recipe.dataset_name, "rows": len(train), "fingerprint": fingerprint(train)}
     record["gold"] = {"n": len(scores), "split": "held-out prompts, answers sampled at temperature 1", **gold}
-    write_json(folder / "rmtrl.json", record)
+    write_json(folder / "rmtrl.json", {"schema": "rmtrl/sft/1"} | record)
     replace_folder(folder, final)
-    print(f"{final}: {model.num_parameters():,} parameters, {len(train):,} demonstrations, {record['seconds']} s")
+    n_weights = record["model"]["parameters"]
+    print(f"{final}: {n_weights:,} parameters, {len(train):,} demonstrations, {record['seconds']} s")
     print(*(f"  {q}\n    -> {a}" for q, a in list(zip(questions, answers, strict=True))[:2]), sep="\n")
     if gold:
         print(f"gold score, {len(scores)} held-out prompts: " + ", ".join(f"{k} {v:.2f}" for k, v in gold.items()))

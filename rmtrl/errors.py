@@ -53,6 +53,10 @@ class RewardError(RmtrlError):
     """A reward that failed, or returned something that is not one finite number a completion."""
 
 
+class ProcessError(RmtrlError):
+    """Another process of the launch that has stopped, or does not see what this one sees."""
+
+
 @contextlib.contextmanager
 def exit_on_error(program: str) -> Iterator[None]:
     """Turns an `RmtrlError` into one line on stderr and exit code 2; any other exception passes through.

@@ -54,7 +54,7 @@ def load_model(
     path: str | Path, read: Callable[..., Any], check: Check, *, kind: str = "model", n_tokens: int = 0,
     trains: bool = False, **settings: Any,
 ) -> Any:  # fmt: skip
-    """Returns the model at a folder or hub id, whole or its base with the adapter there.
+    """Returns the model at a folder or hub id, whole or its base with the adapter there, all of it on each process.
 
     Args:
         path (`str` or `Path`): Folder or hub id.
@@ -72,7 +72,7 @@ def load_model(
     with _said(path, kind):
         adapter = find_file(path, "adapter_config.json") is not None
         base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path) if adapter else str(path)
-    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), quietly():
+    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), quietly(), whole():
         model, info = read(base, output_loading_info=True, **settings)
     held = load_peft_weights(str(path), device="cpu") if adapter else {}
     missing = {key for key in info["missing_keys"] if not any(name.endswith(f".{key}") for name in held)}

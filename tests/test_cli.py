@@ -231,4 +231,4 @@ def test_a_pair_too_long_for_the_model_is_counted_and_the_rest_is_scored(rmtrl, 
     assert scores["long"] == [None, None] and len(scores) == 7 and None not in scores["p0"]
     data.write_text(json.dumps(rows[-1]) + "\n")
     code, _, stderr = rmtrl("score", data, "--model", checkpoint, "--out", out)
-    assert code == 2 and "all 1 pairs are longer" in stderr and len(out.read_text().splitlines()) == 7
+    assert code == 2 and "all 1 pairs of" in stderr and len(out.read_text().splitlines()) == 7

@@ -211,11 +211,11 @@ def test_scores_of_another_precision_are_not_reused(mine, checkpoint, tmp_path, 
     assert run.model["dtype"] == run.records["mine"]["model"]["dtype"] == "bfloat16"
 
 
-def test_models_of_one_name_have_a_folder_each(rmtrl, mine, checkpoint, tmp_path):
-    models = [f"{checkpoint}", f"/{checkpoint}"]
-    command = ["evaluate", "--model", models[0], "--model", models[1], "--benchmark", mine, "--out", tmp_path / "out"]
-    assert rmtrl(*command)[0] == 0
-    assert len(list((tmp_path / "out").rglob("scores.jsonl"))) == 2
+@pytest.mark.parametrize("again", ["{}", "/{}", "{}/"])
+def test_a_model_that_is_named_twice_is_refused(rmtrl, mine, checkpoint, tmp_path, again):
+    models = ["--model", checkpoint, "--model", again.format(checkpoint)]
+    code, _, stderr = rmtrl("evaluate", *models, "--benchmark", mine, "--out", tmp_path / "out")
+    assert code == 2 and "name each" in stderr and not (tmp_path / "out").exists()
 
 
 def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others(rmtrl, mine, checkpoint, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
+from rmtrl.evaluation.overoptimization import measure_overoptimization, scored_samples
 from rmtrl.types import json_ready
 
 
@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_function_and_are_written(rmtrl, tmp_path, name
         "overoptimization.json",
         "overoptimization.png",
     ]
-    direct = measure_overoptimization(Samples(*(rows[column].to_numpy() for column in rows)))
+    direct = measure_overoptimization(scored_samples(*(rows[column].to_numpy() for column in rows)))
     assert whole["whole"] == json.loads(json.dumps(json_ready(direct.whole)))
     assert whole["verdict"].startswith("gamma 0.") and whole["data"]["rows"] == 1280
     assert len(whole["data"]["fingerprint"]) == 64 and whole["settings"]["n_resamples"] == 1000
@@ -88,7 +88,7 @@ def test_the_figure_shows_the_curves_and_the_peak():
     rng = np.random.default_rng(0)
     gold = rng.normal(size=(100, 256))
     proxy = gold + 0.8 * rng.standard_t(2, size=gold.shape)
-    part = measure_overoptimization(Samples(np.repeat(np.arange(100), 256), proxy.ravel(), gold.ravel())).whole
+    part = measure_overoptimization(scored_samples(np.repeat(np.arange(100), 256), proxy.ravel(), gold.ravel())).whole
     left, right = overoptimization_plot(part, title="a proxy").axes
     labels = [text.get_text() for text in left.get_legend().get_texts()]
     assert labels == ["gold chosen by proxy", "gold chosen by gold", "peak (fit)", "proxy chosen by proxy"]
@@ -106,7 +106,7 @@ def test_the_peak_stands_where_the_fit_has_it_on_a_coarse_grid_too():
     rng = np.random.default_rng(0)
     gold = rng.normal(size=(100, 256))
     proxy = gold + 0.8 * rng.standard_t(2, size=gold.shape)
-    samples = Samples(np.repeat(np.arange(100), 256), proxy.ravel(), gold.ravel())
+    samples = scored_samples(np.repeat(np.arange(100), 256), proxy.ravel(), gold.ravel())
     part = measure_overoptimization(samples, points=5).whole
     left, _ = overoptimization_plot(part).axes
     (line,) = (line for line in left.lines if line.get_label() == "peak (fit)")

@@ -15,8 +15,8 @@ import rmtrl
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
-LAYERS = ["errors", "types", "io", "metrics", "models", *STAGES]
-TOP = ["tiny", "launch", "cli"]  # may import any stage; no stage imports them
+LAYERS = ["errors", "types", "io", "processes", "metrics", "models", *STAGES]
+TOP = ["tiny", "launch", "cli", "__main__"]  # may import any stage; no stage imports them
 
 
 def test_public_names():
@@ -112,7 +112,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 15_850, 120
+MOST_CODE_LINES, MOST_FILES = 15_908, 121  # 120 of them for processes that share work
 
 
 def code_lines(path):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from rmtrl.calibration.calibrators import (
@@ -24,7 +25,7 @@ from rmtrl.calibration.calibrators import (
 from rmtrl.calibration.rewards import AffineReward, ReferenceReward
 from rmtrl.errors import DataError
 from rmtrl.io import read_object
-from rmtrl.metrics import Floats, bootstrap_estimate, calibration_metrics, mean_by_group, mean_estimate, scaled
+from rmtrl.metrics import Floats, bootstrap_estimate, calibration_metrics, mean_estimate, scaled
 from rmtrl.metrics.probabilities import finite, log_losses, margin_losses
 from rmtrl.types import Estimate, json_ready
 
@@ -167,8 +168,8 @@ class Calibration:
         Args:
             chosen, rejected, prompt_ids, labels: As in [`calibrate`].
         """
-        pairs = _Pairs.of(chosen, rejected, prompt_ids, labels)
-        probabilities = self.calibrator.predict_proba(pairs.margins) if self.is_measured else None
+        pairs = _scored(chosen, rejected, prompt_ids, labels)
+        probabilities = self.calibrator.predict_proba(pairs["margin"]) if self.is_measured else None
         before, after, change = _judged(pairs, probabilities)
         return replace(self, test_before=before, test_after=after, nll_change=change)
 
@@ -295,87 +296,71 @@ def calibrate(
     'temperature'
     ```
     """
-    pairs = _Pairs.of(chosen, rejected, prompt_ids, labels)
-    margins, labels = pairs.margins, pairs.labels
-    selection = select_calibrator(margins, pairs.groups, labels)
+    pairs = _scored(chosen, rejected, prompt_ids, labels)
+    margins, groups, labels = pairs["margin"], pairs["prompt"], pairs["label"]
+    rewards = pairs[["chosen", "rejected"]].to_numpy()
+    selection = select_calibrator(margins, groups, labels)
     temperature = TemperatureCalibrator().fit(margins, labels)
     before, after, change = _judged(pairs, None if temperature.at_bound_ else selection.probabilities)
-    low, high = np.quantile(pairs.rewards, [0.01, 0.99]).tolist()
+    low, high = np.quantile(rewards, [0.01, 0.99]).tolist()
+    domains = [""] * len(pairs) if domains is None else domains
     return Calibration(
         kind=selection.kind, reason=selection.reason, temperature=temperature,
         isotonic=IsotonicCalibrator().fit(margins, labels),
-        temperature_estimate=temperature_estimate(margins, pairs.groups, labels),
-        mean_reward=float(pairs.rewards.mean()), reward_range=(low, high), within_prompt_std=_within_prompt_std(pairs),
-        n=len(margins), prompts=pairs.n_prompts, before=before, after=after,
+        temperature_estimate=temperature_estimate(margins, groups, labels),
+        mean_reward=float(rewards.mean()), reward_range=(low, high), within_prompt_std=_within_prompt_std(pairs),
+        n=len(pairs), prompts=groups.nunique(), before=before, after=after,
         after_is="cross-fitted" if selection.cross_fitted else "in-sample", nll_change=change,
-        domains={} if domains is None else _by_domain(pairs, np.asarray(domains, str), selection.probabilities),
+        domains=_by_domain(pairs.assign(p=selection.probabilities, domain=np.asarray(domains, str))),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Scored pairs, checked: margins, prompts and labels `(N,)`, rewards `(2, N)`."""
-
-    margins: Floats
-    rewards: Floats
-    groups: NDArray[Any]
-    labels: Floats
-
-    @classmethod
-    def of(
-        cls, chosen: ArrayLike, rejected: ArrayLike, prompt_ids: Sequence[str], labels: ArrayLike | None
-    ) -> "_Pairs":
-        rewards = [finite("score", chosen), finite("score", rejected)]
-        first, second = map(len, rewards)
-        if not first == second == len(prompt_ids):
-            raise DataError(
-                f"got {first} chosen and {second} rejected scores of {len(prompt_ids)} prompts; wanted one each a pair"
-            )
-        margins, q, _ = checked_pairs(rewards[0] - rewards[1], labels, None)
-        return cls(margins, np.stack(rewards), np.asarray(prompt_ids), q)
-
-    @property
-    def n_prompts(self) -> int:
-        return len(np.unique(self.groups))
-
-    def metrics(self, probabilities: Floats | None, rows: Any = slice(None)) -> Figures:
-        """Returns the figures of the probabilities, those of σ(m) for None, on some of the pairs."""
-        own = None if probabilities is None else probabilities[rows]
-        return calibration_metrics(self.margins[rows], own, self.groups[rows], labels=self.labels[rows])
+def _scored(
+    chosen: ArrayLike, rejected: ArrayLike, prompt_ids: Sequence[str], labels: ArrayLike | None
+) -> pd.DataFrame:
+    """Returns scored pairs, checked, a row each: chosen, rejected, their margin and mean, prompt and label."""
+    first, second = finite("score", chosen), finite("score", rejected)
+    if not len(first) == len(second) == len(prompt_ids):
+        got = f"{len(first)} chosen and {len(second)} rejected scores of {len(prompt_ids)} prompts"
+        raise DataError(f"got {got}; wanted one each a pair")
+    margins, q, _ = checked_pairs(first - second, labels, None)
+    sides = {"chosen": first, "rejected": second, "mean": (first + second) / 2}
+    return pd.DataFrame(sides | {"margin": margins, "prompt": np.asarray(prompt_ids), "label": q})
 
 
-def _judged(pairs: _Pairs, probabilities: Floats | None) -> tuple[Figures, Figures | None, Estimate | None]:
+def _figures(pairs: pd.DataFrame, probabilities: ArrayLike | None) -> Figures:
+    return calibration_metrics(pairs["margin"], probabilities, pairs["prompt"], labels=pairs["label"])
+
+
+def _judged(pairs: pd.DataFrame, probabilities: Floats | None) -> tuple[Figures, Figures | None, Estimate | None]:
     """Returns the figures of σ(m) and of the probabilities, and the change of NLL, without interval of few prompts."""
-    before = pairs.metrics(None)
+    before = _figures(pairs, None)
     if probabilities is None:
         return before, None, None
-    change = log_losses(probabilities, pairs.labels) - margin_losses(pairs.margins, pairs.labels)
-    found = bootstrap_estimate(lambda w: w @ change / w.sum(axis=1), len(change), pairs.groups)
-    if pairs.n_prompts < _ENOUGH_PROMPTS:
+    margins, labels = pairs["margin"].to_numpy(), pairs["label"].to_numpy()
+    change = log_losses(probabilities, labels) - margin_losses(margins, labels)
+    found = bootstrap_estimate(lambda w: w @ change / w.sum(axis=1), len(change), pairs["prompt"])
+    if pairs["prompt"].nunique() < _ENOUGH_PROMPTS:
         said = f"fewer than {_ENOUGH_PROMPTS} prompts: no interval"
         found = replace(found, low=-np.inf, high=np.inf, method=said)
-    return before, pairs.metrics(probabilities), found
+    return before, _figures(pairs, probabilities), found
 
 
-def _within_prompt_std(pairs: _Pairs) -> Estimate:
+def _within_prompt_std(pairs: pd.DataFrame) -> Estimate:
     """Returns √(Σ (r − mean of the prompt)² / number of rewards)."""
-    index = np.unique(pairs.groups, return_inverse=True)[1]
-    means = mean_by_group(pairs.rewards.mean(axis=0), pairs.groups)[index]
-    squares = ((pairs.rewards - means) ** 2).mean(axis=0)
-    return bootstrap_estimate(
-        lambda w: np.sqrt(w @ squares / w.sum(axis=1)), len(squares), pairs.groups, bounds=(0.0, np.inf)
-    )
+    means = pairs.groupby("prompt")["mean"].transform("mean")
+    squares = sum((pairs[side] - means) ** 2 for side in ("chosen", "rejected")).to_numpy() / 2
+    options: dict[str, Any] = {"bounds": (0.0, np.inf)}
+    return bootstrap_estimate(lambda w: np.sqrt(w @ squares / w.sum(axis=1)), len(pairs), pairs["prompt"], **options)
 
 
-def _by_domain(pairs: _Pairs, domains: NDArray[np.str_], probabilities: Floats) -> dict[str, DomainCalibration]:
+def _by_domain(pairs: pd.DataFrame) -> dict[str, DomainCalibration]:
     """Returns how each of two or more domains stands under the common calibrator."""
-    offsets, found = pairs.rewards.mean(axis=0) - pairs.rewards.mean(), {}
-    names = np.unique(domains)
-    for name in names if len(names) > 1 else ():
-        rows = domains == name
-        groups, errors = pairs.groups[rows], pairs.metrics(probabilities, rows)
-        temperature = temperature_estimate(pairs.margins[rows], groups, pairs.labels[rows])
-        offset = mean_estimate(offsets[rows], groups, proportion=False)
+    found, overall = {}, pairs["mean"].mean()
+    for name, own in pairs.groupby("domain") if pairs["domain"].nunique() > 1 else ():
+        errors = _figures(own, own["p"])
+        temperature = temperature_estimate(own["margin"], own["prompt"], own["label"])
+        offset = mean_estimate(own["mean"] - overall, own["prompt"], proportion=False)
         found[str(name)] = DomainCalibration(errors["ece"], errors["null_ece"], temperature, offset)
     return found
 

@@ -17,6 +17,9 @@ import typer
 from rmtrl.cli import abtest, annotations, data, evaluation, gate, models
 from rmtrl.errors import UsageError, exit_on_error
 
+SHARED = (["score"], ["evaluate"])
+"""Commands whose rows the processes of a launch share."""
+
 app = typer.Typer(help="Reward models you can trust.", no_args_is_help=True, add_completion=False)
 groups = {"data": data.app, "annotations": annotations.app, "fresh": gate.fresh, "abtest": abtest.app}
 for name, group in groups.items():
@@ -39,7 +42,7 @@ class Interrupted(BaseException):
 def _run() -> int:
     """Returns the exit code of the command; what it cannot take is a [`UsageError`], as any other input error is."""
     n_processes = int(os.environ.get("WORLD_SIZE") or 1)
-    if n_processes > 1:  # they would write the same files at once
+    if n_processes > 1 and sys.argv[1:2] not in SHARED:  # they would write the same files at once
         name = " ".join(["rmtrl", *sys.argv[1:2]])
         raise UsageError(f"{name} is for one process and was started in {n_processes}; start it without a launcher")
     try:

@@ -10,6 +10,7 @@ from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import file_sha256, write_json
+from rmtrl.processes import all_processes
 from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
@@ -44,18 +45,21 @@ def evaluate(
     if scores and len(benchmark) > 1:
         raise UsageError(f"got --scores and {len(benchmark)} benchmarks; a file of scores is of one")
     tasks = read_tasks(benchmark)
-    folders = run_folders(list(dict.fromkeys(model or ())) or [str(scores)], out)
+    if len(set(model or ())) < len(model or ()):
+        raise UsageError(f"got --model {' --model '.join(model or ())}; name each model once")
+    folders = run_folders(model or [str(scores)], out)
     read = [scores, *(task.source for task in tasks if Path(task.source).is_file())]
     own = [task.folder(folder) / name for folder in folders.values() if folder for task in tasks for name in WRITTEN]
     for file in [*own, out / "results.json"] if out else []:
         check_outputs(read, {"--out": file})
-    if scores:
-        runs = [judge_scores(scores, tasks[0], out)]
-    else:
-        settings = {"device": device, "batch_tokens": batch_tokens}
-        runs = [evaluate_model(name, tasks, folder, text=text, **settings) for name, folder in folders.items()]
-    whole = summary(runs, out, started=started)
-    show(whole, as_json, words=in_words(runs))
+    with all_processes() as process:
+        if process.world > 1 and not (model and out):
+            raise UsageError("several processes share the rows of a --model in one --out; give both, or start one")
+        settings: dict[str, Any] = {"text": text, "device": device, "batch_tokens": batch_tokens, "process": process}
+        runs = [evaluate_model(name, tasks, folder, **settings) for name, folder in folders.items() if model]
+        runs = runs or [judge_scores(Path(str(scores)), tasks[0], out)]
+        if process.rank == 0:
+            show(summary(runs, out, started=started), as_json, words=in_words(runs))
 
 
 def calibrate(
@@ -91,10 +95,9 @@ def calibrate(
     if test_data is not None and (scores is None or test is None):
         raise UsageError("got --test-data, the pairs of test scores, without --scores and --test; name these too")
     check_outputs([data, scores, test, test_data], {"--out": out, "--export": export})
-    files = {"calibration": data, "test": test} if model else {"calibration": scores, "test": test}
-    sources = {name: str(file) for name, file in files.items() if file is not None}
-    given = {"calibration": data, "test": test if model else test_data}
-    pairs = {name: read_pairs(file, split, columns) for name, file in given.items() if file is not None}
+    given = {"calibration": (data if model else scores, data), "test": (test, test if model else test_data)}
+    sources = {name: str(source) for name, (source, _) in given.items() if source is not None}
+    pairs = {name: read_pairs(rows, split, columns) for name, (_, rows) in given.items() if rows is not None}
     if model is not None:
         from rmtrl.reward.scorer import RewardScorer
 
@@ -129,19 +132,15 @@ def calibrate(
 
 def _with_scores(scored: "ScoredPairs", source: str) -> "ScoredPairs":
     if not scored.whole.any():
-        raise DataError(
-            f"none of the {len(scored):,} pairs of {source} has scores; they may all be over the model's length"
-        )
+        raise DataError(f"none of the {len(scored):,} pairs of {source} has scores; are all over the model's length?")
     return scored.where(scored.whole)
 
 
 def _unknown_prompts(sets: "dict[str, ScoredPairs]") -> list[str]:
-    unknown = [name for name, own in sets.items() if not own.named]
-    if not unknown:
-        return []
-    said = f"the pairs of the {' and '.join(unknown)} scores were not named, so each counts as a prompt of its own: "
+    unknown = " and ".join(name for name, own in sets.items() if not own.named)
+    said = f"the pairs of the {unknown} scores were not named, so each counts as a prompt of its own: "
     unseen = ", and prompts in both sets go unseen; name them as DATA and --test-data" if len(sets) > 1 else ""
-    return [f"{said}intervals may be too small{unseen}"]
+    return [f"{said}intervals may be too small{unseen}"] if unknown else []
 
 
 def audit(
@@ -221,13 +220,13 @@ def overopt(
 ) -> None:
     """Measure overoptimization: best-of-n curves of proxy and gold, the degree gamma, peak and drawdown."""
     from rmtrl.data.provenance import environment, fingerprint
-    from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
-    from rmtrl.evaluation.overoptimization.measure import read_samples, report, verdict
+    from rmtrl.evaluation.overoptimization import measure_overoptimization
+    from rmtrl.evaluation.overoptimization.measure import read_samples, report, samples_of, verdict
 
     check_outputs([samples], {"--out": out and out / "overoptimization.json"})
     rows = read_samples(samples, renames(columns, example="proxy=score"))
     settings: dict[str, Any] = {"held_out": held_out or [], "n_resamples": n_resamples, "seed": seed}
-    result = measure_overoptimization(Samples.of(rows, samples), n_max=n_max, **settings)
+    result = measure_overoptimization(samples_of(rows, samples), n_max=n_max, **settings)
     data = {"source": samples, "rows": len(rows), "fingerprint": fingerprint(rows)}
     whole = {**json_ready(result), "verdict": verdict(result.whole), "data": data, "settings": settings}
     whole["environment"] = environment()

@@ -11,6 +11,7 @@ from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_rows, show
 from rmtrl.errors import UsageError
 from rmtrl.io import read_object, read_text, write_json, write_row_files, write_rows
+from rmtrl.types import json_ready
 
 fresh = typer.Typer(help="Judge a reward model on what the policy writes now.", no_args_is_help=True)
 
@@ -31,7 +32,7 @@ def gate(
     evidence = gather(run, policy)
     decision = judge(evidence, wanted)
     origin = {"run": str(run), "thresholds": str(thresholds or "default"), "evidence": evidence.as_dict()}
-    show({**decision.as_dict(), **origin}, as_json, words=str(decision))
+    show({**json_ready(decision), **origin}, as_json, words=str(decision))
     if not decision.ready:
         raise typer.Exit(1)
 

@@ -1,14 +1,16 @@
 """`rmtrl inspect`, `score` and `rerank`: a reward model used from the command line."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_rows
+from rmtrl.processes import all_processes
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.policy import Ranked
@@ -54,22 +56,32 @@ def score(
     """Score both sides of every pair; memory does not grow with the file."""
     import numpy as np
 
-    from rmtrl.evaluation.scoring import ScoredPairs, pair_lines
+    from rmtrl.data.provenance import fingerprint
+    from rmtrl.evaluation.fingerprints import model_fingerprint
+    from rmtrl.evaluation.parts import Parts
+    from rmtrl.evaluation.scoring import ScoredPairs, pair_lines, pair_windows
     from rmtrl.metrics import mean_estimate, pair_wins
     from rmtrl.reward.scorer import RewardScorer
 
     check_outputs([data], {"--out": out})
-    pairs = read_pairs(data, split, columns)
-    scorer = RewardScorer.from_pretrained(model, progress=False)
-    scores: list[list[float]] = []
+    with all_processes() as process:
+        pairs = read_pairs(data, split, columns)
+        scorer = RewardScorer.from_pretrained(model, progress=False)
+        key = {"model": model_fingerprint(model), "data": fingerprint(pairs)}
+        scores: list[list[float | None]] = []
 
-    def lines() -> Iterator[dict[str, Any]]:
-        for line in pair_lines(scorer, pairs, data):
-            scores.append(line["scores"])
-            yield line
+        def kept(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            for line in lines:
+                scores.append(line["scores"])
+                yield line
+            if all(own[0] is None for own in scores):
+                raise DataError(f"all {len(pairs):,} pairs of {data} are longer than the model holds")
 
-    write_rows(out, lines())
-    scored = ScoredPairs(pairs, np.array(scores))
+        score, windows = partial(pair_lines, scorer, pairs, data), pair_windows(len(pairs))
+        Parts(out, windows, score, key, data, process).write(kept)
+        if process.rank:
+            return
+    scored = ScoredPairs(pairs, np.array(scores, dtype=float))
     whole = scored.where(scored.whole)
     too_long = len(scored) - len(whole)
     accuracy = mean_estimate(pair_wins(*whole.scores.T), whole.pairs["prompt_id"])

@@ -214,7 +214,8 @@ def _word_runs(
 ) -> _Matches:
     """Returns the prompts with a run of words that one of the training texts has, too; template is of `known`."""
     wanted = {run for prompt in prompts for run in _runs(prompt, n)}
-    template = _template_runs(known, wanted, n)
+    counts = Counter(run for text in known for run in wanted.intersection(_runs(text, n)))
+    template = {run for run, count in counts.items() if 2 * count > len(known) >= TEMPLATE_TEXTS}
     first: dict[tuple[str, ...], str] = {}  # the smallest training text of each run
     found = set()
     for text in tqdm(texts, desc="Searching word runs", unit="text", delay=1, disable=not progress):
@@ -224,13 +225,6 @@ def _word_runs(
     hits = {prompt: [first[run] for run in _runs(prompt, n, template) if run in first] for prompt in prompts}
     partner = {prompt: min(texts) for prompt, texts in hits.items() if texts}
     return _Matches(partner.keys(), found, partner.__getitem__)
-
-
-def _template_runs(texts: Collection[str], wanted: set[tuple[str, ...]], n: int) -> set[tuple[str, ...]]:
-    if len(texts) < TEMPLATE_TEXTS:
-        return set()
-    counts = Counter(run for text in texts for run in wanted.intersection(_runs(text, n)))
-    return {run for run, count in counts.items() if 2 * count > len(texts)}
 
 
 def _runs(text: str, n: int, template: AbstractSet[tuple[str, ...]] = frozenset()) -> list[tuple[str, ...]]:

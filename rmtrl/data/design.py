@@ -177,11 +177,7 @@ def _values(pairs: Dataset, *columns: str) -> Iterator[Any]:
 
 
 def _checks(
-    design: Design,
-    pairs: Dataset,
-    shares: Mapping[str, Any],
-    judgments: np.ndarray,
-    rated: set[str],
+    design: Design, pairs: Dataset, shares: Mapping[str, Any], judgments: np.ndarray, rated: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields each planned figure: what there is, what was wanted, and whether that is met."""
 
@@ -367,8 +363,6 @@ def augment(dataset: Dataset, name: str, edit: Edit, *, of: Literal["prompt", "r
         if id in ids:
             raise DataError(f"row {row['id']} has the variant {name} already; give another name")
         variants.append({**row, **edited, "id": id, "variant_of": row["id"], "needs_annotation": True})
-    if not variants:
-        return dataset
     return concatenate_datasets([dataset, dataset_of(variants, dataset.features)])
 
 

@@ -58,11 +58,9 @@ def system_column(row: Row) -> str:
 def joins_input(row: Row) -> bool:
     """Returns whether `input` is the second half of what `prompt` or `question` asks, and does not repeat it."""
     columns, text = prompt_columns(tuple(row)), row.get("input")
-    if columns not in (("prompt",), ("question",)) or "instruction" in row:
-        return False
-    if not isinstance(text, str) or not text.strip():
-        return False
-    return isinstance(row[columns[0]], str) and text not in row[columns[0]]
+    asks = columns in (("prompt",), ("question",)) and "instruction" not in row
+    question = row[columns[0]] if asks else None
+    return isinstance(question, str) and isinstance(text, str) and bool(text.strip()) and text not in question
 
 
 def before(row: Row) -> list[Message]:
@@ -142,13 +140,11 @@ def _side(name: str, value: Any) -> Any:
 
 def label_code(row: Row) -> str | None:
     """Returns the number in the column `label` of a form whose codes no set has fixed, None where there is none."""
-    named = {"left", "right"} <= set(row) or {"response_left", "response_right"} <= set(row)
-    label = row.get("label")
-    if isinstance(label, bool) or not (named or "prompt_left" in row):
+    label, unfixed = row.get("label"), ({"left", "right"}, {"response_left", "response_right"}, {"prompt_left"})
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
         return None
-    if isinstance(label, str) and not re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label):
-        return None
-    return f"{float(label):g}" if isinstance(label, str | int | float) else None
+    is_number = not isinstance(label, str) or re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", label)
+    return f"{float(label):g}" if is_number and any(names <= row.keys() for names in unfixed) else None
 
 
 def label_word(code: str, codes: Collection[str], row: Row) -> str:
@@ -309,7 +305,7 @@ def _preferred(pair: Row, preference: float | None) -> Row:
         return pair if preference is None else pair | {"preference": preference}
     turned = {"chosen": "rejected", "rejected": "chosen", "chosen_scores": "rejected_scores",
               "rejected_scores": "chosen_scores"}  # fmt: skip
-    if "prompt_rejected" in pair:
+    if pair.get("prompt_rejected") is not None:
         turned |= {"prompt": "prompt_rejected", "prompt_rejected": "prompt"}
     return {turned.get(name, name): value for name, value in pair.items()} | {"preference": 1 - preference}
 
@@ -320,34 +316,29 @@ def _preferred(pair: Row, preference: float | None) -> Row:
 def _first_wins(label: Any, outcomes: dict[str, float]) -> float:
     # 1.0 is what becomes of 1 in a column of whole numbers with a gap
     name = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
-    if name not in outcomes:
+    if (found := {own.lower(): share for own, share in outcomes.items()}.get(name.lower())) is None:
         raise DataError(f"label {str(label)[:40]!r} is none of {', '.join(outcomes)}")
-    return outcomes[name]
+    return found
 
 
 def _two(
-    row: Row, prompt: str, first: str, second: str, label: str, outcomes: dict[str, float], **named: str
-) -> list[Row]:
-    """Returns the pair of two answers; `named` are the columns that hold its names."""
-    pair = {"prompt": row[prompt], "chosen": row[first], "rejected": row[second]}
+    row: Row, prompt: str | None, first: str, second: str, labels: tuple[str, ...],
+    outcomes: dict[str, float] | None = None, **named: str,
+) -> list[Row]:  # fmt: skip
+    """Returns the pair of two answers, by one label or several votes.
+
+    Without outcomes a label is a strength, negative where the first answer is better. The prompt stands in a column of
+    its own, or where it is asked; `named` are the columns that hold names.
+    """
+    given, other = (row[prompt], None) if prompt else asked(row)
+    pair = {"prompt": given, "chosen": row[first], "rejected": row[second], "prompt_rejected": other}
     pair |= {name: row.get(column) for name, column in named.items()}
-    return [_preferred(pair, _first_wins(row[label], outcomes))]
-
-
-def _strength(row: Row, prompt: str, first: str, second: str, label: str) -> list[Row]:
-    """HelpSteer's strength is negative where the first answer is better."""
-    strength = float(row[label])
-    pair = {"prompt": row[prompt], "chosen": row[first], "rejected": row[second], "rating_gap": abs(strength)}
-    return [_preferred(pair, 0.5 - 0.5 * ((strength > 0) - (strength < 0)))]
-
-
-def _annotation(row: Row) -> list[Row]:
-    outcomes = {"left": 1.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
-    left_wins = _first_wins(str(row["label"]).strip().lower(), outcomes)
-    prompt, other = asked(row)
-    sides = [row.get(f"response_{side}", row.get(side)) for side in ("left", "right")]
-    pair = {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
-    return [_preferred(pair | ({} if other is None else {"prompt_rejected": other}), left_wins)]
+    if outcomes is None:
+        strength = float(row[labels[0]])
+        return [_preferred(pair | {"rating_gap": abs(strength)}, 0.5 - 0.5 * ((strength > 0) - (strength < 0)))]
+    shares = [_first_wins(row[label], outcomes) for label in labels]
+    votes = {"weight": len(labels)} if len(labels) > 1 else {}
+    return [_preferred(pair | votes, sum(shares) / len(shares))]
 
 
 def _nectar(row: Row) -> list[Row]:
@@ -363,16 +354,6 @@ def _nectar(row: Row) -> list[Row]:
     ]
 
 
-_PANDALM_VOTES = ("annotator1", "annotator2", "annotator3")
-
-
-def _pandalm(row: Row) -> list[Row]:
-    shares = [_first_wins(row[name], {"1": 1.0, "2": 0.0, "0": 0.5}) for name in _PANDALM_VOTES]
-    prompt = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
-    pair = {"prompt": prompt, "chosen": row["response1"], "rejected": row["response2"]}
-    return [_preferred(pair | {"id": row.get("idx"), "weight": len(shares)}, sum(shares) / len(shares))]
-
-
 # ---- the table of forms
 
 
@@ -382,29 +363,31 @@ EXPLICIT = (_explicit, _argilla)
 """The layouts whose sides are named for who won; their prompt may stand in one of several columns, or in none."""
 
 
-def _read_by(read: Callable[..., list[Row]], *columns: str, **more: Any) -> tuple[frozenset[str], Layout]:
-    """Returns the columns of a set, as prompt, two answers and label, and what reads a row of it."""
-    names = dict(zip(("prompt", "first", "second", "label"), columns, strict=True))
-    return frozenset(columns), partial(read, **names, **more)
+def _by(
+    prompt: str | None, first: str, second: str, *labels: str, asks: tuple[str, ...] = (), **more: Any
+) -> tuple[frozenset[str], Layout]:
+    """Returns the columns of a set of two answers, and what reads a row of it."""
+    columns = frozenset({first, second, *labels, *asks, *((prompt,) if prompt else ())})
+    return columns, partial(_two, prompt=prompt, first=first, second=second, labels=labels, **more)
 
 
+_SIDES = {"left": 1.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
 LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
     # TRL's forms; also hh-rlhf, UltraFeedback binarized, Skywork-Preference and the Tülu 3 mixtures
     "chosen and rejected": (frozenset({"chosen", "rejected"}), _explicit),
     "Argilla": (frozenset({"chosen_response", "rejected_response"}), _argilla),
-    "annotation": (frozenset({"response_left", "response_right", "label"}), _annotation),
-    "annotation, short": (frozenset({"left", "right", "label"}), _annotation),
-    "HelpSteer2 preference": _read_by(_strength, "prompt", "response_1", "response_2", "preference_strength"),
-    "HelpSteer3 preference": _read_by(_strength, "context", "response1", "response2", "overall_preference"),
-    "SHP": _read_by(_two, "history", "human_ref_A", "human_ref_B", "labels", outcomes={"1": 1.0, "0": 0.0},
-                    prompt_id="post_id"),
-    "PKU-SafeRLHF": _read_by(_two, "prompt", "response_0", "response_1", "better_response_id",
-                             outcomes={"0": 1.0, "1": 0.0}),
+    "annotation": _by(None, "response_left", "response_right", "label", outcomes=_SIDES),
+    "annotation, short": _by(None, "left", "right", "label", outcomes=_SIDES),
+    "HelpSteer2 preference": _by("prompt", "response_1", "response_2", "preference_strength"),
+    "HelpSteer3 preference": _by("context", "response1", "response2", "overall_preference"),
+    "SHP": _by("history", "human_ref_A", "human_ref_B", "labels", outcomes={"1": 1.0, "0": 0.0}, prompt_id="post_id"),
+    "PKU-SafeRLHF": _by("prompt", "response_0", "response_1", "better_response_id", outcomes={"0": 1.0, "1": 0.0}),
     "Nectar": (frozenset({"prompt", "answers"}), _nectar),
-    "LLMBar": _read_by(_two, "input", "output_1", "output_2", "label", outcomes={"1": 1.0, "2": 0.0}),
-    "JudgeBench": _read_by(_two, "question", "response_A", "response_B", "label", id="pair_id", domain="source",
-                           outcomes={"A>B": 1.0, "B>A": 0.0, "A=B": 0.5}),
-    "PandaLM": (frozenset({"instruction", "input", "response1", "response2", *_PANDALM_VOTES}), _pandalm),
+    "LLMBar": _by("input", "output_1", "output_2", "label", outcomes={"1": 1.0, "2": 0.0}),
+    "JudgeBench": _by("question", "response_A", "response_B", "label", id="pair_id", domain="source",
+                      outcomes={"A>B": 1.0, "B>A": 0.0, "A=B": 0.5}),
+    "PandaLM": _by(None, "response1", "response2", "annotator1", "annotator2", "annotator3", id="idx",
+                   asks=("instruction", "input"), outcomes={"1": 1.0, "2": 0.0, "0": 0.5}),
 }  # fmt: skip
 """Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""
 
@@ -447,8 +430,8 @@ def form_of(names: tuple[str, ...]) -> Form:
     unread = tuple(name for name in names if name not in {*ours, *columns, *asked})
     talks = [name for name in names if name in TALKS and name in read]
     plain = layout is _explicit and asked == ("prompt",) and _CARE.isdisjoint(names)
-    explicit, asks = layout in EXPLICIT, layout in (*EXPLICIT, _annotation)
-    return Form(layout, [*sorted(columns), *prompts], explicit, plain, bool(asked), asks, talks, unread)
+    explicit, sides = layout in EXPLICIT, not columns.isdisjoint(("left", "response_left"))
+    return Form(layout, [*sorted(columns), *prompts], explicit, plain, bool(asked), explicit or sides, talks, unread)
 
 
 def is_pair(row: Row) -> bool:

@@ -112,11 +112,7 @@ def read_preferences(
 
 
 def to_normal_form(
-    dataset: Dataset,
-    columns: Mapping[str, str] | None = None,
-    *,
-    source: str = "unknown",
-    faulty: Faulty = "raise",
+    dataset: Dataset, columns: Mapping[str, str] | None = None, *, source: str = "unknown", faulty: Faulty = "raise"
 ) -> Dataset:
     """Returns the pairs of `dataset` in the normal form; the form of the input is recognised by its columns.
 
@@ -227,16 +223,10 @@ def last_turn_only(dataset: Dataset) -> Dataset:
     '\\n\\nHuman: And in French?\\n\\nAssistant:'
     ```
     """
-
-    column = Features({"prompt": dataset.features["prompt"]})
-
-    def cut(table: pa.Table) -> pa.Table:
-        prompts = table_columns(table.select(["prompt"]))["prompt"]
-        cut = arrow_table([{"prompt": _last_turn(prompt)} for prompt in prompts], column)
-        return table.set_column(table.column_names.index("prompt"), "prompt", cut["prompt"])
-
-    options = {"features": dataset.features, "load_from_cache_file": False, "desc": "Cutting prompts"}
-    return dataset.with_format("arrow").map(cut, batched=True, **options).with_format(None)
+    table: pa.Table = dataset.with_format("arrow")[:]
+    cut = [{"prompt": _last_turn(prompt)} for prompt in table_columns(table.select(["prompt"]))["prompt"]]
+    column = arrow_table(cut, Features({"prompt": dataset.features["prompt"]}))["prompt"]
+    return Dataset(table.set_column(table.column_names.index("prompt"), "prompt", column), info=dataset.info)
 
 
 def _last_turn(prompt: Conversation | None) -> Conversation | None:

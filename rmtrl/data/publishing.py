@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
@@ -20,31 +20,20 @@ _SEALED, _OPENINGS = "sealed.jsonl.gz", "sealed_openings.json"
 
 
 def publish_splits(
-    pairs: Dataset,
-    out: Path,
-    *,
-    source: str,
-    ratios: tuple[float, float, float, float] = (0.7, 0.1, 0.1, 0.1),
-    stratify: Literal["domain", "none"] = "domain",
-    holdout_domains: str = "",
-    sealed: float = 0.0,
-    near_duplicates: float | None = None,
-    seed: int = 0,
-    licence: str = "",
-    notes: str = "",
-) -> dict[str, Any]:
+    pairs: Dataset, out: Path, *, source: str, near_duplicates: float | None = None, licence: str = "",
+    notes: str = "", **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the record of a folder of splits that it writes: a file a split, `splits.json` and `manifest.json`.
 
     Args:
         pairs (`Dataset`): Pairs in the normal form.
         out (`Path`): Folder to write; an earlier one of splits is replaced, its openings stay counted.
         source (`str`): Where the pairs are from; a manifest of ours beside that file is carried along.
-        ratios, sealed, seed: As in [`~rmtrl.data.splits.make_splits`].
-        stratify (`str`): `"domain"` or `"none"`.
-        holdout_domains (`str`): Domains kept apart, with commas between.
         near_duplicates (`float`, *optional*): Jaccard index from which prompts count as one; 0.8 where the pairs have
             no `cluster_id`. 0: only equal ids count as one.
         licence, notes (`str`): For the manifest.
+        settings: As in [`~rmtrl.data.splits.make_splits`], but `stratify` is `"domain"` or `"none"`, and
+            `holdout_domains` is a text with commas between the names.
 
     Raises:
         DataError, UsageError: As `make_splits` and [`~rmtrl.data.provenance.new_folder`].
@@ -52,14 +41,12 @@ def publish_splits(
     if near_duplicates is None:
         near_duplicates = 0.0 if "cluster_id" in pairs.column_names else 0.8
     grouped = with_clusters(pairs, threshold=near_duplicates) if near_duplicates else pairs
-    made = make_splits(
-        grouped, ratios=ratios, stratify="domain" if stratify == "domain" else None, seed=seed, sealed=sealed,
-        holdout_domains=[name for name in holdout_domains.split(",") if name],
-    )  # fmt: skip
+    held = [name for name in settings["holdout_domains"].split(",") if name]
+    stratify = None if settings["stratify"] == "none" else settings["stratify"]
+    made = make_splits(grouped, **settings | {"stratify": stratify, "holdout_domains": held})
     splits = made.as_dict()
     check_overlap(splits)
-    settings = {"ratios": list(ratios), "stratify": stratify, "holdout_domains": holdout_domains, "sealed": sealed,
-                "near_duplicates": near_duplicates, "seed": seed}  # fmt: skip
+    settings["near_duplicates"] = near_duplicates
     record: dict[str, Any] = {
         "schema": "rmtrl/splits/1",
         "input": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
@@ -82,7 +69,8 @@ def publish_splits(
         written = manifest(
             sources=[{"data": source, "licence": licence, **record["input"]}],
             steps=[{"command": "rmtrl data split", **settings}],
-            seeds={"split": seed}, files=folder, deduplicated=checked, notes=notes, inputs=_manifest_beside(source),
+            seeds={"split": settings["seed"]}, files=folder, deduplicated=checked, notes=notes,
+            inputs=_manifest_beside(source),
         )  # fmt: skip
         write_json(folder / "manifest.json", written)
         if (out / _OPENINGS).exists():  # what was counted stays counted

@@ -332,7 +332,7 @@ def model_scores(rows: Sequence[Mapping[str, Any]], scorer: Any, *, source: str)
     Raises:
         DataError: If one is longer than the model holds.
     """
-    scores = np.concatenate(list(score_pairs(scorer, rows, source, sides=("a", "b"))))
+    scores = score_pairs(scorer, rows, source, sides=("a", "b"))
     for index in np.flatnonzero(np.isnan(scores).any(axis=1))[:1]:
         most = f"the model's {scorer.most_tokens} tokens"
         raise DataError(f"{source} row {index + 1} is longer than {most}; leave it out")

@@ -1,16 +1,16 @@
 """The readiness gate: whether a reward model is fit to train a policy on, and why not."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
 from rmtrl.errors import UsageError
 from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding
 from rmtrl.evaluation.scoring import is_number
+from rmtrl.types import json_ready
 
 SCHEMA = "rmtrl/thresholds/1"
 Compare = Literal["value", "interval"]
@@ -83,10 +83,8 @@ class Thresholds:
         unknown = sorted(map(str, set(stored) - {"schema", "compare", "checks"}))
         checks, compare = stored.get("checks"), stored.get("compare", "value")
         if unknown or not isinstance(checks, dict) or not checks or compare not in _COMPARE:
-            raise UsageError(
-                f"the thresholds have {', '.join(unknown) or 'no checks, or a compare other than value or interval'}; "
-                "wanted schema, compare and checks"
-            )
+            has = ", ".join(unknown) or "no checks, or a compare other than value or interval"
+            raise UsageError(f"the thresholds have {has}; wanted schema, compare and checks")
         return cls({name: _check(name, settings) for name, settings in checks.items()}, compare)
 
 
@@ -139,7 +137,11 @@ class Reason:
     n: int | None = None
     source: str = ""
 
-    def __str__(self) -> str:
+    json_also: ClassVar = ("line",)
+
+    @property
+    def line(self) -> str:
+        """The outcome as a line of the report."""
         mark = "ok" if self.passed else "NO" if self.stops else "warning"
         return f"{mark:<8} {self.check:<24} {self.got}; wanted {self.wanted}"
 
@@ -154,18 +156,15 @@ class Decision:
         not_asked (`tuple[str, ...]`): Evidence that the thresholds do not ask for.
     """
 
+    schema: ClassVar = "rmtrl/gate/1"
+
     ready: bool
     reasons: tuple[Reason, ...]
     not_asked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         unasked = (f"{'-':<8} {name:<24} not asked" for name in self.not_asked)
-        return "\n".join([*map(str, self.reasons), *unasked, "ready" if self.ready else "not ready"])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the decision as a dictionary, ready for JSON."""
-        reasons = [{**asdict(reason), "line": str(reason)} for reason in self.reasons]
-        return {"schema": "rmtrl/gate/1", "ready": self.ready, "reasons": reasons, "not_asked": list(self.not_asked)}
+        return "\n".join([*(reason.line for reason in self.reasons), *unasked, "ready" if self.ready else "not ready"])
 
 
 def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
@@ -182,7 +181,7 @@ def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
     Example:
 
     ```python
-    >>> print(judge(Evidence()).reasons[0])
+    >>> print(judge(Evidence()).reasons[0].line)
     NO       overlap                  no evidence; wanted at most 0
     ```
     """
@@ -202,17 +201,16 @@ def _judge(name: str, item: Figure | Finding | None, check: Check, compare: Comp
         return Reason(name, False, stops, "no evidence", wanted)
     if isinstance(item, Finding):
         return Reason(name, item.passed is True, stops, item.said or "no word of it", wanted, source=item.source)
-    value, low, high = item.estimate.value, item.estimate.low, item.estimate.high
-    known = tuple(end if math.isfinite(end) else None for end in (low, high))
-    lacking = _lacking(item, check.n, {**check.where, **_ALWAYS.get(name, {})})
-    if lacking:
+    estimate, got = item.estimate, str(item)
+    low, high = (estimate.low, estimate.high) if compare == "interval" else (estimate.value, estimate.value)
+    passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
+    if lacking := _lacking(item, check.n, {**check.where, **_ALWAYS.get(name, {})}):
         passed, got = False, f"no evidence: {lacking}, got {item}"
-    else:
-        low, high = (low, high) if compare == "interval" else (value, value)
-        passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
-        passed, got = passed and item.conditions.get("calibration") != WORSENED, str(item)
-        wanted += " at the unfavourable end" if compare == "interval" else ""
-    return Reason(name, passed, stops, got, wanted, value, known[0], known[1], item.estimate.n, item.source)
+    elif compare == "interval":
+        wanted += " at the unfavourable end"
+    passed = passed and item.conditions.get("calibration") != WORSENED
+    value, low, high = (json_ready(end) for end in (estimate.value, estimate.low, estimate.high))  # unknown: None
+    return Reason(name, passed, stops, got, wanted, value, low, high, estimate.n, item.source)
 
 
 def _lacking(figure: Figure, n: int, where: Mapping[str, Any]) -> str:

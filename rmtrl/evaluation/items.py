@@ -8,7 +8,7 @@ has one line an item, candidates in the benchmark's order, null where an item wa
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from rmtrl.data.layouts import ASSISTANT, HUMAN
 from rmtrl.data.messages import message_text
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
+from rmtrl.evaluation.parts import Parts
 from rmtrl.evaluation.scoring import TokenScorer, is_number, score_whole, unrendered
-from rmtrl.io import read_sound_rows, write_json
+from rmtrl.io import read_sound_rows
+from rmtrl.processes import ALONE, Process
 from rmtrl.types import Conversation, Scorer
 
 WINDOW_CONVERSATIONS = 500
@@ -96,14 +98,16 @@ def windows(items: Sequence[Item], size: int = WINDOW_CONVERSATIONS) -> list[ran
     return parts
 
 
+def score_window(scorer: Scorer, items: Sequence[Item]) -> list[ItemScores]:
+    """Returns the scores of items that are scored together; see [`score_items`]."""
+    counted = [item for item in items if not item.excluded]
+    groups, ids = [item.candidates for item in counted], [item.id for item in counted]
+    scores = iter(score_whole(scorer, groups, ids, kind="item"))
+    return [None if item.excluded else next(scores) for item in items]
+
+
 def score_items(
-    scorer: Scorer,
-    items: Sequence[Item],
-    *,
-    done: int = 0,
-    window: int = WINDOW_CONVERSATIONS,
-    name: str = "items",
-    progress: bool = True,
+    scorer: Scorer, items: Sequence[Item], *, name: str = "items", progress: bool = True
 ) -> Iterator[list[ItemScores]]:
     """Yields the scores of each window of items, in the order of the items.
 
@@ -113,8 +117,6 @@ def score_items(
     Args:
         scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
         items (`Sequence[Item]`): All items of the benchmark.
-        done (`int`): Items already scored; windows that end within them are left out.
-        window (`int`): Conversations scored at a time.
         name (`str`): What is scored, for the bar.
         progress (`bool`): Whether a pass of more than two seconds shows a bar on stderr.
 
@@ -128,14 +130,9 @@ def score_items(
     ...     print(sum(own is None for own in scores), "missing")
     ```
     """
-    ahead = [part for part in windows(items, window) if part.stop > done]
-    settings = {"desc": f"Scoring {name}", "unit": "item", "delay": 2, "disable": not progress}
-    with tqdm(total=len(items), initial=ahead[0].start if ahead else len(items), **settings) as bar:
-        for part in ahead:
-            counted = [items[i] for i in part if not items[i].excluded]
-            groups, ids = [item.candidates for item in counted], [item.id for item in counted]
-            scores = iter(score_whole(scorer, groups, ids, kind="item"))
-            yield [None if items[i].excluded else next(scores) for i in part]
+    with tqdm(total=len(items), desc=f"Scoring {name}", unit="item", delay=2, disable=not progress) as bar:
+        for part in windows(items):
+            yield score_window(scorer, [items[i] for i in part])
             bar.update(len(part))
 
 
@@ -240,113 +237,43 @@ def score_lines(items: Sequence[Item], scores: Scores) -> Iterator[dict[str, Any
 
 
 def score_into(
-    path: str | Path,
+    path: Path,
     scorer: Scorer,
     items: Sequence[Item],
     *,
     key: Mapping[str, Any],
     name: str = "items",
-    say: Callable[[str], None] = print,
+    process: Process = ALONE,
 ) -> list[ItemScores]:
     """Returns the scores of all items and leaves them in a file; what a killed run left there is not scored again.
 
-    Scores go to `<path>.partial`, window by window, and the file is renamed when complete; `.key` files beside them
-    say what they are scores of. Stored scores count only under an equal key, and only whole windows of them, so that
-    a resumed run has the numbers of one that was never stopped.
+    Windows of items are scored into [parts][rmtrl.evaluation.parts.Parts] of the file.
 
     Args:
-        path (`str` or `Path`): File to write.
+        path (`Path`): File to write.
         scorer ([`~rmtrl.types.Scorer`]): Anything that scores conversations.
         items (`Sequence[Item]`): All items of the benchmark.
         key (`Mapping[str, Any]`): Fingerprints of model and benchmark, rendering; JSON values.
-        name (`str`): What is scored, for the bar and for what is said.
-        say (`Callable`): Is told in one line what becomes of earlier work.
+        name (`str`): What is scored, for the bar and for what is said on stderr.
+        process ([`~rmtrl.processes.Process`]): This one of those that share the work; any but the first returns no
+            scores.
 
     Raises:
         DataError: If the file cannot be written.
+        ProcessError: As [`~rmtrl.evaluation.parts.Parts.write`].
 
     Example:
 
     ```python
-    >>> scores = score_into("outputs/eval/llmbar/scores.jsonl", scorer, items, key={"model": "…", "benchmark": "…"})
+    >>> scores = score_into(Path("scores.jsonl"), scorer, items, key={"model": "…", "benchmark": "…"})
     ```
     """
-    path, partial = Path(path), _beside(Path(path), ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scores = _resumed(path, items, key, name, say)
-        with partial.open("a", encoding="utf-8") as file:
-            for window in score_items(scorer, items, done=len(scores), name=name):
-                part = items[len(scores) : len(scores) + len(window)]
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in score_lines(part, window))
-                file.flush()
-                scores += window
-        partial.replace(path)
-        _beside(partial, ".key").replace(_beside(path, ".key"))
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; give another folder") from error
-    return scores
 
+    def score(part: range) -> Iterator[dict[str, Any]]:
+        own = [items[i] for i in part]
+        return score_lines(own, score_window(scorer, own))
 
-def _resumed(
-    path: Path, items: Sequence[Item], key: Mapping[str, Any], name: str, say: Callable[[str], None]
-) -> list[ItemScores]:
-    """Returns the usable scores of an earlier run, complete or stopped, which stand alone in the partial file then."""
-    partial = _beside(path, ".partial")
-    if path.exists() and _is_key(path, key):
-        path.replace(partial)
-        _beside(path, ".key").replace(_beside(partial, ".key"))
-    elif path.exists() and not partial.exists() and _is_key(partial, key):  # killed between the two renames
-        path.replace(partial)
-    if partial.exists() and _is_key(partial, key):
-        scores, n_bytes = _take_windows(partial, items)
-        with partial.open("r+b") as file:
-            file.truncate(n_bytes)
-        done = f"all {len(items):,}" if len(scores) == len(items) else f"{len(scores):,} of {len(items):,}"
-        end = ", same model and data" if len(scores) == len(items) else "; it goes on from there"
-        say(f"{name}: {done} items were scored by an earlier run{end}")
-        return scores
-    if path.exists() or partial.exists():
-        say(f"{name}: the scores in {path.parent} are of another model, rendering or data; scoring starts again")
-    # from here on the old file, which stays until the new one is whole, is nobody's
-    _beside(path, ".key").unlink(missing_ok=True)
-    partial.write_bytes(b"")  # before its key: a key without it says that the file was renamed
-    write_json(_beside(partial, ".key"), key)
-    return []
-
-
-def disown(path: Path) -> None:
-    """Forgets what the scores at `path` are of, so that no run takes them for its own."""
-    for place in (path, _beside(path, ".partial")):
-        _beside(place, ".key").unlink(missing_ok=True)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _is_key(path: Path, key: Mapping[str, Any]) -> bool:
-    """Returns whether the scores at a place are those of this key."""
-    try:
-        stored = json.loads(_beside(path, ".key").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(stored == json.loads(json.dumps(key)))
-
-
-def _take_windows(path: Path, items: Sequence[Item]) -> tuple[list[ItemScores], int]:
-    """Returns the scores of the whole windows at the start of a file, and the bytes these lines take."""
-    scores: list[ItemScores] = []
-    ends = [0]
-    with path.open("rb") as file:
-        for item, line in zip(items, file, strict=False):
-            try:
-                row = _row(item.id, json.loads(line.decode()))
-                if not line.endswith(b"\n") or row["id"] != item.id:
-                    break
-                scores.append(_scores_in(row, item, item.id))
-            except (ValueError, TypeError, RecursionError):  # torn by the kill
-                break
-            ends.append(ends[-1] + len(line))
-    whole = max((part.stop for part in windows(items) if part.stop <= len(scores)), default=0)
-    return scores[:whole], ends[whole]
+    Parts(path, windows(items), score, json.loads(json.dumps(key)), name, process).write()
+    if process.rank:
+        return []
+    return [_scores_in(row, item, place) for item, (place, row) in zip(items, read_sound_rows(path), strict=True)]

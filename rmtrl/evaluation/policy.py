@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from rmtrl.data.loading import source_rows
 from rmtrl.data.normal_form import TEMPLATE
 from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.overoptimization import Samples
+from rmtrl.evaluation.overoptimization import scored_samples
 from rmtrl.evaluation.scoring import check_rendered, joined, score_conversations
 from rmtrl.metrics import Floats, mean_estimate, pair_wins
 from rmtrl.types import Chat, Conversation, Estimate, Scorer
@@ -142,7 +143,7 @@ def sample_scores(
     *,
     seed: int = 0,
     domains: Sequence[str] | None = None,
-) -> Samples:
+) -> pd.DataFrame:
     """Returns n completions of each prompt scored by proxy and by gold: what overoptimization is measured on.
 
     Args:
@@ -174,13 +175,10 @@ def sample_scores(
                 scores[name].append(_scored(scorer, part, completions).ravel())
             truncated += [completion.truncated for own in completions for completion in own]
             progress.update(len(part))
-    return Samples(
-        np.repeat(np.arange(len(prompts)), n).astype(str),
-        np.concatenate(scores["proxy"]),
-        np.concatenate(scores["gold"]),
-        domain=None if domains is None else np.repeat(np.asarray(domains, str), n),
-        truncated=np.array(truncated, dtype=np.bool_),
-    )
+    return scored_samples(
+        np.repeat(np.arange(len(prompts)), n).astype(str), *map(np.concatenate, scores.values()),
+        domain=None if domains is None else np.repeat(np.asarray(domains, str), n), truncated=truncated,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """A run of benchmarks: a model, or stored scores, on each; in its folder all is written, and a killed run goes on."""
 
-import hashlib
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +18,6 @@ from rmtrl.evaluation.fingerprints import items_fingerprint, model_fingerprint
 from rmtrl.evaluation.items import (
     ItemScores,
     as_text,
-    disown,
     missing_reasons,
     read_scores,
     score_into,
@@ -29,6 +26,7 @@ from rmtrl.evaluation.items import (
 )  # fmt: skip
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
 from rmtrl.io import file_sha256, write_json, write_rows
+from rmtrl.processes import ALONE, Process
 from rmtrl.types import json_ready
 
 RESULT = "rmtrl/benchmark-result/1"
@@ -111,8 +109,9 @@ def read_tasks(named: Sequence[str]) -> list[Task]:
 
 
 def evaluate_model(
-    model: str, tasks: Sequence[Task], out: Path | None, *, text: str | None = None, **settings: Any
-) -> Run:
+    model: str, tasks: Sequence[Task], out: Path | None, *, text: str | None = None, process: Process = ALONE,
+    **settings: Any,
+) -> Run:  # fmt: skip
     """Returns the results of one model; with `out`, scores and results stand there, and a killed run goes on.
 
     Args:
@@ -120,6 +119,7 @@ def evaluate_model(
         tasks (`Sequence[Task]`): The benchmarks.
         out (`Path`, *optional*): Folder for one folder a benchmark.
         text (`str`, *optional*): Form of the text for a model without chat template; see [`as_text`].
+        process ([`~rmtrl.processes.Process`]): This one of those that share the work, in `out`; the first has results.
         settings: As in [`RewardScorer.from_pretrained`].
     """
     from rmtrl.reward.rendering import Rendering
@@ -139,7 +139,10 @@ def evaluate_model(
         if out is None:
             scores = [scores for window in score_items(scorer, own, name=task.name) for scores in window]
         else:
-            scores = score_into(task.folder(out) / "scores.jsonl", scorer, own, key=key, name=task.name, say=_say)
+            file = task.folder(out) / "scores.jsonl"
+            scores = score_into(file, scorer, own, key=key, name=task.name, process=process)
+        if process.rank:
+            continue
         why, chose = missing_reasons(scorer, own, scores, scorer.most_tokens), task.name in run.selected_on
         run.add(task, scores, out, started=started, missing_reasons=why, rendering=rendering, selected_on=chose)
     return run
@@ -152,18 +155,24 @@ def judge_scores(path: Path, task: Task, out: Path | None) -> Run:
     run = Run({"name": str(path), "scores_sha256": file_sha256(path)})
     run.add(task, scores, out, started=started)
     if out:
-        file = task.folder(out) / "scores.jsonl"
-        disown(file)
-        write_rows(file, score_lines(task.items, scores))
+        write_rows(task.folder(out) / "scores.jsonl", score_lines(task.items, scores))
     return run
 
 
 def run_folders(models: Sequence[str], out: Path | None) -> dict[str, Path | None]:
-    """Returns where the results of each model go: with several models, a folder each."""
+    """Returns where the results of each model go: with several models, a folder each.
+
+    Raises:
+        UsageError: If two would go into one folder.
+    """
     if out is None or len(models) < 2:
         return dict.fromkeys(models, out)
-    slugs = Counter(map(_slug, models))
-    return {name: out / (_slug(name) if slugs[_slug(name)] == 1 and _slug(name) else _unique(name)) for name in models}
+    folders: dict[str, Path | None] = {name: out / (_slug(name) or "model") for name in models}
+    if len(set(folders.values())) < len(models):
+        raise UsageError(
+            f"got the models {', '.join(models)}, two of which would have one folder in --out; name each once"
+        )
+    return folders
 
 
 def summary(runs: Sequence[Run], out: Path | None, *, started: float) -> dict[str, Any]:
@@ -231,11 +240,3 @@ def _times(started: float) -> dict[str, Any]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "--", name.strip("/."))
-
-
-def _unique(name: str) -> str:
-    return f"{_slug(name) or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _say(line: str) -> None:
-    print(f"rmtrl: {line}", file=sys.stderr)

@@ -137,7 +137,7 @@ class ScoredPairs:
     @classmethod
     def of_model(cls, scorer: Any, pairs: "Dataset", source: str) -> "ScoredPairs":
         """Returns all pairs with what a reward model gives them; see [`score_pairs`] for what it raises."""
-        return cls(pairs, np.concatenate(list(score_pairs(scorer, pairs, source))))
+        return cls(pairs, score_pairs(scorer, pairs, source))
 
     @classmethod
     def of_file(cls, path: Path, pairs: "Dataset | None" = None) -> "ScoredPairs":
@@ -186,8 +186,8 @@ class ScoredPairs:
 
 def score_pairs(
     scorer: Any, rows: "Dataset | Sequence[Mapping[str, Any]]", source: str, *, sides: tuple[str, str] = SIDES
-) -> Iterator[Floats]:
-    """Yields the scores of both sides, `(n, 2)`, window by window; both NaN where one side is too long.
+) -> Floats:
+    """Returns the scores of both sides, `(N, 2)`; both NaN where one side is too long.
 
     Args:
         scorer ([`TokenScorer`]): A reward model.
@@ -197,22 +197,31 @@ def score_pairs(
 
     Raises:
         RenderingError: If a side cannot be rendered; it names file and row.
-        DataError: If no pair is held.
         ModelError: If a score is no finite number.
     """
-    done, scored, ahead = 0, 0, iter(rows)
+    ahead, scores = iter(rows), [np.empty((0, 2))]
     with tqdm(total=len(rows), desc="Scoring", unit="pair", delay=2) as progress:
-        while window := list(islice(ahead, _WINDOW_PAIRS)):
-            whole = [[conversation(row, side) for side in sides] for row in window]
-            numbers = [str(number) for number in range(done + 1, done + 1 + len(window))]
-            found = score_whole(scorer, whole, numbers, kind=f"{source} row")
-            for number, pair, own in zip(numbers, whole, found, strict=True):
-                check_rendered(scorer, pair if own is None else [], f"{source} row {number}")
-            yield np.array([[np.nan, np.nan] if own is None else own for own in found])
-            done, scored = done + len(window), scored + sum(own is not None for own in found)
-            progress.update(len(window))
-    if not scored:
-        raise DataError(f"all {len(rows):,} pairs are longer than the model holds; {source} has none to score")
+        for part in pair_windows(len(rows)):
+            scores.append(_window_scores(scorer, islice(ahead, len(part)), source, part, sides))
+            progress.update(len(part))
+    return np.concatenate(scores)
+
+
+def pair_windows(n: int) -> list[range]:
+    """Returns the places of n pairs, those together that are scored together."""
+    return [range(start, min(start + _WINDOW_PAIRS, n)) for start in range(0, n, _WINDOW_PAIRS)]
+
+
+def _window_scores(
+    scorer: Any, rows: Iterable[Mapping[str, Any]], source: str, part: range, sides: tuple[str, str] = SIDES
+) -> Floats:
+    """Returns the scores of the pairs at the places of a window, `(n, 2)`."""
+    whole = [[conversation(row, side) for side in sides] for row in rows]
+    numbers = [str(place + 1) for place in part]
+    found = score_whole(scorer, whole, numbers, kind=f"{source} row")
+    for number, pair, own in zip(numbers, whole, found, strict=True):
+        check_rendered(scorer, pair if own is None else [], f"{source} row {number}")
+    return np.array([[np.nan, np.nan] if own is None else own for own in found])
 
 
 def score_whole(
@@ -255,11 +264,11 @@ def _asked(
         raise RuntimeError(f"scoring stopped at {where}: {type(error).__name__}: {error}") from error
 
 
-def pair_lines(scorer: Any, pairs: "Dataset", source: str) -> Iterator[dict[str, Any]]:
-    """Yields the line of each pair, as [`read_pair_scores`] takes it; what it raises is said at [`score_pairs`]."""
-    ids = iter(pairs["id"])
-    for scores in score_pairs(scorer, pairs, source):
-        yield from ({"id": next(ids), "scores": own} for own in scores.tolist())
+def pair_lines(scorer: Any, pairs: "Dataset", source: str, part: range) -> Iterator[dict[str, Any]]:
+    """Yields the line of each pair of a window, as [`read_pair_scores`] takes it; see [`score_pairs`] for errors."""
+    rows = pairs.select(part)
+    for id, scores in zip(rows["id"], _window_scores(scorer, rows, source, part).tolist(), strict=True):
+        yield {"id": id, "scores": scores}
 
 
 def read_pair_scores(path: Path) -> dict[str, Floats]:

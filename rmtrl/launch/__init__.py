@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -130,12 +131,45 @@ def stage_in_partial(args: TrainingArguments, schema: str) -> Path:
     return final
 
 
-def clear_checkpoints(trainer: Trainer) -> None:
-    """Deletes the checkpoints of an earlier, unfinished run from this run's folder, so that none is resumed later."""
-    if trainer.is_world_process_zero():
-        for folder in Path(str(trainer.args.output_dir)).glob("checkpoint-*"):
-            shutil.rmtree(folder)
-    trainer.accelerator.wait_for_everyone()
+def prepare_folder(trainer: Trainer, resume: str | None) -> None:
+    """Makes the folder of a run that is about to train, whose processes have to see it and to save whole models in it.
+
+    Checkpoints of an earlier, unfinished run are deleted, so that none is resumed later.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): Its `output_dir` is the folder.
+        resume (`str`, *optional*): The checkpoint that the run goes on from: then all stay.
+
+    Raises:
+        UsageError: On every process, if the model would not be saved whole or a machine does not see the folder.
+    """
+    accelerator, folder = trainer.accelerator, Path(str(trainer.args.output_dir))
+    if why := _why_not_saved(accelerator):
+        raise UsageError(f"the trained model would not be saved: {why} in the file given to accelerate launch")
+    seen = folder / ".seen"
+    if accelerator.is_main_process:
+        for checkpoint in folder.glob("checkpoint-*") if resume is None else ():
+            shutil.rmtree(checkpoint)
+        seen.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    n_seeing = int(accelerator.gather(torch.tensor([int(seen.is_dir())], device=accelerator.device)).sum())
+    if accelerator.is_main_process:
+        seen.rmdir()
+    if n_seeing < accelerator.num_processes:
+        raise UsageError(
+            f"{n_seeing} of {accelerator.num_processes} processes see output_dir {folder.resolve()} of the first "
+            "machine; give a folder on a disk that all machines share"
+        )
+
+
+def _why_not_saved(accelerator: Accelerator) -> str | None:
+    fsdp, zero = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
+    if fsdp is not None and "FULL" not in str(fsdp.state_dict_type):
+        return "set fsdp_state_dict_type to FULL_STATE_DICT"
+    settings = {} if zero is None else zero.deepspeed_config["zero_optimization"]
+    if settings.get("stage") == 3 and not settings.get("stage3_gather_16bit_weights_on_model_save"):
+        return "set zero3_save_16bit_model to true"
+    return None
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
@@ -176,6 +210,13 @@ def model_init_kwargs(model_args: ModelConfig) -> dict[str, Any]:
     return given if attention is None else {**given, "attn_implementation": attention}
 
 
+def n_parameters(trainer: Trainer) -> int:
+    """Returns the weights of a trainer's model, also of those that ZeRO-3 has spread over processes."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    spread = (weight.ds_numel - weight.numel() for weight in model.parameters() if hasattr(weight, "ds_numel"))
+    return int(model.num_parameters() + sum(spread))
+
+
 def stage_record(
     trainer: Trainer, recipe: Any, model_args: ModelConfig, *, final: Path, started: float, training: dict[str, float]
 ) -> dict[str, Any]:
@@ -193,7 +234,7 @@ def stage_record(
     return {
         "model": {
             **asdict(model_args),
-            "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
+            "parameters": n_parameters(trainer),
         },
         "seeds": {"initialisation": args.seed, "sampling": args.seed if args.data_seed is None else args.data_seed},
         "recipe": asdict(recipe),

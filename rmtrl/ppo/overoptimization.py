@@ -62,6 +62,8 @@ class OveroptimizationCallback(PPOCallback):
       al. 2023, https://huggingface.co/papers/2310.03716, found 70 to 90 % in usual runs): the gain at equal length,
       the intercept of its line over the change of length, is below half of it.
 
+    In TRL's trainers, such as GRPOTrainer, [`~rmtrl.ppo.watch.PolicyWatch`] hands it their evaluations.
+
     A limit on KL is `max_kl` of [`PPOConfig`]: how much is too much depends on reward model and policy. Logged are
     `{prefix}_overoptimization_suspected` and `{prefix}_overoptimization_alarm` (0 or 1), and the judge's change since
     its best as `{prefix}_{judge}_since_best`, with the ends of its interval. The count goes on after a resume, since

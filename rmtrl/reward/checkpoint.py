@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from peft import PeftConfig, TaskType
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
@@ -186,6 +188,24 @@ def _head_of(model: Any) -> Head | None:
         return None
     criteria = tuple(model.config.id2label[index] for index in range(len(weights)))  # a stored dictionary is sorted
     return Head(criteria=criteria, weights=tuple(weights[name] for name in criteria))
+
+
+def check_loaded(model: Any, accelerator: Accelerator) -> None:
+    """Raises where FSDP loaded weights on the first process alone and would never train those that are new.
+
+    Raises:
+        ModelError: On every process, if the model has a head of our own making or two or more new weights.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or not plugin.cpu_ram_efficient_loading:
+        return
+    n_empty = torch.tensor([sum(weight.is_meta for weight in model.parameters())], device=accelerator.device)
+    n_new = int(accelerator.gather(n_empty).max())
+    if n_new > 1 or _head_of(model) is not None:
+        raise ModelError(
+            f"fsdp_cpu_ram_efficient_loading is true and {n_new} weights are new: they would stay empty on all "
+            "processes but the first; set it to false in the file given to accelerate launch --config_file"
+        )
 
 
 def start_head(model: Any, settings: RewardConfig, head: Head) -> list[str]:

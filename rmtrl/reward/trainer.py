@@ -127,6 +127,7 @@ class RewardTrainer(TRLRewardTrainer):
             given["args"].model_init_kwargs = None
         super().__init__(**given)
         self.args.model_init_kwargs = config.model_init_kwargs
+        checkpoint.check_loaded(self.model, self.accelerator)
         if is_peft_model(self.model) and takes_gradients(self.model) and not has_trained_head(self.model):
             raise ModelError(
                 "got a model whose score head is frozen, so its scores would stay random; create the adapter with "

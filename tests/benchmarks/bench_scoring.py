@@ -13,6 +13,7 @@ import json
 import resource
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from workloads import append_results, human_pairs, judged_texts, machine, make_m
 
 from rmtrl import RewardScorer
 from rmtrl.data.preferences import read_preferences
-from rmtrl.evaluation.scoring import pair_lines
-from rmtrl.io import write_rows
+from rmtrl.evaluation.parts import Parts
+from rmtrl.evaluation.scoring import pair_lines, pair_windows
 from rmtrl.reward.batching import Costs, plan_jobs
 
 FREE = Costs(cell=0.0, call=0.0, most_tokens=1 << 40)
@@ -108,7 +109,8 @@ def flat(sizes: list[int], model, tokenizer) -> None:
                     file.write(json.dumps({"id": str(number), **texts}) + "\n")
             rows = read_preferences(path)
             start = time.perf_counter()
-            write_rows(Path(folder) / "scores.jsonl", pair_lines(scorer, rows, str(path)))
+            score = partial(pair_lines, scorer, rows, str(path))
+            Parts(Path(folder) / "scores.jsonl", pair_windows(len(rows)), score, {}, str(path)).write()
             seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{size:>9,} rows: {size / seconds:8.1f} pairs a second, peak memory {peak:,.0f} MiB", flush=True)

@@ -53,7 +53,7 @@ def test_a_good_static_figure_does_not_make_up_for_a_poor_fresh_one():
     )  # fmt: skip
     decision = judge(evidence, thresholds({"test_accuracy": {"minimum": 0.8}, "fresh_accuracy": {"minimum": 0.8}}))
     assert not decision.ready and failed(decision) == ["fresh_accuracy"]
-    assert str(decision.reasons[1]) == (
+    assert decision.reasons[1].line == (
         "NO       fresh_accuracy           0.640 [0.571, 0.703] (n = 200) (reviewed_by human); wanted at least 0.8"
     )
 
@@ -103,7 +103,7 @@ def test_one_failed_check_is_not_ready(name, item):
 def test_another_lineage_warns():
     decision = judge(Evidence.from_dict(READY | {"lineage": {"passed": False, "said": "differ"}}))
     assert decision.ready and failed(decision) == ["lineage"]
-    assert str(decision.reasons[-1]).startswith("warning  lineage")
+    assert decision.reasons[-1].line.startswith("warning  lineage")
 
 
 @pytest.mark.parametrize("conditions", [{"reviewed_by": "model"}, {}])
@@ -145,7 +145,7 @@ def test_the_threshold_itself_passes_and_an_unknown_end_does_not():
     wanted = thresholds({"ece": {"maximum": 0.05}}, compare="interval")
     decision = judge(Evidence(ece=Figure(Estimate(0.01, 0, math.nan, 9))), wanted)
     assert not decision.ready and decision.reasons[0].high is None
-    json.dumps(decision.as_dict(), allow_nan=False)
+    json.dumps(json_ready(decision), allow_nan=False)
 
 
 def test_what_is_not_asked_is_named():
@@ -268,14 +268,14 @@ def test_audit_and_overoptimization_are_read_as_their_stages_write_them():
     import numpy as np
 
     from rmtrl.evaluation.audit import ACQUITTED, CONVICTED, audit_length
-    from rmtrl.evaluation.overoptimization import Samples, measure_overoptimization
+    from rmtrl.evaluation.overoptimization import measure_overoptimization, scored_samples
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 100, (2, 300))
     audit = json_ready(audit_length(*lengths.astype(float), *lengths, n_resamples=50))  # length is all it pays for
     gold = rng.normal(size=(40, 16))
     proxy = 0.8 * gold + 0.6 * rng.normal(size=gold.shape)
-    samples = Samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel())
+    samples = scored_samples(np.repeat(np.arange(40), 16), proxy.ravel(), gold.ravel())
     over = json_ready(measure_overoptimization(samples, n_resamples=50))
     found = collect(json.loads(json.dumps({"audit.json": audit, "overoptimization.json": over})))
     assert found.length_audit.passed is {ACQUITTED: True, CONVICTED: False}.get(audit["verdict"])

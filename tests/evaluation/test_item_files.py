@@ -1,7 +1,6 @@
 """Scores in files: what is read, what is refused, and a run that goes on where it was killed."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -125,33 +124,58 @@ def test_files_without_scores_are_refused(tmp_path):
 
 def test_scores_of_a_run_are_those_of_the_scorer_and_can_be_read_again(tmp_path):
     path = tmp_path / "new" / "scores.jsonl"
-    got = score_into(path, Counting(), ITEMS, key=KEY, say=pytest.fail)
+    got = score_into(path, Counting(), ITEMS, key=KEY)
     wanted = [scores for window in score_items(Counting(), ITEMS) for scores in window]
     assert plain(got) == plain(wanted) == plain(read_scores(path, ITEMS))
     assert sorted(file.name for file in path.parent.iterdir()) == ["scores.jsonl", "scores.jsonl.key"]
 
 
-def partial_at(tmp_path, n_bytes):
-    """A folder as a kill leaves it after `n_bytes` of the scores were written."""
+class Killed(Counting):
+    """Stops as a kill does, when it has scored so many conversations; a window of ITEMS has 500."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def score(self, conversations):
+        if self.n >= self.after:
+            raise KeyboardInterrupt
+        return super().score(conversations)
+
+
+def killed(path, after, **key):
+    with pytest.raises(KeyboardInterrupt):
+        score_into(path, Killed(after), ITEMS, key=KEY | key)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The bytes of a run that was never stopped."""
     score_into(tmp_path / "whole.jsonl", Counting(), ITEMS, key=KEY)
-    data = (tmp_path / "whole.jsonl").read_bytes()
-    (tmp_path / "cut.jsonl.partial").write_bytes(data[:n_bytes])
-    (tmp_path / "cut.jsonl.partial.key").write_text(json.dumps(KEY))
-    return data
+    return (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_run_cut_at_any_byte_goes_on_to_the_same_file(tmp_path):
-    size = len(partial_at(tmp_path, 0))
-    for n_bytes in [0, 1, size - 1, size, *random.Random(0).sample(range(size), 12)]:
-        data = partial_at(tmp_path, n_bytes)
-        scorer, said = Counting(), []
-        scores = score_into(tmp_path / "cut.jsonl", scorer, ITEMS, key=KEY, say=said.append)
-        assert (tmp_path / "cut.jsonl").read_bytes() == data
-        assert plain(scores) == plain(read_scores(tmp_path / "cut.jsonl", ITEMS))
-        whole_windows = data[:n_bytes].count(b"\n") // 250 if n_bytes < size else 700 / 250
-        assert scorer.n == 2 * (700 - 250 * whole_windows) and len(said) == 1
-        for name in ("cut.jsonl", "cut.jsonl.key"):
-            (tmp_path / name).unlink()
+@pytest.mark.parametrize("windows", [0, 1, 2])
+def test_a_killed_run_goes_on_to_the_same_file(tmp_path, whole, capsys, windows):
+    path, scorer = tmp_path / "cut.jsonl", Counting()
+    killed(path, 500 * windows)
+    assert not path.exists()
+    scores = score_into(path, scorer, ITEMS, key=KEY)
+    assert path.read_bytes() == whole and plain(scores) == plain(read_scores(path, ITEMS))
+    assert scorer.n == 1400 - 500 * windows
+    said = f"rmtrl: items: {250 * windows} of 700 rows were scored by an earlier run, of the same model and data\n"
+    assert capsys.readouterr().err == (said if windows else "")
+    assert sorted(file.name for file in tmp_path.glob("*cut*")) == ["cut.jsonl", "cut.jsonl.key"]
+
+
+def test_a_window_that_is_not_whole_is_scored_again(tmp_path, whole):
+    path, scorer = tmp_path / "cut.jsonl", Counting()
+    killed(path, 1000)
+    parts = tmp_path / "cut.jsonl.parts"
+    (parts / "1.jsonl").write_text((parts / "1.jsonl").read_text().partition("\n")[0])
+    (parts / ".2.jsonl.new").write_text("torn")
+    score_into(path, scorer, ITEMS, key=KEY)
+    assert path.read_bytes() == whole and scorer.n == 900 and not parts.exists()
 
 
 def test_lines_of_judgebench_s_own_files_are_read(tmp_path):
@@ -159,58 +183,38 @@ def test_lines_of_judgebench_s_own_files_are_read(tmp_path):
     assert plain(read_scores(path, ITEMS[:1])) == [[1.5, 2.0]]
 
 
-def test_a_run_killed_between_the_two_renames_is_finished(tmp_path):
-    path, scorer, said = tmp_path / "cut.jsonl", Counting(), []
-    size = len(partial_at(tmp_path, 0))
-    partial_at(tmp_path, size)
-    (tmp_path / "cut.jsonl.partial").rename(path)
-    scores = score_into(path, scorer, ITEMS, key=KEY, say=said.append)
-    assert scorer.n == 0 and len(scores) == 700 and "all 700 items were scored by an earlier run" in said[0]
-    assert (tmp_path / "cut.jsonl.key").exists() and not (tmp_path / "cut.jsonl.partial.key").exists()
+def test_scores_of_another_key_stay_until_the_new_ones_are_whole_and_are_never_taken(tmp_path, whole):
+    path, scorer = tmp_path / "whole.jsonl", Counting()
+    killed(path, 1000, model="n")
+    assert path.read_bytes() == whole
+    score_into(path, scorer, ITEMS, key=KEY | {"model": "n"})
+    assert scorer.n == 400
 
 
-def test_old_scores_are_not_taken_for_those_of_a_run_killed_at_its_start(tmp_path):
-    path = tmp_path / "scores.jsonl"
-    score_into(path, Counting(), ITEMS, key=KEY)
-
-    class Killed(Counting):
-        def score(self, conversations):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        score_into(path, Killed(), ITEMS, key=KEY | {"model": "n"}, say=lambda line: None)
-    scorer = Counting()
-    score_into(path, scorer, ITEMS, key=KEY | {"model": "n"}, say=lambda line: None)
-    assert scorer.n == 1400
-
-
-def test_a_finished_file_that_lost_lines_goes_on_from_there(tmp_path):
-    path, scorer, said = tmp_path / "scores.jsonl", Counting(), []
-    score_into(path, Counting(), ITEMS, key=KEY)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    score_into(path, scorer, ITEMS, key=KEY, say=said.append)
-    assert path.read_bytes() == data and scorer.n == 900
-    assert len(said) == 1 and "250 of 700 items were scored by an earlier run; it goes on from there" in said[0]
+@pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: text.replace("1", "2", 1)])
+def test_a_finished_file_that_was_changed_is_scored_again(tmp_path, whole, change):
+    path, scorer = tmp_path / "whole.jsonl", Counting()
+    path.write_text(change(path.read_text()))
+    score_into(path, scorer, ITEMS, key=KEY)
+    assert path.read_bytes() == whole and scorer.n == 1400
 
 
 @pytest.mark.parametrize("part", ["model", "benchmark", "rendering"])
-def test_another_model_benchmark_or_rendering_starts_again_and_says_so(tmp_path, part):
-    size = len(partial_at(tmp_path, 0))
-    partial_at(tmp_path, size - 5)
-    scorer, said = Counting(), []
-    score_into(tmp_path / "cut.jsonl", scorer, ITEMS, key=KEY | {part: "another"}, name="mine", say=said.append)
-    assert scorer.n == 1400 and len(said) == 1 and "scoring starts again" in said[0] and said[0].startswith("mine: ")
+def test_another_model_benchmark_or_rendering_starts_again_and_says_so(tmp_path, whole, capsys, part):
+    key, scorer = KEY | {part: "another"}, Counting()
+    killed(tmp_path / "cut.jsonl", 500)
+    for path in (tmp_path / "cut.jsonl", tmp_path / "whole.jsonl"):
+        score_into(path, scorer, ITEMS, key=key, name="mine")
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith("rmtrl: mine: the scores in ") and said.endswith("scoring starts again")
+    assert scorer.n == 2800
 
 
-def test_a_complete_file_is_not_scored_again_under_the_same_key_only(tmp_path):
-    path, said = tmp_path / "scores.jsonl", []
-    score_into(path, Counting(), ITEMS, key=KEY, say=pytest.fail)
-    again, other = Counting(), Counting()
-    score_into(path, again, ITEMS, key=KEY, say=said.append)
-    assert again.n == 0 and "all 700 items were scored by an earlier run" in said[0]
-    score_into(path, other, ITEMS, key=KEY | {"model": "n"}, say=said.append)
-    assert other.n == 1400 and "starts again" in said[1]
+def test_a_complete_file_is_not_scored_again_under_the_same_key(tmp_path, whole, capsys):
+    again = Counting()
+    scores = score_into(tmp_path / "whole.jsonl", again, ITEMS, key=KEY)
+    assert again.n == 0 and plain(scores) == plain(read_scores(tmp_path / "whole.jsonl", ITEMS))
+    assert "700 of 700 rows were scored by an earlier run" in capsys.readouterr().err
 
 
 def test_scores_of_unknown_origin_stay_until_the_new_ones_are_whole(tmp_path):
@@ -223,22 +227,23 @@ def test_scores_of_unknown_origin_stay_until_the_new_ones_are_whole(tmp_path):
             return super().score(conversations)
 
     with pytest.raises(RuntimeError, match="one of the items i250 to i499: KeyError"):
-        score_into(path, Fails(), ITEMS, key=KEY, say=lambda line: None)
+        score_into(path, Fails(), ITEMS, key=KEY)
     assert json.loads(path.read_text()) == {"id": "i0", "scores": [9, 9]}
     rest = Counting()
-    score_into(path, rest, ITEMS, key=KEY, say=lambda line: None)
+    score_into(path, rest, ITEMS, key=KEY)
     assert rest.n == 900 and len(path.read_text().splitlines()) == 700
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot write .*give another folder"):
+    with pytest.raises(DataError, match="cannot write .*scores.jsonl: "):
         score_into(tmp_path / "file" / "scores.jsonl", Counting(), ITEMS, key=KEY)
 
 
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from pathlib import Path
 from test_item_files import ITEMS, KEY, Counting, score_into
 
 class Slow(Counting):
@@ -249,19 +254,18 @@ class Slow(Counting):
             time.sleep(60)
         return super().score(conversations)
 
-score_into(sys.argv[2], Slow(), ITEMS, key=KEY)
+score_into(Path(sys.argv[2]), Slow(), ITEMS, key=KEY)
 """
 
 
 @pytest.mark.integration
-def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
-    path = tmp_path / "scores.jsonl"
+def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path, whole):
+    path, scorer = tmp_path / "scores.jsonl", Counting()
     folder = __file__.rpartition("/")[0]
     with subprocess.Popen([sys.executable, "-c", KILLED, folder, str(path)], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "third window\n"
         run.send_signal(signal.SIGKILL)
-    assert not path.exists() and len((tmp_path / "scores.jsonl.partial").read_text().splitlines()) == 500
-    scorer = Counting()
-    scores = score_into(path, scorer, ITEMS, key=KEY, say=lambda line: None)
-    assert scorer.n == 400
-    assert plain(scores) == plain([own for window in score_items(Counting(), ITEMS) for own in window])
+    assert not path.exists()
+    score_into(path, scorer, ITEMS, key=KEY)
+    assert scorer.n == 400 and path.read_bytes() == whole
+    assert not list(tmp_path.glob(".*"))

@@ -69,15 +69,6 @@ def test_no_items_have_no_windows():
     assert windows([]) == [] and all_scores(Length(), []) == []
 
 
-def test_windows_that_are_done_are_left_out_and_the_others_stay_as_they_were():
-    items = [item(str(i), "x" * i, "x") for i in range(1, 8)]
-    whole, rest = Length(), Length()
-    all_scores(whole, items, window=4)
-    assert plain(all_scores(rest, items, window=4, done=4)) == [[5, 1], [6, 1], [7, 1]]
-    assert rest.calls == whole.calls[2:]
-    assert all_scores(Length(), items, window=4, done=7) == []
-
-
 class Failing(Length):
     def __init__(self, error, on):
         super().__init__()

@@ -9,7 +9,6 @@ from scipy import integrate, stats
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization import (
-    Samples,
     ScalingFit,
     best_of_n_curve,
     best_of_n_curves,
@@ -18,6 +17,7 @@ from rmtrl.evaluation.overoptimization import (
     fit_scaling,
     measure_overoptimization,
     n_grid,
+    scored_samples,
 )
 from rmtrl.evaluation.overoptimization.curves import (
     GOLD_BY_GOLD,
@@ -35,7 +35,7 @@ def samples_of(proxy, gold, **columns):
     """Samples from matrices of prompts and samples; further columns are one value a prompt."""
     prompts, n = proxy.shape
     more = {name: np.repeat(np.asarray(column), n) for name, column in columns.items()}
-    return Samples(np.repeat(np.arange(prompts), n), proxy.ravel(), gold.ravel(), **more)
+    return scored_samples(np.repeat(np.arange(prompts), n), proxy.ravel(), gold.ravel(), **more)
 
 
 def normal_scores(rho, prompts=100, n=256, seed=0):
@@ -222,7 +222,9 @@ def test_gamma_knows_no_scale_and_no_order():
     flat = samples_of(proxy, gold)
     order = rng.permutation(len(flat))
     moved.append(
-        measure_overoptimization(Samples(*(c[order] for c in (flat.prompt_id, flat.proxy, flat.gold)))).whole.gamma
+        measure_overoptimization(
+            scored_samples(*(c[order] for c in (flat.prompt_id, flat.proxy, flat.gold)))
+        ).whole.gamma
     )
     for other in moved:
         assert (other.value, other.low, other.high) == pytest.approx((gamma.value, gamma.low, gamma.high), abs=1e-9)
@@ -296,7 +298,7 @@ def test_curves_are_recentred_with_their_bands():
 def test_domains_held_out_domains_and_unequal_samples():
     good, good_gold = normal_scores(0.9, prompts=60, n=32)
     bad, bad_gold = normal_scores(0.1, prompts=60, n=48, seed=1)
-    both = Samples(
+    both = scored_samples(
         np.concatenate([np.repeat(np.arange(60), 32), np.repeat(np.arange(60, 120), 48), [999] * 32]),
         np.concatenate([good.ravel(), bad.ravel(), good[0]]),
         np.concatenate([good_gold.ravel(), bad_gold.ravel(), good_gold[0]]),
@@ -322,7 +324,7 @@ def test_steps_are_measured_each_and_the_last_is_the_whole():
     scores = [normal_scores(rho, prompts=50, n=32, seed=step) for step, rho in enumerate((0.9, 0.6, 0.3))]
     kl = np.array([0.0, 1.0, 4.0])
     true = ScalingFit("rl", 0.4, 0.1)
-    samples = Samples(
+    samples = scored_samples(
         np.tile(np.repeat(np.arange(50), 32), 3),
         np.concatenate([proxy.ravel() for proxy, _ in scores]),
         np.concatenate([(gold - gold.mean() + 3 + true(np.sqrt(own))).ravel()
@@ -365,9 +367,9 @@ def test_input_that_cannot_be_used_is_refused():
     with pytest.raises(DataError, match="samples of 0 prompt"):
         samples_of(proxy[:0], gold[:0])
     with pytest.raises(DataError, match="differ in length"):
-        Samples(np.arange(3), np.arange(4.0), np.arange(3.0))
+        scored_samples(np.arange(3), np.arange(4.0), np.arange(3.0))
     with pytest.raises(DataError, match="two domains"):
-        Samples(np.array([0, 0, 1]), np.arange(3.0), np.arange(3.0), domain=np.array(["a", "b", "a"]))
+        scored_samples(np.array([0, 0, 1]), np.arange(3.0), np.arange(3.0), domain=np.array(["a", "b", "a"]))
     with pytest.raises(DataError, match="has 2 samples; wanted 3 or more"):
         measure_overoptimization(samples_of(proxy[:, :2], gold[:, :2]))
     with pytest.raises(UsageError, match="got n up to 2"):

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from rmtrl import RewardScorer
 from rmtrl.errors import DataError, ModelError
-from rmtrl.evaluation.scoring import ScoredPairs, conversation, joined, read_pair_scores, score_pairs
+from rmtrl.evaluation.scoring import ScoredPairs, conversation, joined, pair_windows, read_pair_scores, score_pairs
 from rmtrl.types import Chat, Scorer
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -34,16 +34,14 @@ def test_pairs_are_scored_window_by_window_and_whole_or_not_at_all(model, tokeni
     monkeypatch.setattr("rmtrl.evaluation.scoring._WINDOW_PAIRS", 5)
     rows = [*pairs.to_list(), {"prompt": "red", "chosen": " one" * 400, "rejected": " two"}]
     scorer = RewardScorer(model, tokenizer, progress=False)
-    parts = list(score_pairs(scorer, Dataset.from_list(rows), "pairs.jsonl"))
-    assert [len(part) for part in parts] == [5, 5, 3]
+    found = score_pairs(scorer, Dataset.from_list(rows), "pairs.jsonl")
+    assert pair_windows(13) == [range(5), range(5, 10), range(10, 13)]
     wanted = scorer.score([row["prompt"] + row[side] for row in rows[:12] for side in ("chosen", "rejected")])
-    np.testing.assert_allclose(np.concatenate(parts)[:12], wanted.reshape(-1, 2), atol=1e-5)
-    assert np.isnan(parts[2][2]).all()
+    np.testing.assert_allclose(found[:12], wanted.reshape(-1, 2), atol=1e-5)
+    assert found.shape == (13, 2) and np.isnan(found[12]).all()
     verdicts = [{"prompt": "red", "a": " one", "b": " two"}]
-    (found,) = score_pairs(scorer, verdicts, "verdicts.jsonl", sides=("a", "b"))
+    found = score_pairs(scorer, verdicts, "verdicts.jsonl", sides=("a", "b"))
     np.testing.assert_allclose(found[0], scorer.score(["red one", "red two"]), atol=1e-5)
-    with pytest.raises(DataError, match="all 1 pairs are longer than the model holds; pairs.jsonl"):
-        list(score_pairs(scorer, Dataset.from_list(rows[12:]), "pairs.jsonl"))
 
 
 def test_stored_scores_are_those_of_the_pairs_that_the_file_has(tmp_path):
@@ -75,4 +73,4 @@ def test_a_scorer_that_fails_on_pairs_names_their_rows(error, says):
 
     rows = [{"prompt": "red", "chosen": " one", "rejected": " two"}] * 3
     with pytest.raises((ModelError, RuntimeError), match=says):
-        list(score_pairs(Failing(), rows, "pairs.jsonl"))
+        score_pairs(Failing(), rows, "pairs.jsonl")

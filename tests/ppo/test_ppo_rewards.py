@@ -25,9 +25,12 @@ from rmtrl.ppo.rewards import (
     empty_filter,
     truncated_filter,
 )
+from rmtrl.reward.scorer import RewardScorer
 from rmtrl.reward.uncertainty import MemberScorer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 from rmtrl.types import Scorer
+
+WORDS = ("red", "green one", "blue two three")
 
 
 class Length(Scorer):
@@ -555,6 +558,26 @@ def test_trl_trainers_take_it_as_a_reward_function(tmp_path, trainer_class, conf
     assert logged["rewards/ComposedReward/mean"] == pytest.approx(reward.parts_["reward"].mean(), rel=1e-5)
     assert logged["ComposedReward/truncated"] == reward.parts_["truncated"].mean()
     assert reward.moments_.count == 4
+
+
+@pytest.mark.integration
+def test_a_scorer_gives_what_trl_gives_the_model_itself(tmp_path, new_model, tokenizer):
+    scorer = RewardScorer(new_model(), tokenizer, progress=False)
+    trainer = GRPOTrainer(
+        make_tiny_llama(tokenizer, hidden_size=32, num_hidden_layers=1),
+        reward_funcs=[new_model(), ComposedReward(scorer)],
+        args=GRPOConfig(
+            str(tmp_path), per_device_train_batch_size=12, num_generations=4, max_completion_length=8, max_steps=1,
+            report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
+        ),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in WORDS]),
+        processing_class=tokenizer,
+        reward_processing_classes=[tokenizer, None],
+    )  # fmt: skip
+    trainer.train()
+    theirs, ours = trainer._logs["rewards"].values()
+    assert len(set(ours)) > 6
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 TWO_PROCESSES = """

@@ -75,8 +75,9 @@ def shard_small_weights_too(args):
         zero |= dict(stage3_param_persistence_threshold=0, reduce_bucket_size=1000, stage3_prefetch_bucket_size=0)
 
 
-def train(folder, *, resume=None, kill_at_step=None, save=True, **settings):
+def train(folder, *, resume=None, kill_at_step=None, save=True, environment=None, **settings):
     """Trains, predicts and saves; returns what came of it, or ends as `kill -9` does after a step."""
+    os.environ.update(environment or {})
     trainer = new_trainer(folder, callbacks=[Kill(kill_at_step)], **settings)
     trainer.train(resume_from_checkpoint=resume)
     predicted = trainer.predict(pairs("hard")).predictions

@@ -109,6 +109,25 @@ def test_a_killed_run_resumes_as_the_same_run(alone, start, tmp_path, engine):
     assert reward_runs.largest_difference(alone("full"), results[0]) <= 1e-5
 
 
+@pytest.mark.parametrize("settings", [dict(head="mlp"), dict(pooling="mean"), dict(lora=True)], ids=str)
+def test_new_weights_that_fsdp_would_leave_empty_are_refused(start, tmp_path, settings):
+    environment = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    codes, _, printed = reward_runs.run(
+        tmp_path / "run", folder=str(tmp_path / "out"), start=start, engine="fsdp2", n_processes=2,
+        environment=environment, **settings,
+    )  # fmt: skip
+    assert codes == [1, 1]
+    assert all("ModelError: fsdp_cpu_ram_efficient_loading is true" in text for text in printed)
+
+
+def test_one_new_weight_is_loaded_on_the_first_process_alone(alone, start, tmp_path):
+    settings = dict(engine="fsdp2", n_processes=2, environment={"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"})
+    results = reward_runs.result(
+        tmp_path / "run", folder=str(tmp_path / "out"), start=start, **settings, **KINDS["padded"]
+    )
+    assert reward_runs.largest_difference(alone("padded"), results[0]) <= 1e-5
+
+
 @pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
 def test_rewards_are_float32_in_bf16(start, tmp_path, engine):
     results = together(engine, tmp_path / "run", folder=str(tmp_path / "out"), start=start, bf16=True, save=False)

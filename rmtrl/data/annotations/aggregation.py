@@ -12,6 +12,7 @@ import pandas as pd
 from rmtrl.data.annotations.reading import ITEM, Annotations, Item
 from rmtrl.errors import UsageError
 from rmtrl.metrics import Floats
+from rmtrl.types import json_ready
 
 ALPHA = 0.6
 MAX_SPREAD = 0.25  # one step of a five-point scale
@@ -50,18 +51,12 @@ class ItemScores:
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary an item, ready for JSON, None where a score is undefined."""
-        return [
-            {"item_id": item_id, "prompt_id": prompt_id, "criteria": scores, **row, "rank": row["rank"] or None}
-            for (prompt_id, item_id), scores, row in zip(
-                self.table.index, _plain(self.criteria), _plain(self.table), strict=True
-            )
+        criteria = self.criteria.to_dict("index")
+        rows = [
+            {"item_id": item[1], "prompt_id": item[0], "criteria": criteria[item], **row, "rank": row["rank"] or None}
+            for item, row in self.table.to_dict("index").items()
         ]
-
-
-def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns the rows with None for NaN; a row without columns is a row."""
-    values = table.astype(object).where(table.notna(), None).to_numpy().tolist()
-    return [dict(zip(table, row, strict=True)) for row in values]
+        return list(json_ready(rows))
 
 
 def blend(criterion: Any, borda: Any, alpha: float = ALPHA) -> Floats:

@@ -224,11 +224,7 @@ def count_values(unit: ArrayLike, value: ArrayLike) -> tuple[NDArray[np.int64], 
 
 
 def agreement_coefficients(
-    counts: ArrayLike,
-    values: ArrayLike | None = None,
-    *,
-    scale: Scale = "nominal",
-    **options: Any,
+    counts: ArrayLike, values: ArrayLike | None = None, *, scale: Scale = "nominal", **options: Any
 ) -> dict[str, Estimate | None]:
     """Returns alpha, Fleiss' kappa, AC1, Brennan-Prediger and raw agreement, None where undefined.
 

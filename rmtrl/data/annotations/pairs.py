@@ -116,8 +116,7 @@ def pairs_from_votes(
     unanimous = np.where(table.votes_tie > 0, "tie", "train")
     route = np.where(agreement < 1, "review_or_hold_out", unanimous)
     table = table.assign(agreement=agreement, route=route, share=table.points / table.weight)
-    of_pairs, of_review = ["weight", "route", "agreement"], ["route", "agreement", *_VOTE_COUNTS]
-    return _pair_set(annotations, table, disputed, of_pairs, of_review, counts)
+    return _pair_set(annotations, table, disputed, counts)
 
 
 def pairs_from_ratings(
@@ -168,18 +167,11 @@ def pairs_from_ratings(
     route = np.where(table.flagged | table.flagged_b, "review_or_hold_out", np.where(tie, "tie", "train"))
     table = table.assign(rating_gap=gap.abs(), share=np.where(tie, 0.5, gap > 0), route=route)
     counts = {"items": len(items), "items_left_out": len(items) - len(usable)}
-    return _pair_set(annotations, table, disputed, ["rating_gap", "route"], ["route"], counts)
+    return _pair_set(annotations, table, disputed, counts)
 
 
-def _pair_set(
-    annotations: Annotations,
-    table: pd.DataFrame,
-    disputed: str,
-    of_pairs: list[str],
-    of_review: list[str],
-    counts: Mapping[str, int],
-) -> PairSet:
-    """Returns the pairs of a table with `route` and `share`, the preference for `a`; the label's columns are named."""
+def _pair_set(annotations: Annotations, table: pd.DataFrame, disputed: str, counts: Mapping[str, int]) -> PairSet:
+    """Returns the pairs of a table with `route`, `share`, the preference for `a`, and what else tells of the label."""
     if disputed not in DISPUTED:
         raise UsageError(f"got {disputed!r} for disputed pairs; wanted {', '.join(DISPUTED)}")
     messages = any(isinstance(x, list) for x in (*annotations.prompts.values(), *annotations.responses.values()))
@@ -191,8 +183,8 @@ def _pair_set(
         preference=np.maximum(texts.share, 1 - texts.share),
     )
     aside = (texts.route == "review_or_hold_out") & (disputed != "weight")
-    pair = ["prompt", "chosen", "rejected", "preference", *of_pairs]
-    sides = ["prompt", "a", "b", "response_a", "response_b", *of_review]
+    pair = ["prompt", "chosen", "rejected", "preference", "rating_gap", "weight", "route", "agreement"]
+    sides = ["prompt", "a", "b", "response_a", "response_b", "route", "agreement", *_VOTE_COUNTS]
     pairs = _dataset(texts[~aside], pair, messages)
     review = _dataset(texts[aside], sides if disputed == "adjudicate" else pair, messages)
     routes = {route: int((table.route == route).sum()) for route in ROUTES}
@@ -220,7 +212,8 @@ def _with_texts(annotations: Annotations, table: pd.DataFrame, messages: bool) -
 
 
 def _dataset(table: pd.DataFrame, columns: list[str], messages: bool) -> Dataset:
-    """Returns these columns behind the names, texts as message lists or as strings."""
+    """Returns those of the columns that there are, behind the names, texts as message lists or as strings."""
+    columns = [name for name in columns if name in table]
     text, number = Value("string"), Value("float64")
     form = List(ExactJson()) if messages else text
     kinds = dict.fromkeys(("prompt", "chosen", "rejected", "response_a", "response_b"), form)

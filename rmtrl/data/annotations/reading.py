@@ -24,7 +24,7 @@ import pandas as pd
 
 from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
-from rmtrl.data.normal_form import prompt_hash
+from rmtrl.data.normal_form import as_number, prompt_hash
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import Row, read_rows, suffix_of
 from rmtrl.types import Conversation
@@ -124,10 +124,7 @@ def judgments_per_item(annotations: Annotations) -> list[int]:
 
 
 def read_annotations(
-    paths: Sequence[str | Path],
-    *,
-    likert: tuple[float, float] = (1.0, 5.0),
-    criteria: Sequence[str] | None = None,
+    paths: Sequence[str | Path], *, likert: tuple[float, float] = (1.0, 5.0), criteria: Sequence[str] | None = None
 ) -> Annotations:
     """Returns the judgments of one or several files.
 
@@ -370,12 +367,8 @@ def _weight(row: Row) -> float:
 
 def _number(value: Any) -> float | None:
     """Returns a number as a float, infinite where it is beyond those, and None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return as_number("the score", value) if is_number else None
 
 
 # ---- texts

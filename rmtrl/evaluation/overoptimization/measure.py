@@ -1,13 +1,13 @@
 """Overoptimization measured from samples, over all prompts, by domain and over training, and what is said of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from rmtrl.data.loading import load_rows
 from rmtrl.errors import DataError, UsageError
@@ -30,21 +30,22 @@ _SCORE = (*_NUMBERS, "bool"), "a number, or true or false,"  # correctness, true
 _NUMBER, _NAME = (_NUMBERS, "a number"), (_NAMES, "a text or a whole number")
 _KINDS = {"prompt_id": _NAME, "proxy": _SCORE, "gold": _SCORE, "domain": _NAME, "step": _NUMBER, "kl": _NUMBER,
           "truncated": (("bool",), "true or false")}  # fmt: skip
+_SCORES = {"proxy", "gold", "kl"}
 _LARGEST, _SMALLEST = 1e100, 1e-100  # squares of what lies beyond are infinite, or 0
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Scored samples, M of them, several a prompt.
+def scored_samples(
+    prompt_id: ArrayLike, proxy: ArrayLike, gold: ArrayLike, *, domain: ArrayLike | None = None, **more: Any
+) -> pd.DataFrame:
+    """Returns scored samples, M of them, several a prompt, checked, a row each.
 
     Args:
         prompt_id (`(M,)` array): Prompt of each sample.
-        proxy (`(M,)` float64): Score that chooses.
-        gold (`(M,)` float64): Score that counts.
+        proxy (`(M,)` array): Score that chooses.
+        gold (`(M,)` array): Score that counts.
         domain (`(M,)` array, *optional*): Domain; one a prompt.
-        step (`(M,)` array, *optional*): Training step of the policy that the sample is from.
-        kl (`(M,)` float64, *optional*): KL of that policy from the first one, in nats.
-        truncated (`(M,)` bool, *optional*): Whether the completion was cut off before its end token.
+        more (`(M,)` arrays): Where known `step`, the training step of the policy that the sample is from, `kl`, the KL
+            of that policy from the first one in nats, and `truncated`, whether the completion was cut off.
 
     Raises:
         DataError: If the columns differ in length, a score is no finite number or beyond 1e100, all scores of one
@@ -53,55 +54,43 @@ class Samples:
     Example:
 
     ```python
-    >>> samples = Samples(np.repeat(["a", "b"], 4), np.arange(8.0), np.arange(8.0) % 3)
+    >>> len(scored_samples(np.repeat(["a", "b"], 4), np.arange(8.0), np.arange(8.0) % 3))
+    8
     ```
     """
+    named = {} if domain is None else {"domain": np.asarray(domain, str)}
+    given = {"prompt_id": prompt_id, "proxy": proxy, "gold": gold, **named, **more}
+    lengths = {name: len(np.asarray(column)) for name, column in given.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"the columns differ in length: {lengths}; wanted one value a sample in each")
+    samples = pd.DataFrame({"step": 0, "domain": "", **given})
+    n_prompts = samples["prompt_id"].nunique()
+    if n_prompts < 2:
+        raise DataError(f"got samples of {n_prompts} prompt; wanted 2 or more: intervals resample prompts")
+    for name in _SCORES & set(samples):
+        _check_scores(name, samples[name].to_numpy())
+    if len(samples[["prompt_id", "domain"]].drop_duplicates()) > n_prompts:
+        raise DataError("a prompt stands in two domains; wanted one domain a prompt")
+    return samples
 
-    prompt_id: NDArray[Any]
-    proxy: Floats
-    gold: Floats
-    domain: NDArray[Any] | None = None
-    step: NDArray[Any] | None = None
-    kl: Floats | None = None
-    truncated: NDArray[np.bool_] | None = None
 
-    def __post_init__(self) -> None:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: column for name, column in given.items() if column is not None}
-        lengths = {name: len(column) for name, column in given.items()}
-        if len(set(lengths.values())) > 1:
-            raise DataError(f"the columns differ in length: {lengths}; wanted one value a sample in each")
-        n_prompts = len(np.unique(self.prompt_id))
-        if n_prompts < 2:
-            raise DataError(f"got samples of {n_prompts} prompt; wanted 2 or more: intervals resample prompts")
-        for name in given.keys() & {"proxy", "gold", "kl"}:
-            _check_scores(name, given[name])
-        if self.domain is not None and len(set(zip(self.prompt_id, self.domain, strict=True))) > n_prompts:
-            raise DataError("a prompt stands in two domains; wanted one domain a prompt")
+def samples_of(rows: Dataset, source: str) -> pd.DataFrame:
+    """Returns the samples of rows, as [`read_samples`] gives them; `source` is their file, for errors.
 
-    def __len__(self) -> int:
-        return len(self.proxy)
-
-    @classmethod
-    def of(cls, rows: Dataset, source: str) -> "Samples":
-        """Returns the samples of rows, as [`read_samples`] gives them; `source` is their file, for errors.
-
-        Raises:
-            DataError: If a score is no number, or a prompt, domain or step has no name.
-        """
-        frame, values = rows.with_format(None).to_pandas(), {}
-        for name, column in frame.items():
-            kinds, wanted = _KINDS[name]
-            if not str(getattr(rows.features[name], "dtype", "list")).startswith(kinds):
-                got = str(next(value for value in column if value is not None))[:40]
-                raise DataError(f"{source} has the {name} {got!r}; wanted {wanted} in every row")
-            if name in ("proxy", "gold", "kl"):
-                values[name] = column.to_numpy(dtype=np.float64, na_value=np.nan)
-            elif column.isna().any():
-                raise DataError(f"{source} has {int(column.isna().sum()):,} rows without {name}; name it in every row")
-            else:
-                values[name] = column.to_numpy(dtype=str if name in ("prompt_id", "domain") else None)
-        return cls(**values)
+    Raises:
+        DataError: If a score is no number, or a prompt, domain or step has no name; and as [`scored_samples`].
+    """
+    frame, values = rows.with_format(None).to_pandas(), {}
+    for name, column in frame.items():
+        kinds, wanted = _KINDS[name]
+        if not str(getattr(rows.features[name], "dtype", "list")).startswith(kinds):
+            got = str(next(value for value in column if value is not None))[:40]
+            raise DataError(f"{source} has the {name} {got!r}; wanted {wanted} in every row")
+        if name not in _SCORES and column.isna().any():
+            raise DataError(f"{source} has {int(column.isna().sum()):,} rows without {name}; name it in every row")
+        kind = np.float64 if name in _SCORES else str if name in ("prompt_id", "domain") else None
+        values[name] = column.to_numpy(dtype=kind, **({"na_value": np.nan} if name in _SCORES else {}))
+    return scored_samples(**values)
 
 
 def read_samples(source: str, columns: Mapping[str, str]) -> Dataset:
@@ -172,7 +161,7 @@ class Overoptimization:
 
 
 def measure_overoptimization(
-    samples: Samples,
+    samples: pd.DataFrame,
     *,
     n_max: int | None = None,
     held_out: Sequence[str] = (),
@@ -186,7 +175,7 @@ def measure_overoptimization(
     to the fewest. Where the samples are of several training steps, the last one is the whole, and each is a part.
 
     Args:
-        samples ([`Samples`]): Scored samples.
+        samples (`DataFrame`): From [`scored_samples`].
         n_max (`int`, *optional*): Largest n, 3 or more; defaults to the fewest samples of a prompt.
         held_out (`Sequence[str]`): Domains the proxy was not trained on.
         points (`int`): Values of n at most.
@@ -203,7 +192,7 @@ def measure_overoptimization(
     >>> rng = np.random.default_rng(0)
     >>> gold = rng.normal(size=12_800)
     >>> proxy = 0.8 * gold + 0.6 * rng.normal(size=12_800)
-    >>> samples = Samples(np.repeat(np.arange(200), 64), proxy, gold)
+    >>> samples = scored_samples(np.repeat(np.arange(200), 64), proxy, gold)
     >>> print(measure_overoptimization(samples).whole.gamma)
     0.202 [0.191, 0.215] (n = 200)
     ```
@@ -213,8 +202,8 @@ def measure_overoptimization(
     n_max, notes = _largest_n(prompts, n_max)
     if unknown := [name for name in held_out if name not in domains]:
         raise UsageError(f"no sample is of the held-out domain {unknown[0]}; the domains are {', '.join(domains)}")
-    if samples.truncated is not None and samples.truncated.any():
-        notes.append(f"{int(samples.truncated.sum()):,} of {len(samples):,} samples were cut off before their end")
+    if cut := int(samples["truncated"].sum()) if "truncated" in samples else 0:
+        notes.append(f"{cut:,} of {len(samples):,} samples were cut off before their end")
     last, ns = prompts[prompts["step"] == steps[-1]], n_grid(n_max, points)
     if why := why_not(last["proxy"], last["gold"]):
         raise DataError(f"the samples{' of the last step' if steps[1:] else ''} have {why}: nothing can be measured")
@@ -247,16 +236,9 @@ def measure_overoptimization(
     )
 
 
-def _by_prompt(samples: Samples) -> pd.DataFrame:
+def _by_prompt(samples: pd.DataFrame) -> pd.DataFrame:
     """Returns step, prompt, domain, size, proxy and gold scores of every prompt, in the order of the steps."""
-    columns = {
-        "step": 0 if samples.step is None else samples.step,
-        "prompt": samples.prompt_id,
-        "domain": "" if samples.domain is None else np.asarray(samples.domain, str),
-        "proxy": samples.proxy,
-        "gold": samples.gold,
-    }
-    groups = pd.DataFrame(columns).groupby(["step", "prompt"])
+    groups = samples.groupby(["step", "prompt_id"])
     prompts = groups.agg(domain=("domain", "first"), size=("gold", "size"), proxy=("proxy", list), gold=("gold", list))
     return prompts.reset_index()
 
@@ -264,7 +246,7 @@ def _by_prompt(samples: Samples) -> pd.DataFrame:
 def _largest_n(prompts: pd.DataFrame, n_max: int | None) -> tuple[int, list[str]]:
     """Returns the largest n and what there is to say of prompts with unequally many samples."""
     sizes = prompts["size"].to_numpy()
-    fewest, most, name = int(sizes.min()), sizes.max(), prompts["prompt"][sizes.argmin()]
+    fewest, most, name = int(sizes.min()), sizes.max(), prompts["prompt_id"][sizes.argmin()]
     if n_max is not None and n_max > fewest:
         short = f"{int((sizes < n_max).sum()):,} of {len(sizes):,} prompts have fewer samples ({name} has {fewest})"
         raise UsageError(f"got n_max {n_max}, and {short}; wanted {fewest} or less, or more samples of those prompts")
@@ -279,12 +261,11 @@ def _largest_n(prompts: pd.DataFrame, n_max: int | None) -> tuple[int, list[str]
     return fewest if n_max is None else n_max, notes
 
 
-def _over_training(samples: Samples, notes: list[str]) -> ScalingFit | None:
+def _over_training(samples: pd.DataFrame, notes: list[str]) -> ScalingFit | None:
     """Returns the form of reinforcement learning fitted to mean gold by step; the step of least KL is the origin."""
-    if samples.step is None or samples.kl is None:
+    if "kl" not in samples or samples["step"].nunique() < 2:
         return None
-    frame = pd.DataFrame({"step": samples.step, "kl": samples.kl, "gold": samples.gold})
-    kl, gold = frame.groupby("step").mean().to_numpy().T
+    kl, gold = samples.groupby("step")[["kl", "gold"]].mean().to_numpy().T
     start = int(kl.argmin())
     if kl[start] < 0 or len(kl) < 3:
         notes.append("no fit over training: it needs three steps, and mean KL of 0 or more")

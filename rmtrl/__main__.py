@@ -1,0 +1,5 @@
+"""`python -m rmtrl`: the command line, also for `accelerate launch -m rmtrl`."""
+
+from rmtrl.cli import main
+
+main()
