@@ -14,7 +14,6 @@ from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_model as load_module
 from safetensors.torch import save_file
-from safetensors.torch import save_model as save_module
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -144,10 +143,11 @@ def save_models(model: PolicyAndValue, folder: Path, weights: dict[str, Any] | N
             part.save_pretrained(str(place), state_dict=own, selected_adapters=[part.active_adapter])
         elif isinstance(part, PreTrainedModel):
             part.save_pretrained(place, state_dict=own)
-        elif own is None:
-            save_module(part, str(place / "model.safetensors"))
         else:
-            save_file(own, place / "model.safetensors")
+            kept = dict((*part.named_parameters(), *part.named_buffers()))  # of tied weights one
+            held = part.state_dict() if own is None else own
+            held = {name: weight.clone().contiguous() for name, weight in held.items() if name in kept}
+            save_file(held, place / "model.safetensors", metadata={"format": "pt"})
 
 
 def _parts(model: PolicyAndValue, folder: Path) -> list[tuple[Any, Path, str]]:

@@ -168,13 +168,17 @@ def loaded(folder, policy, reward):
     from rmtrl.errors import ModelError
     from rmtrl.ppo.models import load_policy
 
-    args, lines = TrainingArguments(folder), []  # while the first lives transformers knows of ZeRO-3
-    for name, kind in (("policy", AutoModelForCausalLM), ("reward", AutoModelForSequenceClassification)):
+    kept = [TrainingArguments(folder)]  # as long as it lives transformers knows of ZeRO-3
+    models = load_policy(policy), RewardScorer.from_pretrained(reward).model
+    shared = {"policy": AutoModelForCausalLM.from_pretrained(policy),
+              "reward": AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)}  # fmt: skip
+    kept.clear()
+    lines = []
+    for name, model in shared.items():
         try:
-            new_trainer(folder, **{name: kind.from_pretrained(policy)})
+            new_trainer(folder, **{name: model})
         except ModelError as error:
             lines.append(str(error))
-    models = load_policy(policy), RewardScorer.from_pretrained(reward).model
     return lines, [_cut(model.parameters()) == {"whole"} for model in models]
 
 
