@@ -361,18 +361,19 @@ def replacing(path: str | Path, *, ending: str = "new", folder: bool = False) ->
             raise DataError(f"cannot write {path}: it exists and is not a file")
         final.parent.mkdir(parents=True, exist_ok=True)
         if folder:
-            _remove(beside)
+            _remove(beside, folder)
             beside.mkdir()
         yield beside
         replace_folder(beside, final) if folder else beside.replace(final)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        _remove(beside)
+        _remove(beside, folder)
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+def _remove(path: Path, folder: bool) -> None:
+    if folder:
+        shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.unlink()
 

@@ -117,8 +117,11 @@ def json_ready(value: Any) -> Any:
     ```
     """
     if is_dataclass(value) and not isinstance(value, type):
-        names = (*(field.name for field in fields(value) if field.repr), *getattr(value, "json_also", ()))
-        value = {name: getattr(value, name) for name in ("schema", *names) if hasattr(value, name)}
+        head, shown = (
+            ["schema"] * hasattr(type(value), "schema"),
+            [field.name for field in fields(value) if field.repr],
+        )
+        value = {name: getattr(value, name) for name in (*head, *shown, *getattr(value, "json_also", ()))}
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from rmtrl.errors import DataError
-from rmtrl.io import read_object, read_rows, write_json, write_rows
+from rmtrl.io import read_object, read_rows, replacing, write_json, write_rows
 from rmtrl.types import json_ready
 
 ROWS = [{"a": 1, "b": [{"c": None}]}, {"a": math.inf}]
@@ -83,3 +83,21 @@ def test_rows_are_not_written_under_a_name_that_says_another_form(tmp_path, name
     with pytest.raises(DataError, match="one a line; name it .jsonl"):
         write_rows(tmp_path / name, [{"a": 1}])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_way_of_a_file_stays(tmp_path):
+    (tmp_path / ".metrics.json.new").mkdir()
+    (tmp_path / ".metrics.json.new" / "precious").write_text("keep me")
+    with pytest.raises(DataError, match="cannot write"):
+        write_json(tmp_path / "metrics.json", {"n": 1})
+    assert (tmp_path / ".metrics.json.new" / "precious").read_text() == "keep me"
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
+    for text in ("first", "second"):
+        with replacing(tmp_path / "run", folder=True) as beside:
+            (beside / "file").write_text(text)
+    with pytest.raises(KeyError), replacing(tmp_path / "run", folder=True) as beside:
+        (beside / "file").write_text("third")
+        raise KeyError
+    assert (tmp_path / "run" / "file").read_text() == "second" and len(list(tmp_path.iterdir())) == 1

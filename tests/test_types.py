@@ -1,11 +1,14 @@
 """Values between stages: what a scorer may return, and whose fault an error is."""
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
 from rmtrl.errors import DataError, ModelError, RewardError
-from rmtrl.types import Estimate, checked_scores, failed_at
+from rmtrl.types import Estimate, checked_scores, failed_at, json_ready
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,36 @@ def test_an_estimate_shows_its_interval_in_the_form_asked_for():
     estimate = Estimate(0.5, -0.25, 1.0, 1200)
     assert f"{estimate:+.2f}" == "+0.50 [-0.25, +1.00]" and f"{estimate:,.0f}" == "0 [-0, 1]"
     assert f"{estimate}" == str(estimate) == "0.500 [-0.250, 1.000] (n = 1,200)"
+
+
+@dataclass(frozen=True)
+class Fit:
+    json_also: ClassVar = ("peak",)
+
+    alpha: float
+
+    @property
+    def peak(self):
+        return self.alpha / 0
+
+
+@dataclass(frozen=True)
+class Whole:
+    schema: ClassVar = "made/1"
+
+    fits: dict
+    drawn: np.ndarray = field(repr=False)
+    range: tuple = (0.0, float("inf"))
+
+
+def test_a_result_is_its_schema_its_fields_and_what_its_class_names_besides():
+    class Flat(Fit):
+        peak = float("nan")
+
+    whole = Whole({"one": [Flat(2.0)]}, np.ones(3))
+    assert json_ready(whole) == {
+        "schema": "made/1", "fits": {"one": [{"alpha": 2.0, "peak": None}]}, "range": [0.0, None]
+    }  # fmt: skip
+    assert list(json_ready(whole))[0] == "schema"
+    with pytest.raises(ZeroDivisionError):  # what a property raises is not taken for an absent value
+        json_ready(Fit(2.0))

@@ -116,7 +116,7 @@ class Deduplication:
         }  # fmt: skip
 
 
-def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, progress: bool = True) -> Duplicates:
+def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Duplicates:
     """Returns the clusters of equal and nearly equal texts: the connected components of Jaccard ≥ `threshold`.
 
     Every link is decided by the exact Jaccard index of the shingles that are not template (see the module), and none
@@ -126,7 +126,6 @@ def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, progress: b
     Args:
         texts (`Sequence[str]`): The texts, `(N,)`.
         threshold (`float`): Jaccard index from which two texts are near-duplicates, from 0.5 to 1.
-        progress (`bool`): Whether to show progress on stderr.
 
     Raises:
         UsageError: If `threshold` is outside [0.5, 1].
@@ -139,7 +138,7 @@ def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, progress: b
     ```
     """
     distinct, of_text = np.unique(np.array([normalize_text(text) for text in texts], object), return_inverse=True)
-    labels, skipped = linked(shingle_sets(distinct.tolist()), threshold, progress=progress)
+    labels, skipped = linked(shingle_sets(distinct.tolist()), threshold)
     _, first, inverse, sizes = np.unique(labels[of_text], return_index=True, return_inverse=True, return_counts=True)
     return Duplicates(
         cluster=np.argsort(np.argsort(first))[inverse].astype(np.int64),
@@ -151,7 +150,7 @@ def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, progress: b
     )
 
 
-def deduplicate(dataset: Dataset, *, threshold: float = 0.8, progress: bool = True) -> Deduplication:
+def deduplicate(dataset: Dataset, *, threshold: float = 0.8) -> Deduplication:
     """Returns the pairs with a `cluster_id` each, and the rows of one representative prompt a cluster.
 
     `cluster_id` is the smallest `prompt_id` of the cluster, whatever the order of the rows. Rows of one `prompt_id`
@@ -161,7 +160,6 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, progress: bool = Tr
     Args:
         dataset (`Dataset`): Pairs in the normal form.
         threshold (`float`): Jaccard index from which two prompts are near-duplicates, from 0.5 to 1.
-        progress (`bool`): Whether to show progress on stderr.
 
     Raises:
         DataError: If the columns `prompt_id` or `prompt` are missing.
@@ -178,7 +176,7 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, progress: bool = Tr
     rows = _prompts(dataset)
     prompts = rows.sort_values(["prompt_id", "text"]).drop_duplicates("prompt_id").set_index("prompt_id")
     prompts["setting"] = rows.sort_values("setting").drop_duplicates("prompt_id").set_index("prompt_id").setting
-    found = find_duplicates(prompts.text, threshold=threshold, progress=progress)
+    found = find_duplicates(prompts.text, threshold=threshold)
     prompts["cluster"] = prompts.index[np.unique(found.cluster, return_index=True)[1]][found.cluster]
     stands = ~prompts.duplicated(["cluster", "setting"])
     clustered, replaced = with_column(dataset, "cluster_id", prompts.cluster[rows.prompt_id].tolist())
@@ -190,13 +188,12 @@ def deduplicate(dataset: Dataset, *, threshold: float = 0.8, progress: bool = Tr
     return Deduplication(clustered, kept, len(prompts), found, examples, replaced)
 
 
-def with_clusters(dataset: Dataset, *, threshold: float = 0.8, progress: bool = True) -> Dataset:
+def with_clusters(dataset: Dataset, *, threshold: float = 0.8) -> Dataset:
     """Returns the pairs with the column `cluster_id`, the group that must not be divided between splits.
 
     Args:
         dataset (`Dataset`): Pairs in the normal form.
         threshold (`float`): Jaccard index from which two prompts are near-duplicates, from 0.5 to 1.
-        progress (`bool`): Whether to show progress on stderr.
 
     Raises:
         DataError: If the columns `prompt_id` or `prompt` are missing.
@@ -210,7 +207,7 @@ def with_clusters(dataset: Dataset, *, threshold: float = 0.8, progress: bool = 
     ['a', 'a', 'c']
     ```
     """
-    return deduplicate(dataset, threshold=threshold, progress=progress).clustered
+    return deduplicate(dataset, threshold=threshold).clustered
 
 
 # ---- texts
@@ -351,9 +348,7 @@ def are_near(sets: csr_array, left: Rows, right: Rows, threshold: float) -> NDAr
     return found
 
 
-def linked(
-    sets: csr_array, threshold: float, sides: NDArray[np.bool_] | None = None, *, progress: bool = True
-) -> tuple[Rows, int]:
+def linked(sets: csr_array, threshold: float, sides: NDArray[np.bool_] | None = None) -> tuple[Rows, int]:
     """Returns the component of each set in the graph of all near pairs, `(N,)`, and the candidates left out.
 
     Args:
@@ -361,7 +356,6 @@ def linked(
         threshold (`float`): Jaccard index from which two sets are linked, from 0.5 to 1.
         sides (`(2, N)` bool, *optional*): Links go from a set of the first side to one of the second only. So a
             component of more than one set is of sets that are near one of the other side.
-        progress (`bool`): Whether to show progress on stderr.
 
     Raises:
         UsageError: If `threshold` is outside [0.5, 1].
@@ -374,7 +368,7 @@ def linked(
     labels: Rows = np.arange(sets.shape[0])
     left_out, budget = 0, _MOST * len(labels)
     sides = np.ones((1, len(labels)), bool) if sides is None else sides
-    with tqdm(total=sides.sum(), desc="Finding near-duplicates", delay=1, disable=not progress) as bar:
+    with tqdm(total=sides.sum(), desc="Finding near-duplicates", delay=1) as bar:
         for one, other in zip(sides, sides[::-1], strict=True):
             rows, partners = np.flatnonzero(one), np.flatnonzero(other)
             holders = more[partners].T.tocsr()

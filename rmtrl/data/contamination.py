@@ -112,12 +112,7 @@ class _Matches:
 
 
 def contamination(
-    train: Dataset,
-    evaluations: Mapping[str, Dataset],
-    *,
-    threshold: float = 0.8,
-    ngram: int = 13,
-    progress: bool = True,
+    train: Dataset, evaluations: Mapping[str, Dataset], *, threshold: float = 0.8, ngram: int = 13
 ) -> ContaminationReport:
     """Returns the overlap of each evaluation set with the training data, and the training data without it.
 
@@ -129,7 +124,6 @@ def contamination(
         evaluations (`Mapping[str, Dataset]`): Evaluation pairs in the normal form, by name.
         threshold (`float`): Jaccard index from which two prompts are near-duplicates, from 0.5 to 1.
         ngram (`int`): Length of the word run, in words.
-        progress (`bool`): Whether to show progress on stderr.
 
     Raises:
         DataError: If a set lacks a column of the normal form.
@@ -152,8 +146,8 @@ def contamination(
     prompts, answers = _distinct(pd.concat(asked.values()))
     learnt_prompts, learnt_answers = _distinct(learnt)
     exact = prompts & learnt_prompts
-    near, skipped = _near(sorted(prompts), sorted(learnt_prompts), threshold, progress)
-    runs = _word_runs(prompts, learnt_prompts, learnt.text.unique(), ngram, progress)
+    near, skipped = _near(sorted(prompts), sorted(learnt_prompts), threshold)
+    runs = _word_runs(prompts, learnt_prompts, learnt.text.unique(), ngram)
     answered = {answer for answer in answers & learnt_answers if _words(answer) >= ngram}
     matches = {
         "exact": _Matches(exact, exact, str),
@@ -190,7 +184,7 @@ def _distinct(texts: pd.DataFrame) -> tuple[set[str], set[str]]:
 # ---- what is found
 
 
-def _near(prompts: Sequence[str], known: Sequence[str], threshold: float, progress: bool) -> tuple[_Matches, int]:
+def _near(prompts: Sequence[str], known: Sequence[str], threshold: float) -> tuple[_Matches, int]:
     """Returns the prompts that are nearly equal to another one, and the comparisons left out."""
     both = [*known, *sorted(set(prompts).difference(known))]
     row_of = {text: row for row, text in enumerate(both)}
@@ -198,7 +192,7 @@ def _near(prompts: Sequence[str], known: Sequence[str], threshold: float, progre
     sides = np.zeros((2, len(both)), bool)
     sides[0, [row_of[prompt] for prompt in prompts]] = True
     sides[1, : len(known)] = True
-    labels, skipped = linked(sets, threshold, sides, progress=progress)
+    labels, skipped = linked(sets, threshold, sides)
     found = np.bincount(labels, minlength=len(both))[labels] > 1
 
     def partner(prompt: str) -> str:
@@ -209,16 +203,14 @@ def _near(prompts: Sequence[str], known: Sequence[str], threshold: float, progre
     return _Matches(asked, learned, partner), skipped
 
 
-def _word_runs(
-    prompts: Collection[str], known: Collection[str], texts: Collection[str], n: int, progress: bool
-) -> _Matches:
+def _word_runs(prompts: Collection[str], known: Collection[str], texts: Collection[str], n: int) -> _Matches:
     """Returns the prompts with a run of words that one of the training texts has, too; template is of `known`."""
     wanted = {run for prompt in prompts for run in _runs(prompt, n)}
     counts = Counter(run for text in known for run in wanted.intersection(_runs(text, n)))
     template = {run for run, count in counts.items() if 2 * count > len(known) >= TEMPLATE_TEXTS}
     first: dict[tuple[str, ...], str] = {}  # the smallest training text of each run
     found = set()
-    for text in tqdm(texts, desc="Searching word runs", unit="text", delay=1, disable=not progress):
+    for text in tqdm(texts, desc="Searching word runs", unit="text", delay=1):
         for run in wanted.intersection(_runs(text, n, template)):
             first[run] = min(text, first.get(run, text))
             found.add(text)

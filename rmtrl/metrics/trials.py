@@ -263,10 +263,7 @@ def inflation(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float = 0.0
     1.228
     ```
     """
-    if not alpha < power < 1:
-        raise UsageError(f"got the power {power:g} at alpha {alpha:g}; wanted alpha < power < 1")
-    bounds = critical_values(looks, kind=kind, alpha=alpha)
-    single = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
+    bounds, single = critical_values(looks, kind=kind, alpha=alpha), sum(_quantiles(alpha, power))
 
     def lacking(drift: float) -> float:
         return float(crossing_probabilities(bounds, drift).sum()) - power

@@ -141,11 +141,8 @@ def margin_against_length(margins: ArrayLike, longer: ArrayLike, *, unit: str = 
     >>> figure.savefig("margin_against_length.png")
     ```
     """
-    from matplotlib.figure import Figure
-
     margins, longer = np.asarray(margins, float), np.asarray(longer, float)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _new(6, 4)
     for rows, color, name in ((longer > 0, "C0", "longer"), (longer < 0, "C1", "shorter"), (longer == 0, "grey", "")):
         if rows.any():
             right = f"{np.mean(margins[rows] > 0):.0%}".replace("%", " %")
@@ -179,8 +176,6 @@ def training_curves(history: Rows, *, prefix: str = "eval", title: str = "") -> 
     >>> save_figure(training_curves(trainer.state.log_history), Path("training.png"))
     ```
     """
-    from matplotlib.figure import Figure
-
     updates = [row for row in history if "objective/scores" in row]
     evaluations = [row for row in history if f"{prefix}_reward" in row]
     if not updates and not evaluations:
@@ -189,8 +184,8 @@ def training_curves(history: Rows, *, prefix: str = "eval", title: str = "") -> 
     gains = [key.removeprefix(opening).removesuffix("_gain") for row in evaluations for key in row
              if key.startswith(opening) and key.endswith("_gain")]  # fmt: skip
     judges = [name for name in dict.fromkeys(gains) if name not in ("reward", "length_tokens")]
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    panels = list(figure.subplots(2, 3).flat)
+    figure, grid = _new(12, 7, rows=2, columns=3)
+    panels = list(grid.flat)
     for axes, (heading, training, evaluated) in zip([panels[0], *panels[2:5]], _PANELS, strict=True):
         _draw_series(axes, updates, training, color="grey", label="updates")
         if evaluated is not None:
@@ -206,11 +201,11 @@ def training_curves(history: Rows, *, prefix: str = "eval", title: str = "") -> 
     return figure
 
 
-def _new(width: float, height: float) -> "tuple[Figure, Axes]":
+def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, Any]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(rows, columns)
 
 
 def _legend(*axes: "Axes", loc: Any = "best") -> None:

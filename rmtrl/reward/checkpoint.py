@@ -191,12 +191,19 @@ def _head_of(model: Any) -> Head | None:
 
 
 def check_loaded(model: Any, accelerator: Accelerator) -> None:
-    """Raises where FSDP loaded weights on the first process alone and would never train those that are new.
+    """Raises where FSDP would never train weights that are new, or would keep those of 4 bits whole.
 
     Raises:
-        ModelError: On every process, if the model has a head of our own making or two or more new weights.
+        ModelError: On every process: it loaded on the first alone, and the model has a head of our own making or two
+            or more new weights; or 4-bit weights are stored as integers.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    quantized = getattr(model.config, "quantization_config", None)
+    if plugin is not None and getattr(quantized, "bnb_4bit_quant_storage", None) == torch.uint8:
+        raise ModelError(
+            "FSDP spreads no weights of 4 bits that are stored as uint8: every GPU would hold all of them; set "
+            "bnb_4bit_quant_storage to bfloat16"
+        )
     if plugin is None or not plugin.cpu_ram_efficient_loading:
         return
     n_empty = torch.tensor([sum(weight.is_meta for weight in model.parameters())], device=accelerator.device)

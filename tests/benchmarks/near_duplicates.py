@@ -60,7 +60,7 @@ def measure(n: int) -> dict:
     prompts, pairs = make_prompts(n)
     before = peak_mib()
     start, cpu_start = time.perf_counter(), time.process_time()
-    found = find_duplicates(prompts, progress=False)
+    found = find_duplicates(prompts)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     recall = sum(found.cluster[a] == found.cluster[b] for a, b in pairs) / len(pairs)
     return {

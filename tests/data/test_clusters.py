@@ -29,7 +29,7 @@ WORDS = SENTENCE.split()
 
 
 def clusters(texts, **settings):
-    return find_duplicates(texts, progress=False, **settings).cluster.tolist()
+    return find_duplicates(texts, **settings).cluster.tolist()
 
 
 def bigrams(text):
@@ -72,7 +72,7 @@ def test_clusters_are_those_of_comparing_all_pairs(threshold, ratio):
 def test_clusters_do_not_depend_on_the_size_of_a_block(monkeypatch, block):
     texts = varied(300, seed=1)
     monkeypatch.setattr(clusters_module, "_BLOCK", block)
-    found = find_duplicates(texts, progress=False)
+    found = find_duplicates(texts)
     assert found.cluster.tolist() == brute_force(texts, 4, 5) and found.skipped == 0
 
 
@@ -85,7 +85,7 @@ def test_rows_linked_across_two_sets_are_those_of_comparing_all(monkeypatch, blo
     monkeypatch.setattr(clusters_module, "_BLOCK", block)
     sides = np.zeros((2, len(texts)), bool)
     sides[0, left], sides[1, right] = True, True
-    labels, skipped = linked(shingle_sets(texts), 0.8, sides, progress=False)
+    labels, skipped = linked(shingle_sets(texts), 0.8, sides)
     sizes = np.bincount(labels, minlength=len(texts))[labels]
     assert np.flatnonzero(sizes > 1).tolist() == sorted({row for pair in wanted for row in pair}) and skipped == 0
     assert len(wanted) > 10
@@ -119,7 +119,7 @@ def test_jaccard_of_exactly_the_threshold_is_a_near_duplicate():
 
 def test_counts_by_hand():
     texts = ["a b c d e", "A, b c d  E!", "a b c d e f", "x y", "a b c d e", "x y?"]
-    found = find_duplicates(texts, progress=False)
+    found = find_duplicates(texts)
     assert found.cluster.tolist() == [0, 0, 0, 1, 0, 1]
     assert (found.exact, found.near, found.clusters, found.largest, found.skipped) == (3, 1, 2, 4, 0)
 
@@ -175,19 +175,19 @@ def test_scripts_without_spaces_are_compared_by_character():
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_counted(texts):
-    found = find_duplicates(texts, progress=False)
+    found = find_duplicates(texts)
     assert len(found.cluster) == len(texts)
     assert len(set(found.cluster.tolist())) == len(texts) - found.exact - found.near
 
 
 def test_no_texts():
-    assert find_duplicates([], progress=False).cluster.shape == (0,)
+    assert find_duplicates([]).cluster.shape == (0,)
 
 
 @pytest.mark.parametrize("threshold", [0, 0.49, 1.01, -1, float("nan")])
 def test_threshold_outside_its_bounds_is_an_error(threshold):
     with pytest.raises(UsageError, match=r"from 0\.5 to 1"):
-        find_duplicates(["a"], threshold=threshold, progress=False)
+        find_duplicates(["a"], threshold=threshold)
 
 
 def test_one_template_costs_no_more_than_its_size(monkeypatch):
@@ -203,12 +203,12 @@ def test_one_template_costs_no_more_than_its_size(monkeypatch):
 
     monkeypatch.setattr(clusters_module, "are_near", counted)
     monkeypatch.setattr(clusters_module, "_BLOCK", 20_000)
-    alike = find_duplicates([f"{SENTENCE} number{i}" for i in range(5000)] + others, progress=False)
+    alike = find_duplicates([f"{SENTENCE} number{i}" for i in range(5000)] + others)
     assert (alike.clusters, alike.largest, alike.skipped) == (1, 5000, 0)
     assert sum(compared) < 20 * 5000
     compared.clear()
     apart = [SENTENCE.replace("short", f"s{i}").replace("broken", f"b{i}") for i in range(5000)]
-    found = find_duplicates([*apart, f"{apart[7]} thanks", *others, "one more"], progress=False)
+    found = find_duplicates([*apart, f"{apart[7]} thanks", *others, "one more"])
     assert (found.clusters, found.near, found.skipped) == (1, 1, 0)
     assert sum(compared) < 20 * 5000
 
@@ -219,14 +219,14 @@ def test_pairs_left_uncompared_are_counted(monkeypatch):
     # lists of common words alone: no shingle is rare, so every pair is a candidate
     rng = Random(0)
     texts = [" ".join(rng.choices("abcde", k=40)) for _ in range(100)]
-    assert find_duplicates(texts, threshold=0.8, progress=False).skipped > 0
+    assert find_duplicates(texts, threshold=0.8).skipped > 0
 
 
 # ---- preference pairs
 
 
 def test_every_planted_near_duplicate_shares_a_cluster():
-    clustered = with_clusters(make_preferences(2000), progress=False)
+    clustered = with_clusters(make_preferences(2000))
     cluster = dict(zip(clustered["prompt_id"], clustered["cluster_id"], strict=True))
     planted = planted_defects(2000).near_duplicate_prompts
     assert len(planted) == 40
@@ -241,7 +241,7 @@ def pairs(prompts):
 def test_representative_is_the_smallest_prompt_id_whatever_the_order():
     rows = [("p2", "a b c d e f"), ("p9", "something else"), ("p1", "a b c d e"), ("p2", "A B C D E F")]
     for order in (rows, rows[::-1]):
-        result = deduplicate(pairs(order), progress=False)
+        result = deduplicate(pairs(order))
         assert dict(zip(result.clustered["prompt_id"], result.clustered["cluster_id"], strict=True)) == {
             "p1": "p1", "p2": "p1", "p9": "p9",
         }  # fmt: skip
@@ -255,14 +255,14 @@ def test_representative_is_the_smallest_prompt_id_whatever_the_order():
 def test_questions_under_one_system_message_stay_apart():
     system = {"role": "system", "content": f"{SENTENCE} {SENTENCE[::-1]}"}
     rows = [(f"p{i:03}", [system, {"role": "user", "content": f"What is {i} and {i}?"}]) for i in range(15)]
-    result = deduplicate(pairs(rows), progress=False)
+    result = deduplicate(pairs(rows))
     assert (result.duplicates.exact, result.duplicates.near, result.warnings) == (0, 0, [])
 
 
 @pytest.mark.parametrize(("alike", "others", "warned"), [(11, 10, True), (10, 5, False), (11, 11, False)])
 def test_a_cluster_of_most_prompts_is_warned_of(alike, others, warned):
     texts = ["the same question"] * alike + [f"other{i}" for i in range(others)]
-    result = deduplicate(pairs([(f"p{i:02}", text) for i, text in enumerate(texts)]), progress=False)
+    result = deduplicate(pairs([(f"p{i:02}", text) for i, text in enumerate(texts)]))
     says = ["one cluster holds 11 of 21 prompts: a template they share? raise --threshold"] if warned else []
     assert result.warnings == result.as_dict()["warnings"] == says
 
@@ -276,13 +276,13 @@ def test_examples_are_cut_around_the_first_difference():
     assert shorten_pair(long, long) == [f"{long[:119]}…"] * 2
     assert shorten_pair("你" * 300 + "a", "你" * 300 + "b")[1].endswith("你b")
     assert shorten_pair("short  one", "short two") == ["short one", "short two"]
-    result = deduplicate(pairs([("p1", f"{long} left"), ("p2", f"{long} right")]), progress=False)
+    result = deduplicate(pairs([("p1", f"{long} left"), ("p2", f"{long} right")]))
     assert [text.split()[-1] for text in result.examples[0]] == ["left", "right"]
 
 
 def test_clusters_are_replaced_when_found_again():
-    once = with_clusters(pairs([("p1", "a b"), ("p2", "c d")]), progress=False)
-    assert with_clusters(once, progress=False)["cluster_id"][:] == ["p1", "p2"]
+    once = with_clusters(pairs([("p1", "a b"), ("p2", "c d")]))
+    assert with_clusters(once)["cluster_id"][:] == ["p1", "p2"]
 
 
 def test_prompt_text_of_messages_and_strings():
@@ -295,11 +295,11 @@ def test_prompt_text_of_messages_and_strings():
 
 def test_pairs_without_prompts_are_an_error():
     with pytest.raises(DataError, match="without prompt_id"):
-        deduplicate(Dataset.from_dict({"prompt": ["a"]}), progress=False)
+        deduplicate(Dataset.from_dict({"prompt": ["a"]}))
 
 
 def public_counts(dataset):
-    result = deduplicate(dataset, progress=False).as_dict()
+    result = deduplicate(dataset).as_dict()
     return tuple(result[name] for name in ("n", "prompts", "exact", "near", "clusters", "largest"))
 
 

@@ -35,7 +35,7 @@ def normal(rows):
 
 
 def check(train, evaluations, **settings):
-    return contamination(train, evaluations, progress=False, **settings)
+    return contamination(train, evaluations, **settings)
 
 
 def test_each_kind_finds_its_row_and_no_other():

@@ -172,7 +172,7 @@ def test_the_same_messages_under_other_tools_or_another_system_prompt_are_anothe
     assert len(set(pairs["prompt_id"])) == 4 and pairs["prompt_id"][2] == pairs["prompt_id"][4]
     result = validate(pairs)
     assert {name: n for name, n in result.reasons.items() if n} == {"duplicate_pair": 1} and len(result.kept) == 4
-    found = deduplicate(result.kept, progress=False)
+    found = deduplicate(result.kept)
     assert len(found.kept) == 4 and len(set(found.clustered["cluster_id"])) == 1  # no split parts them
 
 
@@ -188,7 +188,7 @@ def test_calls_alone_are_no_shared_answer():
     sets = [[{"prompt": f"question {k}?", "chosen": answers[k], "rejected": answers[k + 1]}] for k in (0, 2)]
     given = [[row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows] for rows in sets]
     pairs = [to_normal_form(Dataset.from_list(rows, on_mixed_types="use_json")) for rows in given]
-    report = contamination(pairs[0], {"e": pairs[1]}, progress=False)
+    report = contamination(pairs[0], {"e": pairs[1]})
     assert report.evaluations["e"].overlaps["response"].count == 0
 
 

@@ -44,7 +44,7 @@ def test_near_duplicate_prompts_share_a_cluster_and_a_split(world):
 
 
 def test_every_leak_into_the_evaluation_set_is_found(world):
-    found = contamination(world.pairs, {"evaluation": world.evaluation}, progress=False).evaluations["evaluation"]
+    found = contamination(world.pairs, {"evaluation": world.evaluation}).evaluations["evaluation"]
     for kind in ("exact", "near"):
         planted = {leak["evaluation"] for leak in world.truth["leaks"] if leak["kind"] == kind}
         # a disguise in other case or punctuation alone is an exact copy
@@ -65,5 +65,5 @@ def test_a_clean_world_has_no_rejects(n_prompts):
     result = validate(world.pairs)
     assert len(result.rejects) == 0 and len(result.kept) == len(world.pairs) and result.warnings == ()
     assert not any(bias.flags for bias in annotator_bias(judged(world)))
-    found = contamination(world.pairs, {"evaluation": world.evaluation}, progress=False).evaluations["evaluation"]
+    found = contamination(world.pairs, {"evaluation": world.evaluation}).evaluations["evaluation"]
     assert found.overlaps["exact"].count == 0

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
 
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.errors import ModelError
+from rmtrl.reward.checkpoint import check_loaded
 from rmtrl.reward.heads import Head, RewardHead, draw_head, last_layers, scale_head
 
 SCORES = {"usefulness": 0.7, "safety": 0.3}
@@ -302,3 +304,14 @@ def test_a_checkpoint_says_how_wide_its_mlp_is(tmp_path, base, chat_tokenizer, c
     assert RewardHead(64, Head(kind="mlp", width=48))(torch.zeros(1, 64)).shape == (1, 1)
     assert RewardHead(64, Head(kind="mlp", width=48)).members[0][0].out_features == 48
     np.testing.assert_allclose(reloaded(tmp_path / "run", chats)[1], rewards, atol=1e-5)
+
+
+def test_weights_of_4_bits_that_fsdp_does_not_spread_are_refused(model):
+    fsdp = SimpleNamespace(fsdp_plugin=SimpleNamespace(cpu_ram_efficient_loading=False))
+    for storage in ("bfloat16", "uint8"):
+        model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=storage)
+        check_loaded(model, SimpleNamespace(state=SimpleNamespace()))
+        if storage == "bfloat16":
+            check_loaded(model, SimpleNamespace(state=fsdp))
+    with pytest.raises(ModelError, match="set bnb_4bit_quant_storage to bfloat16"):
+        check_loaded(model, SimpleNamespace(state=fsdp))

@@ -74,14 +74,13 @@ class RewardBench2(Benchmark):
         return [(item.subset, fractional_credit(scores))]
 
     def credits(self, items: Sequence[Item], scores: Scores) -> list[Credit]:
-        ties: dict[str, dict[str, tuple[Item, Floats | None]]] = {"ref": {}, "tied": {}}
-        for item, own in zip(items, scores, strict=True):
-            if item.subset == "Ties":
-                ties[item.facts["kind"]][item.prompt_id] = item, own
-        both = [prompt for prompt in ties["tied"] if prompt in ties["ref"]]
-        compared = ((prompt, self._compared(*ties["ref"][prompt], *ties["tied"][prompt])) for prompt in both)
-        more = [Credit(f"Ties/{name}", prompt, value) for prompt, own in compared for name, value in own]
-        return super().credits(items, scores) + more
+        given = [(item, own) for item, own in zip(items, scores, strict=True) if item.subset == "Ties"]
+        ties = {(item.facts["kind"], item.prompt_id): (item, own) for item, own in given}
+        found = super().credits(items, scores)
+        for (kind, prompt), tied in ties.items():
+            if kind == "tied" and (ref := ties.get(("ref", prompt))):
+                found += [Credit(f"Ties/{name}", prompt, value) for name, value in self._compared(*ref, *tied)]
+        return found
 
     def _compared(
         self, ref: Item, ref_scores: Floats | None, tied: Item, tied_scores: Floats | None

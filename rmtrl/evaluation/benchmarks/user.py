@@ -99,19 +99,18 @@ def _settings(path: Path) -> dict[str, Any]:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    wanted = f"wanted keys {', '.join(_KEYS)}"
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is {str(found)[:40]!r}; {wanted}")
-    settings = {"sections": {}, **found}
-    if absent := [key for key in _KEYS if key not in settings]:
-        raise DataError(f"{path} has no {', '.join(absent)}; {wanted}")
-    for fault in _faults(settings):
+    for fault in _faults(found):
         raise DataError(f"{path}{fault}")
-    return settings
+    return {"sections": {}, **found}
 
 
-def _faults(settings: dict[str, Any]) -> Iterator[str]:
-    """Yields what is wrong with the settings, the first fault first."""
+def _faults(settings: Any) -> Iterator[str]:
+    """Yields what is wrong with the settings, the first fault first; what follows it takes that for mended."""
+    wanted = f"wanted keys {', '.join(_KEYS)}"
+    if not isinstance(settings, dict):
+        yield f" is {str(settings)[:40]!r}; {wanted}"
+    if absent := [key for key in _KEYS if key not in (*settings, "sections")]:
+        yield f" has no {', '.join(absent)}; {wanted}"
     for key, value in settings.items():
         if key not in _KEYS:
             yield f" has the key {key!r}; wanted {', '.join(_KEYS)}"
@@ -124,7 +123,7 @@ def _faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f": rule is {rule!r}; wanted {' or '.join(_RULES)}"
     if not subsets or not all(isinstance(text, str) for text in (*subsets, *subsets.values())):
         yield f": subsets is {subsets}; wanted a file for every subset, both as text"
-    for section, weights in settings["sections"].items():
+    for section, weights in settings.get("sections", {}).items():
         weighed = isinstance(weights, dict) and weights and all(is_number(w) and w > 0 for w in weights.values())
         if not weighed or not isinstance(section, str) or not set(weights) <= set(subsets):
             yield f": section {section} is {weights!r}; wanted a number above 0 for each of some of {list(subsets)}"

@@ -1,8 +1,10 @@
 import json
 import math
+from importlib import resources
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 from rmtrl.errors import DataError
@@ -217,6 +219,13 @@ def test_every_benchmark_says_what_a_report_needs(name):
     assert found.kind in ("instruction following", "verified correctness", "human preference", "safety", "mixed")
     assert found.figures({}).overall is None
     assert found.figures({}).sections == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_benchmark_declares_is_what_its_class_reads(name):
+    file = resources.files("rmtrl.evaluation") / "benchmarks.yaml"
+    known = {key for kind in type(benchmark(name)).__mro__ for key in vars(kind).get("__annotations__", {})}
+    assert set(yaml.safe_load(file.read_text())[name]) <= known
 
 
 def test_row_counts_are_the_published_ones():
