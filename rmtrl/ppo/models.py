@@ -64,11 +64,6 @@ class PolicyAndValue(nn.Module):
         """Layers that an engine gathers one after the other."""
         return sorted({name for part in self._parts() for name in part._no_split_modules or ()})
 
-    def tie_weights(self) -> None:
-        """Ties embeddings again that moving has parted."""
-        for part in self._parts():
-            part.tie_weights()
-
     @property
     def config(self) -> Any:
         """The policy's configuration, which is what is pushed to the hub."""

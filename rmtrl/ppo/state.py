@@ -145,8 +145,7 @@ def save_models(model: PolicyAndValue, folder: Path, weights: dict[str, Any] | N
             part.save_pretrained(place, state_dict=own)
         else:
             kept = dict((*part.named_parameters(), *part.named_buffers()))  # of tied weights one
-            held = part.state_dict() if own is None else own
-            held = {name: weight.clone().contiguous() for name, weight in held.items() if name in kept}
+            held = {n: w.clone().contiguous() for n, w in (own or part.state_dict()).items() if n in kept}
             save_file(held, place / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -182,8 +182,11 @@ class PPOTrainer(PPOBase):
             model=both, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, optimizers=optimizers,
             processing_class=processing_class, callbacks=[_RunEvents(self), *(callbacks or [])],
         )  # fmt: skip
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise UsageError("PPO runs under FSDP2; set fsdp_version: 2 in the file of accelerate")
+        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if fsdp and (fsdp.fsdp_version != 2 or fsdp.cpu_ram_efficient_loading):
+            raise UsageError(
+                "PPO needs fsdp_version: 2 and fsdp_cpu_ram_efficient_loading: false in accelerate's file"
+            )
         keep_outputs(self.accelerator)
         if reward_network is not None:
             reward_network.to(self.accelerator.device)
@@ -437,8 +440,8 @@ class PPOTrainer(PPOBase):
     def score_with(self, reward: Reward, prompts: Prompts, episodes: Episodes) -> tuple[torch.Tensor, dict[str, Any]]:
         """Returns what a reward gives each response, `(B,)`, and its parts; each process scores its own rows."""
         own = rollouts.own_rows(self.accelerator, len(episodes))
-        shares = self.args.one_backbone  # its reward then runs on weights that an engine may have cut
-        with models.whole_weights(self.accelerator, self.model_wrapped) if shares else nullcontext():
+        # a reward on the policy's backbone runs on weights that an engine may have cut
+        with models.whole_weights(self.accelerator, self.model_wrapped) if self.args.one_backbone else nullcontext():
             values, parts = rollouts.score_episodes(reward, self.processing_class, prompts, episodes, own)
         scores, *columns = (np.array(gather_object(column.tolist())) for column in (values, *parts.values()))
         return torch.tensor(scores, device=self.args.device).float(), dict(zip(parts, columns, strict=True))

@@ -146,6 +146,7 @@ def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, batch_to
         "logits": logits,
         "value heads": heads,
         "shares": _shares(trainer),
+        "gathered alone": sum(hasattr(part, "unshard") for part in trainer.model.modules()),
         "engine": str(trainer.accelerator.distributed_type),
         "synchronised": len(trainer.callback_handler.callbacks[-1].synchronised),
     }  # fmt: skip

@@ -79,6 +79,7 @@ def test_two_processes_of_an_engine_are_one(tmp_path, alone, settings_of, engine
     )  # fmt: skip
     assert (one["world_size"], two["world_size"], two["engine"]) == (1, 2, f"DistributedType.{NAMES[engine]}")
     assert (one["shares"], two["shares"]) == ("whole", SHARES.get(engine, "whole"))
+    assert (two["gathered alone"] > 1) == (engine == "fsdp2")  # layer by layer
     # an evaluation of five prompts takes a row more where each of two processes needs as many
     assert one["sampled"] == [rows[: len(own)] for own, rows in zip(one["sampled"], two["sampled"], strict=True)]
     assert len(one["sampled"]) == 5  # three updates, two evaluations
