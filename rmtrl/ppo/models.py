@@ -141,7 +141,7 @@ def whole_weights(accelerator: Accelerator, wrapped: Any) -> Iterator[PolicyAndV
         accelerator ([`~accelerate.Accelerator`]): Knows the engine.
         wrapped ([`PolicyAndValue`]): Both, in the wrapper they are trained in.
     """
-    if not accelerator.is_fsdp2 or not hasattr(wrapped, "unshard"):  # FSDP2 shares it out when training starts
+    if not hasattr(wrapped, "unshard"):  # FSDP2's, once training has started
         with unwrap_model_for_generation(wrapped, accelerator) as model:
             yield model
         return

@@ -602,14 +602,9 @@ class PPOTrainer(PPOBase):
 
     def _run_state(self) -> RunState:
         """Returns what a resumed run needs beside models and optimizer."""
-        args, prompts = self.args, self.train_prompts
-        run = {
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-            "num_generations": args.num_generations,
-            "prompts": f"{len(prompts)} ({prompts.digest:x})",
-            "reference": self._reference,
-        }
+        run = {name: getattr(self.args, name) for name in ("seed", "data_seed", "num_generations")}
+        run["prompts"] = f"{len(self.train_prompts)} ({self.train_prompts.digest:x})"
+        run["reference"] = self._reference
         reward: dict[str, Any] = getattr(self.reward, "state_dict", dict)()
         kl_controller, metrics = self.kl_controller.state_dict(), dict(self._metrics)
         return RunState(
