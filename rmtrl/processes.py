@@ -56,6 +56,8 @@ class _Launched(Process):
         self._store, self.rank, self.world = store, rank, world
         self.over, self._places = Event(), count()
         self._beats: dict[int, tuple[int, float]] = {}
+        store.set(f"here {rank}", "")
+        store.wait([f"here {other}" for other in range(world)])
         Thread(target=self._live, daemon=True).start()
 
     def first(self, find: Callable[[], T]) -> T:
@@ -84,7 +86,7 @@ class _Launched(Process):
 
     def stop(self, error: BaseException) -> None:
         """Tells the others that this process stops, and why; the first to say so is heard."""
-        self._store.compare_set("stopped", "", f"process {self.rank} stopped: {error or type(error).__name__}")
+        self._store.compare_set("stopped", "", f"process {self.rank} stopped: {type(error).__name__}: {error}")
 
     def _live(self) -> None:
         with suppress(RuntimeError):  # the store goes with the first process

@@ -218,6 +218,15 @@ def test_a_model_that_is_named_twice_is_refused(rmtrl, mine, checkpoint, tmp_pat
     assert code == 2 and "name each" in stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"), [("--model", "nowhere", "no reward model at"), ("--device", "tpu", "no device tpu")]
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(rmtrl, mine, checkpoint, monkeypatch, flag, value, says):
+    monkeypatch.setattr("rmtrl.reward.scorer.load_reward_model", pytest.fail)
+    code, _, stderr = rmtrl("evaluate", "--model", checkpoint, "--benchmark", mine, flag, value)
+    assert code == 2 and says in stderr
+
+
 def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others(rmtrl, mine, checkpoint, tmp_path):
     long = make_benchmark(tmp_path / "b", [{"prompt": "one " * 400, "chosen": "a", "rejected": "b"}], "long")
     out = tmp_path / "out"

@@ -59,7 +59,7 @@ def test_where_one_stops_the_others_stop_and_say_why(failing):
         process.first(bool)
 
     found = [str(error) for error in together(3, act)]
-    assert found.pop(failing) == "mine" and set(found) == {f"process {failing} stopped: row 3 is bad"}
+    assert found.pop(failing) == "mine" and set(found) == {f"process {failing} stopped: ValueError: row 3 is bad"}
 
 
 def test_a_process_that_gives_no_sign_stops_the_others_and_one_that_works_long_does_not(monkeypatch):

@@ -323,7 +323,7 @@ def _scored(
     if not len(first) == len(second) == len(prompt_ids):
         got = f"{len(first)} chosen and {len(second)} rejected scores of {len(prompt_ids)} prompts"
         raise DataError(f"got {got}; wanted one each a pair")
-    margins, q, _ = checked_pairs(first - second, labels, None)
+    margins, q = checked_pairs(first - second, labels)
     sides = {"chosen": first, "rejected": second, "mean": (first + second) / 2}
     return pd.DataFrame(sides | {"margin": margins, "prompt": np.asarray(prompt_ids), "label": q})
 

@@ -37,23 +37,22 @@ class Calibrator:
 
     n_: int
 
-    def fit(self: Self, margins: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None) -> Self:
+    def fit(self: Self, margins: ArrayLike, labels: ArrayLike | None = None) -> Self:
         """Fits the map and returns the calibrator.
 
         Args:
             margins (`(N,)` array): Score of chosen minus score of rejected.
             labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
-            weights (`(N,)` array, *optional*): Weight of each pair, such as its number of votes.
 
         Raises:
             DataError: If there is no pair, or a value is not finite or out of range.
         """
-        checked = checked_pairs(margins, labels, weights)
-        self.n_ = len(checked[0])
-        self._fit(*checked)
+        m, q = checked_pairs(margins, labels)
+        self.n_ = len(m)
+        self._fit(m, q)
         return self
 
-    def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
+    def _fit(self, m: Floats, q: Floats) -> None:
         raise NotImplementedError
 
     def predict_proba(self, margins: ArrayLike) -> Floats:
@@ -107,16 +106,16 @@ class TemperatureCalibrator(Calibrator):
     bounds_: Floats
     at_bound_: bool
 
-    def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
+    def _fit(self, m: Floats, q: Floats) -> None:
         largest = float(np.abs(m).max())
-        scale = largest * float(np.sqrt(np.average((m / (largest or 1.0)) ** 2, weights=w)))
+        scale = largest * float(np.sqrt(np.mean((m / (largest or 1.0)) ** 2)))
         if scale == 0:
             self.temperature_, self.bounds_, self.at_bound_ = 1.0, np.ones(2), True
             return
         unit, end = m / scale, np.log(BOUND)
 
         def loss(log_temperature: float) -> float:
-            return float(np.average(margin_losses(unit / np.exp(log_temperature), q), weights=w))
+            return float(margin_losses(unit / np.exp(log_temperature), q).mean())
 
         found = optimize.minimize_scalar(loss, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
         self.bounds_ = np.array([scale / BOUND, scale * BOUND])
@@ -167,14 +166,14 @@ class IsotonicCalibrator(Calibrator):
     temperature_: float
     mix_: float
 
-    def _fit(self, m: Floats, q: Floats, w: Floats) -> None:
+    def _fit(self, m: Floats, q: Floats) -> None:
         self.range_, self.mix_ = float(np.abs(m).max()), MIX
-        self.temperature_ = max(TemperatureCalibrator().fit(m, q, w).temperature_, self.range_ / _STEEPEST)
-        both, weight = np.concatenate([m, -m]), np.concatenate([w, w])
+        self.temperature_ = max(TemperatureCalibrator().fit(m, q).temperature_, self.range_ / _STEEPEST)
+        both = np.concatenate([m, -m])
         curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        fitted = curve.fit(both, np.concatenate([q, 1 - q]), sample_weight=weight).predict(both)
+        fitted = curve.fit(both, np.concatenate([q, 1 - q])).predict(both)
         steps, step = np.unique(np.round(fitted, 12), return_inverse=True)
-        centres = np.bincount(step, weights=weight * both) / np.bincount(step, weights=weight)
+        centres = np.bincount(step, weights=both) / np.bincount(step)
         above = (steps > 0.5) & (centres > 0)  # the step at ½ has its centre at 0, where the curve starts
         most = 1 - 1 / (self.n_ + 2)
         self.margins_ = np.concatenate([[0.0], centres[above]])
@@ -203,15 +202,9 @@ def calibrator_from_dict(stored: Mapping[str, Any]) -> Any:
     return made
 
 
-def checked_pairs(
-    margins: ArrayLike, labels: ArrayLike | None, weights: ArrayLike | None
-) -> tuple[Floats, Floats, Floats]:
+def checked_pairs(margins: ArrayLike, labels: ArrayLike | None) -> tuple[Floats, Floats]:
     m = finite("margin", margins)
-    _, q = checked_probabilities(np.full(len(m), 0.5), labels)
-    w = np.ones(len(m)) if weights is None else finite("weight", weights)
-    if len(w) != len(m) or (w < 0).any() or not w.sum() > 0:
-        raise DataError(f"got {len(w)} weights for {len(m)} pairs; wanted one a pair, of 0 or more, not all 0")
-    return m, q, w
+    return m, checked_probabilities(np.full(len(m), 0.5), labels)[1]
 
 
 def temperature_estimate(margins: ArrayLike, groups: ArrayLike, labels: ArrayLike | None = None) -> Estimate:
@@ -237,7 +230,7 @@ def temperature_estimate(margins: ArrayLike, groups: ArrayLike, labels: ArrayLik
     ```
     """
     fitted = TemperatureCalibrator().fit(margins, labels)
-    m, q, _ = checked_pairs(margins, labels, None)
+    m, q = checked_pairs(margins, labels)
     t, (least, most) = fitted.temperature_, fitted.bounds_.tolist()
     n_groups = len(np.unique(np.asarray(groups)))
     if fitted.at_bound_ or n_groups < 2:
@@ -296,7 +289,7 @@ def select_calibrator(
     'temperature'
     ```
     """
-    m, q, _ = checked_pairs(margins, labels, None)
+    m, q = checked_pairs(margins, labels)
     groups = np.arange(len(m)) if groups is None else np.asarray(groups)
     fitted = TemperatureCalibrator().fit(m, q)
     if fitted.at_bound_ or len(np.unique(groups)) < 2:

@@ -42,6 +42,8 @@ class Interrupted(BaseException):
 def _run() -> int:
     """Returns the exit code of the command; what it cannot take is a [`UsageError`], as any other input error is."""
     n_processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: bars are the first process's
     if n_processes > 1 and sys.argv[1:2] not in SHARED:  # they would write the same files at once
         name = " ".join(["rmtrl", *sys.argv[1:2]])
         raise UsageError(f"{name} is for one process and was started in {n_processes}; start it without a launcher")

@@ -52,6 +52,11 @@ def evaluate(
     own = [task.folder(folder) / name for folder in folders.values() if folder for task in tasks for name in WRITTEN]
     for file in [*own, out / "results.json"] if out else []:
         check_outputs(read, {"--out": file})
+    if model:
+        from rmtrl.models import load_tokenizer
+
+        for name in model:  # each is there before the first is scored
+            load_tokenizer(name, kind="reward model")
     with all_processes() as process:
         if process.world > 1 and not (model and out):
             raise UsageError("several processes share the rows of a --model in one --out; give both, or start one")

@@ -4,8 +4,11 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import resources
 from itertools import chain
 from typing import Any
+
+import yaml
 
 from rmtrl.data.messages import conversation_text, listed_messages, read_messages, same, written_value
 from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, MissingCellError, as_number
@@ -16,17 +19,16 @@ from rmtrl.types import Message
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What opens a turn in a transcript, as in hh-rlhf."""
 
-_ASKED = (("prompt_left", "prompt_right"), ("prompt",), ("messages",), ("conversations",), ("conversation",),
-          ("question",), ("query",), ("instruction", "input"), ("instruction",), ("input",))  # fmt: skip
+COLUMNS: dict[str, Any] = yaml.safe_load((resources.files("rmtrl.data") / "columns.yaml").read_text(encoding="utf-8"))
+"""What columns are called, by people and in public sets; the file says what each part of it is for."""
 
-TALKS = {"chosen", "rejected", "left", "right", "response_left", "response_right", "context", "history", "tools",
-         "prompt_rejected", "chat_template_kwargs", *chain(*_ASKED)}  # fmt: skip
+_ASKED = [tuple(names) for names in COLUMNS["asked"]]
+TALKS = {*COLUMNS["talks"], *chain(*_ASKED)}
 """Columns that may hold messages."""
 
 CODES = frozenset({"0", "1"})
-_VERDICTS = {"chosen": 1.0, "left": 1.0, "rejected": 0.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
-_JUDGES = {"label", "labels", "preference_strength", "overall_preference", "better_response_id", "annotator1",
-           "annotator2", "annotator3"}  # fmt: skip
+_VERDICTS: dict[str, float] = COLUMNS["verdicts"]
+_JUDGES = {label for own in COLUMNS["sets"].values() for label in own["labels"]}
 _PAIRED = (("chosen", "rejected"), ("left", "right"), ("response_left", "response_right"))
 
 
@@ -322,7 +324,7 @@ def _first_wins(label: Any, outcomes: dict[str, float]) -> float:
 
 
 def _two(
-    row: Row, prompt: str | None, first: str, second: str, labels: tuple[str, ...],
+    row: Row, prompt: str | None, first: str, second: str, labels: list[str],
     outcomes: dict[str, float] | None = None, **named: str,
 ) -> list[Row]:  # fmt: skip
     """Returns the pair of two answers, by one label or several votes.
@@ -363,32 +365,21 @@ EXPLICIT = (_explicit, _argilla)
 """The layouts whose sides are named for who won; their prompt may stand in one of several columns, or in none."""
 
 
-def _by(
-    prompt: str | None, first: str, second: str, *labels: str, asks: tuple[str, ...] = (), **more: Any
+def _declared(
+    first: str, second: str, labels: list[str], prompt: str | None = None, asks: Collection[str] = (), **more: Any
 ) -> tuple[frozenset[str], Layout]:
     """Returns the columns of a set of two answers, and what reads a row of it."""
     columns = frozenset({first, second, *labels, *asks, *((prompt,) if prompt else ())})
     return columns, partial(_two, prompt=prompt, first=first, second=second, labels=labels, **more)
 
 
-_SIDES = {"left": 1.0, "right": 0.0, "tie": 0.5, "abstain": 0.5}
 LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
     # TRL's forms; also hh-rlhf, UltraFeedback binarized, Skywork-Preference and the Tülu 3 mixtures
     "chosen and rejected": (frozenset({"chosen", "rejected"}), _explicit),
     "Argilla": (frozenset({"chosen_response", "rejected_response"}), _argilla),
-    "annotation": _by(None, "response_left", "response_right", "label", outcomes=_SIDES),
-    "annotation, short": _by(None, "left", "right", "label", outcomes=_SIDES),
-    "HelpSteer2 preference": _by("prompt", "response_1", "response_2", "preference_strength"),
-    "HelpSteer3 preference": _by("context", "response1", "response2", "overall_preference"),
-    "SHP": _by("history", "human_ref_A", "human_ref_B", "labels", outcomes={"1": 1.0, "0": 0.0}, prompt_id="post_id"),
-    "PKU-SafeRLHF": _by("prompt", "response_0", "response_1", "better_response_id", outcomes={"0": 1.0, "1": 0.0}),
     "Nectar": (frozenset({"prompt", "answers"}), _nectar),
-    "LLMBar": _by("input", "output_1", "output_2", "label", outcomes={"1": 1.0, "2": 0.0}),
-    "JudgeBench": _by("question", "response_A", "response_B", "label", id="pair_id", domain="source",
-                      outcomes={"A>B": 1.0, "B>A": 0.0, "A=B": 0.5}),
-    "PandaLM": _by(None, "response1", "response2", "annotator1", "annotator2", "annotator3", id="idx",
-                   asks=("instruction", "input"), outcomes={"1": 1.0, "2": 0.0, "0": 0.5}),
-}  # fmt: skip
+    **{name: _declared(**own) for name, own in COLUMNS["sets"].items()},
+}
 """Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""
 
 

@@ -26,7 +26,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from rmtrl.data import layouts
-from rmtrl.data.layouts import HUMAN, LAYOUTS, TALKS, Form
+from rmtrl.data.layouts import COLUMNS, HUMAN, LAYOUTS, TALKS, Form
 from rmtrl.data.loading import load_rows, text_files
 from rmtrl.data.messages import is_filled, without_fillings
 from rmtrl.data.normal_form import (
@@ -48,16 +48,8 @@ Faulty = Literal["raise", "keep"]
 logger = logging.getLogger(__name__)
 
 _FAULTS = (TypeError, LookupError, ValueError, AttributeError, OverflowError, RecursionError)
-# words, but no text to be read: columns of these names, or whose names end in one after "_"
-_BOOKKEEPING = {
-    "annotator", "author", "category", "dataset", "date", "hash", "id", "kind", "label", "lang", "language", "licence",
-    "license", "locale", "model", "models", "split", "source", "status", "subset", "tag", "tags", "time", "timestamp",
-    "topic", "type", "url", "user", "variant_of", "version",
-}  # fmt: skip
-# TRL takes these columns for its own
-_LEFT_BEHIND = {"completion", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
-# TRL and the reader take these for their own, too; they ride along under another name
-_ASIDE = {"messages": "messages_given", "fault": "fault_given"}
+_BOOKKEEPING, _LEFT_BEHIND = set(COLUMNS["bookkeeping"]), set(COLUMNS["left_behind"])
+_ASIDE: dict[str, str] = COLUMNS["aside"]
 _FAULT = re.compile(r"(unreadable|missing_field|unrenderable): ")
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "float64"}
 _HEAD_ROWS, _BATCH_ROWS = 200, 1000

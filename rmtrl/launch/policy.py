@@ -161,8 +161,8 @@ def finish_stage(
         more: What else `metrics.json` holds.
     """
     folder, figures = Path(str(trainer.args.output_dir)), paired_figures(samples["start"], samples["test"], n)
-    schema = record["schema"].replace("/1", "-metrics/1")
-    write_json(folder / "metrics.json", json_ready({"schema": schema, "test": figures} | more))
+    metrics = {"schema": record["schema"].replace("/1", "-metrics/1"), "test": figures} | more
+    write_json(folder / "metrics.json", json_ready(metrics))
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples["test"]))
     write_json(folder / "rmtrl.json", {**record, "figures": {"chosen on": "validation", "reported on": "test"}})
     replace_folder(folder, final)

@@ -369,14 +369,9 @@ class ComposedReward:
         clip: Sequence[float] | None = None, normalise: Literal["std", "mean_std", False] = False,
     ) -> None:  # fmt: skip
         self.__name__ = type(self).__qualname__  # TRL names the reward in its log by this
-        self.scorer = scorer
-        self.weights = weights
+        self.scorer, self.weights, self.pessimism, self.filters = scorer, weights, pessimism, tuple(filters)
         self.calibration = calibration.reward if isinstance(calibration, Calibration) else calibration
-        self.pessimism = pessimism
-        self.filters = tuple(filters)
-        self.length_penalty = length_penalty
-        self.clip = clip
-        self.normalise = normalise
+        self.length_penalty, self.clip, self.normalise = length_penalty, clip, normalise
         self.update_moments = True
         self.moments_ = Moments()
         self.parts_: dict[str, Floats] = {}
@@ -461,8 +456,7 @@ class ComposedReward:
             scores, std = _distribution(scorer, samples)
         else:
             scores = samples.judged(scorer, name=_name_of(scorer), abstains=True)
-        inner = scorer.parts_ if isinstance(scorer, ComposedReward) else {}
-        self.parts_ |= {"score": scores} | inner  # a reward within is shown by its own parts
+        self.parts_ |= {"score": scores} | getattr(scorer, "parts_", {})  # a reward within is shown by its own parts
         rewards = self._calibrated(scores, samples)
         if self.calibration is not None:
             self.parts_["calibrated"] = rewards

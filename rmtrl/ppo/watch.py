@@ -1,15 +1,18 @@
 """The evaluations of `PPOTrainer` for a policy that another trainer trains, such as TRL's GRPO, RLOO or DPO."""
 
+import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from rmtrl.errors import UsageError
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.trainer import PPOTrainer
 
@@ -52,17 +55,24 @@ def policy_evaluator(
         eval_scorers (`Mapping`, *optional*): Judges that watch beside the reward.
 
     Raises:
-        As [`PPOTrainer`].
+        UsageError: If the policy's weights lie across processes. Else as [`PPOTrainer`].
     """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UsageError("a policy is evaluated in another trainer where each process holds it whole; launch with DDP")
     policy, reference = trainer.accelerator.unwrap_model(trainer.model), trainer.ref_model
     if adapters := getattr(policy, "peft_config", {}):
         config.ref_adapter_name = "ref" if "ref" in adapters else ""  # TRL's own choice
     if getattr(trainer.args, "sync_ref_model", False):
         reference = None  # TRL's moves
-    return PPOTrainer(
-        config, trainer.processing_class, policy, reference, reward, eval_dataset, _NoValue(),
-        eval_dataset=eval_dataset, eval_scorers=dict(eval_scorers or {}),
-    )  # fmt: skip
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # a trainer that is made sets the seed
+        evaluator = PPOTrainer(
+            config, trainer.processing_class, policy, reference, reward, eval_dataset, _NoValue(),
+            eval_dataset=eval_dataset, eval_scorers=dict(eval_scorers or {}),
+        )  # fmt: skip
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    return evaluator
 
 
 class PolicyWatch(TrainerCallback, ExportableState):

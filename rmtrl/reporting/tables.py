@@ -25,7 +25,7 @@ def table(values: Mapping[str, Any]) -> str:
     accuracy  0.750 [0.700, 0.800] (n = 300)
     ```
     """
-    return "\n".join(_lines(json_ready(values)))
+    return "\n".join(_lines(json_ready(values))).lstrip("\n")
 
 
 def _lines(values: Mapping[str, Any]) -> Iterator[str]:

@@ -178,10 +178,11 @@ class RewardScorer(ModelScorer):
             FreshHeadError: If the checkpoint has no trained score head.
         """
         loading: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        target = device_or_best(device)
         tokenizer = tokenizer or load_tokenizer(path, kind="reward model", **loading)
         if quantization_config is not None:
             loading["quantization_config"] = quantization_config
-        model = load_reward_model(path, tokenizer, dtype=dtype, **loading).to(device_or_best(device))
+        model = load_reward_model(path, tokenizer, dtype=dtype, **loading).to(target)
         return cls(model, tokenizer, rendering=stored_rendering(path), head=stored_head(path), **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:

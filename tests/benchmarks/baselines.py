@@ -37,7 +37,9 @@ def stage(recipe: str, folder: Path, *flags: str) -> dict:
         say(f"{folder.name}: {recipe} {' '.join(flags)}")
         out = ["--run", folder] if recipe == "calibrate_rm" else ["--output_dir", folder]
         run = [sys.executable, ROOT / "recipes" / f"{recipe}.py", *map(str, out), *flags]
-        subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        finished = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+        if finished.returncode:
+            raise SystemExit(finished.stderr[-2000:])
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("rmtrl", "metrics")}
 
 

@@ -10,9 +10,6 @@ from scipy import integrate, stats
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.overoptimization import (
     ScalingFit,
-    best_of_n_curve,
-    best_of_n_curves,
-    best_of_n_kl,
     degrees,
     fit_scaling,
     measure_overoptimization,
@@ -27,7 +24,7 @@ from rmtrl.evaluation.overoptimization.curves import (
     fitted_peak,
 )
 from rmtrl.evaluation.overoptimization.measure import report, verdict
-from rmtrl.metrics import best_of_n_weights
+from rmtrl.metrics import best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights
 from rmtrl.types import json_ready
 
 

@@ -104,7 +104,10 @@ def test_a_process_with_another_folder_model_or_data_is_refused(tmp_path, monkey
 
         first, second = map(str, together(2, told))
         assert "does not find its model and rows in " in second and f"{file}.key;" in second
-        assert "--out on a disk that all machines share" in second and first == f"process 1 stopped: {second}"
+        assert (
+            "--out on a disk that all machines share" in second
+            and first == f"process 1 stopped: ProcessError: {second}"
+        )
         assert not (tmp_path / file).exists()
 
 
@@ -225,6 +228,7 @@ def test_accelerate_launch_evaluates_as_one_process_does(rmtrl, tmp_path, model_
               str(ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"), "-m", "rmtrl"]  # fmt: skip
     done = subprocess.run([*launch, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Loading weights: 100%") == 1  # bars are the first process's
     assert without_times(done.stdout) == without_times(stdout) and json.loads(done.stdout)
     written = [
         sorted(file.relative_to(tmp_path / run) for file in (tmp_path / run).rglob("*")) for run in ("one", "two")

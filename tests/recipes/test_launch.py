@@ -23,9 +23,18 @@ SMALL = {
         n_prompts=20, n_validation=4, n_test=4, max_steps=2, eval_steps=1, save_steps=1, per_device_train_batch_size=2,
         gradient_accumulation_steps=2, num_mini_batches=2, response_length=6, per_device_eval_batch_size=4,
     ),
+    "dpo": USUAL | dict(
+        n_prompts=60, max_steps=2, eval_steps=1, save_steps=1, per_device_train_batch_size=2, response_length=6,
+    ),
+    "grpo": USUAL | dict(
+        n_prompts=20, n_validation=4, n_test=4, max_steps=2, eval_steps=1, save_steps=1, per_device_train_batch_size=4,
+        steps_per_generation=1, num_iterations=1, num_generations=4, max_completion_length=6,
+        per_device_eval_batch_size=4,
+    ),
     "eval": dict(n_prompts=60, n_unseen=40),
 }  # fmt: skip
 FILES = {"sft": "sft_llama", "rm": "rm_llama", "calibrate": "calibrate_rm", "ppo": "ppo_llama", "eval": "eval_rm"}
+FILES |= {"dpo": "dpo_llama", "grpo": "grpo_llama"}
 
 
 def run_recipe(stage, folder, environment=None, own_folders=False, **flags):
@@ -52,7 +61,8 @@ def test_every_recipe_runs_with_no_argument(tmp_path, n_processes):
         codes, _, printed = processes.run(tmp_path / stage, run_recipe, stage=stage, folder=str(tmp_path), **how)
         assert set(codes) == {0}, [text[-3000:] for text in printed]
     tiny = tmp_path / "outputs" / "tiny"
-    assert [read(tiny / stage / "rmtrl.json")["processes"] for stage in ("sft", "rm", "ppo")] == [n_processes] * 3
+    trained = ("sft", "rm", "ppo", "dpo", "grpo")
+    assert [read(tiny / stage / "rmtrl.json")["processes"] for stage in trained] == [n_processes] * 5
     assert read(tiny / "rm" / "metrics.json")["test"]["accuracy"]["n"] > 0
     assert read(tiny / "sft" / "rmtrl.json")["gold"]["n"] == 64
     assert (tiny / "rm" / "calibration.json").is_file() and (tiny / "eval" / "results.json").is_file()

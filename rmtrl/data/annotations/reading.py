@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rmtrl.data.layouts import COLUMNS
 from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
 from rmtrl.data.normal_form import as_number, prompt_hash
@@ -44,7 +45,7 @@ PAIR = ["prompt_id", "a", "b"]
 _RATER = [*ITEM, "annotator"]
 _VOTE = [*PAIR, "annotator", "choice", "weight", "swapped"]
 _NOT_CRITERIA = {"id", *ITEM, "annotator", "domain", "source", "prompt", "response", "weight"}
-_ASIDE = {"seconds", "duration", "time", "timestamp", "line", "row", "index", "idx", "confidence", "version"}
+_ASIDE = set(COLUMNS["judging"])
 _PANDALM = {"instruction", "response1", "response2"}
 _ANSWERS = ("response1", "response2", "response_a", "response_b")
 _TEXT_CELLS = {*_NOT_CRITERIA - {"weight"}, *_ANSWERS, "idx", "a", "b", "choice", "instruction", "input"}

@@ -4,4 +4,3 @@ from rmtrl.evaluation.overoptimization.curves import (
     Part, ScalingFit, degrees, fit_scaling, measure_part, n_grid,
 )  # fmt: skip
 from rmtrl.evaluation.overoptimization.measure import Overoptimization, measure_overoptimization, scored_samples
-from rmtrl.metrics import best_of_n_curve, best_of_n_curves, best_of_n_kl

@@ -1,0 +1,25 @@
+"""The table of a result: one line a value, a part under its name, rows side by side where they fit."""
+
+from rmtrl import Estimate
+from rmtrl.reporting.tables import table
+
+ACCURACY = Estimate(0.75, 0.7, 0.8, 1300)
+
+
+def test_values_that_fit_a_line_come_first_and_parts_under_their_names():
+    assert table({"schema": "x/1", "by_domain": {"chat": ACCURACY}, "pairs": 1300, "out": None, "empty": {}}) == (
+        "pairs  1,300\n\nby domain\nchat  0.750 [0.700, 0.800] (n = 1,300)"
+    )
+    assert table({"by_domain": {"chat": ACCURACY}}).startswith("by domain\n")
+
+
+def test_rows_stand_side_by_side_where_they_fit_and_one_under_the_other_where_not():
+    rows = [{"model": "a", "accuracy": ACCURACY}, {"model": "longer", "accuracy": None}]
+    assert table({"models": rows}).splitlines()[1:] == [
+        "model   accuracy", "a       0.750 [0.700, 0.800] (n = 1,300)", "longer"
+    ]  # fmt: skip
+    assert "model  " + "m" * 300 in table({"models": [row | {"model": "m" * 300} for row in rows]})
+
+
+def test_a_long_list_says_how_many_more_there_are():
+    assert table({"ids": [f"a long identifier {i}" for i in range(25)]}).splitlines()[-1].startswith("5 more")
