@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from rmtrl.errors import UsageError
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.trainer import PPOTrainer
 
@@ -54,8 +55,10 @@ def policy_evaluator(
         eval_scorers (`Mapping`, *optional*): Judges that watch beside the reward.
 
     Raises:
-        As [`PPOTrainer`].
+        UsageError: If the policy's weights lie across processes. Else as [`PPOTrainer`].
     """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UsageError("a policy is evaluated in another trainer where each process holds it whole; launch with DDP")
     policy, reference = trainer.accelerator.unwrap_model(trainer.model), trainer.ref_model
     if adapters := getattr(policy, "peft_config", {}):
         config.ref_adapter_name = "ref" if "ref" in adapters else ""  # TRL's own choice

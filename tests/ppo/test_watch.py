@@ -8,6 +8,7 @@ from transformers import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rmtrl import OveroptimizationCallback
+from rmtrl.errors import UsageError
 from rmtrl.ppo.watch import PolicyWatch, evaluation_config, policy_evaluator
 from rmtrl.tiny import make_tiny_llama
 
@@ -59,9 +60,8 @@ def make_trainer(tokenizer, policy_folder, tmp_path):
             peft_config=peft_config,
         )  # fmt: skip
         if judges is not None:
-            trainer.watch = PolicyWatch(
-                trainer, evaluation, reward=first, eval_dataset=PROMPTS, eval_scorers=judges
-            )  # fmt: skip
+            judged = {"reward": first, "eval_dataset": PROMPTS, "eval_scorers": judges}
+            trainer.watch = PolicyWatch(trainer, evaluation, **judged)
         return trainer
 
     return make
@@ -90,9 +90,7 @@ def test_the_policy_in_training_is_what_is_evaluated(make_trainer, tokenizer):
     trainer.train()
     last, start = rows(trainer, "eval_reward")[-1], rows(trainer, "eval_reward")[0]
     assert start["eval_kl"] == 0 and last["eval_kl"] != 0 and last["eval_reward_gain"] != 0
-    fresh = policy_evaluator(
-        trainer, trainer.watch.evaluator.args, reward=first, eval_dataset=PROMPTS
-    )  # fmt: skip
+    fresh = policy_evaluator(trainer, trainer.watch.evaluator.args, reward=first, eval_dataset=PROMPTS)
     again = fresh.predict(PROMPTS, metric_key_prefix="eval").metrics
     assert again["eval_reward"] == last["eval_reward"] and again["eval_length_tokens"] == last["eval_length_tokens"]
 
@@ -125,6 +123,15 @@ def test_an_adapter_is_switched_off_for_the_reference(make_trainer):
     seen = rows(trainer, "eval_kl")
     assert seen[0]["eval_kl"] == 0 and seen[-1]["eval_kl"] != 0
     assert list(trainer.model.peft_config) == ["default"]
+
+
+def test_weights_across_processes_are_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(UsageError, match="each process holds it whole; launch with DDP"):
+        policy_evaluator(
+            trainer, evaluation_config(trainer.args, response_length=5), reward=first, eval_dataset=PROMPTS
+        )
 
 
 @pytest.mark.integration
