@@ -59,8 +59,7 @@ def read(path):
 def test_every_recipe_runs_with_no_argument(tmp_path, n_processes):
     engine = "cpu_2proc" if n_processes == 2 else None
     for stage in SMALL:
-        alone = stage in ("calibrate", "eval")
-        how = {} if alone else dict(n_processes=n_processes, engine=engine)
+        how = {} if stage == "calibrate" else dict(n_processes=n_processes, engine=engine)
         codes, _, printed = processes.run(tmp_path / stage, run_recipe, stage=stage, folder=str(tmp_path), **how)
         assert set(codes) == {0}, [text[-3000:] for text in printed]
     tiny = tmp_path / "outputs" / "tiny"
