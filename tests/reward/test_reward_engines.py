@@ -130,7 +130,8 @@ def test_one_new_weight_is_loaded_on_the_first_process_alone(alone, start, tmp_p
 
 @pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
 def test_rewards_are_float32_in_bf16(start, tmp_path, engine):
-    results = together(engine, tmp_path / "run", folder=str(tmp_path / "out"), start=start, bf16=True, save=False)
+    settings = dict(bf16=True, save=False, shared_prefix=False)  # where the model's own output is the reward
+    results = together(engine, tmp_path / "run", folder=str(tmp_path / "out"), start=start, **settings)
     values = np.array(results[0]["predictions"], dtype=np.float32)
     rounded = torch.tensor(values).bfloat16().float().numpy()
     assert (values != rounded).mean() > 0.9
