@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo dpo grpo eval bench baselines test test-slow test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval bench baselines test test-engines test-slow verify-gpus test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -73,6 +73,18 @@ PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed ## Run the tests (set RMTRL_DATA to a folder of public sets to run those too)
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+$(VENV)/.engines: $(VENV)/.installed
+	@echo "== adding DeepSpeed to $(VENV)"
+	@DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation \
+	    -c constraints.txt -e ".[engines]"
+	@touch $@
+
+test-engines: $(VENV)/.engines ## Run the tests of DDP, FSDP2, DeepSpeed and two machines, on the CPU
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "engines and not slow" -n 2 --dist loadfile
+
+verify-gpus: $(VENV)/.engines ## Compare every engine with one process on this machine's GPUs: a table for an issue
+	@$(BIN)/python tests/benchmarks/verify_gpus.py
 
 test-slow: $(VENV)/.installed ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

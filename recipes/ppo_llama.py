@@ -12,6 +12,7 @@ after a kill, `--resume_from_checkpoint true` goes on from the last finished che
 import time
 from pathlib import Path
 
+from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
 from rmtrl import PPOConfig, PPOTrainer
@@ -50,6 +51,7 @@ def main() -> None:
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=recipe.trust_remote_code)
     prompts = read_prompt_splits(recipe)
     watchers = judges(recipe)
+    set_seed(args.seed)  # an adapter's first weights and a value head's too
     callbacks = [OveroptimizationCallback(next(iter(watchers), None), action=recipe.overoptimization)]
     trainer = PPOTrainer(
         args=args,

@@ -108,7 +108,8 @@ def load_language_model(path: str | Path, **settings: Any) -> Any:
                 "model: RewardScorer)"
             )
 
-    return load_model(path, AutoModelForCausalLM.from_pretrained, check, kind="language model", **settings)
+    with whole():  # it is copied, or answers at each process's own pace
+        return load_model(path, AutoModelForCausalLM.from_pretrained, check, kind="language model", **settings)
 
 
 def find_file(path: str | Path, name: str) -> str | None:

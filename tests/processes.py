@@ -39,7 +39,7 @@ def engine_environment(engine, n_processes=2, n_machines=1):
         args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given.split()))
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     env = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
-    return {name: value for name, value in env.items() if os.environ.get(name) != value} | {"DS_ACCELERATOR": "cpu"}
+    return {name: value for name, value in env.items() if os.environ.get(name) != value}
 
 
 def take_cpu_for_accelerator():
@@ -60,7 +60,7 @@ def take_cpu_for_accelerator():
         import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
-def _run(function, settings, out, environment, timeout):
+def _run(function, settings, out, environment, timeout, gpus):
     os.environ.update(environment)
     error = os.open(out + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(error, 1)
@@ -68,20 +68,23 @@ def _run(function, settings, out, environment, timeout):
     faulthandler.dump_traceback_later(0.9 * timeout, file=error)  # where a run hangs
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
-    if "ACCELERATE_USE_FSDP" in environment or "ACCELERATE_USE_DEEPSPEED" in environment:
+    if not gpus and ("ACCELERATE_USE_FSDP" in environment or "ACCELERATE_USE_DEEPSPEED" in environment):
         take_cpu_for_accelerator()
     Path(out).write_text(json.dumps(function(**settings)))
 
 
-def run(out, function, *, n_processes=1, n_machines=1, engine=None, timeout=120, **settings):
+def run(out, function, *, n_processes=1, n_machines=1, engine=None, timeout=120, gpus=False, **settings):
     """Returns what new processes made of a function: exit codes, results and what they printed, one each.
 
-    They are forked from one that has imported everything and done nothing. With an engine they are its ranks.
+    They are forked from one that has imported everything and done nothing. With an engine they are its ranks, on the
+    CPU or each on a GPU of its own.
     """
     context = multiprocessing.get_context("forkserver")
-    os.environ["DS_ACCELERATOR"] = "cpu"  # read where deepspeed is imported
+    if not gpus:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read where deepspeed is imported
     context.set_forkserver_preload([*PRELOADED, function.__module__])
-    shared = engine_environment(engine, n_processes, n_machines) if engine else {}
+    alone = {"CUDA_VISIBLE_DEVICES": "0"} if gpus else {}
+    shared = engine_environment(engine, n_processes, n_machines) if engine else alone
     port = free_port()
     outs = [Path(f"{out}.{rank}") for rank in range(n_processes)]
     started = []
@@ -90,7 +93,8 @@ def run(out, function, *, n_processes=1, n_machines=1, engine=None, timeout=120,
         world = dict(WORLD_SIZE=n_processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank)
         world["LOCAL_RANK"] = rank % (n_processes // n_machines)
         world = {name: str(value) for name, value in world.items()} if n_processes > 1 else {}
-        started.append(context.Process(target=_run, args=(function, settings, str(own), shared | world, timeout)))
+        given = (function, settings, str(own), shared | world, timeout, gpus)
+        started.append(context.Process(target=_run, args=given))
         started[-1].start()
     for process in started:
         process.join(timeout)

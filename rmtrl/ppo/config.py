@@ -27,6 +27,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "above 0, up to 1": (lambda value: 0 < value <= 1, "top_p gamma vllm_gpu_memory_utilization"),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "lam"),
+    # without it processes whose responses are short would wait for ever for those whose are long
+    "true": (bool, "ds3_gather_for_generation"),
+    # noise moves log probabilities between passes, every call would be compiled anew, kernels see no language model
+    "left out, for it does harm or nothing in PPO": (
+        lambda value: not value,
+        "neftune_noise_alpha torch_compile torch_compile_backend torch_compile_mode use_liger_kernel",
+    ),
 }
 
 # settings of generation that have a field of their own
@@ -185,8 +192,6 @@ class PPOConfig(PPOBaseConfig):
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` need a stop token; set `stop_token='eos'`")
         if None not in cut_off:
             raise UsageError("`missing_eos_penalty` and `missing_eos_score` exclude each other; set one")
-        if self.neftune_noise_alpha is not None:
-            raise UsageError("`neftune_noise_alpha` moves log probabilities between passes over a batch; leave it out")
         for name in self.generation_kwargs or {}:
             if name in _GENERATION:
                 raise UsageError(f"`generation_kwargs` holds {name!r}; set `{_GENERATION[name]}` instead")

@@ -64,11 +64,6 @@ class PolicyAndValue(nn.Module):
         """Layers that an engine gathers one after the other."""
         return sorted({name for part in self._parts() for name in part._no_split_modules or ()})
 
-    def tie_weights(self) -> None:
-        """Ties embeddings again that moving has parted."""
-        for part in self._parts():
-            part.tie_weights()
-
     @property
     def config(self) -> Any:
         """The policy's configuration, which is what is pushed to the hub."""
@@ -146,7 +141,7 @@ def whole_weights(accelerator: Accelerator, wrapped: Any) -> Iterator[PolicyAndV
         accelerator ([`~accelerate.Accelerator`]): Knows the engine.
         wrapped ([`PolicyAndValue`]): Both, in the wrapper they are trained in.
     """
-    if not accelerator.is_fsdp2 or not hasattr(wrapped, "unshard"):  # FSDP2 shares it out when training starts
+    if not hasattr(wrapped, "unshard"):  # FSDP2's, once training has started
         with unwrap_model_for_generation(wrapped, accelerator) as model:
             yield model
         return

@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_model as load_module
-from safetensors.torch import save_model as save_module
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -109,7 +109,7 @@ def find_checkpoint(given: "str | Path | bool", output_dir: str) -> tuple[str, R
 
 def check_optimizer(folder: str) -> None:
     """Raises `ModelError` if a checkpoint holds no optimizer state, so that no run can go on from it."""
-    if not any(Path(folder).glob("optimizer*")):
+    if not any(path.name.startswith(("optimizer", "global_step")) for path in Path(folder).iterdir()):
         raise ModelError(
             f"{folder} holds no optimizer state (save_only_model=True?): no run can go on from it; "
             "start a new one with this folder as model"
@@ -144,7 +144,9 @@ def save_models(model: PolicyAndValue, folder: Path, weights: dict[str, Any] | N
         elif isinstance(part, PreTrainedModel):
             part.save_pretrained(place, state_dict=own)
         else:
-            save_module(part, str(place / "model.safetensors"))
+            kept = dict((*part.named_parameters(), *part.named_buffers()))  # of tied weights one
+            held = {n: w.clone().contiguous() for n, w in (own or part.state_dict()).items() if n in kept}
+            save_file(held, place / "model.safetensors", metadata={"format": "pt"})
 
 
 def _parts(model: PolicyAndValue, folder: Path) -> list[tuple[Any, Path, str]]:

@@ -72,6 +72,15 @@ class PPOTrainer(PPOBase):
     `_get_grad_norm` (every norm is checked and counted), `_load_from_checkpoint` and `_load_best_model` (two models
     in one).
 
+    Every process loads all models whole, and then holds, by engine (where bf16 is set, FSDP2 computes heads in it too;
+    log probabilities and losses are float32):
+
+    | | DDP | ZeRO-2 | FSDP2, ZeRO-3 |
+    |---|---|---|---|
+    | policy, value model | whole | whole, optimizer in shares | in shares, whole while responses are sampled |
+    | reference model | whole | whole | in shares |
+    | reward model, `eval_scorers` | whole | whole | whole; on one backbone while they score |
+
     A batch is cut into mini-batches once an update, at random; each pass over it takes them in a new order. Dropout
     is off. `data_collator` is accepted and not used: rows are token lists until the forward pass.
 
@@ -173,8 +182,11 @@ class PPOTrainer(PPOBase):
             model=both, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, optimizers=optimizers,
             processing_class=processing_class, callbacks=[_RunEvents(self), *(callbacks or [])],
         )  # fmt: skip
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise UsageError("PPO runs under FSDP2; set fsdp_version: 2 in the file of accelerate")
+        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if fsdp and (fsdp.fsdp_version != 2 or fsdp.cpu_ram_efficient_loading):
+            raise UsageError(
+                "PPO needs fsdp_version: 2 and fsdp_cpu_ram_efficient_loading: false in accelerate's file"
+            )
         keep_outputs(self.accelerator)
         if reward_network is not None:
             reward_network.to(self.accelerator.device)
@@ -217,8 +229,7 @@ class PPOTrainer(PPOBase):
         if resume_from_checkpoint:
             folder, stored = state.find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             stored.check_same_run(self._start, folder)
-            if not self.is_deepspeed_enabled:
-                state.check_optimizer(folder)
+            state.check_optimizer(folder)
             self._resumed = folder, stored
         return super().train(folder, trial, ignore_keys_for_eval)
 
@@ -429,8 +440,8 @@ class PPOTrainer(PPOBase):
     def score_with(self, reward: Reward, prompts: Prompts, episodes: Episodes) -> tuple[torch.Tensor, dict[str, Any]]:
         """Returns what a reward gives each response, `(B,)`, and its parts; each process scores its own rows."""
         own = rollouts.own_rows(self.accelerator, len(episodes))
-        shares = self.args.one_backbone  # its reward then runs on weights that an engine may have cut
-        with models.whole_weights(self.accelerator, self.model_wrapped) if shares else nullcontext():
+        # a reward on the policy's backbone runs on weights that an engine may have cut
+        with models.whole_weights(self.accelerator, self.model_wrapped) if self.args.one_backbone else nullcontext():
             values, parts = rollouts.score_episodes(reward, self.processing_class, prompts, episodes, own)
         scores, *columns = (np.array(gather_object(column.tolist())) for column in (values, *parts.values()))
         return torch.tensor(scores, device=self.args.device).float(), dict(zip(parts, columns, strict=True))
@@ -591,14 +602,9 @@ class PPOTrainer(PPOBase):
 
     def _run_state(self) -> RunState:
         """Returns what a resumed run needs beside models and optimizer."""
-        args, prompts = self.args, self.train_prompts
-        run = {
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-            "num_generations": args.num_generations,
-            "prompts": f"{len(prompts)} ({prompts.digest:x})",
-            "reference": self._reference,
-        }
+        run = {name: getattr(self.args, name) for name in ("seed", "data_seed", "num_generations")}
+        run["prompts"] = f"{len(self.train_prompts)} ({self.train_prompts.digest:x})"
+        run["reference"] = self._reference
         reward: dict[str, Any] = getattr(self.reward, "state_dict", dict)()
         kl_controller, metrics = self.kl_controller.state_dict(), dict(self._metrics)
         return RunState(
@@ -612,15 +618,16 @@ class PPOTrainer(PPOBase):
             ModelError: If their weights are not finite; what stood in the folder is left as it was.
         """
         check_weights(f"after update {self.state.global_step}", self.model)
-        spread = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if spread else None
-        if self.args.should_save:
-            folder = Path(str(output_dir or self.args.output_dir))
-            state.save_models(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, weights)
-            self.processing_class.save_pretrained(folder)
-            torch.save(self.args, folder / "training_args.bin")
-            if _internal_call:
-                self._run_state().write(folder)
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+        unsharded = models.whole_weights(self.accelerator, self.model_wrapped)
+        with nullcontext(self.model) if self.is_fsdp_enabled else unsharded as model:
+            if self.args.should_save:
+                folder = Path(str(output_dir or self.args.output_dir))
+                state.save_models(model, folder, weights)
+                self.processing_class.save_pretrained(folder)
+                torch.save(self.args, folder / "training_args.bin")
+                if _internal_call:
+                    self._run_state().write(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -23,6 +23,7 @@ from rmtrl.models import (
     inside,
     load_tokenizer,
     position_limit,
+    whole,
 )
 from rmtrl.reward.batching import Costs, plan_jobs
 from rmtrl.reward.checkpoint import load_reward_model, stored_head, stored_rendering
@@ -154,6 +155,7 @@ class RewardScorer(ModelScorer):
         self._agree_on_pad_token()
 
     @classmethod
+    @whole()
     def from_pretrained(
         cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, device: str | None = None,
         dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, quantization_config: Any = None,

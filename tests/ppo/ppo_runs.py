@@ -129,6 +129,8 @@ def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, batch_to
     ending = trainer.train(resume_from_checkpoint=resume).metrics
     with whole_weights(trainer.accelerator, trainer.model_wrapped) as model:
         weights = [weight.sum().item() for weight in model.parameters() if weight.requires_grad]
+        values = model.value_model.named_parameters()
+        heads = [w.sum().item() for name, w in values if w.requires_grad and ("score" in name or "linear" in name)]
         logits = model.policy(torch.arange(12)[None].to(trainer.args.device)).logits.flatten().tolist()
     if save_to is not None:
         trainer.save_model(save_to)
@@ -142,17 +144,54 @@ def train(folder, *, resume=None, kill_at_step=None, kill_at_file=None, batch_to
         "sampled": sampled,
         "world_size": trainer.accelerator.num_processes,
         "logits": logits,
+        "value heads": heads,
         "shares": _shares(trainer),
+        "gathered alone": sum(hasattr(part, "unshard") for part in trainer.model.modules()),
         "engine": str(trainer.accelerator.distributed_type),
         "synchronised": len(trainer.callback_handler.callbacks[-1].synchronised),
     }  # fmt: skip
 
 
+def rounded(folder, **settings):
+    """Whether all log probabilities of a rollout in bf16 are numbers of bf16."""
+    trainer = new_trainer(folder, bf16=True, max_steps=1, **settings)
+    made, rollout = [], trainer.rollout
+    trainer.rollout = lambda *given, **named: made.append(rollout(*given, **named)) or made[-1]
+    trainer.train()
+    return bool((made[0].logprobs == made[0].logprobs.bfloat16()).all())
+
+
+def loaded(folder, policy, reward):
+    """What trainers say of models in shares, and whether those that we load are whole, once ZeRO-3 is known of."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+
+    from rmtrl import RewardScorer
+    from rmtrl.errors import ModelError
+    from rmtrl.ppo.models import load_policy
+
+    kept = [TrainingArguments(folder)]  # as long as it lives transformers knows of ZeRO-3
+    models = load_policy(policy), RewardScorer.from_pretrained(reward).model
+    shared = {"policy": AutoModelForCausalLM.from_pretrained(policy),
+              "reward": AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)}  # fmt: skip
+    kept.clear()
+    lines = []
+    for name, model in shared.items():
+        try:
+            new_trainer(folder, **{name: model})
+        except ModelError as error:
+            lines.append(str(error))
+    return lines, [_cut(model.parameters()) == {"whole"} for model in models]
+
+
 def _shares(trainer):
     """How an engine cut the weights of policy, value model and reference, which has to be the same for all."""
     weights = [w for model in (trainer.model, trainer.ref_model) if model is not None for w in model.parameters()]
-    kinds = {"ds_id" if hasattr(w, "ds_id") else "DTensor" if hasattr(w, "full_tensor") else "whole" for w in weights}
+    kinds = _cut(weights)
     return kinds.pop() if len(kinds) == 1 else sorted(kinds)
+
+
+def _cut(weights):
+    return {"ds_id" if hasattr(w, "ds_id") else "DTensor" if hasattr(w, "full_tensor") else "whole" for w in weights}
 
 
 class Kill(TrainerCallback):

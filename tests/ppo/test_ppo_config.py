@@ -105,7 +105,11 @@ def test_a_stop_token_of_its_own_stops_too(new_config):
         (dict(generation_kwargs={"num_beams": 2}), "holds 'num_beams', which has no effect"),
         (dict(generation_kwargs={"pad_token_id": 2}), "holds 'pad_token_id', which has no effect"),
         (dict(generation_kwargs={"return_dict_in_generate": True}), "holds 'return_dict_in_generate', which has no"),
-        (dict(neftune_noise_alpha=5.0), "`neftune_noise_alpha` moves log probabilities"),
+        (dict(neftune_noise_alpha=5.0), "`neftune_noise_alpha` must be left out, for it does harm or nothing in PPO"),
+        (dict(torch_compile=True), "`torch_compile` must be left out"),
+        (dict(torch_compile_mode="default"), "`torch_compile_mode` must be left out"),
+        (dict(use_liger_kernel=True), "`use_liger_kernel` must be left out"),
+        (dict(ds3_gather_for_generation=False), "`ds3_gather_for_generation` must be true, got False"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_told_in_one_line(new_config, settings, line):

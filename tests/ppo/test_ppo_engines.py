@@ -5,6 +5,7 @@ import processes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
@@ -78,6 +79,7 @@ def test_two_processes_of_an_engine_are_one(tmp_path, alone, settings_of, engine
     )  # fmt: skip
     assert (one["world_size"], two["world_size"], two["engine"]) == (1, 2, f"DistributedType.{NAMES[engine]}")
     assert (one["shares"], two["shares"]) == ("whole", SHARES.get(engine, "whole"))
+    assert (two["gathered alone"] > 1) == (engine == "fsdp2")  # layer by layer
     # an evaluation of five prompts takes a row more where each of two processes needs as many
     assert one["sampled"] == [rows[: len(own)] for own, rows in zip(one["sampled"], two["sampled"], strict=True)]
     assert len(one["sampled"]) == 5  # three updates, two evaluations
@@ -115,4 +117,28 @@ def test_a_killed_run_goes_on(tmp_path, settings_of, engine, kind):
     print(f"{kind}, {engine}: resumed {difference}, saved {apart}")
     assert difference <= 1e-6
     assert apart <= 1e-5
+    (stored,) = (tmp_path / "saved" / "value_model").glob("*.safetensors")
+    heads = [float(w.sum()) for name, w in load_file(stored).items() if "score" in name or "linear" in name]
+    assert sorted(heads) == pytest.approx(sorted(resumed["value heads"]), abs=1e-5)
     assert whole["ends"]["best step"] in (2, 4)
+
+
+def test_log_probabilities_are_float32_in_bf16(tmp_path):
+    codes, rounded, printed = ppo_runs.run(
+        tmp_path / "two", ppo_runs.rounded, n_processes=2, engine="fsdp2", folder=str(tmp_path / "out"),
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    assert codes == [0, 0], printed
+    assert rounded == [False, False]
+
+
+def test_models_are_loaded_whole_and_those_in_shares_refused(tmp_path, settings_of):
+    needs("zero3")
+    folders = {name: settings_of("adapter reward")[name] for name in ("policy", "reward")}
+    codes, results, printed = ppo_runs.run(
+        tmp_path / "two", ppo_runs.loaded, n_processes=2, engine="zero3", folder=str(tmp_path / "out"), **folders
+    )
+    assert codes == [0, 0], printed
+    for lines, whole in results:
+        assert [line.split(" was loaded in shares, by ZeRO-3")[0] for line in lines] == ["model", "reward_model"]
+        assert whole == [True, True]
