@@ -38,7 +38,14 @@ from rmtrl.errors import ModelError
 from rmtrl.reward.heads import compute_head_in_float32
 from rmtrl.reward.scoring import why_sharing_differs
 from rmtrl.reward.shared_prefix import SharedPrefixCollator
-from rmtrl.reward.shared_prefix.forward import attention_mask, layer_windows, rewards_at, visible, why_not_exact
+from rmtrl.reward.shared_prefix.forward import (
+    attention_mask,
+    layer_windows,
+    rewards_at,
+    visible,
+    why_not_exact,
+    why_not_shared,
+)
 from rmtrl.reward.shared_prefix.plan import PADDING, make_rows, pair_units, plan_calls, row_tokens, shared_unit
 
 PAD, EOS = 0, 3
@@ -165,15 +172,11 @@ def test_each_attention_gets_the_mask_in_its_form():
     assert added.dtype == torch.bfloat16 and torch.equal(added == 0, boolean) and added.isfinite().all()
 
 
-@pytest.mark.parametrize("window", [None, 8])
-def test_block_mask_is_the_same_mask(window):
-    rows, _ = make_rows(PAIRS, pad_token_id=PAD, cell_cost=0.0, one_call=True)
-    segments, positions = rows[0]["segments"], rows[0]["position_ids"]
-    config = MistralConfig(attn_implementation="flex_attention", sliding_window=window)
-    mask = attention_mask(config, segments, positions, torch.float32)
-    index = torch.arange(segments.shape[1])
-    dense = mask.mask_mod(torch.tensor(0), torch.tensor(0), index[:, None], index[None])
-    assert torch.equal(dense, visible(segments, positions, window)[0, 0])
+def test_attention_that_compiles_for_each_length_is_not_shared(new_model):
+    model = new_model()
+    assert why_not_shared(model) is None
+    model.config._attn_implementation = "flex_attention"
+    assert "takes no mask of any form and length" in why_not_shared(model)
 
 
 def test_windows_follow_the_types_of_layers():

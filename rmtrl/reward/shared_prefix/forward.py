@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
-from torch.nn.attention.flex_attention import create_block_mask
 
 from rmtrl.models import base_model, n_embeddings, position_limit
 from rmtrl.reward.heads import RewardHead, reads_last_token
@@ -28,8 +27,8 @@ KNOWN_EXACT = frozenset(
 """Architectures whose rewards were compared in float32; rounding of 16 bits would hide what is wrong with another."""
 
 
-MASK_TYPES = ("sdpa", "eager", "flex_attention")
-"""The attention implementations of transformers that take a mask of any form."""
+MASK_TYPES = ("sdpa", "eager")
+"""The attention implementations of transformers that take any mask; FlexAttention compiles one for each length."""
 
 _LOCAL = ("window_size", "attention_window", "attention_chunk_size", "chunk_size", "local_attention", "block_size")
 _ROPE_BY_LENGTH = ("longrope", "dynamic")
@@ -44,7 +43,7 @@ def why_not_shared(model: nn.Module) -> str | None:
         return "the head averages over the tokens of an answer"
     config = inner.config.get_text_config()
     if config._attn_implementation not in MASK_TYPES:
-        return f"attention {config._attn_implementation!r} takes no mask"
+        return f"attention {config._attn_implementation!r} takes no mask of any form and length"
     other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if other:
         return f"{type(inner).__name__} has layers of {', '.join(other)}, which know no branches"
@@ -131,7 +130,8 @@ def visible(segments: torch.Tensor, positions: torch.Tensor, window: int | None 
     ```
     """
     length = segments.shape[1]
-    allowed = _same_or_shared(segments[:, :, None], segments[:, None, :])
+    query, key = segments[:, :, None], segments[:, None, :]
+    allowed = (query == key) | (query - query.remainder(BRANCHES) + SHARED == key)
     allowed &= torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     if window is not None:
         allowed &= positions[:, :, None] - positions[:, None, :] < window
@@ -141,7 +141,7 @@ def visible(segments: torch.Tensor, positions: torch.Tensor, window: int | None 
 def attention_mask(config: Any, segments: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> Any:
     """Returns the mask in the form the model takes: one, or one for each type of layer.
 
-    SDPA takes it boolean, eager attention as numbers to add, FlexAttention as a block mask.
+    SDPA takes it boolean, eager attention as numbers to add.
 
     Args:
         config ([`~transformers.PretrainedConfig`]): The text model's.
@@ -169,29 +169,12 @@ def layer_windows(config: Any) -> dict[str, int | None]:
 def _as_taken(
     implementation: str, segments: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype
 ) -> Any:
-    if implementation == "flex_attention":
-        return _block_mask(segments, positions, window)
     allowed = visible(segments, positions, window)
     if implementation == "eager":
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
             ~allowed, torch.finfo(dtype).min
         )
     return allowed
-
-
-def _same_or_shared(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    return (query == key) | (query - query.remainder(BRANCHES) + SHARED == key)
-
-
-def _block_mask(segments: torch.Tensor, positions: torch.Tensor, window: int | None) -> Any:
-    def mask(row: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        allowed = (q >= k) & _same_or_shared(segments[row, q], segments[row, k])
-        if window is not None:
-            allowed = allowed & (positions[row, q] - positions[row, k] < window)
-        return allowed
-
-    n_rows, length = segments.shape
-    return create_block_mask(mask, n_rows, None, length, length, device=segments.device)
 
 
 # The probe
