@@ -37,6 +37,8 @@ def validate(
     from rmtrl.data.preferences import with_given_names
     from rmtrl.data.validation import validate as validate_pairs
 
+    if max_length is not None and tokenizer is None:
+        raise UsageError(f"--max-length {max_length} counts tokens; give --tokenizer too")
     check_outputs([data], {"--rejects": rejects})
     check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
     loaded = None

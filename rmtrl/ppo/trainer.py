@@ -31,10 +31,9 @@ from rmtrl.ppo.backbone import SharedValue, check_adapter, share_reward
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, Progress, PromptMeans, Rows
 from rmtrl.ppo.loss import make_kl_controller
-from rmtrl.ppo.prompts import Prompts, read_prompts, read_sets
+from rmtrl.ppo.prompts import Prompts, Schedule, read_prompts, read_sets
 from rmtrl.ppo.reward_model import Reward, as_reward, as_rewards, training_reward, unscaled
 from rmtrl.ppo.rollout import Episodes, Rollout, Scores
-from rmtrl.ppo.schedule import Schedule
 from rmtrl.ppo.state import RunState
 from rmtrl.ppo.update import Experience
 from rmtrl.ppo.vllm import VLLMGenerator
