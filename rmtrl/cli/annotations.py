@@ -189,9 +189,9 @@ def read_judgments(files: Sequence[Path], likert: str = "1,5", criteria: str | N
         most = max(annotations.reasons, key=lambda reason: annotations.reasons[reason])
         first = next(reject for reject in annotations.rejects if reject["reason"] == most)
         raise DataError(
-            f"none of the {annotations.n} lines of {', '.join(map(str, files))} is a judgment (mostly {most}, first "
-            f"row {first['row']}: {first['line'][:80]}); wanted "
-            "item_id, prompt_id, annotator and scores, or prompt_id, annotator, a, b and choice"
+            f"none of the {annotations.n} lines of {', '.join(map(str, files))} is a judgment (mostly {most}, as row "
+            f"{first['row']}: {first['line'][:80]}); wanted item_id, prompt_id, annotator and scores, "
+            "or prompt_id, annotator, a, b and choice"
         )
     return annotations
 

@@ -201,13 +201,8 @@ def coverage(
     result = compare(pairs, plan, sources=sources, **known)
     flagged = {bias.annotator: bias.flags for bias in biases if bias.flags}
     about = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), "met": result.met}
-    more = {
-        "preference_rates": preference_rates(pairs),
-        "annotators": biases,
-        "flagged": flagged,
-        "judgments": judgments,
-    }
-    found = {**about, **asdict(result), **more}
+    more = {"preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}
+    found = {**about, **asdict(result), **more, "judgments": judgments}
     shown = {name: found[name] for name in ("n", "met", "balance", "checks", "annotators")}
     warnings = [f"annotator {name} {', '.join(flags).replace('_', ' ')}" for name, flags in flagged.items()]
     if biases and all(bias.longer is None for bias in biases):

@@ -32,6 +32,7 @@ _CODES: dict[str | None, int] = {None: 0} | {reason: code for code, reason in en
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
 _OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault", "tools",
              "chat_template_kwargs")  # fmt: skip
+_COUNTED = ("prompt_id", "domain", "id", "needs_annotation", "margin")
 _BATCH_ROWS = 1000
 
 
@@ -114,9 +115,7 @@ def validate(
     sound = codes == 0
     counts = np.bincount(codes, minlength=len(REASONS) + 1)[1:].tolist()
     tie_rate = float(is_tie.mean()) if len(is_tie) else 0.0
-    named = [
-        name for name in ("prompt_id", "domain", "id", "needs_annotation", "margin") if name in dataset.column_names
-    ]
+    named = [name for name in _COUNTED if name in dataset.column_names]
     names: pa.Table = dataset.select_columns(named).with_format("arrow")[:]
     kept_names = names.filter(pa.array(sound))
     kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
@@ -188,7 +187,6 @@ def _codes(
 def _reason(pair: Row, drop_ties: bool) -> str | None:
     prompt, chosen, rejected = sides = pair["prompt"], pair["chosen"], pair["rejected"]
     fault, other = pair.get("fault"), pair.get("prompt_rejected")
-    margin = pair.get("margin")
     if fault is not None:
         reason = fault.split(":", 1)[0]
         return reason if reason in REASONS else "unreadable"
@@ -204,7 +202,7 @@ def _reason(pair: Row, drop_ties: bool) -> str | None:
         return "empty_response"
     if same(chosen, rejected):
         return "identical_candidates"
-    if margin is not None and not math.isfinite(margin):
+    if not math.isfinite(pair.get("margin") or 0.0):
         return "non_finite_margin"
     return "tie_or_abstention" if drop_ties and pair.get("preference") == 0.5 else None
 

@@ -116,9 +116,7 @@ def _check_values(dataset: Dataset, columns: Mapping[str, Column], settings: Rew
             )
     margins = dataset["margin"] if "margin" in dataset.column_names else []
     if n := sum(not isinstance(margin, float | int) for margin in margins):
-        raise DataError(
-            f"column margin of the {dataset_name} set holds what is no number in {n:,} pairs; mend or drop it"
-        )
+        raise DataError(f"column margin of the {dataset_name} set holds what is no number {n} times; mend or drop it")
     if settings.attribute_weights:
         _check_scores(dataset, list(settings.attribute_weights), dataset_name)
 
