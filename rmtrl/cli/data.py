@@ -26,7 +26,7 @@ def validate(
     max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.", min=1)] = None,
     ties: Annotated[Literal["drop", "keep"], typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
     out: Annotated[
-        Path | None, typer.Option(help="Write the rows here, as jsonl; it may replace the data itself.")
+        Path | None, typer.Option(help="Write the rows here, as jsonl; with --rejects it may replace the data itself.")
     ] = None,
     rejects: opt.Rejects = None,
     strict: opt.Strict = False,
@@ -35,13 +35,13 @@ def validate(
     as_json: opt.Json = False,
 ) -> None:
     """Count which pairs can be trained on and why the others cannot."""
-    from rmtrl.data.preferences import with_given_names
+    from rmtrl.data.preferences import as_given, with_given_names
     from rmtrl.data.validation import validate as validate_pairs
 
     if max_length is not None and tokenizer is None:
         raise UsageError(f"--max-length {max_length} counts tokens; give --tokenizer too")
-    check_outputs([data], {"--rejects": rejects})
-    check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
+    check_outputs([data], {"--rejects": rejects} if rejects else {"--out": out})
+    check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data beside their rejects
     loaded = None
     if tokenizer is not None:
         from rmtrl.models import load_tokenizer
@@ -49,8 +49,8 @@ def validate(
         loaded = load_tokenizer(tokenizer, kind="tokenizer")
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
-    kept, rejected = with_given_names(result.kept), with_given_names(result.rejects)
-    write_row_files({out if len(kept) else None: kept, rejects: rejected})
+    kept = with_given_names(result.kept)
+    write_row_files({out if len(kept) else None: kept, rejects: as_given(result.rejects)})
     if not len(result.kept):
         raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")
     show({"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}, as_json, warnings=result.warnings)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
-from rmtrl.data.normal_form import TEMPLATE
+from rmtrl.data.normal_form import ROW_GIVEN, TEMPLATE
 from rmtrl.data.splits import counted, with_column
 from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import DataError, UsageError
@@ -130,7 +130,7 @@ def validate(
             faults = [said.get(row) or fault for row, fault in zip(rows, before, strict=True)]
             rejects, _ = with_column(rejects, "fault", pa.array(faults, pa.string()))
     return ValidationResult(
-        kept=kept.remove_columns("fault") if "fault" in kept.column_names else kept,
+        kept=kept.remove_columns([name for name in ("fault", ROW_GIVEN) if name in kept.column_names]),
         rejects=rejects,
         reasons=dict(zip(REASONS, counts, strict=True)),
         n=len(dataset),
