@@ -105,7 +105,7 @@ def slow(rows):
     global count
     count += 1
     if count == 2:  # the kept rows are complete, the rejects begin
-        print("writing", flush=True)
+        print("writing", file=sys.__stdout__, flush=True)
         time.sleep(60)
     return lines(rows)
 
@@ -232,3 +232,18 @@ def test_a_pair_too_long_for_the_model_is_counted_and_the_rest_is_scored(rmtrl, 
     data.write_text(json.dumps(rows[-1]) + "\n")
     code, _, stderr = rmtrl("score", data, "--model", checkpoint, "--out", out)
     assert code == 2 and "all 1 pairs of" in stderr and len(out.read_text().splitlines()) == 7
+
+
+def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
+    from rmtrl.cli import data
+
+    read_pairs = data.read_pairs
+
+    def noisy(*args, **kwargs):
+        print("[INFO] a library starts")
+        return read_pairs(*args, **kwargs)
+
+    monkeypatch.setattr(data, "read_pairs", noisy)
+    code, stdout, stderr = rmtrl("data", "validate", "examples/pairs.jsonl", "--json")
+    assert (code, json.loads(stdout)["schema"]) == (0, "rmtrl/validation/1")
+    assert "[INFO] a library starts" in stderr
