@@ -80,7 +80,7 @@ def read_rows(paths: Sequence[Path], *, is_row: IsRow = bool) -> Iterator[RawRow
                         if number % 1000 == 0:
                             bar.update(before + raw.tell() - bar.n)
             except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"{path} cannot be read after row {number}: {error}") from error
+                raise DataError(f"{path} cannot be read after row {number}: {error}; copy it anew") from error
             except DataError as error:
                 raise DataError(f"{path}, {error}") from error
 
@@ -165,9 +165,9 @@ def read_object(path: Path) -> Row:
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{path} is not JSON: {error}; wanted one JSON object") from error
     if not isinstance(stored, dict):
-        raise DataError(f"{path} holds no JSON object")
+        raise DataError(f"{path} holds no JSON object; name a file that is one")
     return stored
 
 

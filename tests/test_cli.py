@@ -1,5 +1,6 @@
 """The command line: JSON that stays, exit codes, one line for input it cannot use."""
 
+import gzip
 import json
 import signal
 import subprocess
@@ -247,3 +248,28 @@ def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
     code, stdout, stderr = rmtrl("data", "validate", "examples/pairs.jsonl", "--json")
     assert (code, json.loads(stdout)["schema"]) == (0, "rmtrl/validation/1")
     assert "[INFO] a library starts" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data", "synthesize", "--out", "w", "--prompts", "0"], "--prompts 0; wanted a number greater than or"),
+        (["data", "dedup", "x", "--threshold", "x"], "--threshold x; wanted a number; see rmtrl data dedup"),
+        (["inspect", "x", "--model", "m", "--row", "x"], "got --row x; wanted a whole number; see rmtrl inspect"),
+        (["data", "split", "x", "--ratios", "1,2"], "4 arguments, apart by spaces; see rmtrl data split --help"),
+        (["score", "x", "--out"], "requires an argument; see rmtrl score --help"),
+        (["--nothing"], "see rmtrl --help"),
+        (["gate", "nope"], "nope cannot be read: there is none; give the folder of a run or model"),
+        (["gate", "{rows}"], "Extra data: line 2 column 1 (char 12); wanted one JSON object"),
+        (["data", "validate", "{cut}"], "ended before the end-of-stream marker was reached; copy it anew"),
+        (["data", "validate", "{bad}"], "or copy it anew"),
+        (["data", "validate", "{rows}"], "fit no known form; the nearest one has chosen, rejected; rename yours"),
+    ],
+)  # fmt: skip
+def test_a_line_says_what_was_given_what_is_wanted_and_the_mend(rmtrl, tmp_path, arguments, said):
+    (tmp_path / "rows.jsonl").write_text('{"id": "a"}\n' * 2)
+    (tmp_path / "bad.parquet").write_text("bad")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(bytes(range(256)) * 99)[:200])
+    files = {"rows": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.parquet", "cut": tmp_path / "cut.jsonl.gz"}
+    code, _, stderr = rmtrl(*(argument.format(**files) for argument in arguments))
+    assert code == 2 and said in stderr and len(stderr.splitlines()) == 1 and len(stderr) < 400

@@ -68,10 +68,15 @@ def _said(error: Any) -> str:
     if " is not one of " in wanted:
         choices = wanted.partition(" is not one of ")[2].replace("'", "").split(", ")
         wanted = f"wanted {' or '.join(choices) if len(choices) == 2 else ', '.join(choices)}"
+    wanted = (
+        wanted.partition(", unable to parse")[0].replace("a valid integer", "a whole number").replace("valid ", "")
+    )
+    wanted = wanted.replace("Input should be a ", "wanted a ").replace("Input should be", "wanted a number")
     if " requires " in wanted and wanted.endswith(" arguments."):
         wanted = f"{wanted.rstrip('.')}, apart by spaces"
     said = f"got {given}; {wanted}" if given and wanted else wanted or str(error.format_message())
-    return f"{said.rstrip('.')}; see {context.command_path if context else 'rmtrl'} --help"
+    typed = [name for name in sys.argv[1 : 3 if sys.argv[1:2] and sys.argv[1] in groups else 2] if name[:1] != "-"]
+    return f"{said.rstrip('.')}; see {context.command_path if context else ' '.join(['rmtrl', *typed])} --help"
 
 
 def main() -> None:

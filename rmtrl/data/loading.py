@@ -185,5 +185,5 @@ def _why_unreadable(source: str | Path, path: Path, error: Exception) -> str:
         return str(fault)
     cause = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
     if files:
-        return f"{source} cannot be read: {cause}"
+        return f"{source} cannot be read: {cause}; write or copy it anew"
     return f"no such file or folder: {source}, and it cannot be loaded from the hub: {cause}"

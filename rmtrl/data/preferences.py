@@ -334,9 +334,10 @@ class _Reader:
                 f"{self.source} has no column {', '.join(absent)} to rename; it has {found} (--map takes new=old)"
             )
         if not self._any_known:
-            forms = "; ".join(f"{name} ({', '.join(sorted(columns))})" for name, (columns, _) in LAYOUTS.items())
+            nearest = max((own for own, _ in LAYOUTS.values()), key=lambda own: len(own & self.seen.keys()) / len(own))
             raise DataError(
-                f"{self.source}: columns {found} fit no known form: {forms}; rename yours with --map new=old"
+                f"{self.source}: columns {found} fit no known form; the nearest one has {', '.join(sorted(nearest))}; "
+                "rename yours with --map new=old (rmtrl/data/columns.yaml lists all forms)"
             )
 
     def found(self) -> _Facts:
