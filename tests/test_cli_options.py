@@ -193,7 +193,6 @@ def test_a_missing_input_is_one_line_that_names_it(run, made, words):
 
 WRITES = [(words, flag) for words in sorted(COMMANDS) for flag in sorted(OUTPUTS & set(options(words)))]
 WRITES.remove(("fresh import", "--key"))  # which it reads
-REPLACES = {("data validate", "--out")}  # the kept pairs may take the place of the data
 IN_FOLDER = {("evaluate", "--out"): "mine/scores.jsonl", ("audit", "--out"): "audit.json",
              ("overopt", "--out"): "overoptimization.json", ("data split", "--out"): "train.jsonl"}  # fmt: skip
 READ = {"data unseal": ["splits/train.jsonl"]}  # in a folder
@@ -226,9 +225,6 @@ def test_no_output_takes_the_place_of_an_input(rmtrl, world, made, monkeypatch, 
             given = given.replace(f"{flag} OUT", "").replace(f"{flag} KEY", "").replace("OUT", "o").replace("KEY", "k")
             before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
             code, out, err = rmtrl(*words.split(), *given.split(), flag, target)
-            if (words, flag) in REPLACES:
-                assert code == 0
-                continue
             assert code == 2 and not out, (given, err)
             assert f"got {flag} " in err and "which is read as input" in err and "; give another file" in err
             assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
