@@ -31,6 +31,13 @@ Row = dict[str, Any]
 RawRow = tuple[str, Row | str]
 """Where a row stands ("row 3"), and its cells or what is wrong with it."""
 
+
+class BrokenLine(str):
+    """What is wrong with a line of JSON, and the line as it stands there."""
+
+    line = ""
+
+
 LARGE_BYTES, LARGE_ROWS = 20_000_000, 50_000
 """From here on a pass takes long enough to show its progress."""
 
@@ -207,9 +214,13 @@ def _not_blank(lines: Iterable[bytes]) -> Iterator[bytes]:
 def _object(line: bytes) -> Row | str:
     try:
         row = _loads(line)
+        row = _checked(row) if b"\\u" in line and b"\\ud" in line.lower() or not isinstance(row, dict) else row
     except DataError as error:
-        return f"{error}: {line[:40].decode(errors='replace').strip()!r}"
-    return _checked(row) if b"\\u" in line and b"\\ud" in line.lower() or not isinstance(row, dict) else row
+        row = f"{error}: {line[:40].decode(errors='replace').strip()!r}"
+    if isinstance(row, str):
+        row = BrokenLine(row)
+        row.line = line.decode(errors="backslashreplace").rstrip("\r\n")
+    return row
 
 
 def _checked(row: Any) -> Row | str:

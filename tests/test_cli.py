@@ -106,7 +106,7 @@ def slow(rows):
     global count
     count += 1
     if count == 2:  # the kept rows are complete, the rejects begin
-        print("writing", flush=True)
+        print("writing", file=sys.__stdout__, flush=True)
         time.sleep(60)
     return lines(rows)
 
@@ -241,3 +241,18 @@ def test_a_kernel_that_bitsandbytes_misses_is_not_said(rmtrl, caplog):
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no module named kernels")
     logger.warning("something else")
     assert caplog.messages == ["something else"]
+
+
+def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
+    from rmtrl.cli import data
+
+    read_pairs = data.read_pairs
+
+    def noisy(*args, **kwargs):
+        print("[INFO] a library starts")
+        return read_pairs(*args, **kwargs)
+
+    monkeypatch.setattr(data, "read_pairs", noisy)
+    code, stdout, stderr = rmtrl("data", "validate", "examples/pairs.jsonl", "--json")
+    assert (code, json.loads(stdout)["schema"]) == (0, "rmtrl/validation/1")
+    assert "[INFO] a library starts" in stderr

@@ -289,3 +289,15 @@ def test_coverage_takes_lengths_from_responses_with_numbers_for_ids(rmtrl, file)
     arguments = ("--annotations", file(votes), "--responses", file(texts, "responses.jsonl"), "--json")
     stdout = rmtrl("data", "coverage", EXAMPLE.with_name("pairs.jsonl"), *arguments)[1]
     assert [one["longer"]["value"] for one in json.loads(stdout)["annotators"]] == [1, 1]
+
+
+def test_coverage_refuses_judgments_none_of_which_can_be_used_and_counts_some(rmtrl, file):
+    pairs = file([{"prompt": "p", "chosen": "yes", "rejected": "no"}], "pairs.jsonl")
+    broken = file(["{not json"] * 12, "broken.jsonl")
+    code, _, stderr = rmtrl("data", "coverage", pairs, "--annotations", broken)
+    assert code == 2 and "none of the 12 lines of" in stderr and len(stderr.splitlines()) == 1
+    mixed = file([*LINES, "{not json"], "mixed.jsonl")
+    code, stdout, stderr = rmtrl("data", "coverage", pairs, "--annotations", mixed, "--json")
+    judgments = json.loads(stdout)["judgments"]
+    assert code == 0 and (judgments["n"], judgments["rejected"]) == (32, 2)
+    assert "2 of the 32 judgments cannot be used (1 broken_json, 1 abstention)" in stderr

@@ -308,3 +308,22 @@ def test_every_column_of_the_user_passes_every_command(rmtrl, tmp_path):
     assert rmtrl("data", "contamination", clean, rejects, "--out", out)[0] == 0 and columns(out) == 29
     assert rmtrl("data", "split", clean, "--out", tmp_path / "splits")[0] == 0
     assert sum(columns(path) for path in (tmp_path / "splits").glob("*.jsonl")) == 29
+
+
+def test_validating_in_place_keeps_what_cannot_be_read_as_it_was_given(rmtrl, tmp_path):
+    data, rejects = tmp_path / "m.jsonl", tmp_path / "r.jsonl"
+    sound = {"prompt": "a?", "chosen": "yes", "rejected": "no"}
+    wrong = {"prompt": "z?", "chosen": 5, "rejected": "no", "note": "precious", "reason": "mine"}
+    broken = '{"prompt": "y?", "chosen": "a"'
+    text = "".join(f"{line}\n" for line in (json.dumps(sound), json.dumps(wrong), broken, b"caf\xe9".decode("latin1")))
+    data.write_text(text, encoding="latin1")
+    code, _, stderr = rmtrl("data", "validate", data, "--out", data)
+    assert code == 2 and len(stderr.splitlines()) == 1 and data.read_text(encoding="latin1") == text
+    assert rmtrl("data", "validate", data, "--out", data, "--rejects", rejects)[0] == 0
+    (kept,), (first, second, third) = lines(data), lines(rejects)
+    assert kept["chosen"] == "yes" and "row_given" not in kept and "fault" not in kept
+    given = {"prompt": "z?", "chosen": 5, "rejected": "no", "note": "precious", "reason_given": "mine"}
+    assert first.items() >= given.items() and first["reason"] == "unreadable" and "row 2: " in first["fault"]
+    assert second["row_given"] == broken and third["row_given"] == "caf\\xe9"
+    assert rmtrl("data", "validate", rejects, "--rejects", tmp_path / "again.jsonl")[0] == 2
+    assert lines(tmp_path / "again.jsonl")[0].items() >= (given | {"reason": "unreadable"}).items()

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from rmtrl.cli import abtest, annotations, data, evaluation, gate, models
+from rmtrl.cli.console import results_alone
 from rmtrl.errors import UsageError, exit_on_error
 
 SHARED = (["score"], ["evaluate"])
@@ -29,6 +30,9 @@ for command in (
     evaluation.overopt, models.rerank,
 ):  # fmt: skip
     app.command()(command)
+for registered in (command for group in (app, *groups.values()) for command in group.registered_commands):
+    assert registered.callback is not None
+    registered.callback = results_alone(registered.callback)
 
 
 # at its import, which peft's is, bitsandbytes says that it found no kernel of 4 bits for the CPU

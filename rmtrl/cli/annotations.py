@@ -52,7 +52,7 @@ def agreement(
     from rmtrl.data.annotations.agreement import below_target, side_warnings
 
     check_outputs(files, {"--rejects": rejects})
-    annotations = _read(files, likert, criteria)
+    annotations = read_judgments(files, likert, criteria)
     results = measure(annotations, scale=scale, by=words(by), seed=seed)
     below = [{"criterion": r.criterion, "domain": r.domain, "alpha": r.alpha} for r in below_target(results, target)]
     write_row_files({rejects: annotations.rejects})
@@ -89,7 +89,7 @@ def aggregate(
     from rmtrl.data.annotations.aggregation import aggregate as score_items
 
     check_outputs(files, {"--out": out, "--rejects": rejects})
-    annotations = _read(files, likert, criteria)
+    annotations = read_judgments(files, likert, criteria)
     scores = score_items(
         annotations, weights=weights, alpha=alpha, quorum=quorum, tolerance=tolerance, seed=seed,
         annotator_weights=annotator_weights, tie_breaks=words(tie_breaks),
@@ -141,7 +141,7 @@ def pairs(
     texts = {"prompts": prompts, "responses": responses}
     named = [*map(str, files), *(name for name in texts.values() if name)]
     check_outputs(named, {"--out": out, "--review": review, "--rejects": rejects})
-    annotations = _read(files, likert, criteria)
+    annotations = read_judgments(files, likert, criteria)
     annotations = with_texts(annotations, **{name: load_rows(file) for name, file in texts.items() if file})
     votes = len(annotations.votes) > 0 if source is None else source == "votes"
     used = ["the data holds votes and ratings; votes are used (--from ratings for the others)"]
@@ -176,7 +176,8 @@ def _check_options(context: typer.Context, source: str) -> None:
         raise UsageError(f"{', '.join(given)} {verb} for --from {other}; these pairs are made from {source}")
 
 
-def _read(files: Sequence[Path], likert: str, criteria: str | None) -> "Annotations":
+def read_judgments(files: Sequence[Path], likert: str = "1,5", criteria: str | None = None) -> "Annotations":
+    """Returns the judgments of files; raises where none can be used."""
     from rmtrl.data.annotations.reading import read_annotations
 
     try:
@@ -186,9 +187,11 @@ def _read(files: Sequence[Path], likert: str, criteria: str | None) -> "Annotati
     annotations = read_annotations(files, likert=(low, high), criteria=None if criteria is None else words(criteria))
     if not annotations.kept:
         most = max(annotations.reasons, key=lambda reason: annotations.reasons[reason])
+        first = next(reject for reject in annotations.rejects if reject["reason"] == most)
         raise DataError(
-            f"none of the {annotations.n} lines of {', '.join(map(str, files))} is a judgment (mostly {most}); wanted "
-            "item_id, prompt_id, annotator and scores, or prompt_id, annotator, a, b and choice"
+            f"none of the {annotations.n} lines of {', '.join(map(str, files))} is a judgment (mostly {most}, as row "
+            f"{first['row']}: {first['line'][:80]}); wanted item_id, prompt_id, annotator and scores, "
+            "or prompt_id, annotator, a, b and choice"
         )
     return annotations
 

@@ -3,9 +3,11 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rmtrl.errors import UsageError
 from rmtrl.io import read_sound_rows
@@ -80,6 +82,23 @@ def check_outputs(inputs: Iterable[str | Path | None], outputs: Mapping[str, Pat
 
 # ---- output
 
+_results: list[TextIO] = []  # where results go while a command runs
+
+
+def results_alone(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the command with stdout kept for what it shows; what a library prints goes to stderr."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        _results.append(sys.stdout)
+        try:
+            with redirect_stdout(sys.stderr):
+                command(**given)
+        finally:
+            _results.pop()
+
+    return run
+
 
 def show(
     result: Mapping[str, Any],
@@ -97,8 +116,9 @@ def show(
         warnings (`Iterable[str]`): What to know before use.
     """
     if as_json:
-        print(json.dumps(json_ready(result), indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(json_ready(result), indent=2, ensure_ascii=False, allow_nan=False)
     else:
-        print(words if isinstance(words, str) else table(words or result))
+        text = words if isinstance(words, str) else table(words or result)
+    print(text, file=_results[-1] if _results else sys.stdout)
     for warning in warnings:
         print(f"rmtrl: warning: {warning}", file=sys.stderr)

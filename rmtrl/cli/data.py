@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rmtrl.cli import options as opt
+from rmtrl.cli.annotations import read_judgments
 from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files, write_rows
@@ -25,7 +26,7 @@ def validate(
     max_length: Annotated[int | None, typer.Option(help="Longest side, in tokens.", min=1)] = None,
     ties: Annotated[Literal["drop", "keep"], typer.Option(help="`drop` rejects ties, `keep` leaves them.")] = "drop",
     out: Annotated[
-        Path | None, typer.Option(help="Write the rows here, as jsonl; it may replace the data itself.")
+        Path | None, typer.Option(help="Write the rows here, as jsonl; with --rejects it may replace the data itself.")
     ] = None,
     rejects: opt.Rejects = None,
     strict: opt.Strict = False,
@@ -34,13 +35,13 @@ def validate(
     as_json: opt.Json = False,
 ) -> None:
     """Count which pairs can be trained on and why the others cannot."""
-    from rmtrl.data.preferences import with_given_names
+    from rmtrl.data.preferences import as_given, with_given_names
     from rmtrl.data.validation import validate as validate_pairs
 
     if max_length is not None and tokenizer is None:
         raise UsageError(f"--max-length {max_length} counts tokens; give --tokenizer too")
-    check_outputs([data], {"--rejects": rejects})
-    check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data
+    check_outputs([data], {"--rejects": rejects} if rejects else {"--out": out})
+    check_outputs([], {"--out": out, "--rejects": rejects})  # the kept pairs may replace the data beside their rejects
     loaded = None
     if tokenizer is not None:
         from rmtrl.models import load_tokenizer
@@ -48,8 +49,8 @@ def validate(
         loaded = load_tokenizer(tokenizer, kind="tokenizer")
     pairs = read_pairs(data, split, columns, faulty="keep")
     result = validate_pairs(pairs, ties=ties, tokenizer=loaded, max_length=max_length)
-    kept, rejected = with_given_names(result.kept), with_given_names(result.rejects)
-    write_row_files({out if len(kept) else None: kept, rejects: rejected})
+    kept = with_given_names(result.kept)
+    write_row_files({out if len(kept) else None: kept, rejects: as_given(result.rejects)})
     if not len(result.kept):
         raise DataError(f"none of the {result.n:,} pairs of {data} can be used: {result.why}")
     show({"schema": "rmtrl/validation/1", "data": data, **result.as_dict()}, as_json, warnings=result.warnings)
@@ -182,7 +183,7 @@ def coverage(
 ) -> None:
     """Compare pairs with the design they were collected for, and look for biases of domains and annotators."""
     from rmtrl.data.annotations.bias import preference_rates, vote_bias
-    from rmtrl.data.annotations.reading import judgments_per_item, read_annotations, with_texts
+    from rmtrl.data.annotations.reading import judgments_per_item, with_texts
     from rmtrl.data.design import coverage as compare
     from rmtrl.data.design import read_design
     from rmtrl.data.loading import load_rows
@@ -192,20 +193,23 @@ def coverage(
     texts = list(load_rows(responses)) if responses else []
     sources = Counter(str(row.get("source", "unknown")) for row in texts) or None
     known: dict[str, Any] = {}
-    biases = []
+    biases, judgments = [], None
     if annotations:
-        judged = with_texts(read_annotations(annotations), responses=texts)
+        judged = with_texts(read_judgments(annotations), responses=texts)
         known = {"judgments_per_item": judgments_per_item(judged), "criteria": judged.criteria}
-        biases = vote_bias(judged)
+        biases, judgments = vote_bias(judged), judged.as_dict()
     result = compare(pairs, plan, sources=sources, **known)
     flagged = {bias.annotator: bias.flags for bias in biases if bias.flags}
     about = {"schema": "rmtrl/coverage/1", "data": data, "design": design, "n": len(pairs), "met": result.met}
     more = {"preference_rates": preference_rates(pairs), "annotators": biases, "flagged": flagged}
-    found = {**about, **asdict(result), **more}
+    found = {**about, **asdict(result), **more, "judgments": judgments}
     shown = {name: found[name] for name in ("n", "met", "balance", "checks", "annotators")}
     warnings = [f"annotator {name} {', '.join(flags).replace('_', ' ')}" for name, flags in flagged.items()]
     if biases and all(bias.longer is None for bias in biases):
         warnings.insert(0, "lengths of the answers are unknown; give --responses")
+    if judgments and judgments["rejected"]:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in judgments["reasons"].items() if count)
+        warnings.append(f"{judgments['rejected']:,} of the {judgments['n']:,} judgments cannot be used ({why})")
     show(found, as_json, words=shown, warnings=warnings)
     if strict and (flagged or not result.met):
         raise typer.Exit(1)

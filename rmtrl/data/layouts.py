@@ -418,7 +418,8 @@ def form_of(names: tuple[str, ...]) -> Form:
     prompts = [name for name in asked if layout in EXPLICIT and (name != "input" or len(asked) == 1)]
     prompts += [name for name in names if name == "label" and layout in EXPLICIT and "prompt_left" in asked]
     ours = {*NAMES, "prompt_left", "prompt_right"} - {"fault"}  # a reader's fault is no column of a row
-    unread = tuple(name for name in names if name not in {*ours, *columns, *asked})
+    named = {layout.keywords[name] for name in NAMES if name in layout.keywords} if isinstance(layout, partial) else ()
+    unread = tuple(name for name in names if name not in {*ours, *columns, *asked, *named})
     talks = [name for name in names if name in TALKS and name in read]
     plain = layout is _explicit and asked == ("prompt",) and _CARE.isdisjoint(names)
     explicit, sides = layout in EXPLICIT, not columns.isdisjoint(("left", "response_left"))

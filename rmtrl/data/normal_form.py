@@ -20,6 +20,9 @@ TEMPLATE = ("tools", "chat_template_kwargs")
 OPTIONAL = (*NUMBERS, *SCORES, "prompt_rejected", "fault")
 """Columns left out where the input has nothing for them."""
 
+ROW_GIVEN = "row_given"
+"""The column that holds a row that cannot be read as it was given, beside its `fault`."""
+
 NAMES = ("id", "prompt_id", "domain", "source", "prompt", "chosen", "rejected", *OPTIONAL)
 
 

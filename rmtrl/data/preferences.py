@@ -31,6 +31,7 @@ from rmtrl.data.loading import load_rows, text_files
 from rmtrl.data.messages import is_filled, without_fillings
 from rmtrl.data.normal_form import (
     OPTIONAL,
+    ROW_GIVEN,
     TEMPLATE,
     ExactJson,
     MissingCellError,
@@ -40,7 +41,7 @@ from rmtrl.data.normal_form import (
     text_row,
 )
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import LARGE_ROWS, RawRow, Row, read_rows, replacing, table_columns
+from rmtrl.io import LARGE_ROWS, BrokenLine, RawRow, Row, read_rows, replacing, table_columns
 from rmtrl.types import Conversation
 
 Faulty = Literal["raise", "keep"]
@@ -199,6 +200,20 @@ def with_given_names(dataset: Dataset) -> Dataset:
     return dataset.rename_columns({aside: own for aside, own in names.items() if own not in dataset.column_names})
 
 
+def as_given(rejects: Dataset) -> Iterable[Row]:
+    """Returns rejected rows to be written: those that could not be read with the cells that were given."""
+    rows = with_given_names(rejects)
+    return map(_as_given, rows) if ROW_GIVEN in rejects.column_names else rows
+
+
+def _as_given(row: Row) -> Row:
+    given, ours = row.pop(ROW_GIVEN), {name: row.get(name) for name in ("fault", "reason")}
+    if given is None:
+        return row
+    given = given if isinstance(given, dict) else {ROW_GIVEN: given}
+    return {"id": row["id"], **{f"{name}_given": given[name] for name in ours if name in given}, **given, **ours}
+
+
 def last_turn_only(dataset: Dataset) -> Dataset:
     """Returns the pairs with each prompt cut to its last human turn; ids and `prompt_id` stay as they were.
 
@@ -300,7 +315,9 @@ class _Reader:
             reason = "missing_field" if isinstance(error, MissingCellError) else "unreadable"
             given = row.get("id") if isinstance(row, dict) else None
             name = str(given) if isinstance(given, str | int) and given != "" else str(index)
-            return [{**riding, "id": name, "source": self.source, "fault": f"{reason}: {fault}"}]
+            self._kinds[ROW_GIVEN] = "json"
+            cells = row.line if isinstance(row, BrokenLine) else row
+            return [{**riding, "id": name, "source": self.source, "fault": f"{reason}: {fault}", ROW_GIVEN: cells}]
 
     def check_forms(self) -> None:
         """Raises if no row was of a known form, or a column to rename stood in none.

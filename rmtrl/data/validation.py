@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
-from rmtrl.data.normal_form import TEMPLATE
+from rmtrl.data.normal_form import ROW_GIVEN, TEMPLATE
 from rmtrl.data.splits import counted, with_column
 from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import DataError, UsageError
@@ -32,6 +32,7 @@ _CODES: dict[str | None, int] = {None: 0} | {reason: code for code, reason in en
 _NEEDED = ("prompt_id", "domain", "prompt", "chosen", "rejected")
 _OPTIONAL = ("prompt_rejected", "prompt_left", "prompt_right", "margin", "preference", "fault", "tools",
              "chat_template_kwargs")  # fmt: skip
+_COUNTED = ("prompt_id", "domain", "id", "needs_annotation", "margin")
 _BATCH_ROWS = 1000
 
 
@@ -114,7 +115,7 @@ def validate(
     sound = codes == 0
     counts = np.bincount(codes, minlength=len(REASONS) + 1)[1:].tolist()
     tie_rate = float(is_tie.mean()) if len(is_tie) else 0.0
-    named = [name for name in ("prompt_id", "domain", "id", "needs_annotation") if name in dataset.column_names]
+    named = [name for name in _COUNTED if name in dataset.column_names]
     names: pa.Table = dataset.select_columns(named).with_format("arrow")[:]
     kept_names = names.filter(pa.array(sound))
     kept, rejects = (dataset.select(np.flatnonzero(rows)) for rows in (sound, ~sound))
@@ -129,7 +130,7 @@ def validate(
             faults = [said.get(row) or fault for row, fault in zip(rows, before, strict=True)]
             rejects, _ = with_column(rejects, "fault", pa.array(faults, pa.string()))
     return ValidationResult(
-        kept=kept.remove_columns("fault") if "fault" in kept.column_names else kept,
+        kept=kept.remove_columns([name for name in ("fault", ROW_GIVEN) if name in kept.column_names]),
         rejects=rejects,
         reasons=dict(zip(REASONS, counts, strict=True)),
         n=len(dataset),
@@ -138,21 +139,21 @@ def validate(
         domains=counted(kept_names["domain"].to_pylist()),
         warnings=(
             *filter(None, (dataset.info.description or "").split("\n")),
-            *_warnings(tie_rate, names, counts[REASONS.index("non_finite_margin")], kept_names),
+            *_warnings(tie_rate, names, kept_names),
         ),
     )
 
 
-def _warnings(tie_rate: float, names: pa.Table, without_margin: int, kept: pa.Table) -> tuple[str, ...]:
+def _warnings(tie_rate: float, names: pa.Table, kept: pa.Table) -> tuple[str, ...]:
     repeated = len(names) - pc.count_distinct(names["id"]).as_py() if "id" in names.column_names else 0
     waiting = kept["needs_annotation"].to_pylist() if "needs_annotation" in kept.column_names else []
     n_waiting = sum(str(value).lower() in ("true", "1") for value in waiting)
+    without_margin = kept["margin"].null_count if "margin" in kept.column_names else 0
     said = {
         f"{n_waiting:,} pairs are variants with the label of their original: have them annotated": n_waiting > 0,
         f"{tie_rate:.0%} of the pairs are ties: unclear guidelines?": tie_rate > 0.30,
         f"{repeated:,} duplicate ids: scores and rejects cannot be told apart by id": repeated > 0,
-        f"{without_margin:,} pairs lack a margin that others have: fill it in, or leave the column out": without_margin
-        > len(names) / 2,
+        f"{without_margin:,} pairs have no margin, and training wants all: fill it in, or drop it": without_margin > 0,
     }
     return tuple(warning for warning, holds in said.items() if holds)
 
@@ -186,7 +187,6 @@ def _codes(
 def _reason(pair: Row, drop_ties: bool) -> str | None:
     prompt, chosen, rejected = sides = pair["prompt"], pair["chosen"], pair["rejected"]
     fault, other = pair.get("fault"), pair.get("prompt_rejected")
-    margin = pair.get("margin", 0.0)
     if fault is not None:
         reason = fault.split(":", 1)[0]
         return reason if reason in REASONS else "unreadable"
@@ -202,7 +202,7 @@ def _reason(pair: Row, drop_ties: bool) -> str | None:
         return "empty_response"
     if same(chosen, rejected):
         return "identical_candidates"
-    if margin is None or not math.isfinite(margin):
+    if not math.isfinite(pair.get("margin") or 0.0):
         return "non_finite_margin"
     return "tie_or_abstention" if drop_ties and pair.get("preference") == 0.5 else None
 

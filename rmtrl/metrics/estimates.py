@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """A function of row weights `(R, N)` that returns one value a resample, `(R,)`; all weights 1 is the sample itself."""
 
+_FEW_GROUPS = 30  # under which the bootstrap of a share is too narrow
 _CELLS = 4_000_000  # of a weight matrix held at a time: 32 MB
 
 
@@ -176,7 +177,8 @@ def mean_estimate(
 
     Pairs of one prompt are not independent, so the prompt is what is resampled (percentile bootstrap of the ratio
     Σ values / Σ counts over groups). Where every group has the same mean the bootstrap would report an interval of
-    width zero; for a proportion the exact binomial interval over the groups is reported instead.
+    width zero; for a proportion the exact binomial interval over the groups is reported instead. Under 30 groups the
+    bootstrap of a proportion is too narrow, and the interval holds the exact one too, ties counting ½.
 
     Args:
         values (`(N,)` array): One value a pair, for example from [`pair_wins`].
@@ -193,7 +195,7 @@ def mean_estimate(
 
     ```python
     >>> print(mean_estimate([1, 1, 0, 1, 0.5, 1, 0, 1]))
-    0.688 [0.375, 0.938] (n = 8)
+    0.688 [0.295, 0.944] (n = 8)
     ```
     """
     values = np.asarray(values, float)
@@ -201,14 +203,18 @@ def mean_estimate(
         raise ValueError("got no values; an estimate needs at least one")
     totals, counts = _sums(values, groups)
     mean, n = float(values.mean()), len(values)
+    exact = Estimate(mean, mean, mean, n, level, "all groups equal")
+    if proportion:
+        own = binomial_estimate(mean * len(counts), len(counts), level=level)
+        exact = replace(own, value=mean, n=n, method="exact binomial by group")
     if np.ptp(totals / counts) == 0:
-        if not proportion:
-            return Estimate(mean, mean, mean, n, level, "all groups equal")
-        exact = binomial_estimate(mean * len(counts), len(counts), level=level)
-        return Estimate(mean, exact.low, exact.high, n, level, "exact binomial by group")
+        return exact
     options: dict[str, Any] = {"level": level, "n_resamples": n_resamples, "seed": seed, "by": "group"}
-    ratio = bootstrap_estimate(lambda w: w @ totals / (w @ counts), len(counts), **options)
-    return Estimate(mean, ratio.low, ratio.high, n, level, ratio.method)
+    found = replace(bootstrap_estimate(lambda w: w @ totals / (w @ counts), len(counts), **options), value=mean, n=n)
+    if not proportion or len(counts) >= _FEW_GROUPS:
+        return found
+    method = f"{found.method}, no narrower than the exact binomial"
+    return replace(found, low=min(found.low, exact.low), high=max(found.high, exact.high), method=method)
 
 
 def mean_estimates(

@@ -114,8 +114,9 @@ def _check_values(dataset: Dataset, columns: Mapping[str, Column], settings: Rew
                 f"{name} of pair {index} of the {dataset_name} set is {dataset[index][name]!r}; wanted a number from "
                 f"{low:g} to {high:g}"
             )
-    if "margin" in dataset.column_names and any(not isinstance(m, float | int) for m in dataset["margin"]):
-        raise DataError(f"the column margin of the {dataset_name} set holds what is no number; mend or drop it")
+    margins = dataset["margin"] if "margin" in dataset.column_names else []
+    if n := sum(not isinstance(margin, float | int) for margin in margins):
+        raise DataError(f"column margin of the {dataset_name} set holds what is no number {n} times; mend or drop it")
     if settings.attribute_weights:
         _check_scores(dataset, list(settings.attribute_weights), dataset_name)
 

@@ -167,12 +167,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
-def write_section(heading: str, lines: Sequence[str], *, save: bool, path: Path = RESULTS) -> None:
+def write_section(heading: str, lines: Sequence[str], *, save: bool, path: Path | None = None) -> None:
     """Prints a section and, if asked to, puts it into RESULTS.md in place of the one with the same heading."""
     text = "\n".join([f"## {heading}", "", *lines]).rstrip() + "\n"
     print(text)
     if not save:
         return
+    path = path or RESULTS
     sections = path.read_text(encoding="utf-8").split("\n## ")
     others = [section for section in sections if section.split("\n", 1)[0] != heading]
     where = next((i for i, section in enumerate(others) if section.startswith("On a GPU")), len(others))

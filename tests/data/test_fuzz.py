@@ -103,12 +103,7 @@ def test_every_line_of_a_broken_file_is_counted_and_good_rows_are_kept(read, lin
     lines = [*lines[:place], *mine, *lines[place:]]
     result, rows = read(lines, "pairs.jsonl.gz" if gz else "pairs.jsonl")
     assert_all_counted(result, len(rows))
-    with_margin = "margin" in result.rejects.column_names
-    reasons = {row["id"]: row["reason"] for row in result.rejects}
-    kept = set(result.kept["id"])
-    for line in mine:
-        name = json.loads(line)["id"]
-        assert name in kept or (with_margin and reasons[name] == "non_finite_margin")
+    assert {json.loads(line)["id"] for line in mine} <= set(result.kept["id"])
 
 
 @FUZZ
@@ -159,7 +154,7 @@ def test_the_command_ends_with_counts_or_with_one_line(tmp_path, capsys, lines):
         assert stop.value.code == 2 and shown.out == "" and len(shown.err.splitlines()) == 1
         return
     counts = json.loads(shown.out)
-    written = [len(file.read_text().splitlines()) for file in (out, rejects)]
+    written = [file.read_bytes().count(b"\n") for file in (out, rejects)]
     assert [counts["kept"], counts["rejected"]] == written and counts["n"] == sum(written)
 
 

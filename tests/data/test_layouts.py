@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from rmtrl.data import layouts
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
 from rmtrl.errors import DataError
@@ -420,3 +421,12 @@ def test_one_number_alone_is_read_and_said(tmp_path, code, side):
     assert f"every number in label is {float(code):g}, read as {side}" in note and "write left, right or tie" in note
     read(tmp_path / "pairs.jsonl", side_by_side(0), side_by_side(1))
     assert not [note for note in notes(tmp_path / "pairs.jsonl") if "label" in note]
+
+
+def test_a_column_that_a_declared_set_names_is_read(tmp_path, monkeypatch):
+    declared = layouts._declared("one", "two", ["won"], outcomes={"1": 1.0, "2": 0.0}, domain="field")
+    monkeypatch.setitem(layouts.LAYOUTS, "declared", declared)
+    row = {"prompt": Q, "one": "yes", "two": "no", "won": "1", "field": "law", "more": "text"}
+    pairs = read(tmp_path / "pairs.jsonl", row)
+    (note,) = notes(tmp_path / "pairs.jsonl")
+    assert pairs["domain"][:] == ["law"] and "unread columns: more (text" in note and "field" not in pairs.column_names

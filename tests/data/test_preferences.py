@@ -485,9 +485,15 @@ def test_null_cells_of_a_table_are_missing_fields(tmp_path):
     assert (result.n, result.reasons["missing_field"], result.groups, result.domains) == (3, 3, 0, {})
 
 
-def test_a_margin_that_is_absent_in_some_rows_stays_non_finite(tmp_path):
-    path = write_lines(tmp_path / "pairs.jsonl", GOOD, '{"margin": 1, "prompt": "p", "chosen": "a", "rejected": "b"}')
-    assert validate(read_preferences(path, faulty="keep")).reasons["non_finite_margin"] == 1
+@pytest.mark.parametrize(("margin", "reasons"), [("0.5", {}), ('"abc"', {"unreadable": 1}),
+                                                 ("NaN", {"non_finite_margin": 1})])  # fmt: skip
+def test_a_margin_that_is_absent_is_no_fault_and_is_counted(tmp_path, margin, reasons):
+    sound = [json.dumps(PAIR | {"prompt": f"question {i}"}) for i in range(100)]
+    row = f'{{"margin": {margin}, "prompt": "p", "chosen": "a", "rejected": "b"}}'
+    result = validate(read_preferences(write_lines(tmp_path / "pairs.jsonl", *sound, row), faulty="keep"))
+    assert len(result.kept) == 101 - sum(reasons.values())
+    assert {reason: n for reason, n in result.reasons.items() if n} == reasons
+    assert any(said.startswith("100 pairs have no margin") for said in result.warnings)
 
 
 def test_a_slice_of_a_split_is_read(tmp_path):

@@ -168,6 +168,7 @@ def launched(*arguments, world=2, timeout=240):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    place["WANDB_MODE"] = "online"  # transformers says on stdout that it is offline, where the driver imports it
     command = [sys.executable, "-c", DRIVER, *map(str, arguments)]
     started = [
         subprocess.Popen(

@@ -86,6 +86,20 @@ def test_a_share_that_is_the_same_in_all_prompts_still_has_an_interval():
     assert (halves.low, halves.high) == pytest.approx((theirs.low, theirs.high))
 
 
+def test_the_interval_of_a_share_over_few_prompts_is_no_narrower_than_the_exact_one():
+    tie = mean_estimate([1, 1, 1, 1, 1, 0.5])  # 5.5 of 6
+    exact = binomial_estimate(5.5, 6)
+    assert tie.value == pytest.approx(11 / 12) and (tie.low, tie.high) == (exact.low, 1.0) and tie.low < 0.6
+    uneven = mean_estimate([1] * 50 + [0, 0, 1], ["a"] * 50 + ["b", "c", "d"])  # one prompt is most of the rows
+    assert uneven.low < binomial_estimate(uneven.value * 4, 4).low
+
+
+def test_the_interval_of_a_share_over_few_prompts_covers_the_truth():
+    draws = np.random.default_rng(0).choice([0.0, 0.5, 1.0], p=[0.05, 0.1, 0.85], size=(400, 8))
+    found = [mean_estimate(values, n_resamples=200) for values in draws]
+    assert np.mean([own.low <= 0.9 <= own.high for own in found]) >= 0.95
+
+
 def test_rows_that_stand_for_many_are_resampled_as_the_many():
     x, counts = np.array([0.0, 1.0, 5.0]), np.array([2, 3, 1])
     many = np.repeat(x, counts)
