@@ -18,9 +18,9 @@ from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
 
 from rmtrl import DPOScorer, RewardConfig
 from rmtrl.data.provenance import fingerprint
-from rmtrl.errors import UsageError, exit_on_error
+from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.scoring import ScoredPairs
-from rmtrl.launch import checkpoint_to_resume, parse_recipe, prepare_folder, stage_in_partial, stage_record
+from rmtrl.launch import parse_recipe, prepare_folder, stage_record, start_stage
 from rmtrl.launch.pairs import RewardRecipeArguments, checked_splits, read_pairs
 from rmtrl.launch.policy import (
     PolicyRecipeArguments,
@@ -63,10 +63,7 @@ def pair_figures(scorer: DPOScorer, pairs: Dataset) -> dict:
 def main() -> None:
     started = time.time()
     recipe, args, model_args = parse_recipe((DPORecipeArguments, DPOConfig, ModelConfig), TINY)
-    if model_args.model_name_or_path is None:
-        raise UsageError("no policy to start from; give --model_name_or_path (recipes/sft_llama.py makes one)")
-    final = stage_in_partial(args, SCHEMA)
-    resume = checkpoint_to_resume(args)
+    final, resume = start_stage(args, SCHEMA, model_name_or_path=model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     checks = RewardConfig(str(args.output_dir), max_length=args.max_length, use_cpu=args.use_cpu, report_to="none")
     pairs = read_pairs(recipe, checks)

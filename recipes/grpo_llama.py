@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, g
 
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.launch import checkpoint_to_resume, parse_recipe, prepare_folder, stage_in_partial, stage_record
+from rmtrl.launch import parse_recipe, prepare_folder, stage_record, start_stage
 from rmtrl.launch.policy import (
     PolicyRecipeArguments,
     finish_stage,
@@ -70,13 +70,9 @@ def main() -> None:
     recipe, args, model_args = parse_recipe((GRPORecipeArguments, config_class, ModelConfig), TINY)
     if recipe.algorithm != algorithm:
         raise UsageError(f"the file says algorithm: {recipe.algorithm}; give --algorithm {recipe.algorithm}")
-    for name, path in (("model_name_or_path", model_args.model_name_or_path),
-                       ("reward_model_path", recipe.reward_model_path)):  # fmt: skip
-        if path is None:
-            raise UsageError(f"got no {name}; give --{name} (recipes/sft_llama.py and rm_llama.py make one)")
     recipe.trust_remote_code = args.trust_remote_code
-    final = stage_in_partial(args, SCHEMA)
-    resume = checkpoint_to_resume(args)
+    models = {"model_name_or_path": model_args.model_name_or_path, "reward_model_path": recipe.reward_model_path}
+    final, resume = start_stage(args, SCHEMA, **models)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=recipe.trust_remote_code)
     prompts, watchers, penalty = read_prompt_splits(recipe), judges(recipe), recipe.missing_eos_penalty
     evaluation = evaluation_config(

@@ -17,14 +17,8 @@ from trl import ModelConfig, get_peft_config
 
 from rmtrl import PPOConfig, PPOTrainer
 from rmtrl.data.provenance import fingerprint
-from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.launch import (
-    checkpoint_to_resume,
-    parse_recipe,
-    prepare_folder,
-    stage_in_partial,
-    stage_record,
-)
+from rmtrl.errors import exit_on_error
+from rmtrl.launch import parse_recipe, prepare_folder, stage_record, start_stage
 from rmtrl.launch.policy import (
     PPORecipeArguments,
     finish_stage,
@@ -44,10 +38,7 @@ SCHEMA = "rmtrl/ppo/1"
 def main() -> None:
     started = time.time()
     recipe, args, model_args = parse_recipe((PPORecipeArguments, PPOConfig, ModelConfig), TINY)
-    if model_args.model_name_or_path is None:
-        raise UsageError("no policy to start from; give --model_name_or_path (recipes/sft_llama.py makes one)")
-    final = stage_in_partial(args, SCHEMA)
-    resume = checkpoint_to_resume(args)
+    final, resume = start_stage(args, SCHEMA, model_name_or_path=model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=recipe.trust_remote_code)
     prompts = read_prompt_splits(recipe)
     watchers = judges(recipe)

@@ -21,14 +21,13 @@ from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import exit_on_error
 from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
-    checkpoint_to_resume,
     evaluate_often,
     model_init_kwargs,
     n_parameters,
     parse_recipe,
     prepare_folder,
-    stage_in_partial,
     stage_record,
+    start_stage,
     unusual_settings,
 )
 from rmtrl.launch.pairs import SCHEMA, RewardRecipeArguments, checked_splits, read_pairs
@@ -42,9 +41,8 @@ TINY = Path(__file__).parent / "configs" / "tiny" / "rm.yaml"
 def main() -> None:
     started = time.time()
     recipe, args, model_args = parse_recipe((RewardRecipeArguments, RewardConfig, ModelConfig), TINY)
-    final = stage_in_partial(args, SCHEMA)
+    final, resume = start_stage(args, SCHEMA)
     args.model_init_kwargs = model_init_kwargs(model_args)
-    resume = checkpoint_to_resume(args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
 
     pairs = read_pairs(recipe, args)

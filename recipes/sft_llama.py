@@ -23,13 +23,12 @@ from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
-    checkpoint_to_resume,
     model_init_kwargs,
     parse_recipe,
     prepare_folder,
     read_rows,
-    stage_in_partial,
     stage_record,
+    start_stage,
 )
 from rmtrl.models import load_language_model, load_tokenizer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
@@ -74,8 +73,7 @@ def main() -> None:
     real = any(part.startswith("--model_name_or_path") for part in sys.argv)
     default = CONFIGS / ("llama3_8b" if real else "tiny") / "sft.yaml"
     recipe, args, model_args = parse_recipe((SftRecipeArguments, SFTConfig, ModelConfig), default)
-    final = stage_in_partial(args, "rmtrl/sft/1")
-    resume = checkpoint_to_resume(args)
+    final, resume = start_stage(args, "rmtrl/sft/1")
     if model_args.model_name_or_path is None and recipe.dataset_name != "embedded":
         raise UsageError(f"the embedded model cannot read {recipe.dataset_name}; give --model_name_or_path as well")
     train, held_out = read_demonstrations(recipe, args.seed)

@@ -111,7 +111,6 @@ def all_processes() -> Iterator[Process]:
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield ALONE
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost store is a line of ours, not forty of torch's
     import torch
     from torch.distributed import DistError
     from torch.distributed.rendezvous import rendezvous
@@ -128,7 +127,7 @@ def all_processes() -> Iterator[Process]:
         process.first(bool)
         process.gather()  # the first, which may hold the store, goes last
     except DistError as error:
-        raise ProcessError("process 0 stopped, and the others with it") from error
+        raise ProcessError("the launcher or process 0 has stopped; run it again: it goes on") from error
     except BaseException as error:
         with suppress(DistError):
             process.stop(error)

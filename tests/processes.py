@@ -67,6 +67,7 @@ def _run(function, settings, out, environment, timeout, gpus):
     os.dup2(error, 2)
     faulthandler.dump_traceback_later(0.9 * timeout, file=error)  # where a run hangs
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # accelerate warns where it is not set
     tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
     if not gpus and ("ACCELERATE_USE_FSDP" in environment or "ACCELERATE_USE_DEEPSPEED" in environment):
         take_cpu_for_accelerator()

@@ -173,6 +173,7 @@ def test_training_pairs_are_audited_only_where_they_are_asked_for(rmtrl, by_wort
         (("--model", "x", "--scores", "x"), "either --model or --scores"),
         (("--scores", "missing.jsonl"), "cannot be read"),
         (("--model", "missing"), "no reward model at missing"),
+        (("--model", "missing", "--out", __file__), f"{__file__} is no folder to write in"),  # before it is loaded
     ],
 )
 def test_usage_that_cannot_be_is_one_line_and_exit_code_2(rmtrl, data, arguments, said):

@@ -1,6 +1,7 @@
 """`rmtrl calibrate`: from a model, from scores, and input it cannot use."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rmtrl.calibration.calibration import read_calibration
 from rmtrl.evaluation.fingerprints import model_fingerprint
 
 ROWS = 40
+HERE = Path(__file__).parent
 
 
 def pair(i, **columns):
@@ -143,6 +145,10 @@ def test_a_model_is_scored_calibrated_and_exported(rmtrl, checkpoint, rows, tmp_
         (("DATA", "--scores", "SCORES", "--test-data", "DATA"), "without --scores and --test"),
         (("DATA", "--model", "RM", "--test", "DATA", "--test-data", "DATA"), "without --scores and --test"),
         (("DATA", "--model", "RM", "--test", "DATA"), "prompts are in both"),
+        # before the model is loaded
+        (("DATA", "--model", "x", "--out", HERE), f"cannot write --out {HERE}: it exists and is not a file"),
+        (("DATA", "--model", "x", "--export", HERE), f"{HERE} holds something other than an earlier export"),
+        (("DATA", "--model", "x", "--export", f"{__file__}/rm"), "is no folder to write in"),
     ],
 )
 def test_usage_that_cannot_be_is_one_line_and_exit_code_2(rmtrl, data, scores, checkpoint, arguments, said):

@@ -337,3 +337,12 @@ def test_a_moved_model_keeps_its_scores(rmtrl, mine, checkpoint, tmp_path):
     moved = shutil.move(checkpoint, tmp_path / "moved")
     stderr = rmtrl("evaluate", "--model", moved, "--benchmark", mine, "--out", tmp_path / "out")[2]
     assert "were scored by an earlier run" in stderr
+
+
+def test_results_in_a_folder_of_rows_that_are_read_are_refused(rmtrl, mine, checkpoint, tmp_path):
+    before = sorted(mine.iterdir())
+    for out in (mine, mine / "results"):
+        code, stdout, stderr = rmtrl("evaluate", "--model", checkpoint, "--benchmark", mine, "--out", out)
+        assert (code, stdout) == (2, "") and len(stderr.splitlines()) == 1
+        assert f"got --out {out}/" in stderr and f"which is read as input {mine}" in stderr
+    assert sorted(mine.iterdir()) == before

@@ -243,3 +243,16 @@ def test_double_precision_is_the_processors_own():
     files.append(ROOT / "rmtrl" / "generation.py")
     calls = [line for path in files for line in path.read_text(encoding="utf-8").splitlines() if ".double()" in line]
     assert calls and not [line for line in calls if "cpu().double()" not in line]
+
+
+def test_a_recipe_without_settings_of_a_trainer_is_parsed_on_a_machine_without_accelerator(tmp_path, monkeypatch):
+    from rmtrl.launch import parse_recipe
+
+    @dataclasses.dataclass
+    class Own:
+        n: int = 1
+
+    (tmp_path / "own.yaml").write_text("n: 2\n")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["own.py"])
+    assert parse_recipe([Own], tmp_path / "own.yaml") == (Own(2),)

@@ -40,8 +40,7 @@ def export_temperature(
     from rmtrl.reward.scorer import RewardScorer
 
     source, target = Path(folder), Path(out)
-    if target.exists() and "calibrated" not in _record(target) and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{out} holds something other than an earlier export; name a new or an empty folder")
+    check_export(target)
     fitted = calibration or read_calibration(source)
     if fitted.temperature.at_bound_:
         raise UsageError(f"{fitted.warnings[0]}; nothing was exported")
@@ -57,6 +56,16 @@ def export_temperature(
         write_json(beside / "rmtrl.json", record)
         write_json(beside / FILE, rescaled.as_dict())
     return rescaled
+
+
+def check_export(out: Path) -> None:
+    """Passes a folder that an export may be written to.
+
+    Raises:
+        UsageError: If it holds anything but an earlier export.
+    """
+    if out.exists() and "calibrated" not in _record(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} holds something other than an earlier export; name a new or an empty folder")
 
 
 def _record(source: Path) -> dict[str, Any]:

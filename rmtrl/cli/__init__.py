@@ -35,6 +35,9 @@ for registered in (command for group in (app, *groups.values()) for command in g
     registered.callback = results_alone(registered.callback)
 
 
+# at its import, which peft's is, bitsandbytes says that it found no kernel of 4 bits for the CPU
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda said: "gemm_4bit_forward" not in said.getMessage())
+
 # of click, or of the copy of it that typer carries
 _ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -48,6 +51,8 @@ def _run() -> int:
     n_processes = int(os.environ.get("WORLD_SIZE") or 1)
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: bars are the first process's
+    if n_processes > 1:  # read when torch is imported: a lost store is a line of ours, not forty of torch's
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if n_processes > 1 and sys.argv[1:2] not in SHARED:  # they would write the same files at once
         name = " ".join(["rmtrl", *sys.argv[1:2]])
         raise UsageError(f"{name} is for one process and was started in {n_processes}; start it without a launcher")

@@ -1,6 +1,7 @@
 """What the commands share: how they read input, what they may write, and the one way a result is shown."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -56,23 +57,27 @@ def check_model_or_scores(model: Any, scores: Any) -> None:
         raise UsageError("wanted either --model or --scores, and one of them")
 
 
-def check_outputs(inputs: Iterable[str | Path | None], outputs: Mapping[str, Path | None]) -> None:
-    """Raises where an output, by its flag, would replace an input, a file of an input folder or another output.
+def check_outputs(inputs: Iterable[str | Path | None], outputs: Mapping[str, Path | None], *, into: str = "") -> None:
+    """Raises where an output, by its flag, is an input, in an input folder or another output, or cannot be written.
 
-    An output that is a folder with an input in it is one that is replaced whole.
+    An output that is a folder with an input in it is one that is replaced whole. All are files but that of `into`.
     """
-    read = {Path(name).expanduser().resolve(): name for name in inputs if name is not None}
+    places = {name: Path(name).expanduser().resolve() for name in inputs if name is not None}
     taken: dict[Path, str] = {}
     for flag, given in outputs.items():
         if given is None:
             continue
         path = given.resolve()
-        places = (path, *path.parents) if given.exists() else (path,)
-        inside = [name for own, name in read.items() if path in own.parents]
-        if source := next((read[own] for own in places if own in read), next(iter(inside), None)):
-            raise UsageError(f"got {flag} {given}, which is read as input {source}; give another file")
+        for name, own in places.items():
+            if own == path or own.is_dir() and own in path.parents or path in own.parents:
+                raise UsageError(f"got {flag} {given}, which is read as input {name}; give another file")
         if (other := taken.setdefault(path, flag)) != flag:
             raise UsageError(f"got {given} for both {other} and {flag}; give two files")
+        if flag != into and path.exists() and not path.is_file():
+            raise UsageError(f"cannot write {flag} {given}: it exists and is not a file; name another")
+        above = next(place for place in path.parents if place.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UsageError(f"cannot write {flag} {given}: {above} is no folder to write in; name another place")
 
 
 # ---- output

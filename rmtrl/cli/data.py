@@ -143,7 +143,7 @@ def split(
     """Split pairs by prompt, near-duplicates together, and publish the splits with what rebuilds them."""
     from rmtrl.data.publishing import publish_splits
 
-    check_outputs([data], {"--out": out})
+    check_outputs([data], {"--out": out}, into="--out")
     record = publish_splits(
         read_pairs(data, from_split, columns), out, source=data, ratios=ratios, stratify=stratify,
         holdout_domains=holdout_domains, sealed=sealed, near_duplicates=near_duplicates, seed=seed, licence=licence,

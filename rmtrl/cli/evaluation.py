@@ -48,10 +48,9 @@ def evaluate(
     if len(set(model or ())) < len(model or ()):
         raise UsageError(f"got --model {' --model '.join(model or ())}; name each model once")
     folders = run_folders(model or [str(scores)], out)
-    read = [scores, *(task.source for task in tasks if Path(task.source).is_file())]
     own = [task.folder(folder) / name for folder in folders.values() if folder for task in tasks for name in WRITTEN]
     for file in [*own, out / "results.json"] if out else []:
-        check_outputs(read, {"--out": file})
+        check_outputs([scores, *(task.source for task in tasks)], {"--out": file})
     if model:
         from rmtrl.models import load_tokenizer
 
@@ -88,6 +87,7 @@ def calibrate(
     """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
     from rmtrl.calibration.calibration import calibrate as fit
     from rmtrl.calibration.calibration import summary
+    from rmtrl.calibration.export import check_export, export_temperature
     from rmtrl.data.splits import check_overlap
     from rmtrl.evaluation.fingerprints import model_fingerprint
     from rmtrl.evaluation.scoring import ScoredPairs
@@ -99,7 +99,9 @@ def calibrate(
         raise UsageError("got --export without --model; there is no model to export")
     if test_data is not None and (scores is None or test is None):
         raise UsageError("got --test-data, the pairs of test scores, without --scores and --test; name these too")
-    check_outputs([data, scores, test, test_data], {"--out": out, "--export": export})
+    check_outputs([data, scores, test, test_data], {"--out": out, "--export": export}, into="--export")
+    if export is not None:
+        check_export(export)
     given = {"calibration": (data if model else scores, data), "test": (test, test if model else test_data)}
     sources = {name: str(source) for name, (source, _) in given.items() if source is not None}
     pairs = {name: read_pairs(rows, split, columns) for name, (_, rows) in given.items() if rows is not None}
@@ -126,8 +128,6 @@ def calibrate(
     if out is not None:
         write_json(out, whole)
     if export is not None:
-        from rmtrl.calibration.export import export_temperature
-
         export_temperature(str(model), export, calibration=result)
     dropped = sum(len(own) for own in sets.values()) - sum(len(own) for own in kept.values())
     words = {**summary(result), "pairs without scores": dropped, "out": out, "exported to": export}

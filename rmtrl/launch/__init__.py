@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,7 +36,8 @@ def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[
     """Returns one instance of each dataclass, from the default configuration, `--config` and the flags, in that order.
 
     Without `--config` the recipe runs its default. On a machine without accelerator `use_cpu` is set, without which
-    TRL's configurations refuse their own defaults, and on a CPU without bf16 arithmetic bf16 is off.
+    TRL's configurations refuse their own defaults, and on a CPU without bf16 arithmetic bf16 is off, where the
+    dataclasses have them.
 
     Args:
         dataclass_types: As in [`~trl.TrlParser`].
@@ -49,7 +50,9 @@ def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[
     if not {"--config", "-h", "--help"} & set(arguments):
         arguments = ["--config", str(default_config), *arguments]
     if not torch.accelerator.is_available():
-        arguments = ["--use_cpu", "true", *([] if _cpu_has_bf16() else ["--bf16", "false"]), *arguments]
+        known = {setting.name for kind in dataclass_types for setting in fields(kind)}
+        needed = {"use_cpu": "true"} | ({} if _cpu_has_bf16() else {"bf16": "false"})
+        arguments = [*(f"--{name}={value}" for name, value in needed.items() if name in known), *arguments]
     try:
         return tuple(_Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(arguments))
     except UsageError:
@@ -64,8 +67,7 @@ class _Parser(TrlParser):
 
 
 def _cpu_has_bf16() -> bool:
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
+    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def read_rows(recipe: ScriptArguments) -> Dataset:
@@ -109,16 +111,23 @@ def unusual_settings(args: TrainingArguments, *, n_parameters: int, adapter: boo
     ]
 
 
-def stage_in_partial(args: TrainingArguments, schema: str) -> Path:
-    """Returns the folder a run is for, and makes it train in `<folder>.partial`, which replaces it when finished.
+def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> tuple[Path, str | None]:
+    """Returns the folder that a run is for, and the checkpoint that it goes on from; see [`checkpoint_to_resume`].
+
+    The run trains in `<folder>.partial`, which replaces the folder when finished.
 
     Args:
         args ([`~transformers.TrainingArguments`]): Its `output_dir` is set.
         schema (`str`): Schema of the stage's `rmtrl.json`: only a folder of the same stage may be replaced.
+        needed: Models that the run starts from, by the names of their flags.
 
     Raises:
-        UsageError: If the folder holds anything else.
+        UsageError: If a model is not named, or the folder holds anything else.
+        DataError: If there is no such checkpoint.
     """
+    for name, model in needed.items():
+        if model is None:
+            raise UsageError(f"got no {name}; give --{name} (recipes/sft_llama.py and rm_llama.py make one)")
     final = Path(str(args.output_dir).removesuffix(".partial"))
     record = final / "rmtrl.json"
     stands = read_object(record).get("schema") if record.is_file() else None
@@ -128,7 +137,7 @@ def stage_in_partial(args: TrainingArguments, schema: str) -> Path:
             "replace; give another --output_dir"
         )
     args.output_dir = f"{final}.partial"
-    return final
+    return final, checkpoint_to_resume(args)
 
 
 def prepare_folder(trainer: Trainer, resume: str | None) -> None:
@@ -232,10 +241,7 @@ def stage_record(
     """
     args = trainer.args
     return {
-        "model": {
-            **asdict(model_args),
-            "parameters": n_parameters(trainer),
-        },
+        "model": {**asdict(model_args), "parameters": n_parameters(trainer)},
         "seeds": {"initialisation": args.seed, "sampling": args.seed if args.data_seed is None else args.data_seed},
         "recipe": asdict(recipe),
         "config": args.to_dict() | {"output_dir": str(final)},

@@ -8,10 +8,11 @@ from rmtrl.metrics.estimates import (
     combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, scaled,
     too_few,
 )  # fmt: skip
+from rmtrl.metrics.lengths import length_bias
 from rmtrl.metrics.probabilities import (
     ReliabilityCurve, calibration_metrics, nll, reliability_curve,
 )  # fmt: skip
 from rmtrl.metrics.ranks import (
     best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate,
-    kendall, length_bias, pair_wins, pearson, reward_metrics, spearman, worst_group_accuracy,
+    kendall, pair_wins, pearson, reward_metrics, spearman, worst_group_accuracy,
 )  # fmt: skip

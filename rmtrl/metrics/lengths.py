@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
-from sklearn.linear_model import LogisticRegression
 
 from rmtrl.metrics.estimates import (
     Floats,
@@ -21,7 +20,7 @@ from rmtrl.metrics.estimates import (
     mean_by_group,
     mean_estimate,
     mean_estimates,
-)
+)  # fmt: skip
 from rmtrl.metrics.ranks import correlation_estimate, pair_wins, spearman
 from rmtrl.types import Estimate
 
@@ -49,18 +48,58 @@ class LengthCurve:
     count: NDArray[np.int64]
 
 
+def length_bias(
+    chosen: ArrayLike, rejected: ArrayLike, chosen_length: ArrayLike, rejected_length: ArrayLike
+) -> dict[str, float]:
+    """Returns how far rewards follow response length, from the rewards and lengths of N pairs, without intervals.
+
+    Reward and length are centred within the pair and pooled before ranking: on two answers a rank correlation per
+    prompt would only be a sign. After ODIN (Chen et al. 2024, https://huggingface.co/papers/2402.07319), Table 1.
+
+    Args:
+        chosen, rejected (`(N,)` arrays): Rewards.
+        chosen_length, rejected_length (`(N,)` arrays): Response lengths, in any one unit.
+
+    Returns:
+        `dict[str, float]`: `length_spearman`, `accuracy_chosen_longer`, `accuracy_chosen_shorter`, `length_gap` (the
+        difference of the two), `length_accuracy` (accuracy of length alone, ties one half) and `chosen_longer` (share
+        of pairs). A key whose pairs are missing is left out.
+
+    Example:
+
+    ```python
+    >>> length_bias([1.8, 2.4, 1.6], [0.7, 1.1, 0.3], [36, 58, 33], [19, 22, 14])["length_accuracy"]
+    1.0
+    ```
+    """
+    margin = np.asarray(chosen, float) - np.asarray(rejected, float)
+    longer = np.asarray(chosen_length, float) - np.asarray(rejected_length, float)
+    _, prefers, sides = _accuracies(margin, longer)
+    every = np.full(len(margin), True)
+    parts = {**sides, "length_accuracy": (prefers, every), "chosen_longer": (longer > 0, every)}
+    found = {name: float(values[rows].mean()) for name, (values, rows) in parts.items() if rows.any()}
+    found["length_gap"] = found.get("accuracy_chosen_longer", np.nan) - found.get("accuracy_chosen_shorter", np.nan)
+    found["length_spearman"] = spearman(np.append(margin, -margin), np.append(longer, -longer))
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _accuracies(margin: Floats, longer: Floats) -> tuple[Floats, Floats, dict[str, Any]]:
+    """Returns whether reward, and length, prefer chosen; and the credits and pairs behind accuracies by length."""
+    wins, prefers = (pair_wins(values, np.zeros(len(values))) for values in (margin, longer))
+    return wins, prefers, {"accuracy_chosen_longer": (wins, longer > 0), "accuracy_chosen_shorter": (wins, longer < 0)}
+
+
 def length_shares(
     margin: Floats, longer: Floats, length: Floats, group: Groups, **settings: Any
 ) -> dict[str, Estimate]:
     """Returns accuracies by length and how often the longer side wins and is preferred."""
-    wins, prefers = (pair_wins(values, np.zeros(len(values))) for values in (margin, longer))
+    wins, prefers, sides = _accuracies(margin, longer)
     under = np.where(longer > 0, wins, 1 - wins)
     every, unequal, longest = np.full(len(margin), True), longer != 0, length.reshape(2, -1).max(axis=0)
     shares = {
         "accuracy": (wins, every),
         "length_only_accuracy": (prefers, every),
-        "accuracy_chosen_longer": (wins, longer > 0),
-        "accuracy_chosen_shorter": (wins, longer < 0),
+        **sides,
         "accuracy_matched": (wins, np.abs(longer) <= MATCHED * longest),
         "longer_wins": (under, unequal),
         "longer_preferred": (prefers, unequal),
@@ -102,7 +141,7 @@ def length_correlations(
     both = np.tile(group, 2)
     settings: dict[str, Any] = {"n_resamples": min(n_resamples, _RANK_RESAMPLES), "seed": seed}
     own_reward, own_length = (_centred(values.ravel(), both) for values in (reward, length))
-    margin, longer = (np.concatenate([values[0] - values[1], values[1] - values[0]]) for values in (reward, length))
+    margin, longer = (np.append(own, -own) for own in (reward[0] - reward[1], length[0] - length[1]))
     found = {
         "within_spearman": correlation_estimate(own_reward, own_length, both, **settings),
         "pooled_spearman": correlation_estimate(reward.ravel(), length.ravel(), both, **settings),
@@ -139,6 +178,8 @@ def length_regressions(
 
 def _label_model(x: Floats, group: Groups) -> list[Estimate]:
     """Returns the coefficients of P(first preferred) = σ(x·β) on pairs in both orders; none where they have no end."""
+    from sklearn.linear_model import LogisticRegression  # slow to import, and nothing else here needs it
+
     model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=1000)
     if _separated(x) or np.linalg.matrix_rank(x) < x.shape[1]:
         return []

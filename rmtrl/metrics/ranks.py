@@ -169,46 +169,6 @@ def _weighted_pearson(weights: Floats, x: Floats, y: Floats) -> Floats:
     return np.asarray((weights * x * y).sum(axis=1) / np.sqrt(spread), dtype=np.float64)
 
 
-def length_bias(
-    chosen: ArrayLike, rejected: ArrayLike, chosen_length: ArrayLike, rejected_length: ArrayLike
-) -> dict[str, float]:
-    """Returns how far rewards follow response length, from the rewards and lengths of N pairs.
-
-    Reward and length are centred within the pair and pooled before ranking: on two answers a rank correlation per
-    prompt would only be a sign. After ODIN (Chen et al. 2024, https://huggingface.co/papers/2402.07319), Table 1.
-
-    Args:
-        chosen, rejected (`(N,)` arrays): Rewards.
-        chosen_length, rejected_length (`(N,)` arrays): Response lengths, in any one unit.
-
-    Returns:
-        `dict[str, float]`: `length_spearman`, `accuracy_chosen_longer`, `accuracy_chosen_shorter`, `length_gap` (the
-        difference of the two), `length_accuracy` (accuracy of length alone, ties one half) and `chosen_longer` (share
-        of pairs). A key whose pairs are missing is left out.
-
-    Example:
-
-    ```python
-    >>> length_bias([1.8, 2.4, 1.6], [0.7, 1.1, 0.3], [36, 58, 33], [19, 22, 14])["length_accuracy"]
-    1.0
-    ```
-    """
-    margin = np.asarray(chosen, float) - np.asarray(rejected, float)
-    longer = np.asarray(chosen_length, float) - np.asarray(rejected_length, float)
-    wins = pair_wins(margin, np.zeros_like(margin))
-    parts = {
-        "length_accuracy": pair_wins(longer, np.zeros_like(longer)),
-        "chosen_longer": longer > 0,
-        "accuracy_chosen_longer": wins[longer > 0],
-        "accuracy_chosen_shorter": wins[longer < 0],
-    }
-    rank = spearman(np.concatenate([margin, -margin]), np.concatenate([longer, -longer]))
-    result = {"length_spearman": rank} | {name: float(own.mean()) for name, own in parts.items() if len(own)}
-    if len({"accuracy_chosen_longer", "accuracy_chosen_shorter"} & result.keys()) == 2:
-        result["length_gap"] = result["accuracy_chosen_longer"] - result["accuracy_chosen_shorter"]
-    return {key: value for key, value in result.items() if np.isfinite(value)}
-
-
 def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str, float]:
     """Returns TRL's metrics over all pairs, exact: loss, min / mean / max reward, accuracy (ties one half), margin.
 

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
 
 from rmtrl.errors import UsageError
 from rmtrl.ppo._base import PPOBaseConfig
+from rmtrl.reward.config import set_device_defaults
 
 # what the settings must be, and which of them
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -161,10 +160,7 @@ class PPOConfig(PPOBaseConfig):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "eval_reward", True
         self._check()
-        if not torch.accelerator.is_available():
-            self.use_cpu = True
-        elif self.bf16 is None and not self.use_cpu and torch.cuda.is_available():
-            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        set_device_defaults(self)
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every update runs all of policy and value model
         super().__post_init__()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
+from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig as TRLRewardConfig
 
@@ -140,10 +141,7 @@ class RewardConfig(TRLRewardConfig):
         if isinstance(self.attribute_weights, str):
             self.attribute_weights = _from_json(self.attribute_weights)
         self._check()
-        if not torch.accelerator.is_available():
-            self.use_cpu = True
-        elif self.bf16 is None and not self.use_cpu and torch.cuda.is_available():
-            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        set_device_defaults(self)
         super().__post_init__()
 
     @property
@@ -185,6 +183,14 @@ class RewardConfig(TRLRewardConfig):
             raise ValueError(f"`attribute_weights` must sum to 1, got {sum(weights.values()):g}")
         if self.n_heads > 1:
             raise ValueError("`n_heads` above 1 and `loss_type='attributes'` cannot go together")
+
+
+def set_device_defaults(args: TrainingArguments) -> None:
+    """Sets `use_cpu` where there is no accelerator, else bf16 where it is not decided and the GPU has it."""
+    if not torch.accelerator.is_available():
+        args.use_cpu = True
+    elif args.bf16 is None and not args.use_cpu and torch.cuda.is_available():
+        args.bf16 = not args.fp16 and is_torch_bf16_gpu_available()
 
 
 def _from_json(text: str) -> dict[str, float]:

@@ -209,6 +209,34 @@ def test_a_process_killed_in_the_middle_stops_the_other_and_the_next_run_goes_on
     assert code == 0 and (tmp_path / "alone.jsonl").read_bytes() == one.read_bytes() and "13 of 23 rows" in said
 
 
+LAUNCHER = """
+import os, signal, sys
+from torch.distributed import TCPStore
+
+store = TCPStore("127.0.0.1", int(sys.argv[1]), 2, True, wait_for_workers=False)
+store.set("here 0", "")
+store.wait(["beats 1"])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.integration
+def test_the_end_of_the_process_with_the_store_is_one_line_that_says_how_to_go_on(tmp_path, model_folder, rows):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = ["score", jsonl(tmp_path / "pairs.jsonl", rows(23)), "--model", model_folder, "--out", tmp_path / "out"]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, port]):
+        done = subprocess.run(
+            [sys.executable, "-m", "rmtrl", *map(str, command)], env=os.environ | place, capture_output=True,
+            text=True, timeout=240,
+        )  # fmt: skip
+    assert done.returncode == 2 and "c10d" not in done.stderr and "frame #" not in done.stderr, done.stderr
+    said = "rmtrl [rank 1]: error: the launcher or process 0 has stopped; run it again: it goes on"
+    assert done.stderr.splitlines()[-1] == said
+
+
 def without_times(text):
     return re.sub(r'"(started|seconds)": [^\n]*', "", text)
 

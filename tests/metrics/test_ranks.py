@@ -11,7 +11,6 @@ from rmtrl.metrics import (
     best_of_n_curve,
     correlation_estimate,
     kendall,
-    length_bias,
     mean_estimate,
     mean_estimates,
     pair_wins,
@@ -31,12 +30,6 @@ def test_accuracy_by_hand():
 def test_accuracy_of_the_swapped_pairs_is_the_complement():
     a, b = np.random.default_rng(0).integers(0, 4, (2, 200))
     assert (pair_wins(a, b) + pair_wins(b, a) == 1).all()
-
-
-def test_length_bias_of_the_three_pair_example():
-    bias = length_bias([1.8, 2.4, 1.6], [0.7, 1.1, 0.3], [36, 58, 33], [19, 22, 14])
-    assert bias["length_accuracy"] == bias["chosen_longer"] == 1.0
-    assert "accuracy_chosen_shorter" not in bias and "length_gap" not in bias
 
 
 def test_spearman_is_scipys_and_undefined_for_constants():

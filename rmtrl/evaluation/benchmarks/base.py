@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -293,6 +293,8 @@ class Benchmark:
     lowest: Mapping[str, float] = {}  # the least credit in a part, where it is not 0; the most is 1
 
     def __init__(self, **declared: Any) -> None:
+        if unknown := sorted(declared.keys() - get_type_hints(type(self)).keys()):
+            raise DataError(f"the benchmark {declared.get('name')} declares {', '.join(unknown)}; it has no such key")
         vars(self).update(declared)
 
     def read(self, path: str | None = None) -> list[Item]:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import NAMES, benchmark
-from rmtrl.evaluation.benchmarks.base import Figure, Item, average, pooled
+from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Item, average, pooled
 from rmtrl.evaluation.benchmarks.results import result_of
 from rmtrl.types import json_ready
 
@@ -240,3 +240,8 @@ def test_row_counts_are_the_published_ones():
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="no benchmark 'rewardbanch'; wanted rewardbench, rewardbench-prior, "):
         benchmark("rewardbanch")
+
+
+def test_a_key_that_no_benchmark_has_is_refused():
+    with pytest.raises(DataError, match="the benchmark mine declares sectoins; it has no such key"):
+        Benchmark(name="mine", sectoins={})
