@@ -145,7 +145,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path} cannot be read: {reason}") from error
+        raise DataError(f"{path} cannot be read: {reason}; name one that can, or mend it") from error
 
 
 def read_object(path: Path) -> Row:

@@ -268,7 +268,7 @@ def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
         (["data", "split", "x", "--ratios", "1,2"], "4 arguments, apart by spaces; see rmtrl data split --help"),
         (["score", "x", "--out"], "requires an argument; see rmtrl score --help"),
         (["--nothing"], "see rmtrl --help"),
-        (["gate", "nope"], "nope cannot be read: there is none; give the folder of a run or model"),
+        (["gate", "nope"], "nope cannot be read: No such file or directory; name one that can"),
         (["gate", "{rows}"], "Extra data: line 2 column 1 (char 12); wanted one JSON object"),
         (["data", "validate", "{cut}"], "ended before the end-of-stream marker was reached; copy it anew"),
         (["data", "validate", "{bad}"], "or copy it anew"),

@@ -73,9 +73,7 @@ def _said(error: Any) -> str:
     if " is not one of " in wanted:
         choices = wanted.partition(" is not one of ")[2].replace("'", "").split(", ")
         wanted = f"wanted {' or '.join(choices) if len(choices) == 2 else ', '.join(choices)}"
-    wanted = (
-        wanted.partition(", unable to parse")[0].replace("a valid integer", "a whole number").replace("valid ", "")
-    )
+    wanted = wanted.split(", unable to")[0].replace("a valid integer", "a whole number").replace("a valid ", "a ")
     wanted = wanted.replace("Input should be a ", "wanted a ").replace("Input should be", "wanted a number")
     if " requires " in wanted and wanted.endswith(" arguments."):
         wanted = f"{wanted.rstrip('.')}, apart by spaces"

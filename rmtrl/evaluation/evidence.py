@@ -399,10 +399,6 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         DataError: If there is no evidence.
         UsageError: If a policy is given with a file, which states the lineage itself.
     """
-    if not run.exists():
-        raise DataError(
-            f"{run} cannot be read: there is none; give the folder of a run or model, or a file of evidence"
-        )
     if not run.is_dir():
         evidence = Evidence.from_dict(read_object(run))
         if policy is None:
