@@ -130,10 +130,11 @@ def test_a_killed_run_ends_as_if_it_had_not_been(small, tmp_path):
         assert same == {key: got[step][key] for key in same}
 
 
-def test_two_processes_evaluate_as_one_does(small, tmp_path):
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("rloo", marks=pytest.mark.slow)])
+def test_two_processes_evaluate_as_one_does(small, tmp_path, algorithm):
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file",
                   str(ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml")]  # fmt: skip
-    flags = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 2}
+    flags = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 2, "algorithm": algorithm}
     two = launch(accelerate, small(**flags, output_dir=tmp_path / "two"))
     one = launch([sys.executable], small(**flags | {"per_device_train_batch_size": 4}, output_dir=tmp_path / "one"))
     for run in (two, one):

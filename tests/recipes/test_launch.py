@@ -16,6 +16,7 @@ from rmtrl import RewardScorer
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 needs_deepspeed = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
+ZERO = [pytest.param(engine, marks=needs_deepspeed) for engine in ("zero2", "zero3")]
 
 USUAL = dict(report_to="none", disable_tqdm="true", bf16="false", logging_steps=1)
 SMALL = {
@@ -103,7 +104,7 @@ def alone(tmp_path, **settings):
     assert codes == [0], printed
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "two_machines", pytest.param("zero3", marks=needs_deepspeed)])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "two_machines", *ZERO])
 def test_supervised_start_learns_on_two_processes_what_it_learns_on_one(tmp_path, engine):
     same = dict(stage="sft", save_strategy="steps", save_steps=2, max_steps=4)
     same["train_sampling_strategy"] = "random"  # grouping by length orders the rows by batch size
@@ -119,6 +120,22 @@ def test_supervised_start_learns_on_two_processes_what_it_learns_on_one(tmp_path
     assert (one["processes"], both["processes"]) == (1, 2)
     assert both["model"]["parameters"] == one["model"]["parameters"] > 5e5
     assert both["gold"] == pytest.approx(one["gold"], abs=1e-3)
+
+
+def test_dpo_learns_on_two_processes_what_it_learns_on_one(start, tmp_path):
+    same = dict(
+        stage="dpo", model_name_or_path=str(start / "sft"), n_prompts=100, max_steps=3, eval_steps=3, save_steps=3,
+        per_device_eval_batch_size=64,
+    )  # fmt: skip
+    alone(tmp_path, output_dir="one", **same | dict(per_device_train_batch_size=4))
+    codes, _, printed = processes.run(
+        tmp_path / "two", run_recipe, engine="ddp", n_processes=2, folder=str(tmp_path), output_dir="both",
+        timeout=300, **same,
+    )  # fmt: skip
+    assert codes == [0, 0], printed
+    assert [read(tmp_path / name / "rmtrl.json")["processes"] for name in ("one", "both")] == [1, 2]
+    assert len(logged(tmp_path / "one")) == 6
+    assert logged(tmp_path / "both") == pytest.approx(logged(tmp_path / "one"), rel=1e-5, abs=1e-5)
 
 
 # `accelerate launch` itself, with the files of recipes/accelerate
