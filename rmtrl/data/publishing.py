@@ -46,7 +46,7 @@ def publish_splits(
     made = make_splits(grouped, **settings | {"stratify": stratify, "holdout_domains": held})
     splits = made.as_dict()
     check_overlap(splits)
-    settings["near_duplicates"] = near_duplicates
+    settings |= {"near_duplicates": near_duplicates, "seed": settings.pop("seed")}  # the order decides the bytes
     record: dict[str, Any] = {
         "schema": "rmtrl/splits/1",
         "input": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
