@@ -58,13 +58,8 @@ def sample_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
     inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     set_seed(seed)
-    settings = {
-        "do_sample": True,
-        "max_new_tokens": 96,
-        "use_cache": True,
-        "synced_gpus": False,
-    }  # one process samples
-    ids = model.eval().generate(**inputs.to(model.device), **settings)
+    settings = {"do_sample": True, "max_new_tokens": 96, "use_cache": True}
+    ids = model.eval().generate(**inputs.to(model.device), **settings, synced_gpus=False)  # one process samples
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -50,6 +50,17 @@ def load_tokenizer(path: str | Path, *, kind: str = "model", **settings: Any) ->
         return AutoTokenizer.from_pretrained(path, **settings)
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Models made in this block have all their weights on every process, also where ZeRO-3 would load shares."""
+    stored, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = stored
+
+
+@whole()  # it is copied, or answers at each process's own pace
 def load_model(
     path: str | Path, read: Callable[..., Any], check: Check, *, kind: str = "model", n_tokens: int = 0,
     trains: bool = False, **settings: Any,
@@ -72,7 +83,7 @@ def load_model(
     with _said(path, kind):
         adapter = find_file(path, "adapter_config.json") is not None
         base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path) if adapter else str(path)
-    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), quietly(), whole():
+    with _said(path, kind, f"its base model {base} cannot be loaded: " if adapter else ""), quietly():
         model, info = read(base, output_loading_info=True, **settings)
     held = load_peft_weights(str(path), device="cpu") if adapter else {}
     missing = {key for key in info["missing_keys"] if not any(name.endswith(f".{key}") for name in held)}
@@ -108,8 +119,7 @@ def load_language_model(path: str | Path, **settings: Any) -> Any:
                 "model: RewardScorer)"
             )
 
-    with whole():  # it is copied, or answers at each process's own pace
-        return load_model(path, AutoModelForCausalLM.from_pretrained, check, kind="language model", **settings)
+    return load_model(path, AutoModelForCausalLM.from_pretrained, check, kind="language model", **settings)
 
 
 def find_file(path: str | Path, name: str) -> str | None:
@@ -157,16 +167,6 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def whole() -> Iterator[None]:
-    """Models made in this block have all their weights on every process, also where ZeRO-3 would load shares."""
-    stored, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = stored
 
 
 def keep_outputs(accelerator: Any) -> None:

@@ -145,3 +145,11 @@ def four_bit_in_float32(monkeypatch):
 
     for module in (bitsandbytes.nn.modules, bitsandbytes.backends.cpu.ops):
         monkeypatch.setattr(module, "has_avx512bf16", lambda: False, raising=False)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, model, tokenizer) -> Path:
+    """The folder of the tiny reward model."""
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    return tmp_path / "rm"

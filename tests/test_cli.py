@@ -23,13 +23,6 @@ def pairs_file(tmp_path):
     return path
 
 
-@pytest.fixture
-def checkpoint(tmp_path, model, tokenizer):
-    model.save_pretrained(tmp_path / "rm")
-    tokenizer.save_pretrained(tmp_path / "rm")
-    return tmp_path / "rm"
-
-
 def test_validate_counts_every_row(rmtrl, pairs_file, tmp_path):
     out, rejects = tmp_path / "kept.jsonl", tmp_path / "rejects.jsonl"
     code, stdout, _ = rmtrl("data", "validate", pairs_file, "--json", "--out", out, "--rejects", rejects)

@@ -50,13 +50,6 @@ def by_worth(tmp_path):
     return scored(tmp_path, lambda text, rng: ("good" in text) + 0.2 * rng.normal())
 
 
-@pytest.fixture
-def checkpoint(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "rm")
-    tokenizer.save_pretrained(tmp_path / "rm")
-    return tmp_path / "rm"
-
-
 def test_a_length_meter_is_convicted_from_its_scores_alone(rmtrl, data, by_length, tmp_path):
     code, out, err = rmtrl("audit", data, "--scores", by_length, "--out", tmp_path / "a" / "b", "--json", "--strict")
     assert code == 1 and not err

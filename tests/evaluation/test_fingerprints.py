@@ -31,45 +31,38 @@ def test_the_order_of_items_counts():
     assert items_fingerprint([ITEM, other]) != items_fingerprint([other, ITEM])
 
 
-@pytest.fixture
-def folder(tmp_path, model, tokenizer):
-    model.save_pretrained(tmp_path / "rm")
-    tokenizer.save_pretrained(tmp_path / "rm")
-    return tmp_path / "rm"
-
-
-def test_a_model_is_known_by_its_weights_and_tokenizer_not_by_its_place(folder, tmp_path):
-    before = model_fingerprint(folder)
+def test_a_model_is_known_by_its_weights_and_tokenizer_not_by_its_place(checkpoint, tmp_path):
+    before = model_fingerprint(checkpoint)
     assert before["revision"] is None and len(before["sha256"]) == 64
-    (folder / "rmtrl.json").write_text("{}")
-    (folder / "checkpoint-4").mkdir()
-    (folder / "checkpoint-4" / "model.safetensors").write_bytes(b"other")
-    moved = folder.rename(tmp_path / "moved")
+    (checkpoint / "rmtrl.json").write_text("{}")
+    (checkpoint / "checkpoint-4").mkdir()
+    (checkpoint / "checkpoint-4" / "model.safetensors").write_bytes(b"other")
+    moved = checkpoint.rename(tmp_path / "moved")
     assert model_fingerprint(moved)["sha256"] == before["sha256"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_another_byte_is_another_model(folder, name):
-    before = model_fingerprint(folder)["sha256"]
-    data = bytearray((folder / name).read_bytes())
+def test_another_byte_is_another_model(checkpoint, name):
+    before = model_fingerprint(checkpoint)["sha256"]
+    data = bytearray((checkpoint / name).read_bytes())
     data[-2] ^= 1
-    (folder / name).write_bytes(data)
-    assert model_fingerprint(folder)["sha256"] != before
+    (checkpoint / name).write_bytes(data)
+    assert model_fingerprint(checkpoint)["sha256"] != before
 
 
-def test_another_head_is_another_model(folder):
+def test_another_head_is_another_model(checkpoint):
     seen = set()
     for head in ({}, {"weights": [1.0, 0.5]}, {"weights": [0.5, 1.0]}, {"pooling": "mean"}):
-        (folder / "rmtrl.json").write_text(json.dumps({"head": head, "started": "now"}))
-        seen.add(model_fingerprint(folder)["sha256"])
+        (checkpoint / "rmtrl.json").write_text(json.dumps({"head": head, "started": "now"}))
+        seen.add(model_fingerprint(checkpoint)["sha256"])
     assert len(seen) == 4
 
 
-def test_an_adapter_carries_the_fingerprint_of_its_base(folder, model, tmp_path):
-    model.name_or_path = model.config._name_or_path = str(folder)
+def test_an_adapter_carries_the_fingerprint_of_its_base(checkpoint, model, tmp_path):
+    model.name_or_path = model.config._name_or_path = str(checkpoint)
     adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"))
     adapter.save_pretrained(tmp_path / "adapter")
-    assert model_fingerprint(tmp_path / "adapter")["base"] == model_fingerprint(folder)
+    assert model_fingerprint(tmp_path / "adapter")["base"] == model_fingerprint(checkpoint)
 
 
 @pytest.mark.parametrize("named", [{"base_model_name_or_path": None}, {"base_model_name_or_path": ""}, {}], ids=str)

@@ -122,13 +122,6 @@ def test_what_is_not_ours_stays_in_the_folder_of_the_windows(tmp_path):
 # ---- real processes
 
 
-@pytest.fixture
-def model_folder(tmp_path, model, tokenizer):
-    model.save_pretrained(tmp_path / "rm")
-    tokenizer.save_pretrained(tmp_path / "rm")
-    return tmp_path / "rm"
-
-
 def jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": f"r{n}", **row}) + "\n" for n, row in enumerate(rows)))
@@ -187,11 +180,11 @@ def launched(*arguments, world=2, timeout=240):
 
 @pytest.mark.integration
 def test_a_process_killed_in_the_middle_stops_the_other_and_the_next_run_goes_on(
-    rmtrl, tmp_path, model_folder, rows, monkeypatch
+    rmtrl, tmp_path, checkpoint, rows, monkeypatch
 ):  # fmt: skip
     monkeypatch.setattr("rmtrl.evaluation.scoring._WINDOW_PAIRS", 10)
     data, out, one = jsonl(tmp_path / "pairs.jsonl", rows(23)), tmp_path / "two.jsonl", tmp_path / "one.jsonl"
-    command = ["score", data, "--model", model_folder, "--json", "--out"]
+    command = ["score", data, "--model", checkpoint, "--json", "--out"]
     code, stdout, _ = rmtrl(*command, one)
     assert code == 0
     codes, printed, said = launched("1", tmp_path / "killed", *command, out)
@@ -221,11 +214,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.integration
-def test_the_end_of_the_process_with_the_store_is_one_line_that_says_how_to_go_on(tmp_path, model_folder, rows):
+def test_the_end_of_the_process_with_the_store_is_one_line_that_says_how_to_go_on(tmp_path, checkpoint, rows):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = ["score", jsonl(tmp_path / "pairs.jsonl", rows(23)), "--model", model_folder, "--out", tmp_path / "out"]
+    command = ["score", jsonl(tmp_path / "pairs.jsonl", rows(23)), "--model", checkpoint, "--out", tmp_path / "out"]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     with subprocess.Popen([sys.executable, "-c", LAUNCHER, port]):
         done = subprocess.run(
@@ -242,7 +235,7 @@ def without_times(text):
 
 
 @pytest.mark.integration
-def test_accelerate_launch_evaluates_as_one_process_does(rmtrl, tmp_path, model_folder, rows):
+def test_accelerate_launch_evaluates_as_one_process_does(rmtrl, tmp_path, checkpoint, rows):
     benchmarks = []
     for name, n in (("seven", 7), ("many", 300)):
         jsonl(tmp_path / name / "short.jsonl", rows(n, seed=n))
@@ -250,7 +243,7 @@ def test_accelerate_launch_evaluates_as_one_process_does(rmtrl, tmp_path, model_
             f"name: {name}\nkind: made up\nrule: pairs\nsubsets:\n  short: short.jsonl\n"
         )
         benchmarks += ["--benchmark", str(tmp_path / name)]
-    command = ["evaluate", "--model", str(model_folder), *benchmarks, "--json", "--out"]
+    command = ["evaluate", "--model", str(checkpoint), *benchmarks, "--json", "--out"]
     code, stdout, stderr = rmtrl(*command, tmp_path / "one")
     assert code == 0, stderr
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file",

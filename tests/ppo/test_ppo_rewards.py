@@ -485,6 +485,16 @@ def test_the_log_has_as_many_figures_where_all_abstain():
 # with TRL's trainers, and in several processes
 
 
+ONE_STEP = dict(max_steps=1, logging_steps=1, report_to="none", use_cpu=True, bf16=False,
+                gradient_checkpointing=False, save_strategy="no", beta=0.0)  # fmt: skip
+
+
+def new_host_trainer(trainer_class, args, tokenizer, reward, prompts):
+    """One of TRL's trainers with a tiny policy."""
+    policy = make_tiny_llama(tokenizer, hidden_size=32, num_hidden_layers=1)
+    return trainer_class(policy, reward_funcs=reward, args=args, train_dataset=prompts, processing_class=tokenizer)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
 def test_trl_trainers_leave_out_what_no_scorer_judges(tmp_path, trainer_class, config_class):
@@ -499,17 +509,11 @@ def test_trl_trainers_leave_out_what_no_scorer_judges(tmp_path, trainer_class, c
         return [None if prompt == "one" or (prompt, place) == ("two", 0) else float(place) for prompt, place in places]
 
     reward = ComposedReward(ranks)
-    trainer = trainer_class(
-        make_tiny_llama(tokenizer, hidden_size=32, num_hidden_layers=1),
-        reward_funcs=reward,
-        args=config_class(
-            str(tmp_path), per_device_train_batch_size=12, num_generations=4, max_completion_length=4, max_steps=1,
-            logging_steps=1, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
-            save_strategy="no", beta=0.0,
-        ),
-        train_dataset=Dataset.from_dict({"prompt": ["one", "two", "three"]}),
-        processing_class=tokenizer,
-    )  # fmt: skip
+    args = config_class(
+        str(tmp_path), per_device_train_batch_size=12, num_generations=4, max_completion_length=4, **ONE_STEP
+    )
+    asked = Dataset.from_dict({"prompt": ["one", "two", "three"]})
+    trainer = new_host_trainer(trainer_class, args, tokenizer, reward, asked)
     trainer.train()
     (prompts,) = seen
     assert all(prompts[row] == prompts[row - row % 4] for row in range(12)), "a group stands together, whole"
@@ -541,17 +545,11 @@ def test_trl_trainers_take_it_as_a_reward_function(tmp_path, trainer_class, conf
         distinct, calibration=AffineReward(0.0, 4.0), length_penalty=LengthPenalty(2, 0.1), normalise="std",
         filters=[truncated_filter(end_token_ids=[tokenizer.eos_token_id]), empty_filter()], clip=(-3, 3),
     )  # fmt: skip
-    trainer = trainer_class(
-        make_tiny_llama(tokenizer, hidden_size=32, num_hidden_layers=1),
-        reward_funcs=reward,
-        args=config_class(
-            str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_completion_length=6, max_steps=1,
-            logging_steps=1, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
-            save_strategy="no", beta=0.0,
-        ),
-        train_dataset=Dataset.from_list([{**row, "scores": 1.0} for row in rows]),
-        processing_class=tokenizer,
-    )  # fmt: skip
+    args = config_class(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_completion_length=6, **ONE_STEP
+    )
+    prompts = Dataset.from_list([{**row, "scores": 1.0} for row in rows])
+    trainer = new_host_trainer(trainer_class, args, tokenizer, reward, prompts)
     trainer.train()
     logged = trainer.state.log_history[0]
     assert seen == [list if chat else str]
