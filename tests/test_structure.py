@@ -42,6 +42,7 @@ def test_public_names():
         "PPOTrainer",
         "PairRewards",
         "PreferencePairValidatorCollator",
+        "RemoteScorer",
         "RewardCallback",
         "RewardConfig",
         "RewardScorer",
