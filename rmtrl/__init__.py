@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rmtrl.reward.scorer import RewardScorer
     from rmtrl.reward.trainer import RewardTrainer
     from rmtrl.reward.uncertainty import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
-    from rmtrl.types import Estimate, PairRewards, Scorer
+    from rmtrl.types import Estimate, Guard, PairRewards, Scorer
 
 __version__ = "0.1.0"
 
@@ -42,15 +42,16 @@ _EXPORTS = {
     "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
     "rmtrl.reward.scorer": ("RewardScorer",),
     "rmtrl.reward.trainer": ("RewardTrainer",),
-    "rmtrl.types": ("Estimate", "PairRewards", "Scorer"),
+    "rmtrl.types": ("Estimate", "Guard", "PairRewards", "Scorer"),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "BenchmarkCallback", "CalibrationCallback", "CenterRewardCallback", "ComposedReward", "DPOScorer",
-    "EnsembleScorer", "Estimate", "HeadEnsembleScorer", "LaplaceScorer", "LengthBiasCallback", "MCDropoutScorer",
-    "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer", "PairRewards",
-    "PreferencePairValidatorCollator", "RewardCallback", "RewardConfig", "RewardScorer", "RewardTrainer", "Scorer",
+    "EnsembleScorer", "Estimate", "Guard", "HeadEnsembleScorer", "LaplaceScorer", "LengthBiasCallback",
+    "MCDropoutScorer", "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer",
+    "PairRewards", "PreferencePairValidatorCollator", "RewardCallback", "RewardConfig", "RewardScorer",
+    "RewardTrainer", "Scorer",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def test_public_names():
         "DPOScorer",
         "EnsembleScorer",
         "Estimate",
+        "Guard",
         "HeadEnsembleScorer",
         "LaplaceScorer",
         "LengthBiasCallback",
@@ -113,7 +114,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 15_930, 120
+MOST_CODE_LINES, MOST_FILES = 15_962, 121
 
 
 def code_lines(path):
