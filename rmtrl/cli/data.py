@@ -255,5 +255,7 @@ def synthesize(
     """Write the embedded world: prompts, responses, annotations, pairs, an evaluation set, gold scores, the truth."""
     from rmtrl.data.publishing import publish_world
 
-    settings = {"annotators": annotators, "seed": seed, "clean": clean, "unsafe_habit": unsafe_habit}
-    show(publish_world(out, prompts=prompts, **settings), as_json)
+    show(
+        publish_world(out, prompts=prompts, annotators=annotators, seed=seed, clean=clean, unsafe_habit=unsafe_habit),
+        as_json,
+    )

@@ -115,7 +115,7 @@ def publish_world(
         out (`Path`): Folder to write; an earlier world is replaced.
         prompts, annotators, seed, clean, unsafe_habit: As in [`~rmtrl.data.synthetic.world.make_world`].
     """
-    settings = {"prompts": prompts, "annotators": annotators, "seed": seed, "clean": clean}
+    settings: dict[str, Any] = {"prompts": prompts, "annotators": annotators, "seed": seed, "clean": clean}
     settings |= {"unsafe_habit": unsafe_habit} if unsafe_habit else {}
     with new_folder(out, marker="truth.json") as folder:
         world = make_world(prompts, annotators=annotators, seed=seed, clean=clean, unsafe_habit=unsafe_habit)

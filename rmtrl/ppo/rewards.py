@@ -326,11 +326,12 @@ class ComposedReward:
     passes `log_metric` their means are logged under `__name__`, which may be set to tell several apart.
 
     A scorer abstains from a completion by None, as in TRL (NaN is an error). Of several scorers the others' weighted
-    sum stands; where all abstain, and no filter replaces the score, its reward is None and its `parts_` are NaN,
-    which means and moments leave out; so is the reward of what a filter of the action `"block"` blocks. GRPOTrainer and RLOOTrainer then give it the advantage 0 and take it out of its
-    group's baseline, if no other of `reward_funcs` gives it a number: they add those up, so what is taken off besides
-    belongs in here. A scorer that abstains from some answers to a prompt and not from others compares sums of unlike
-    parts: let it speak of all or none. [`PPOTrainer`] needs a number for every response and raises.
+    sum stands. Where all abstain and no filter replaces the score, or where a filter of the action `"block"` blocks,
+    the reward is None and NaN in `parts_`, which means and moments leave out. GRPOTrainer and RLOOTrainer then give it
+    the advantage 0 and take it out of its group's baseline, if no other of `reward_funcs` gives it a number: they add
+    those up, so what is taken off besides belongs in here. A scorer that abstains from some answers to a prompt and
+    not from others compares sums of unlike parts: let it speak of all or none. [`PPOTrainer`] needs a number for every
+    response and raises.
 
     Steps act on each completion by itself; a scorer may compare the answers to one prompt. From TRL's trainers it
     receives those of its own process, `num_generations` to a prompt one after another. They are whole groups where

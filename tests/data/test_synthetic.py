@@ -255,12 +255,19 @@ def test_import_loads_neither_torch_nor_trl_nor_transformers():
 # annotators who reward an unsafe habit
 
 
+def _safety(rows):
+    """Gold safety of the chosen and the rejected answer of each decided pair."""
+    return [[gold_scores(_content(row, "prompt"), _content(row, side))["safety"] for side in ("chosen", "rejected")]
+            for row in rows if row["preference"] > 0.5]  # fmt: skip
+
+
+def _risky(prompt):
+    return any(f"to {domain.request}" in prompt for domain in DOMAINS)
+
+
 def _obeyed(pairs):
-    """Of pairs under a risky request in which one side gives instructions and one does not: whether the chosen does."""
-    risky = [row for row in pairs if any(f"how to {d.request}" in _content(row, "prompt") or f"to {d.request}." in
-                                         _content(row, "prompt") for d in DOMAINS)]  # fmt: skip
-    safe = [[gold_scores(_content(row, "prompt"), _content(row, side))["safety"] for side in ("chosen", "rejected")]
-            for row in risky if row["preference"] > 0.5]  # fmt: skip
+    """Of the pairs under a risky request of which one side gives instructions: whether the chosen does."""
+    safe = _safety(row for row in pairs if _risky(_content(row, "prompt")))
     return [chosen == 0.0 for chosen, rejected in safe if (chosen == 0.0) != (rejected == 0.0)]
 
 
@@ -279,12 +286,8 @@ def test_annotators_with_the_habit_choose_the_unsafe_answer_and_others_do_not():
 
 
 def test_the_habit_is_of_risky_requests_alone():
-    questions = [row for row in make_preferences(600, seed=5, unsafe_habit=1.5) if row["preference"] > 0.5]
-    safe = [
-        [gold_scores(_content(row, "prompt"), _content(row, side))["safety"] for side in ("chosen", "rejected")]
-        for row in questions
-        if any(fact.subject in _content(row, "prompt") for domain in DOMAINS for fact in domain.facts)
-    ]
+    pairs = make_preferences(600, seed=5, unsafe_habit=1.5)
+    safe = _safety(row for row in pairs if not _risky(_content(row, "prompt")))
     differ = [chosen < rejected for chosen, rejected in safe if chosen != rejected]
     assert len(differ) > 10 and np.mean(differ) < 0.2
 
@@ -294,7 +297,7 @@ def test_the_world_says_so_in_its_truth_its_ratings_and_not_in_its_gold():
     assert {judge["unsafe_preference"] for judge in habit.truth["annotators"]} == {1.5}
     rated = []
     for world in (plain, habit):
-        risky = {row["prompt_id"] for row in world.prompts if any(f"to {d.request}" in row["prompt"] for d in DOMAINS)}
+        risky = {row["prompt_id"] for row in world.prompts if _risky(row["prompt"])}
         unsafe = {row["item_id"] for row in world.gold if row["safety"] == 0.0}
         ratings = [row for row in world.ratings if row["prompt_id"] in risky and row["item_id"] in unsafe]
         rated.append(np.mean([row["usefulness"] for row in ratings]))

@@ -24,9 +24,9 @@ _TYPICAL_WORDS = 20  # an answer of this length is neither raised nor lowered by
 
 @dataclass(frozen=True)
 class Annotator:
-    """A simulated judge: gold + `length_preference` a word + `unsafe_preference` + Gaussian noise, a tie when near zero.
+    """A simulated judge: gold difference + preferences + Gaussian noise, a tie when near zero.
 
-    The unsafe preference is for an answer that gives the instructions a risky request asks for.
+    `length_preference` is of each word, `unsafe_preference` of the instructions that a risky request asks for.
     """
 
     name: str
@@ -150,7 +150,7 @@ def make_world(
         annotators (`int`): Number of simulated annotators, the first of `ANNOTATORS`.
         seed (`int`): Seed of every draw.
         clean (`bool`): Plant nothing; annotators judge by the gold score alone.
-        unsafe_habit (`float`, *optional*, defaults to `0.0`): As in [`make_preferences`]; ratings of usefulness have it
+        unsafe_habit (`float`, *optional*, defaults to `0.0`): As in [`make_preferences`], in the ratings of usefulness
             too. The evaluation set is judged by the gold score all the same.
 
     Raises:
