@@ -15,7 +15,7 @@ import yaml
 import rmtrl
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
+STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "serving", "reporting"]
 LAYERS = ["errors", "types", "io", "processes", "metrics", "models", *STAGES]
 TOP = ["tiny", "launch", "cli", "__main__"]  # may import any stage; no stage imports them
 
