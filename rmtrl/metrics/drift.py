@@ -7,7 +7,7 @@ D · flips gives the counts of all rearrangements, and means, distributions and 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, stats
 
 from rmtrl.errors import UsageError
-from rmtrl.metrics.estimates import Floats
+from rmtrl.metrics.estimates import Floats, bootstrap_estimate
+from rmtrl.types import Estimate
 
 _CELLS = 256  # values that a distribution is told apart by; more distinct ones are put together, equally many a cell
 _FLIPS = 4_000_000  # held at a time: 32 MB
@@ -78,36 +79,14 @@ def decile_counts(reference: ArrayLike, current: ArrayLike, bins: int = 10) -> N
     return np.stack([np.bincount(own, minlength=len(edges) + 1) for own in cells])
 
 
-def effect_size(
-    reference: ArrayLike, current: ArrayLike, weights: ArrayLike | None = None, other_weights: ArrayLike | None = None
-) -> float:
-    """Returns the mean of current less that of reference, over the standard deviation within sides (Cohen's d).
-
-    Args:
-        reference, current (`(n,)`, `(m,)` arrays): Values; true and false are 1 and 0.
-        weights, other_weights (`(n,)`, `(m,)` arrays, *optional*): Of the values of each side; all equal when absent.
-
-    Example:
-
-    ```python
-    >>> effect_size([1.0, 3.0], [2.0, 4.0])
-    1.0
-    ```
-    """
-    sides = _sample(reference, weights), _sample(current, other_weights)
-    means = [np.average(x, weights=w) for x, w in sides]
-    squares = [np.average((x - mean) ** 2, weights=w) for (x, w), mean in zip(sides, means, strict=True)]
-    deviation = np.sqrt(np.mean(squares))
-    return float((means[1] - means[0]) / deviation) if deviation > 0 else 0.0
-
-
 def distances_of(
     x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, other_weights: ArrayLike | None = None
 ) -> dict[str, float]:
     """Returns how far two samples are apart: KS, energy and Wasserstein distance, as scipy has them.
 
     Args:
-        x, y, weights, other_weights: As `reference`, `current` and theirs in [`effect_size`].
+        x, y (`(n,)`, `(m,)` arrays): Values; true and false are 1 and 0.
+        weights, other_weights (`(n,)`, `(m,)` arrays, *optional*): Of the values of each side; all equal when absent.
 
     Example:
 
@@ -155,6 +134,55 @@ def row_weights(prompts: ArrayLike, current: ArrayLike) -> Floats:
     a, b = counts
     weights: Floats = np.where(a * b > 0, 2 * a * b / np.maximum(a + b, 1), np.maximum(a, b))
     return weights[index] / counts[side.astype(int), index]
+
+
+def effect_estimate(
+    values: ArrayLike, prompts: ArrayLike, current: ArrayLike, *, n_resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Returns how far current is from reference, with an interval that resamples prompts.
+
+    Of numbers Cohen's d, the difference of means over the standard deviation within sides; of text Cohen's
+    w = √(Σ (q − p)² / pooled share), which noise can only raise. Rows weigh as in [`row_weights`].
+
+    Args:
+        values (`(N,)` array): As a column of [`drift_test`], without missing ones; of both sides.
+        prompts, current (`(N,)` arrays): As there.
+        n_resamples, seed: As in [`~rmtrl.metrics.bootstrap_estimates`].
+
+    Example:
+
+    ```python
+    >>> effect_estimate([1.0, 3.0, 2.0, 4.0], range(4), [False, False, True, True]).value
+    1.0
+    ```
+    """
+    x, side = np.asarray(values), np.asarray(current, bool)
+    index, w = np.unique(np.asarray(prompts), return_inverse=True)[1], row_weights(prompts, side)
+    if is_text := x.dtype.kind in "USO":
+        parts = np.unique(x, return_inverse=True)[1][:, None] == np.arange(len(np.unique(x)))
+    else:
+        x = x - np.average(x, weights=w)
+        parts = np.stack([np.ones(len(x)), x, x**2], axis=1)
+    sums = [
+        np.stack([np.bincount(index, w * part * (side == own), index.max() + 1) for part in parts.T], axis=1)
+        for own in (False, True)
+    ]
+
+    def statistic(weights: Floats) -> Floats:
+        p, q = (weights @ own for own in sides)
+        if is_text:
+            pooled, p, q = (own / own.sum(axis=1, keepdims=True) for own in (p + q, p, q))
+            return np.asarray(np.sqrt(np.divide((q - p) ** 2, pooled, where=pooled > 0, out=0 * p).sum(axis=1)))
+        (mean, square), (other, other_square) = ((own[:, 1:] / own[:, :1]).T for own in (p, q))
+        variance = (square - mean**2 + other_square - other**2) / 2
+        return np.asarray(np.divide(other - mean, np.sqrt(variance), where=variance > 0, out=0 * mean))
+
+    sides = [own.astype(np.float64) for own in sums]
+    found = bootstrap_estimate(
+        statistic, len(sums[0]), kind="basic" if is_text else "percentile", bounds=(0 if is_text else -np.inf, np.inf),
+        n_resamples=n_resamples, seed=seed, by="prompt",
+    )  # fmt: skip
+    return replace(found, n=len(x))
 
 
 def exchanges(prompts: ArrayLike, current: ArrayLike, n: int, *, seed: int = 0) -> Iterator[Floats]:

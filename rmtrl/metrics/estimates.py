@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
 
 Floats = NDArray[np.float64]
@@ -313,13 +314,13 @@ def reweighted_estimate(
 
 
 def binomial_estimate(
-    successes: float, n: int, *, level: float = 0.95, kind: Literal["exact", "wilson"] = "exact"
+    successes: float, n: float, *, level: float = 0.95, kind: Literal["exact", "wilson"] = "exact"
 ) -> Estimate:
     """Returns a success rate with its binomial interval.
 
     Args:
         successes (`float`): Successes; the exact interval takes a number that is no whole one too.
-        n (`int`): Units, 1 or more.
+        n (`float`): Units, 1 or more; for the exact interval an [`effective_n`] too.
         level (`float`): Coverage of the interval.
         kind (`str`): `"exact"` (Clopper and Pearson 1934) or `"wilson"`, the score interval (Wilson 1927).
 
@@ -331,12 +332,95 @@ def binomial_estimate(
     ```
     """
     if kind == "wilson":
-        found = stats.binomtest(int(successes), n).proportion_ci(level, method="wilson")
-        return Estimate(successes / n, float(found.low), float(found.high), n, level, "Wilson")
+        found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+        return Estimate(successes / n, float(found.low), float(found.high), int(n), level, "Wilson")
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
     high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
-    return Estimate(successes / n, float(low), float(high), n, level, "exact binomial")
+    return Estimate(successes / n, float(low), float(high), int(n), level, "exact binomial")
+
+
+def effective_n(values: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """Returns how many independent values N values in groups are worth, at most N.
+
+    The variance of the values over that of their mean by group, times (t_{N−1} / t_{G−1})² of the 97.5 % quantiles
+    (Korn and Graubard 1998, https://www150.statcan.gc.ca/n1/pub/12-001-x/1998002/article/4356-eng.pdf); G where all
+    groups are alike. A binomial interval of that many units is one by group.
+
+    Args:
+        values (`(N,)` array): One value a row.
+        groups (`(N,)` array, *optional*): Group of each row, one of G; every row its own where absent.
+
+    Example:
+
+    ```python
+    >>> round(effective_n([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2, 3, 3]), 1)
+    1.9
+    ```
+    """
+    values = np.asarray(values, float)
+    totals, counts = _sums(values, groups)
+    n, n_groups, mean = len(values), len(counts), values.mean()
+    if n_groups in (1, n) or np.ptp(values) == 0:
+        return float(n_groups)
+    of_mean = n_groups / (n_groups - 1) * float(((totals - mean * counts) ** 2).sum()) / n**2
+    if of_mean == 0:
+        return float(n)
+    quantiles = stats.t.ppf(0.975, [n - 1, n_groups - 1])
+    return min(float(n), float(values.var(ddof=1) / of_mean * (quantiles[0] / quantiles[1]) ** 2))
+
+
+def corrected_rate(
+    rate: Estimate, sensitivity: Estimate, specificity: Estimate, *, n: float | None = None
+) -> Estimate:
+    """Returns the true rate behind the one that an imperfect judge counted, (p + sp − 1) / (se + sp − 1), in 0..1.
+
+    Rogan and Gladen's estimator (1978, https://doi.org/10.1093/oxfordjournals.aje.a112510) with the interval of Lang
+    and Reiczigel (2014, https://doi.org/10.1016/j.prevetmed.2013.09.015), which carries how surely sensitivity and
+    specificity are known: each was measured on its own labelled answers, which are like those judged here.
+
+    Args:
+        rate (`Estimate`): Share p of its n units that the judge counts.
+        sensitivity (`Estimate`): Share se of what is truly so that the judge counts, with its n.
+        specificity (`Estimate`): Share sp of what is truly not so that the judge leaves, with its n.
+        n (`float`, *optional*): Independent units that the rate is worth, see [`effective_n`]; its own n by default.
+
+    Raises:
+        UsageError: If se + sp is 1 or less: such a judge says nothing of the true rate.
+
+    Example:
+
+    ```python
+    >>> judge = binomial_estimate(90, 100), binomial_estimate(70, 100)
+    >>> print(corrected_rate(binomial_estimate(40, 100), *judge))
+    0.167 [0.000, 0.362] (n = 100)
+    ```
+    """
+    se, sp = sensitivity.value, specificity.value
+    if se + sp <= 1:
+        raise UsageError(
+            f"the judge has sensitivity {se:.3f} and specificity {sp:.3f}; wanted two whose sum is above 1, or the "
+            "rate cannot be corrected: use a better judge or more labels"
+        )
+    value = float(np.clip((rate.value + sp - 1) / (se + sp - 1), 0, 1))
+    low, high = _lang_reiczigel(rate, rate.n if n is None else n, sensitivity, specificity)
+    method = "Rogan and Gladen, interval of Lang and Reiczigel"
+    return Estimate(value, min(low, value), max(high, value), rate.n, rate.level, method)
+
+
+def _lang_reiczigel(rate: Estimate, n: float, sensitivity: Estimate, specificity: Estimate) -> tuple[float, float]:
+    """Wald's interval once each share is pulled towards ½, shifted by what the pull does to the ratio."""
+    z = float(stats.norm.ppf((1 + rate.level) / 2))
+    p, n_p = (rate.value * n + z**2 / 2) / (n + z**2), n + z**2
+    se, sp = ((own.value * own.n + 1) / (own.n + 2) for own in (sensitivity, specificity))
+    if se + sp <= 1:
+        return 0.0, 1.0
+    of_se, of_sp = se * (1 - se) / (sensitivity.n + 2), sp * (1 - sp) / (specificity.n + 2)
+    true = (p + sp - 1) / (se + sp - 1)
+    middle = true + 2 * z**2 * (true * of_se - (1 - true) * of_sp)
+    variance = p * (1 - p) / n_p + true**2 * of_se + (1 - true) ** 2 * of_sp
+    half = z * float(np.sqrt(variance)) / (se + sp - 1)
+    return float(np.clip(middle - half, 0, 1)), float(np.clip(middle + half, 0, 1))
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:

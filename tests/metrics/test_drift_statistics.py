@@ -12,7 +12,7 @@ from rmtrl.metrics.drift import (
     decile_counts,
     distances_of,
     drift_test,
-    effect_size,
+    effect_estimate,
     exchanges,
     psi,
     psi_threshold,
@@ -74,11 +74,21 @@ def test_distances_are_those_of_scipy():
         assert scaled["Wasserstein"] == pytest.approx(3 * found["Wasserstein"])
 
 
-def test_effect_size_is_the_difference_over_the_pooled_deviation():
-    assert effect_size([1.0, 3.0], [2.0, 4.0]) == pytest.approx(1.0)
-    assert effect_size([1.0, 1.0], [1.0, 1.0]) == 0
-    rng = np.random.default_rng(0)
-    assert effect_size(rng.normal(size=40_000), rng.normal(0.3, 1, 40_000)) == pytest.approx(0.3, abs=0.03)
+def test_the_effect_is_the_difference_over_the_deviation_within_sides():
+    side = np.array([False, False, True, True])
+    assert effect_estimate([1.0, 3.0, 2.0, 4.0], range(4), side).value == pytest.approx(1.0)
+    assert effect_estimate([1.0, 1.0, 1.0, 1.0], range(4), side).value == 0
+    assert effect_estimate(["a", "b", "b", "b"], range(4), side).value == pytest.approx(
+        np.sqrt(0.25 / 0.25 + 0.25 / 0.75)
+    )
+    columns, prompts, current = world(300, shift=0.5, seed=1)
+    found = effect_estimate(columns["score"], prompts, current)
+    assert found.low < 0.5 < found.high and found.n == len(prompts)
+    rows = effect_estimate(columns["score"], np.arange(len(prompts)), current)  # as if rows were prompts: too sure
+    assert rows.high - rows.low < 0.8 * (found.high - found.low)
+    same = world(100, shared=100, seed=2)
+    mix = effect_estimate(same[0]["domain"], *same[1:])
+    assert mix.value == pytest.approx(0) and mix.high == pytest.approx(0)
 
 
 def test_rows_of_a_prompt_on_both_sides_weigh_the_same_on_each():

@@ -1,0 +1,350 @@
+"""Drift: whether what comes now is like what the reward model and its guards were measured on.
+
+Everything watched is a column of rows, and a row belongs to a prompt. All columns of both sides go into one test
+([`~rmtrl.metrics.drift.drift_test`]) that exchanges prompts, and its one corrected p is the verdict. Expected accuracy
+is what the calibration promises without labels. It assumes that the calibration still holds, and where that broke it
+is wrong with a narrow interval: read it beside the verdict, and beside accuracy wherever there are labels.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from rmtrl.calibration.calibration import Calibration
+from rmtrl.data.layouts import is_pair
+from rmtrl.data.loading import source_rows
+from rmtrl.data.messages import conversation_text
+from rmtrl.data.normal_form import prompt_hash
+from rmtrl.data.preferences import read_preferences
+from rmtrl.errors import DataError, UsageError
+from rmtrl.evaluation.scoring import ScoredPairs, is_number
+from rmtrl.metrics import combined_estimate, mean_estimate, pair_wins
+from rmtrl.metrics.drift import (
+    ColumnTest,
+    decile_counts,
+    distances_of,
+    drift_test,
+    effect_estimate,
+    psi,
+    psi_threshold,
+    row_weights,
+)
+from rmtrl.types import Estimate
+
+PROMPT, MARGIN, PREFERENCE, DOMAIN = "prompt_id", "margin", "preference", "domain"
+ACCURACY, EXPECTED = "accuracy", "expected accuracy"
+SIDES = ("reference", "current")
+
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One column of both sides.
+
+    Args:
+        name (`str`): Of the column.
+        reference, current ([`Estimate`] or `dict[str, Estimate]`): Mean of each side, or the share of each category;
+            their intervals resample prompts.
+        effect ([`Estimate`]): From [`~rmtrl.metrics.drift.effect_estimate`].
+        rows, prompts, missing (`dict[str, int]`): By side: rows with a value, their prompts, rows without.
+        distances (`dict[str, float]`): KS, energy and Wasserstein distance of numbers.
+        psi (`float`): Population stability index, by deciles of the reference, or by category.
+        psi_threshold (`float`): What no change stays below with 95 %, at as many independent units as prompts.
+        test ([`~rmtrl.metrics.drift.ColumnTest`]): From the common rearrangements.
+    """
+
+    name: str
+    reference: Estimate | dict[str, Estimate]
+    current: Estimate | dict[str, Estimate]
+    effect: Estimate
+    rows: dict[str, int]
+    prompts: dict[str, int]
+    missing: dict[str, int]
+    distances: dict[str, float]
+    psi: float
+    psi_threshold: float
+    test: ColumnTest
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The values that people read."""
+        means = {side: own if isinstance(own := getattr(self, side), Estimate) else "" for side in SIDES}
+        ps = {"test": self.test.name, "p": self.test.p, "adjusted p": self.test.adjusted_p}
+        size = {"effect": f"{self.effect.value:+.3f}", "prompts": "/".join(map(str, self.prompts.values()))}
+        return {"": self.name, **means, **size, **ps, "PSI": f"{self.psi:.3f} (threshold {self.psi_threshold:.3f})"}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The verdict, and what stands behind it.
+
+    Args:
+        alarm (`bool`): Whether the corrected p is at most `alpha`.
+        p (`float`): Of no change in any column, corrected for their number.
+        alpha (`float`): Rate of false alarms asked for.
+        n_permutations (`int`): Rearrangements drawn.
+        shared_prompts (`int`): Prompts of both sides, whose two parts change places; the others move whole.
+        columns (`tuple[Watched, ...]`): In the order given.
+        accuracy, expected_accuracy (`dict[str, Estimate]`): By side, where there are labels and a calibration.
+        not_compared (`tuple[str, ...]`): Columns of one side alone.
+    """
+
+    schema: ClassVar = "rmtrl/drift/1"
+    json_also: ClassVar = ("warnings",)
+
+    alarm: bool
+    p: float
+    alpha: float
+    n_permutations: int
+    shared_prompts: int
+    columns: tuple[Watched, ...]
+    accuracy: dict[str, Estimate] = field(default_factory=dict)
+    expected_accuracy: dict[str, Estimate] = field(default_factory=dict)
+    not_compared: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before use, in words."""
+        found = [f"{', '.join(self.not_compared)}: on one side alone, not compared"] if self.not_compared else []
+        for side in set(self.accuracy) & set(self.expected_accuracy):
+            true, said = self.accuracy[side], self.expected_accuracy[side]
+            if not (true.low <= said.high and said.low <= true.high):
+                gap = f"expected accuracy {said:.3f}, true accuracy {true:.3f}"
+                found.append(f"the calibration does not hold on the {side} side: {gap}; calibrate on pairs like these")
+        return tuple(found)
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """The values that people read."""
+        beyond = [own.name for own in self.columns if own.test.adjusted_p <= self.alpha]
+        return {
+            "verdict": f"DRIFT in {', '.join(beyond)}" if self.alarm else "no drift shown",
+            "corrected p": f"{self.p:.3f} (alarm at {self.alpha:g}; {self.n_permutations:,} permutations of prompts, "
+            f"{self.shared_prompts:,} exchanged within)",
+            "watched": [own.line for own in self.columns],
+            **{name: own for name, own in ((ACCURACY, self.accuracy), (EXPECTED, self.expected_accuracy)) if own},
+        }  # fmt: skip
+
+
+def drift(
+    reference: Mapping[str, ArrayLike], current: Mapping[str, ArrayLike], *, calibration: Calibration | None = None,
+    held_out: Collection[str] = (), alpha: float = 0.05, n_permutations: int = 999, seed: int = 0,
+) -> Drift:  # fmt: skip
+    """Returns whether current rows differ from those of reference, as one verdict over all their columns.
+
+    Args:
+        reference, current (`Mapping[str, (N,) array]`): Columns of each side. `prompt_id` is needed; any other is
+            watched: numbers (NaN is missing), true and false, text ("" is missing). Of pairs, `margin` is the score of
+            the first answer less that of the second, and watched in size; `preference` the share of votes for the
+            first, NaN without label: with it accuracy is watched too. `domain` is text.
+        calibration ([`~rmtrl.calibration.Calibration`], *optional*): For expected accuracy, the mean of max(p, 1 − p)
+            (CBPE, as NannyML has it). Its interval resamples prompts, and takes in that of the temperature.
+        held_out (`Collection[str]`): Domains that accuracy is of; all by default.
+        alpha (`float`): Rate of false alarms.
+        n_permutations, seed: As in [`~rmtrl.metrics.drift.drift_test`].
+
+    Raises:
+        UsageError: If a side has no prompts or nothing in common with the other, or too few to reach `alpha`.
+
+    Example:
+
+    ```python
+    >>> rng = np.random.default_rng(0)
+    >>> rows = [{"prompt_id": np.arange(300) // 3 + 100 * i, "score": rng.normal(i / 2, 1, 300)} for i in (0, 1)]
+    >>> found = drift(*rows)
+    >>> found.alarm, found.columns[0].test.adjusted_p
+    (True, 0.001)
+    ```
+    """
+    sides = {name: _derived(own, calibration, held_out) for name, own in zip(SIDES, (reference, current), strict=True)}
+    first, second = sides.values()
+    columns = {name: np.concatenate([own, second[name]]) for name, own in first.items() if name in second}
+    prompts = columns.pop(PROMPT).astype(str)
+    if not columns:
+        raise UsageError(f"the sides have no column in common but {PROMPT}; wanted scores, lengths, domains or guards")
+    side = np.arange(len(prompts)) >= len(first[PROMPT])
+    test = drift_test(columns, prompts, side, n_permutations=n_permutations, alpha=alpha, seed=seed)
+    return Drift(
+        alarm=test.p <= alpha, p=test.p, alpha=alpha, n_permutations=n_permutations,
+        shared_prompts=len(np.intersect1d(prompts[side], prompts[~side])),
+        columns=tuple(_watched(name, own, prompts, side, test.tests[name]) for name, own in columns.items()),
+        accuracy={name: _mean(own[ACCURACY], own[PROMPT]) for name, own in sides.items() if ACCURACY in own},
+        expected_accuracy={
+            name: expected_accuracy(own[MARGIN], own[PROMPT], calibration)
+            for name, own in sides.items() if calibration and MARGIN in own
+        },
+        not_compared=tuple(sorted(first.keys() ^ second.keys())),
+    )  # fmt: skip
+
+
+def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: Calibration) -> Estimate:
+    """Returns the mean of max(p, 1 − p): the accuracy of pairs without labels, as far as the calibration holds.
+
+    Args:
+        margins (`(N,)` array): Score of one answer less that of the other; NaN is left out.
+        prompts (`(N,)` array): Prompt of each pair, which is what is resampled.
+        calibration ([`~rmtrl.calibration.Calibration`]): Of a temperature its interval counts too, by MOVER; of a
+            curve the pairs alone.
+
+    Example:
+
+    ```python
+    >>> rng = np.random.default_rng(0)
+    >>> fitted = calibrate(rng.normal(1, 1, 500), rng.normal(0, 1, 500), range(500))
+    >>> expected_accuracy([0.0, 0.0], ["a", "b"], fitted).value
+    0.5
+    ```
+    """
+    size = np.abs(np.asarray(margins, np.float64))
+    m, groups = size[~np.isnan(size)], np.asarray(prompts)[~np.isnan(size)]
+    found = _mean(calibration.calibrator.predict_proba(m), groups)
+    if calibration.kind != "temperature" or not calibration.is_measured:
+        return replace(found, method=f"{found.method}; the calibration's own uncertainty is not in it")
+    t = calibration.temperature_estimate
+    low, high = (float(special.expit(m / end).mean()) - found.value for end in (t.high, t.low))
+    whole = combined_estimate([found, Estimate(0.0, low, high, 0)], (1, 1))
+    method = f"{found.method}; with the interval of the temperature (MOVER)"
+    return replace(whole, low=max(whole.low, 0.5), high=min(whole.high, 1.0), method=method)
+
+
+def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, held_out: Collection[str]) -> Columns:
+    """Returns the columns to watch, with what margins say beside them; those without any value are left out."""
+    columns = {name: np.asarray(values) for name, values in given.items()}
+    n = len(columns.get(PROMPT, ()))
+    if n == 0 or any(len(values) != n for values in columns.values()):
+        raise UsageError(
+            f"got columns of {sorted({len(v) for v in columns.values()})} rows; wanted {PROMPT} for each row"
+        )
+    if (margin := columns.get(MARGIN)) is not None:
+        margin = margin.astype(float)
+        columns[MARGIN] = np.abs(margin)
+        label = columns.pop(PREFERENCE, np.full(n, np.nan)).astype(float)
+        wins = np.where(
+            np.isnan(margin + label) | (label == 0.5), np.nan, pair_wins(margin * (label - 0.5), np.zeros(n))
+        )
+        if held_out:
+            wins = np.where(np.isin(columns.get(DOMAIN, np.full(n, "")), list(held_out)), wins, np.nan)
+        columns[ACCURACY] = wins
+        if calibration is not None:
+            p = calibration.calibrator.predict_proba(np.nan_to_num(columns[MARGIN]))
+            columns[EXPECTED] = np.where(np.isnan(margin), np.nan, p)
+    return {name: values for name, values in columns.items() if _known(values).any()}
+
+
+def _known(values: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.asarray(values != "" if values.dtype.kind in "USO" else ~np.isnan(values.astype(float)))
+
+
+def _mean(values: NDArray[Any], prompts: NDArray[Any]) -> Estimate:
+    known = _known(values)
+    x = values[known].astype(float)
+    return mean_estimate(x, prompts[known], proportion=bool(((x >= 0) & (x <= 1)).all()))
+
+
+def _watched(
+    name: str, values: NDArray[Any], prompts: NDArray[Any], side: NDArray[np.bool_], test: ColumnTest
+) -> Watched:
+    known = _known(values)
+    x, groups, current = values[known], prompts[known], side[known]
+    parts, distances = [~current, current], {}
+    means: list[Any]
+    if x.dtype.kind in "US":
+        kinds = np.unique(x)
+        means = [{str(kind): _mean(x[part] == kind, groups[part]) for kind in kinds} for part in parts]
+        counts = np.stack([(x[part][:, None] == kinds).sum(axis=0) for part in parts])
+    else:
+        x, w = x.astype(float), row_weights(groups, current)
+        means = [_mean(x[part], groups[part]) for part in parts]
+        counts = decile_counts(x[~current], x[current])
+        distances = distances_of(x[~current], x[current], w[~current], w[current])
+    rows, n_prompts = [int(part.sum()) for part in parts], [len(np.unique(groups[part])) for part in parts]
+    return Watched(
+        name=name, reference=means[0], current=means[1], effect=effect_estimate(x, groups, current),
+        rows=dict(zip(SIDES, rows, strict=True)), prompts=dict(zip(SIDES, n_prompts, strict=True)),
+        missing={"reference": int((~known & ~side).sum()), "current": int((~known & side).sum())},
+        distances=distances, psi=psi(counts[0], counts[1]), test=test,
+        psi_threshold=psi_threshold(n_prompts[0], n_prompts[1], counts.shape[1]),
+    )  # fmt: skip
+
+
+# ---- files
+
+
+def read_watched(
+    source: str, scores: Path | None = None, *, watch: Iterable[str] = (), labels: bool = True
+) -> Columns:
+    """Returns the columns of a file of pairs or of scored rows, as [`drift`] takes them.
+
+    Of pairs: scores and lengths are means of the two answers, and chosen is the better one. Rows have `prompt_id`,
+    `prompt` or `id`, and what they have of `score` (a number), `scores` (two, the better one first unless `preference`
+    says otherwise), `completion`, `length_chars` and `domain`; null is missing.
+
+    Args:
+        source (`str`): File, folder or hub id.
+        scores (`Path`, *optional*): Scores of the pairs, as `rmtrl score` writes them.
+        watch (`Iterable[str]`): Further columns, of numbers or true and false: guards, criteria.
+        labels (`bool`): Whether which answer is first says which is better.
+
+    Raises:
+        DataError: If a row has no prompt, or a value of another kind; the message names it.
+    """
+    named = tuple(watch)
+    found = [_row(place, row, named) for place, row in _rows(source, scores)]
+    names = dict.fromkeys(name for row in found for name in row)
+    columns: Columns = {}
+    for name in names:
+        text = name in (PROMPT, DOMAIN)
+        values = [row.get(name) for row in found]
+        columns[name] = np.array(
+            [("" if text else np.nan) if v is None else v for v in values], str if text else float
+        )
+    if not labels:
+        columns.pop(PREFERENCE, None)
+    return columns
+
+
+def _rows(source: str, scores: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields where each row stands and the row; of a pair its scores and the mean length of its answers."""
+    if not is_pair(next(source_rows(source))[1]):
+        if scores is not None:
+            raise UsageError(
+                f"got the scores {scores} for {source}, whose rows are no pairs; put scores into the rows"
+            )
+        yield from source_rows(source)
+        return
+    pairs = read_preferences(source)
+    scored = ScoredPairs(pairs, np.full((len(pairs), 2), np.nan))
+    scored = ScoredPairs.of_file(scores, pairs) if scores else scored
+    for row, own, whole in zip(scored.pairs, scored.scores.tolist(), scored.whole, strict=True):
+        length = sum(len(conversation_text(row[side])) for side in ("chosen", "rejected")) / 2
+        known = {"domain": "" if row["domain"] == "unknown" else row["domain"], "length_chars": length}
+        yield f"{source}, pair {row['id']}", {**row, **known, "scores": own if whole else None}
+
+
+def _row(place: str, row: Mapping[str, Any], watch: Sequence[str]) -> dict[str, Any]:
+    """Returns what is watched of a row."""
+    prompt = (
+        row.get(PROMPT, row.get("id")) if row.get("prompt") is None or PROMPT in row else prompt_hash(row["prompt"])
+    )
+    if prompt in (None, ""):
+        raise DataError(f"{place} has no prompt; wanted prompt_id, prompt or id: rows of one prompt are moved as one")
+    found: dict[str, Any] = {PROMPT: str(prompt), DOMAIN: row.get(DOMAIN)}
+    for name in ("score", "length_chars", *watch):
+        value = row.get(name)
+        if not (value is None or isinstance(value, bool) or is_number(value)) or name in watch and name not in row:
+            got = f"the {name} {str(value)[:40]!r}" if name in row else f"no {name}"
+            raise DataError(f"{place} has {got}; wanted a number, true, false or null")
+        found[name] = value
+    if (completion := row.get("completion")) is not None:
+        found["length_chars"] = len(conversation_text(completion))
+    if (two := row.get("scores")) is not None:
+        if not (isinstance(two, list) and len(two) == 2 and all(map(is_number, two))):
+            raise DataError(f"{place} has the scores {str(two)[:40]!r}; wanted two numbers, the better answer's first")
+        found |= {"score": sum(two) / 2, MARGIN: two[0] - two[1], PREFERENCE: row.get(PREFERENCE, 1.0)}
+    return found
