@@ -114,7 +114,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 16_482, 124
+MOST_CODE_LINES, MOST_FILES = 16_851, 126
 
 
 def code_lines(path):
