@@ -74,6 +74,8 @@ class Rendering:
 
     def completed(self, conversation: Conversation) -> Conversation:
         """Returns a conversation with the tools and template variables of training where it has none of its own."""
+        if is_encoded(conversation):
+            return conversation
         own = conversation if isinstance(conversation, Chat) else Chat()
         tools = self.tools if own.tools is None else own.tools
         kwargs = own.chat_template_kwargs or self.chat_template_kwargs
@@ -99,6 +101,11 @@ class Rendering:
             )
 
 
+def is_encoded(conversation: Any) -> bool:
+    """Returns whether a conversation is token ids already, which are scored as they stand."""
+    return isinstance(conversation, list) and bool(conversation) and isinstance(conversation[0], int)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Returns the token ids of one conversation; see [`encode_all`]."""
     return encode_all(tokenizer, [conversation])[0]
@@ -111,7 +118,7 @@ def encode_all(
 
     Message lists go through the chat template, with the tools and template variables of a [`~rmtrl.types.Chat`]. A
     string is taken as rendered: it gets the end token if it lacks it and the tokenizer has one, and the tokenizer's
-    own special tokens.
+    own special tokens. Token ids stay as they are.
 
     Raises:
         RenderingError: If there is no chat template for a message list, the template fails, a message has no content
@@ -174,8 +181,10 @@ def encode_prompt(
     return list(tokenizer(text=text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _try_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, index: int) -> str | RenderingError:
-    """Returns a conversation as the text that is tokenised, or why there is none."""
+def _try_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, index: int) -> Any:
+    """Returns a conversation as the text that is tokenised, or why there is none; token ids as they are."""
+    if is_encoded(conversation):
+        return conversation
     if isinstance(conversation, str):
         eos = tokenizer.eos_token or ""
         return conversation if conversation.endswith(eos) else conversation + eos
@@ -240,7 +249,7 @@ def values_of(dataset: Dataset, name: str) -> list[Any]:
 def completion_starts(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], sequences: Sequence[Sequence[int]]
 ) -> list[int]:
-    """Returns the position of the first token of each conversation's last message; 0 for a string.
+    """Returns the position of the first token of each conversation's last message; 0 for a string or token ids.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Renders.
@@ -250,7 +259,7 @@ def completion_starts(
     starts = []
     for conversation, ids in zip(conversations, sequences, strict=True):
         head: list[int] = []
-        if not isinstance(conversation, str) and len(conversation) > 1:
+        if not (isinstance(conversation, str) or is_encoded(conversation)) and len(conversation) > 1:
             head = encode_prompt(tokenizer, conversation[:-1])
         shared = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), min(len(head), len(ids)))
         starts.append(min(shared, len(ids) - 1))

@@ -28,7 +28,7 @@ from rmtrl.models import (
 from rmtrl.reward.batching import Costs, plan_jobs
 from rmtrl.reward.checkpoint import load_reward_model, stored_head, stored_rendering
 from rmtrl.reward.heads import Head, compute_head_in_float32, last_layers, reads_last_token, set_dropout
-from rmtrl.reward.rendering import Rendering, all_encoded, completion_starts, try_encode
+from rmtrl.reward.rendering import Rendering, all_encoded, completion_starts, is_encoded, try_encode
 from rmtrl.reward.scoring import kinds_of_rows, run_job, why_padding_differs, why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
 from rmtrl.types import Conversation, Scorer, checked_scores
@@ -186,7 +186,7 @@ class RewardScorer(ModelScorer):
         return cls(model, tokenizer, rendering=stored_rendering(path), head=stored_head(path), **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
-        """Returns the reward of each conversation, `(N,)` float32.
+        """Returns the reward of each conversation, `(N,)` float32; a list of token ids is scored as it stands.
 
         Raises:
             DataError: If a conversation is longer than the model's positions.
@@ -341,7 +341,7 @@ def _check_conversations(conversations: Any) -> None:
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")
     for index, conversation in enumerate(conversations):
-        if not (isinstance(conversation, str) or _is_messages(conversation)):
+        if not (isinstance(conversation, str) or is_encoded(conversation) or _is_messages(conversation)):
             raise DataError(f"conversation {index} is {str(conversation)[:40]!r}; wanted a string or messages")
 
 
