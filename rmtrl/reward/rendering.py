@@ -13,10 +13,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_filled, says, without_fillings
+from rmtrl.data.messages import conversation_text, is_filled, says, without_fillings
 from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import RenderingError
-from rmtrl.types import Chat, Conversation, Message
+from rmtrl.types import Chat, Conversation, Message, shorten
 
 _PAD_NAMES = (
     "<|finetune_right_pad_id|>",
@@ -157,6 +157,28 @@ def try_encode(
         for i, own in zip(rows, ids, strict=True):
             found[i] = own if start_twice else _one_start(tokenizer, own, i)
     return found
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, ids: Sequence[int], *, adds: bool) -> str:
+    """Returns the text that a tokenizer makes these token ids of.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Of whoever gets the text.
+        conversation (`Conversation`): What the ids are of.
+        ids (`Sequence[int]`): Its token ids, see [`encode_all`].
+        adds (`bool`): Whether that tokenizer adds its special tokens.
+
+    Raises:
+        RenderingError: If there is none.
+    """
+    ended = [conversation, conversation + (tokenizer.eos_token or "")] if isinstance(conversation, str) else []
+    settings: dict[str, Any] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    decoded = (str(tokenizer.decode(list(own), **settings)) for own in (ids, ids[1:], ids[1:-1]))
+    for text in (*ended, *decoded):
+        if list(tokenizer(text=text, add_special_tokens=adds, verbose=False)["input_ids"]) == list(ids):
+            return text
+    start = shorten(conversation_text(conversation))
+    raise RenderingError(f"no text gives the tokens of {start!r}; send them to a server that takes token ids")
 
 
 def encode_prompt(
