@@ -38,7 +38,7 @@ def test_findings_and_rates_are_shown_and_written(rmtrl, files, tmp_path):
 
 def test_without_a_file_the_findings_are_shown(rmtrl, files):
     _, out, _ = rmtrl("guard", files[0], "--policy", files[1])
-    assert "rows.jsonl row 4: secrets, characters 4–40: GitHub Token" in out
+    assert "rows.jsonl row 4: secrets, characters 4–44: GitHub Token" in out
 
 
 def test_above_the_limit_exits_with_1_and_json_is_whole(rmtrl, files):

@@ -84,11 +84,11 @@ def guard(
     from rmtrl.monitoring.guardrails import fit_policy, overlap, read_answers, screen
     from rmtrl.monitoring.rules import Policy
 
+    check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
     if (fit is None) != (false_positive_rate is None):
         raise UsageError("wanted --fit and --false-positive-rate together: labelled answers, and the rate to hold")
     if fitted is not None and fit is None:
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
-    check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
     used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses)
     fits, notes = dict[str, "FittedThreshold"](), list[str]()
     if fit is not None and false_positive_rate is not None:
