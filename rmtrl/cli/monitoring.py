@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import check_outputs, read_rows, show
+from rmtrl.cli.console import check_outputs, show
 from rmtrl.errors import UsageError
-from rmtrl.io import file_sha256, read_text, write_json, write_rows
+from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.types import json_ready
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def drift(
     from rmtrl.monitoring.drift import read_watched
 
     check_outputs([reference, current, *(scores or ()), calibration], {"--history": history})
-    before = read_rows(history) if history and history.is_file() and history.stat().st_size else []
     fitted = read_calibration(calibration) if calibration else None
     given = zip((reference, current), scores or (None, None), strict=True)
     sides = [read_watched(source, own, watch=watch or (), labels=labels) for source, own in given]
@@ -53,9 +52,9 @@ def drift(
     files = [reference, current, *map(str, scores or ())]
     data = {name: file_sha256(Path(name)) if Path(name).is_file() else None for name in files}
     whole = {**json_ready(found), "data": data, "seed": seed, "time": datetime.now(timezone.utc).isoformat()}
-    if history is not None:
-        write_rows(history, [*before, whole])
     show(whole, as_json, words=found.words | {"history": history}, warnings=found.warnings)
+    if history is not None:  # shown before: a history that cannot be written hides no alarm
+        append_row(history, whole)
     if found.alarm:
         raise typer.Exit(1)
 
