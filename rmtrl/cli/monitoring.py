@@ -1,4 +1,4 @@
-"""`rmtrl guard`, `drift` and `redteam`: what is screened and watched once a policy is out, and what attacks achieve."""
+"""`rmtrl guard`, `drift` and `redteam`: what is screened, watched and attacked once a policy is out."""
 
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
