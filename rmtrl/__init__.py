@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rmtrl.reward.dpo_scorer import DPOScorer
     from rmtrl.reward.laplace import LaplaceScorer
     from rmtrl.reward.pairs import PreferencePairValidatorCollator
+    from rmtrl.reward.remote import RemoteScorer
     from rmtrl.reward.scorer import RewardScorer
     from rmtrl.reward.trainer import RewardTrainer
     from rmtrl.reward.uncertainty import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
@@ -40,6 +41,7 @@ _EXPORTS = {
     "rmtrl.reward.uncertainty": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
     "rmtrl.reward.laplace": ("LaplaceScorer",),
     "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
+    "rmtrl.reward.remote": ("RemoteScorer",),
     "rmtrl.reward.scorer": ("RewardScorer",),
     "rmtrl.reward.trainer": ("RewardTrainer",),
     "rmtrl.types": ("Estimate", "Guard", "PairRewards", "Scorer"),
@@ -50,7 +52,7 @@ __all__ = [
     "BenchmarkCallback", "CalibrationCallback", "CenterRewardCallback", "ComposedReward", "DPOScorer",
     "EnsembleScorer", "Estimate", "Guard", "HeadEnsembleScorer", "LaplaceScorer", "LengthBiasCallback",
     "MCDropoutScorer", "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer",
-    "PairRewards", "PreferencePairValidatorCollator", "RewardCallback", "RewardConfig", "RewardScorer",
+    "PairRewards", "PreferencePairValidatorCollator", "RemoteScorer", "RewardCallback", "RewardConfig", "RewardScorer",
     "RewardTrainer", "Scorer",
 ]  # fmt: skip
 

@@ -67,6 +67,10 @@ def world(tmp_path_factory):
     scores = [{"id": str(i), "scores": [i % 7 / 3, i % 3]} for i in range(40)]
     write(folder / "scores.jsonl", scores)
     write(folder / "prompts.jsonl", [{"prompt": f"red {i} ?", "candidates": [" good", " bad"]} for i in range(3)])
+    said = ["Yes", "Sorry, but I can't help with that."]
+    answers = [{"prompt": f"red {i} ?", "safe": i % 2, "completion": said[i % 3 > 0], "refused": i % 3 > 0}
+               for i in range(12)]  # fmt: skip
+    write(folder / "answers.jsonl", answers), write(folder / "labels.jsonl", answers)
     write(folder / "generations.jsonl", [{"prompt": f"red {i} ?", "completions": [" a", " b"]} for i in range(3)])
     torch.manual_seed(0)
     samples = [{"prompt_id": f"p{i // 8}", "proxy": torch.rand(()).item(), "gold": torch.rand(()).item(),
@@ -91,6 +95,11 @@ BASES = {
     "audit": ["pairs.jsonl --scores scores.jsonl", "pairs.jsonl --model rm --probe-rows 2"],
     "overopt": ["samples.jsonl --n-resamples 100"],
     "rerank": ["prompts.jsonl --model rm --policy policy --n 2 --max-new-tokens 2 --out OUT"],
+    "redteam": [
+        "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
+        "--policy policy --attack plain --requests 1 --max-new-tokens 2 --out OUT",
+        "--policy policy --prompts prompts.jsonl --k 2 --max-new-tokens 2",
+    ],
     "data validate": ["pairs.jsonl"],
     "data dedup": ["pairs.jsonl"],
     "data contamination": ["pairs.jsonl other.jsonl"],

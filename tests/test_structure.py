@@ -15,7 +15,7 @@ import yaml
 import rmtrl
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "reporting"]
+STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "serving", "reporting"]
 LAYERS = ["errors", "types", "io", "processes", "metrics", "models", *STAGES]
 TOP = ["tiny", "launch", "cli", "__main__"]  # may import any stage; no stage imports them
 
@@ -42,6 +42,7 @@ def test_public_names():
         "PPOTrainer",
         "PairRewards",
         "PreferencePairValidatorCollator",
+        "RemoteScorer",
         "RewardCallback",
         "RewardConfig",
         "RewardScorer",
@@ -114,7 +115,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 16_604, 125
+MOST_CODE_LINES, MOST_FILES = 17_971, 133
 
 
 def code_lines(path):

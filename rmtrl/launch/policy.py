@@ -23,9 +23,9 @@ from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import load_policy as load_language_policy
-from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
+from rmtrl.ppo.rewards import ComposedReward, Filter, LengthPenalty
 from rmtrl.reward.scorer import RewardScorer
-from rmtrl.types import Estimate, Scorer, json_ready
+from rmtrl.types import Estimate, Guard, Scorer, json_ready
 
 
 @dataclass
@@ -99,7 +99,9 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     return load_language_policy(str(model_args.model_name_or_path), **settings)
 
 
-def make_reward(recipe: PolicyRecipeArguments, args: PPOConfig) -> ComposedReward:
+def make_reward(
+    recipe: PolicyRecipeArguments, args: PPOConfig, *, filters: Sequence[Filter | Guard] = ()
+) -> ComposedReward:
     """Returns the reward model as a reward: calibrated where a calibration of these weights stands beside it.
 
     Raises:
@@ -114,7 +116,8 @@ def make_reward(recipe: PolicyRecipeArguments, args: PPOConfig) -> ComposedRewar
     if recipe.calibrated and (Path(path) / FILE).is_file():
         calibration = read_calibration(path, model_fingerprint=model_fingerprint(path))
     penalty = LengthPenalty(recipe.length_free_tokens, recipe.length_penalty) if recipe.length_penalty else None
-    return ComposedReward(scorer, calibration=calibration, pessimism=recipe.pessimism, length_penalty=penalty)
+    settings: dict[str, Any] = {"calibration": calibration, "pessimism": recipe.pessimism, "filters": filters}
+    return ComposedReward(scorer, length_penalty=penalty, **settings)
 
 
 def judges(recipe: PolicyRecipeArguments) -> dict[str, Scorer]:

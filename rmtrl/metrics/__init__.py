@@ -14,5 +14,6 @@ from rmtrl.metrics.probabilities import (
 )  # fmt: skip
 from rmtrl.metrics.ranks import (
     best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate,
-    kendall, pair_wins, pearson, reward_metrics, spearman, worst_group_accuracy,
+    kendall, pair_wins, pearson, reward_metrics, spearman, step_rewards,
+    worst_group_accuracy,
 )  # fmt: skip

@@ -341,11 +341,11 @@ def binomial_estimate(
 
 
 def effective_n(values: ArrayLike, groups: ArrayLike | None = None) -> float:
-    """Returns how many independent values N values in groups are worth, at most N.
+    """Returns how many independent values N values in groups are worth.
 
-    The variance of the values over that of their mean by group, times (t_{N−1} / t_{G−1})² of the 97.5 % quantiles
-    (Korn and Graubard 1998, https://www150.statcan.gc.ca/n1/pub/12-001-x/1998002/article/4356-eng.pdf); G where all
-    groups are alike. A binomial interval of that many units is one by group.
+    A binomial interval of so many is one by group. It is the variance of the values over that of their mean by group,
+    times (t_{N−1} / t_{G−1})² of the 97.5 % quantiles (Korn and Graubard 1998), at most N, and at least N² / Σ n_g²,
+    which values are worth that are alike within their groups: G groups of one size are worth G.
 
     Args:
         values (`(N,)` array): One value a row.
@@ -354,20 +354,20 @@ def effective_n(values: ArrayLike, groups: ArrayLike | None = None) -> float:
     Example:
 
     ```python
-    >>> round(effective_n([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2, 3, 3]), 1)
-    1.9
+    >>> round(effective_n([1, 1, 1, 0, 0, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), 1)
+    7.4
     ```
     """
     values = np.asarray(values, float)
     totals, counts = _sums(values, groups)
-    n, n_groups, mean = len(values), len(counts), values.mean()
-    if n_groups in (1, n) or np.ptp(values) == 0:
-        return float(n_groups)
-    of_mean = n_groups / (n_groups - 1) * float(((totals - mean * counts) ** 2).sum()) / n**2
-    if of_mean == 0:
-        return float(n)
+    n, n_groups = len(values), len(counts)
+    least = n**2 / float((counts**2).sum())
+    if n_groups == 1 or np.ptp(values) == 0:
+        return least
+    spread = float(((totals - values.mean() * counts) ** 2).sum()) * n_groups / (n_groups - 1)
     quantiles = stats.t.ppf(0.975, [n - 1, n_groups - 1])
-    return min(float(n), float(values.var(ddof=1) / of_mean * (quantiles[0] / quantiles[1]) ** 2))
+    worth = n**2 * values.var(ddof=1) * (quantiles[0] / quantiles[1]) ** 2 / max(spread, 1e-12)
+    return float(np.clip(worth, least, n))
 
 
 def corrected_rate(

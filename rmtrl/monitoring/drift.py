@@ -6,7 +6,7 @@ is what the calibration promises without labels. It assumes that the calibration
 is wrong with a narrow interval: read it beside the verdict, and beside accuracy wherever there are labels.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,9 +19,10 @@ from rmtrl.calibration.calibration import Calibration
 from rmtrl.data.layouts import is_pair
 from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import conversation_text
-from rmtrl.data.normal_form import prompt_hash
+from rmtrl.data.normal_form import as_number, prompt_hash
 from rmtrl.data.preferences import read_preferences
 from rmtrl.errors import DataError, UsageError
+from rmtrl.evaluation.scoring import SIDES as CHOSEN_REJECTED
 from rmtrl.evaluation.scoring import ScoredPairs, is_number
 from rmtrl.metrics import combined_estimate, mean_estimate, pair_wins
 from rmtrl.metrics.drift import (
@@ -216,21 +217,15 @@ def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: Calib
 def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, held_out: Collection[str]) -> Columns:
     """Returns the columns to watch, with what margins say beside them; those without any value are left out."""
     columns = {name: np.asarray(values) for name, values in given.items()}
-    n = len(columns.get(PROMPT, ()))
-    if n == 0 or any(len(values) != n for values in columns.values()):
-        raise UsageError(
-            f"got columns of {sorted({len(v) for v in columns.values()})} rows; wanted {PROMPT} for each row"
-        )
-    if (margin := columns.get(MARGIN)) is not None:
-        margin = margin.astype(float)
+    n, counts = len(columns.get(PROMPT, ())), sorted({len(values) for values in columns.values()})
+    if counts != [n] or n == 0:
+        raise UsageError(f"got columns of {counts} values, {n} of them {PROMPT}; wanted as many of each, one or more")
+    if MARGIN in columns:
+        margin, label = columns[MARGIN].astype(float), columns.pop(PREFERENCE, np.full(n, np.nan)).astype(float)
+        counted = np.isin(columns.get(DOMAIN, np.full(n, "")), list(held_out)) if held_out else np.ones(n, np.bool_)
+        counted &= ~np.isnan(margin + label) & (label != 0.5)
         columns[MARGIN] = np.abs(margin)
-        label = columns.pop(PREFERENCE, np.full(n, np.nan)).astype(float)
-        wins = np.where(
-            np.isnan(margin + label) | (label == 0.5), np.nan, pair_wins(margin * (label - 0.5), np.zeros(n))
-        )
-        if held_out:
-            wins = np.where(np.isin(columns.get(DOMAIN, np.full(n, "")), list(held_out)), wins, np.nan)
-        columns[ACCURACY] = wins
+        columns[ACCURACY] = np.where(counted, pair_wins(margin * (label - 0.5), np.zeros(n)), np.nan)
         if calibration is not None:
             p = calibration.calibrator.predict_proba(np.nan_to_num(columns[MARGIN]))
             columns[EXPECTED] = np.where(np.isnan(margin), np.nan, p)
@@ -251,9 +246,8 @@ def _watched(
     name: str, values: NDArray[Any], prompts: NDArray[Any], side: NDArray[np.bool_], test: ColumnTest
 ) -> Watched:
     known = _known(values)
-    x, groups, current = values[known], prompts[known], side[known]
-    parts, distances = [~current, current], {}
-    means: list[Any]
+    x, groups, current, distances = values[known], prompts[known], side[known], {}
+    parts, means = [~current, current], list[Any]()
     if x.dtype.kind in "US":
         kinds = np.unique(x)
         means = [{str(kind): _mean(x[part] == kind, groups[part]) for kind in kinds} for part in parts]
@@ -263,21 +257,19 @@ def _watched(
         means = [_mean(x[part], groups[part]) for part in parts]
         counts = decile_counts(x[~current], x[current])
         distances = distances_of(x[~current], x[current], w[~current], w[current])
-    rows, n_prompts = [int(part.sum()) for part in parts], [len(np.unique(groups[part])) for part in parts]
-    return Watched(
-        name=name, reference=means[0], current=means[1], effect=effect_estimate(x, groups, current),
-        rows=dict(zip(SIDES, rows, strict=True)), prompts=dict(zip(SIDES, n_prompts, strict=True)),
-        missing={"reference": int((~known & ~side).sum()), "current": int((~known & side).sum())},
-        distances=distances, psi=psi(counts[0], counts[1]), test=test,
-        psi_threshold=psi_threshold(n_prompts[0], n_prompts[1], counts.shape[1]),
-    )  # fmt: skip
+    counted, n_prompts = [int(part.sum()) for part in parts], [len(np.unique(groups[part])) for part in parts]
+    missing = [int((~known & part).sum()) for part in (~side, side)]
+    rows, of, without = (dict(zip(SIDES, own, strict=True)) for own in (counted, n_prompts, missing))
+    stability = psi(counts[0], counts[1]), psi_threshold(n_prompts[0], n_prompts[1], counts.shape[1])
+    effect = effect_estimate(x, groups, current)
+    return Watched(name, means[0], means[1], effect, rows, of, without, distances, *stability, test)
 
 
 # ---- files
 
 
 def read_watched(
-    source: str, scores: Path | None = None, *, watch: Iterable[str] = (), labels: bool = True
+    source: str, scores: Path | None = None, *, watch: Collection[str] = (), labels: bool = True
 ) -> Columns:
     """Returns the columns of a file of pairs or of scored rows, as [`drift`] takes them.
 
@@ -288,22 +280,18 @@ def read_watched(
     Args:
         source (`str`): File, folder or hub id.
         scores (`Path`, *optional*): Scores of the pairs, as `rmtrl score` writes them.
-        watch (`Iterable[str]`): Further columns, of numbers or true and false: guards, criteria.
+        watch (`Collection[str]`): Further columns, of numbers or true and false: guards, criteria.
         labels (`bool`): Whether which answer is first says which is better.
 
     Raises:
         DataError: If a row has no prompt, or a value of another kind; the message names it.
     """
-    named = tuple(watch)
-    found = [_row(place, row, named) for place, row in _rows(source, scores)]
-    names = dict.fromkeys(name for row in found for name in row)
+    found = [_row(place, row, watch) for place, row in _rows(source, scores)]
     columns: Columns = {}
-    for name in names:
-        text = name in (PROMPT, DOMAIN)
-        values = [row.get(name) for row in found]
-        columns[name] = np.array(
-            [("" if text else np.nan) if v is None else v for v in values], str if text else float
-        )
+    for name in dict.fromkeys(name for row in found for name in row):
+        kind, absent = (str, "") if name in (PROMPT, DOMAIN) else (float, np.nan)
+        given = (row.get(name) for row in found)
+        columns[name] = np.array([absent if value is None else value for value in given], kind)
     if not labels:
         columns.pop(PREFERENCE, None)
     return columns
@@ -313,38 +301,44 @@ def _rows(source: str, scores: Path | None) -> Iterator[tuple[str, Mapping[str, 
     """Yields where each row stands and the row; of a pair its scores and the mean length of its answers."""
     if not is_pair(next(source_rows(source))[1]):
         if scores is not None:
-            raise UsageError(
-                f"got the scores {scores} for {source}, whose rows are no pairs; put scores into the rows"
-            )
+            raise UsageError(f"got the scores {scores} for {source}, which holds no pairs; put scores into its rows")
         yield from source_rows(source)
         return
     pairs = read_preferences(source)
-    scored = ScoredPairs(pairs, np.full((len(pairs), 2), np.nan))
-    scored = ScoredPairs.of_file(scores, pairs) if scores else scored
+    unscored = ScoredPairs(pairs, np.full((len(pairs), 2), np.nan))
+    scored = ScoredPairs.of_file(scores, pairs) if scores else unscored
     for row, own, whole in zip(scored.pairs, scored.scores.tolist(), scored.whole, strict=True):
-        length = sum(len(conversation_text(row[side])) for side in ("chosen", "rejected")) / 2
-        known = {"domain": "" if row["domain"] == "unknown" else row["domain"], "length_chars": length}
+        length = sum(len(conversation_text(row[side])) for side in CHOSEN_REJECTED) / 2
+        known = {DOMAIN: "" if row[DOMAIN] == "unknown" else row[DOMAIN], "length_chars": length}
         yield f"{source}, pair {row['id']}", {**row, **known, "scores": own if whole else None}
 
 
-def _row(place: str, row: Mapping[str, Any], watch: Sequence[str]) -> dict[str, Any]:
+def _row(place: str, row: Mapping[str, Any], watch: Collection[str]) -> dict[str, Any]:
     """Returns what is watched of a row."""
-    prompt = (
-        row.get(PROMPT, row.get("id")) if row.get("prompt") is None or PROMPT in row else prompt_hash(row["prompt"])
-    )
-    if prompt in (None, ""):
+    asked = row.get("prompt") and prompt_hash(row["prompt"])
+    prompt = next((str(own) for own in (row.get(PROMPT), asked, row.get("id")) if own not in (None, "")), None)
+    if prompt is None:
         raise DataError(f"{place} has no prompt; wanted prompt_id, prompt or id: rows of one prompt are moved as one")
-    found: dict[str, Any] = {PROMPT: str(prompt), DOMAIN: row.get(DOMAIN)}
-    for name in ("score", "length_chars", *watch):
-        value = row.get(name)
-        if not (value is None or isinstance(value, bool) or is_number(value)) or name in watch and name not in row:
-            got = f"the {name} {str(value)[:40]!r}" if name in row else f"no {name}"
-            raise DataError(f"{place} has {got}; wanted a number, true, false or null")
-        found[name] = value
-    if (completion := row.get("completion")) is not None:
-        found["length_chars"] = len(conversation_text(completion))
+    if lacking := [name for name in watch if name not in row]:
+        raise DataError(f"{place} has no {lacking[0]}; it has {', '.join(row)}")
+    found: dict[str, Any] = {PROMPT: prompt, DOMAIN: row.get(DOMAIN)}
+    if (answer := row.get("completion")) is not None:
+        found["length_chars"] = len(conversation_text(answer))
+    found |= {name: _number(place, name, row[name]) for name in ("score", "length_chars", *watch) if name in row}
     if (two := row.get("scores")) is not None:
         if not (isinstance(two, list) and len(two) == 2 and all(map(is_number, two))):
             raise DataError(f"{place} has the scores {str(two)[:40]!r}; wanted two numbers, the better answer's first")
         found |= {"score": sum(two) / 2, MARGIN: two[0] - two[1], PREFERENCE: row.get(PREFERENCE, 1.0)}
+    return found
+
+
+def _number(place: str, name: str, value: Any) -> float | None:
+    """Returns a cell as a number, which in a CSV file is the text of one; true is 1, and null and "" are None."""
+    value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+    try:
+        found = float(value) if isinstance(value, bool) else as_number(name, value)
+    except DataError:
+        found = np.inf
+    if found is not None and not is_number(found):
+        raise DataError(f"{place} has the {name} {str(value)[:40]!r}; wanted a number, true, false or null")
     return found

@@ -134,6 +134,12 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Pr
                 "sequence classification model with one"
             )
         reward_model = RewardScorer(reward_model, tokenizer, progress=False)
+    filters = reward_model.filters if isinstance(reward_model, ComposedReward) else ()
+    for name in (own.name for own in filters if own.action == "block"):
+        raise UsageError(
+            f"the filter {name!r} blocks, and PPO needs a number for every response; use action='replace' or "
+            "'penalise' with a reward, or GRPOTrainer"
+        )
     if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer | str | Path):
         composed = copy.copy(reward_model)
         composed.scorer, network = as_reward(reward_model.scorer, tokenizer, prompts)

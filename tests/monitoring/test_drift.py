@@ -100,7 +100,7 @@ def test_sides_that_have_nothing_in_common_are_an_error():
     own = {"prompt_id": np.arange(20), "score": np.arange(20.0)}
     with pytest.raises(UsageError, match="no column in common"):
         drift(own, {"prompt_id": np.arange(20), "length_chars": np.arange(20)})
-    with pytest.raises(UsageError, match="prompt_id for each row"):
+    with pytest.raises(UsageError, match="0 of them prompt_id"):
         drift({"score": np.arange(20.0)}, own)
 
 
@@ -128,8 +128,8 @@ def test_the_command_alarms_with_exit_code_1_and_keeps_a_history(rmtrl, tmp_path
     assert code == 0, err
     found = json.loads(out)
     assert found["schema"] == "rmtrl/drift/1" and not found["alarm"] and found["shared_prompts"] == 60
-    assert [own["name"] for own in found["columns"]] == ["domain", "score", "length_chars", "refused"]
-    assert found["n_permutations"] == 999 and found["columns"][1]["reference"]["n"] == 180
+    assert [own["name"] for own in found["columns"]] == ["domain", "length_chars", "score", "refused"]
+    assert found["n_permutations"] == 999 and found["columns"][2]["reference"]["n"] == 180
     code, out, _ = rmtrl("drift", first, other, "--watch", "refused", "--history", history)
     assert code == 1 and "DRIFT in score" in out and "999 permutations of prompts, 60 exchanged within" in out
     kept = [json.loads(line) for line in history.read_text().splitlines()]
@@ -193,7 +193,7 @@ def test_pairs_with_scores_and_a_calibration(rmtrl, tmp_path):
     ("row", "said"),
     [
         ({"score": 1.0}, "has no prompt"),
-        ({"prompt_id": "a", "score": "high"}, "the score 'high'"),
+        ({"prompt_id": "a", "refused": 1, "score": "high"}, "the score 'high'"),
         ({"prompt_id": "a", "refused": None, "scores": [1.0]}, "the scores '[1.0]'"),
         ({"prompt_id": "a", "score": 1.0}, "no refused"),
         ({"prompt_id": "a", "refused": "no"}, "the refused 'no'"),
@@ -206,10 +206,18 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path, row, said):
     assert said in str(raised.value)
 
 
+def test_a_csv_file_says_numbers_in_words(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt_id,score,refused,domain\na,0.5,true,x\nb,,false,\n")
+    found = read_watched(str(file), watch=["refused"])
+    assert found["refused"].tolist() == [1.0, 0.0] and found["domain"].tolist() == ["x", ""]
+    assert found["score"][0] == 0.5 and np.isnan(found["score"][1])
+
+
 def test_scores_without_pairs_are_refused(rmtrl, tmp_path):
     (_, scores), rows = pair_files(tmp_path, "a"), write(tmp_path / "rows.jsonl", rows_of(10))
     code, _, err = rmtrl("drift", rows, rows, "--scores", scores, scores)
-    assert code == 2 and "are no pairs" in err and len(err.splitlines()) == 1
+    assert code == 2 and "holds no pairs" in err and len(err.splitlines()) == 1
 
 
 # ---- stored scores of real models
