@@ -16,7 +16,7 @@ from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FREE = {"--notes", "--licence", "--purpose", "--reviewer", "--split", "--from-split"}  # a file is a split by any name
 NAMES = {("fresh sample", "--policy")}  # for the record
-OUTPUTS = {"--out", "--rejects", "--export", "--key", "--review"}
+OUTPUTS = {"--out", "--rejects", "--export", "--key", "--review", "--fitted"}
 
 
 def commands(command, path=()):
@@ -81,6 +81,8 @@ def world(tmp_path_factory):
     write(folder / "mine" / "all.jsonl", [{"prompt": "red ?", "chosen": "good", "rejected": "bad", "id": "0"}])
     settings = {"name": "mine", "kind": "made up", "rule": "pairs", "subsets": {"all": "all.jsonl"}}
     write(folder / "mine" / "benchmark.yaml", [settings])
+    write(folder / "guards.json", [{"schema": "rmtrl/guard-policy/1", "guards": {"secrets": {}}}])
+    write(folder / "labelled.jsonl", [{"prompt": f"moon {i}", "response": "good", "label": 0} for i in range(40)])
     write(folder / "item.jsonl", [{"id": "0", "scores": [1, 0]}])
     shutil.copy(EXAMPLES / "annotations.jsonl", folder)
     return folder
@@ -94,6 +96,10 @@ BASES = {
     "evaluate": ["--benchmark mine --scores item.jsonl", "--benchmark mine --model rm"],
     "audit": ["pairs.jsonl --scores scores.jsonl", "pairs.jsonl --model rm --probe-rows 2"],
     "overopt": ["samples.jsonl --n-resamples 100"],
+    "guard": [
+        "generations.jsonl --policy guards.json",
+        "generations.jsonl --policy guards.json --fit labelled.jsonl --false-positive-rate 0.05 --fitted OUT",
+    ],
     "rerank": ["prompts.jsonl --model rm --policy policy --n 2 --max-new-tokens 2 --out OUT"],
     "redteam": [
         "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
@@ -161,7 +167,7 @@ def made(run, rmtrl, world, monkeypatch):
 
 
 def test_every_command_works_with_what_is_given_here(run, made):
-    assert set(BASES) == set(COMMANDS)
+    assert set(BASES) == set(COMMANDS) - {"serve"}  # which ends when it is told to: tests/serving
     for words, bases in BASES.items():
         for base in bases:
             code, _, err = run(words, base)
@@ -257,7 +263,7 @@ def test_what_is_to_be_said_of_a_file_is_a_warning(rmtrl, world, monkeypatch, tm
 def test_a_model_or_tokenizer_at_no_folder_is_said_so(run, made, words):
     for flag in {"--model", "--tokenizer", "--policy"} & set(options(words)):
         for base, path in itertools.product(BASES[words], ("/nosuch", "/no/such/folder")):
-            if flag in base:
+            if flag in base and words != "guard":  # whose policy is a file
                 code, out, err = run(words, base, flag, path)
                 assert code == 2 and not out and f"at {path}: there is no such folder; give" in err, (base, err)
 
