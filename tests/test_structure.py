@@ -32,6 +32,7 @@ def test_public_names():
         "Estimate",
         "Guard",
         "HeadEnsembleScorer",
+        "JudgeScorer",
         "LaplaceScorer",
         "LengthBiasCallback",
         "MCDropoutScorer",
