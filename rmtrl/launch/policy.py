@@ -18,9 +18,10 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError
 from rmtrl.evaluation.fingerprints import model_fingerprint
-from rmtrl.io import replace_folder, write_json
+from rmtrl.io import read_text, replace_folder, write_json
 from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
+from rmtrl.monitoring.rules import Policy
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import load_policy as load_language_policy
 from rmtrl.ppo.rewards import ComposedReward, Filter, LengthPenalty
@@ -46,6 +47,10 @@ class PolicyRecipeArguments(ScriptArguments):
     pessimism: float = field(default=0.0, metadata={"help": "Standard deviations taken off an uncertain reward."})
     length_penalty: float = field(default=0.0, metadata={"help": "Taken off a token beyond length_free_tokens."})
     length_free_tokens: int = field(default=256, metadata={"help": "Tokens without length penalty."})
+    guard_policy: str | None = field(
+        default=None, metadata={"help": "A policy file of `rmtrl guard`: what its guards flag is penalised."}
+    )
+    guard_penalty: float = field(default=1.0, metadata={"help": "Taken off an answer for each guard that flags it."})
     overoptimization: str = field(
         default="warn", metadata={"help": "When a judge falls while the reward rises: warn or stop.",
                                   "choices": ["warn", "stop"]}
@@ -106,7 +111,8 @@ def make_reward(
 
     Raises:
         ModelError: If there is no reward model.
-        DataError: If the calibration is of another model.
+        DataError: If the calibration is of another model, or the file of guards cannot be read.
+        UsageError: If a guard of it cannot be used.
     """
     path = str(args.reward_model_path)
     scorer: Any = path  # for the trainer to put on the policy's backbone
@@ -116,7 +122,9 @@ def make_reward(
     if recipe.calibrated and (Path(path) / FILE).is_file():
         calibration = read_calibration(path, model_fingerprint=model_fingerprint(path))
     penalty = LengthPenalty(recipe.length_free_tokens, recipe.length_penalty) if recipe.length_penalty else None
-    settings: dict[str, Any] = {"calibration": calibration, "pessimism": recipe.pessimism, "filters": filters}
+    guards = Policy.from_yaml(read_text(Path(recipe.guard_policy))).guards if recipe.guard_policy else {}
+    own = [Filter(name, guard.flags, -recipe.guard_penalty, "penalise") for name, guard in guards.items()]
+    settings: dict[str, Any] = {"calibration": calibration, "pessimism": recipe.pessimism, "filters": [*filters, *own]}
     return ComposedReward(scorer, length_penalty=penalty, **settings)
 
 
