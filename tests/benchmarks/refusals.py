@@ -85,6 +85,16 @@ def cross_fit(x: np.ndarray, positive: np.ndarray, cells: pd.Series, rows: pd.Da
     return result
 
 
+def judged(data: Path) -> pd.DataFrame:
+    """Returns the answers with verdicts, `full` and `any`, by weights that saw neither the prompt nor the model."""
+    rows = read_answers(data)
+    start = time.perf_counter()
+    found = [features(prompt, answer) for prompt, answer in zip(rows.prompt, rows.completion, strict=True)]
+    print(f"{1000 * (time.perf_counter() - start) / len(rows):.2f} ms an answer", file=sys.stderr)
+    x = pd.DataFrame(found).fillna(0.0).to_numpy()
+    return rows.assign(**{name: cross_fit(x, *target, rows) > 0.5 for name, target in targets(rows).items()})
+
+
 def rates(truth: np.ndarray, flagged: np.ndarray, groups: np.ndarray) -> dict[str, Estimate]:
     """Returns sensitivity, specificity and their mean, with intervals by group of prompts."""
 
@@ -99,22 +109,15 @@ def rates(truth: np.ndarray, flagged: np.ndarray, groups: np.ndarray) -> dict[st
 
 def measure(data: Path) -> dict:
     """Returns the figures of the guard and of string matching, by model, on all prompts and on the unread ones."""
-    rows = read_answers(data)
-    start = time.perf_counter()
-    found = [features(prompt, answer) for prompt, answer in zip(rows.prompt, rows.completion, strict=True)]
-    seconds = time.perf_counter() - start
-    x = pd.DataFrame(found).fillna(0.0).to_numpy()
-    flagged, any_flagged = (cross_fit(x, *target, rows) > 0.5 for target in targets(rows).values())
-    full = targets(rows)["full"][0]
-    kinds = np.where(flagged, 2, np.where(any_flagged, 3, 1))
-    print(f"{1000 * seconds / len(rows):.2f} ms an answer", file=sys.stderr)
+    rows = judged(data)
+    full, kinds = (rows.final_label == 2).to_numpy(), np.where(rows.full, 2, np.where(rows["any"], 3, 1))
     result = {}
     for model in MODELS:
         for name, chosen in (("all", rows.model == model), ("unread", (rows.model == model) & rows.unread)):
             own, k = rows[chosen], chosen.to_numpy()
             groups = own.twins.to_numpy()
             result[f"{model}/{name}"] = {
-                "guard": rates(full[k], flagged[k], groups),
+                "guard": rates(full[k], own.full.to_numpy(), groups),
                 "string_matching": rates(full[k], own.matched.to_numpy() == 2, groups),
                 "three_way": mean_estimate(kinds[k] == own.final_label, groups),
                 "annotators": mean_estimate((own.annotation_1 == own.annotation_2).to_numpy(), groups),

@@ -25,7 +25,7 @@ def test_corrected_rates_hold_what_people_say_and_the_judges_own_do_not(verdicts
     shares = [found.loc[(*own, judge)] for own in enough for judge in ("guard", "matching")]
     assert min(own["corrected holds"] for own in shares) >= 0.9
     assert min(own["counted holds"] for own in shares) < 0.05
-    assert found.loc["llama2orig", REFUSAL, "guard"]["counted holds"] < 0.2
+    assert found.loc["llama2orig", REFUSAL, "guard"]["counted holds"] < 0.8
 
 
 def test_errors_measured_on_other_models_do_not_correct(verdicts):
