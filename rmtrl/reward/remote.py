@@ -22,7 +22,7 @@ from rmtrl.models import load_tokenizer
 from rmtrl.reward.checkpoint import stored_rendering
 from rmtrl.reward.rendering import text_of
 from rmtrl.reward.scorer import ModelScorer, RewardScorer
-from rmtrl.types import Chat, Conversation, Scorer, checked_scores, shorten
+from rmtrl.types import Chat, Conversation, Scorer, checked_scores, is_url, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +243,16 @@ class RemoteScorer(ModelScorer):
         return self.info.get("max_tokens")
 
     @property
+    def renders(self) -> dict[str, Any]:
+        """What becomes of conversations: as the tokenizer says, else the hash of the template that the server has."""
+        return super().renders if self._tokenizer else {"chat_template_sha256": self.info.get("template")}
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the type of the model's weights, where the server says it."""
+        return self.info.get("dtype")
+
+    @property
     def sends_ids(self) -> bool:
         """Whether token ids are sent: the tokenizer is known, and ids are all that the head needs."""
         if self._tokenizer is None or self.protocol not in ("rmtrl", "vllm"):
@@ -394,11 +404,6 @@ def _variables(conversation: Any) -> dict[str, Any]:
         return {}
     given = {"tools": conversation.tools, "chat_template_kwargs": conversation.chat_template_kwargs}
     return {name: value for name, value in given.items() if value}
-
-
-def is_url(model: Any) -> bool:
-    """Returns whether a model is named by a URL, so that another process has it."""
-    return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
 def load_scorer(model: str | Path, **settings: Any) -> Any:

@@ -102,7 +102,7 @@ def test_rows_say_whether_they_are_safe(tmp_path):
         tmp_path / "own.jsonl",
         {"prompt": "a", "category": "x"}, {"prompt": "b", "safe": True}, {"prompt": "c", "label": "unsafe"},
         {"prompt": "d", "type": "homonyms"}, {"prompt": "e", "type": "contrast_homonyms"},
-        {"prompt": "f", "type": "jailbreak"},
+        {"prompt": "f", "type": "jailbreak", "label": 1},
         {"prompt": [{"role": "user", "content": "g"}], "safe": "false", "completions": ["1", "2"]},
         {"prompt": "a", "completion": "3"}, {"prompt": "a", "completion": "4"},
     )  # fmt: skip
@@ -304,6 +304,7 @@ def test_a_change_is_paired_and_named_where_it_is():
     }
     assert whole[SUCCESS]["difference"].value == pytest.approx(len(changed) / 130)
     assert whole[SUCCESS]["p"] == pytest.approx(2 * 0.5 ** len(changed))
+    assert whole[SUCCESS]["p_holm"] == pytest.approx(2 * whole[SUCCESS]["p"])
     by = {(row["category"], row["of"]): row for row in found["by_category"]}
     assert len(by) == 26 and by["drugs", SUCCESS]["difference"].value == 1
     assert by["drugs", SUCCESS]["p"] == pytest.approx(2 * 0.5**10)
