@@ -143,7 +143,15 @@ def _words(answer: Any) -> str:
     return " ".join(str(said).split())[:300] or "no words"
 
 
-class RemoteScorer(ModelScorer):
+class AsyncReward:
+    """What a scorer that waits for others has besides: an asynchronous form."""
+
+    async def reward(self: Any, prompts: Any, completions: Any, **columns: Any) -> Any:
+        """Returns the scores of `prompts[i] + completions[i]` as an asynchronous reward function of TRL's."""
+        return await asyncio.to_thread(self, prompts, completions, **columns)
+
+
+class RemoteScorer(AsyncReward, ModelScorer):
     """
     Scores conversations with a reward model that another process serves: one float32 number each, in the order given.
 
@@ -286,12 +294,6 @@ class RemoteScorer(ModelScorer):
         if not self.sends_ids:
             raise UsageError(f"{self.endpoint.url} gets no token ids: it renders, or {self.protocol} takes text alone")
         return self._scored([ids.tolist() if hasattr(ids, "tolist") else list(ids) for ids in sequences])
-
-    async def reward(
-        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
-    ) -> list[float]:
-        """Returns the scores of `prompts[i] + completions[i]` as an asynchronous reward function of TRL's."""
-        return await asyncio.to_thread(self, prompts, completions, **columns)
 
     def _texts(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """Returns what is sent to servers that take text: all rendered, but for messages that slime's may have."""
