@@ -159,7 +159,8 @@ def test_what_it_does_not_hold_is(text, found):
 
 
 def test_without_a_reference_a_document_in_the_question_is_one_and_without_either_nothing_is_said():
-    text = f"Summarise this in one sentence, please. {REFERENCE} Two workers died there, and a plaque on the north tower names both."
+    more = "Two workers died there, and a plaque on the north tower names both."
+    text = f"Summarise this in one sentence, please. {REFERENCE} {more}"
     document = [{"role": "user", "content": text}]
     ours, theirs = ([*document, {"role": "assistant", "content": f"It opened in {year}."}] for year in (1887, 1889))
     assert Guard(Factuality(), 0.5).score([ours, theirs]).tolist() == pytest.approx([0, 0.8])
