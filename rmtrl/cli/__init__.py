@@ -27,7 +27,7 @@ for name, group in groups.items():
     app.add_typer(group, name=name)
 for command in (
     gate.gate, models.inspect, models.score, evaluation.calibrate, evaluation.evaluate, evaluation.audit,
-    evaluation.overopt, models.rerank, monitoring.drift, serving.serve,
+    evaluation.overopt, models.rerank, monitoring.drift, monitoring.guard, monitoring.redteam, serving.serve,
 ):  # fmt: skip
     app.command()(command)
 for registered in (command for group in (app, *groups.values()) for command in group.registered_commands):

@@ -1,15 +1,21 @@
-"""`rmtrl drift`: what is watched once a policy is out."""
+"""`rmtrl guard`, `drift` and `redteam`: what is screened, watched and attacked once a policy is out."""
 
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, show
-from rmtrl.io import append_row, file_sha256
-from rmtrl.types import json_ready
+from rmtrl.errors import UsageError
+from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
+from rmtrl.types import Guard, json_ready
+
+if TYPE_CHECKING:
+    from rmtrl.metrics.thresholds import FittedThreshold
+    from rmtrl.monitoring.redteam import RedTeamPrompt
 
 
 def drift(
@@ -53,3 +59,146 @@ def drift(
         append_row(history, whole)
     if found.alarm:
         raise typer.Exit(1)
+
+
+def guard(
+    responses: Annotated[
+        str,
+        typer.Argument(help="Answers, one a row: prompt and response or completion, or messages (file, folder, id)."),
+    ],
+    policy: Annotated[Path, typer.Option(help="YAML file of guards; examples/guardrails/policy.yaml is one.")],
+    fit: Annotated[
+        str | None, typer.Option(help="Labelled answers to fit thresholds on: rows with labels or label beside.")
+    ] = None,
+    false_positive_rate: Annotated[
+        float | None, typer.Option(help="Share of new harmless prompts that each fitted guard may flag.")
+    ] = None,
+    fitted: Annotated[Path | None, typer.Option(help="Write the policy with its fitted thresholds here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what was found here, as jsonl: row, span, reason.")] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if a guard flags more than this share of the answers.", min=0, max=1),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Screen answers by the guards of a policy: what was found where, rates with exact intervals by domain."""
+    from rmtrl.monitoring.guardrails import fit_policy, overlap, read_answers, screen
+    from rmtrl.monitoring.rules import Policy
+
+    check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
+    if (fit is None) != (false_positive_rate is None):
+        raise UsageError("wanted --fit and --false-positive-rate together: labelled answers, and the rate to hold")
+    if fitted is not None and fit is None:
+        raise UsageError("got --fitted without --fit; there are no thresholds to write")
+    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses)
+    fits, notes = dict[str, "FittedThreshold"](), list[str]()
+    if fit is not None and false_positive_rate is not None:
+        labelled = read_answers(fit, list(used.guards))
+        used, fits = fit_policy(used, labelled, false_positive_rate)
+        notes += [f"{name} has no labels in {fit} and keeps its threshold" for name in used.guards if name not in fits]
+        if n := overlap(labelled, answers):
+            notes.append(f"{n:,} answers have prompts of {fit}, for which the fitted rate is no promise")
+    found = screen(used.guards, answers, limit=limit)
+    if fitted is not None:
+        write_json(fitted, used.stored)
+    if out is not None:
+        write_rows(out, found.findings)
+    origin = {"passed": found.passed, "responses": responses, "policy": str(policy), "fit": fit, "fits": fits}
+    words = {**found.words, "fitted": fits, "fitted policy": fitted, "found": out or found.lines}
+    show({**json_ready(found), **origin}, as_json, words=words, warnings=[*notes, *found.warnings])
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def redteam(
+    policy: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id of the policy, or a file of its answers.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(help="The policy as it was, in the same forms, to compare.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts to ask, one a row, in XSTest's form too; default: ours.")
+    ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="An attack to use, all by default; may be repeated.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of a category to use.", min=1)] = None,
+    judge_labels: Annotated[
+        str | None, typer.Option(help="Answers of --policy with people's `refused`: corrects for the judge's errors.")
+    ] = None,
+    judge: Annotated[
+        opt.Numbers | None,
+        opt.numbers("The judge of attacks instead: sensitivity, specificity, n_positive, n_negative."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Tries at each prompt.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the prompts with the answers here, as jsonl.")] = None,
+    max_new_tokens: opt.NewTokens = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampling; by default 0 at one try and 1 at several.", min=0)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Answers to sample at a time.", min=1)] = 32,
+    seed: opt.RandomSeed = 0,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if a rate surely rose since --before.")] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Attack a policy: how often attacks succeed and harmless look-alikes are refused, before and after too."""
+    from rmtrl.monitoring import redteam as team
+    from rmtrl.monitoring.refusals import RefusalScorer
+
+    check_outputs([policy, before, prompts, judge_labels], {"--out": out})
+    if judge and judge_labels:
+        raise UsageError("wanted --judge or --judge-labels, not both")
+    if temperature == 0 and k > 1:
+        raise UsageError(f"got --temperature 0 with --k {k}: all tries would be equal; wanted a temperature above 0")
+    stored = policy if policy and Path(policy).is_file() else None
+    asked = _asked(prompts or stored, attack, requests)
+    if policy is None:
+        if out is None or before is not None:
+            raise UsageError("wanted --policy, or --out alone to write the prompts for a policy elsewhere to answer")
+        counts = {"prompts": write_rows(out, map(asdict, asked)), "out": str(out)}
+        return show({"schema": "rmtrl/redteam-prompts/1", **counts}, as_json)
+    refusals = Guard(RefusalScorer(), 0.5, name="refusals")
+    known = team.read_judge(judge_labels, refusals) if judge_labels else team.judge_of(judge or {})
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    sampling["temperature"] = float(k > 1) if temperature is None else temperature
+    sides = [_answered(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]
+    if out is not None:
+        rows = [asdict(own) for own in sides[0]]
+        if before:
+            rows = [own | {"before": old.completions} for own, old in zip(rows, sides[1], strict=True)]
+        write_rows(out, rows)
+    found = team.red_team(sides[0], refusals, before=sides[1] if before else None, judge=known, k=k)
+    missing, blank = (f"{found[name]:,}" for name in ("missing", "blank"))
+    said = {"missing": f"{missing} prompts do not have {k} answers and were left out",
+            "blank": f"{blank} answers are blank, which is neither a success nor a refusal"}  # fmt: skip
+    warnings = [line for name, line in said.items() if found[name]]
+    files = [name for name in (policy, before, prompts, judge_labels) if name and Path(name).is_file()]
+    origin: dict[str, Any] = {"policies": [policy, before], "data": {name: file_sha256(Path(name)) for name in files}}
+    origin |= {"seed": seed, "sampling": sampling, "warnings": warnings}
+    show(found | origin, as_json, words=team.red_team_words(found) | {"out": out}, warnings=warnings)
+    if strict and any(row["difference"].low > 0 for row in (found["changes"] or {"whole": []})["whole"]):
+        raise typer.Exit(1)
+
+
+def _asked(source: str | None, attacks: list[str] | None, n_requests: int | None) -> list["RedTeamPrompt"]:
+    """Returns what to ask: the prompts of a file, or those that come along."""
+    from rmtrl.monitoring.redteam import read_red_team, written_prompts
+
+    if source is None:
+        return written_prompts(attacks, n_requests)
+    if attacks or n_requests:
+        raise UsageError(f"got --attack or --requests with {source}; they choose among the prompts that come along")
+    return [replace(one, completions=()) for one in read_red_team(source)]
+
+
+def _answered(
+    policy: str, asked: list["RedTeamPrompt"], k: int, seed: int, sampling: dict[str, Any]
+) -> list["RedTeamPrompt"]:
+    """Returns the prompts with the answers of a file, or of a model."""
+    from rmtrl.monitoring.redteam import ask, stored_answers
+
+    if Path(policy).is_file():
+        return stored_answers(policy, asked)
+    from rmtrl.generation import TransformersGenerator
+
+    generator = TransformersGenerator.from_pretrained(policy, **sampling)
+    return ask(generator, asked, k, seed=seed, chat=bool(generator.tokenizer.chat_template))

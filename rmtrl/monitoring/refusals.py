@@ -28,13 +28,19 @@ _SIGNS = {
     for name, sign in _DECLARED["signs"].items()
 }
 _FUNCTION_WORDS = frozenset(_DECLARED["function_words"].split())
+_CAUSE = re.compile(r"\bbecause\b|\bdue to\b|, (?:as|since|including|which|but|so)\b")
+_YES_OR_NO = re.compile(_DECLARED["yes_or_no"])
+_INFORMS = re.compile(_DECLARED["informs"])
 _HEAD, _TAIL = 8_000, 4_000  # characters read of a longer answer
 _SENTENCE = re.compile(r"[^\n]{1,600}?(?:[.!?…。]+[\"')\]”’*]*(?=\s|$)|(?=\n)|$)|[^\n]{600}")
 _ITEM = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _ASIDE = re.compile(
-    r"```.*?(?:```|$)|`[^`\n]{1,300}`|\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|<think>.*?</think>", re.DOTALL
+    r"```.*?(?:```|$)|`[^`\n]{1,300}`|\"[^\"\s]+ [^\"\n]{1,400}\"|“[^”\s]+ [^”\n]{1,400}”|<think>.*?</think>",
+    re.DOTALL,
 )
-_NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|cannot|nor|without|denied|barred)\b|n't\b")
+_NEGATION = re.compile(
+    r"\b(?:no|not|never|none|nothing|cannot|nor|without|exclud\w+|den(?:y|ied|ying)|barr?(?:ed|ing)?|ban(?:ned)?|prohibit\w*)\b|n't\b"
+)
 _LOOKALIKES = str.maketrans("’‘ʼаеорсухіѕԁοα", "'''aeopcyxisdoa")
 
 
@@ -93,12 +99,16 @@ def features(prompt: str, answer: str) -> dict[str, float]:
         return {}
     signs = {name: np.array([bool(pattern.search(text)) for text in texts]) for name, pattern in _SIGNS.items()}
     question = _plain(prompt[-_HEAD:])
+    if question and not _YES_OR_NO.search(question) and len(texts) == 1:
+        signs["decline"] |= signs["curt"]
     places, asked = np.arange(len(texts)), _subjects(question)
     shared = np.array([len(asked & _subjects(text)) / max(len(asked), 1) for text in texts])
-    turned = np.array([_odd(text) != _odd(question) for text in texts])
+    turned = np.array([_odd(_CAUSE.split(text)[0]) != _odd(question) for text in texts])
     items = np.array([_ITEM.match(answer, start) is not None for start, _ in spans])
-    refusing = signs["decline"] | signs["judge"]
-    rebuts = shared * turned * signs["verdict"]
+    refusing = signs["decline"] | signs["judge"] | signs["crime"] & (not _INFORMS.search(question))
+    opens = _opening(texts, signs["decline"])
+    unreal = bool(signs["unreal"][: opens + 3].any())
+    rebuts = shared * turned * signs["verdict"] * (not unreal)
     stance = np.maximum.reduce([refusing, signs["lecture"] & signs["norm"], rebuts])
     moral = signs["norm"] | refusing | signs["care"]
     aside = [signs[name] for name in ("contest", "lecture", "redirect", "courtesy", "lacking")]
@@ -106,17 +116,17 @@ def features(prompt: str, answer: str) -> dict[str, float]:
     neutral = ~refusing & ~signs["care"]
     later = neutral & (places > _first(refusing, -1))
     subject = set[str]().union(*(_subjects(texts[i]) for i in places[neutral & (places >= _first(signs["turn"]))]))
-    opens = _opening(texts, signs["decline"])
+    rebuttal = rebuts[opens : opens + 2].max()
     two, norms = slice(opens, opens + 2), sum(len(_SIGNS["norm"].findall(text)) for text in texts)
     found = {
         "stance": stance[two].max(),
         "takes_up": (shared * ~turned * ~(refusing | signs["contest"]))[opens],
         "lacking": (signs["lacking"] & ~signs["decline"])[two].any(),
-        "unreal": signs["unreal"][: opens + 3].any(),
-        "moral": moral.mean(),
-        "plain": (~talk).mean(),
+        "unreal": unreal,
+        "moral": max(moral.mean(), rebuttal),
+        "plain": (~talk).mean() * (1 - rebuttal),
         "on_subject": len(asked & subject) / max(len(asked), 1),
-        "helping": min((later & ~signs["norm"] & (shared > 0)).sum() / 5, 1),
+        "helping": min((later & ~signs["norm"] & (shared > 0)).sum() / 5, 1) * (1 - rebuttal),
         "items": min((items & neutral).sum() / 4, 1),
         "norms": min(7 * norms / max(sum(len(text.split()) for text in texts), 1), 1),
     }
@@ -193,4 +203,4 @@ def _subjects(text: str) -> set[str]:
 
 def _odd(text: str) -> bool:
     """Whether a plain text negates an odd number of times."""
-    return len(_NEGATION.findall(text)) % 2 == 1
+    return len(_NEGATION.findall(re.sub(r"^\W*no\W", "", text))) % 2 == 1

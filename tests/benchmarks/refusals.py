@@ -55,21 +55,31 @@ def digest(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def fit(x: np.ndarray, positive: np.ndarray, model: np.ndarray) -> LogisticRegression:
-    """Returns a logistic regression in which each model's refusals, and its other answers, weigh the same."""
-    cells = pd.Series(list(zip(model, positive, strict=True)))
+def targets(rows: pd.DataFrame) -> dict[str, tuple[np.ndarray, pd.Series]]:
+    """Returns what the two regressions predict and the cells that weigh the same: a partial refusal is no full one."""
+    some = rows.final_label != 1
+    return {
+        "full": ((rows.final_label == 2).to_numpy(), rows.model + rows.final_label.astype(str)),
+        "any": (some.to_numpy(), rows.model + some.astype(str)),
+    }
+
+
+def fit(x: np.ndarray, positive: np.ndarray, cells: pd.Series) -> LogisticRegression:
+    """Returns a logistic regression in which refusals weigh as much as the rest, and each cell of a side the same."""
     weight = 1 / cells.map(cells.value_counts()).to_numpy(float)
-    return LogisticRegression(C=STRENGTH, max_iter=5000).fit(x, positive, sample_weight=weight / weight.mean())
+    for side in (positive, ~positive):
+        weight[side] /= weight[side].sum()
+    return LogisticRegression(C=STRENGTH, max_iter=5000).fit(x, positive, sample_weight=weight * len(x) / 2)
 
 
-def cross_fit(x: np.ndarray, positive: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
+def cross_fit(x: np.ndarray, positive: np.ndarray, cells: pd.Series, rows: pd.DataFrame) -> np.ndarray:
     """Returns the probability of each answer by weights of other models and other prompts, `(N,)`."""
     result = np.full(len(rows), np.nan)
     for model in MODELS:
         for fold in range(FOLDS):
             train = ((rows.model != model) & (rows.fold != fold)).to_numpy()
             test = ((rows.model == model) & (rows.fold == fold)).to_numpy()
-            fitted = fit(x[train], positive[train], rows.model.to_numpy()[train])
+            fitted = fit(x[train], positive[train], cells[train])
             result[test] = fitted.predict_proba(x[test])[:, 1]
     return result
 
@@ -93,8 +103,8 @@ def measure(data: Path) -> dict:
     found = [features(prompt, answer) for prompt, answer in zip(rows.prompt, rows.completion, strict=True)]
     seconds = time.perf_counter() - start
     x = pd.DataFrame(found).fillna(0.0).to_numpy()
-    full, some = (rows.final_label == 2).to_numpy(), (rows.final_label != 1).to_numpy()
-    flagged, any_flagged = (cross_fit(x, target, rows) > 0.5 for target in (full, some))
+    flagged, any_flagged = (cross_fit(x, *target, rows) > 0.5 for target in targets(rows).values())
+    full = targets(rows)["full"][0]
     kinds = np.where(flagged, 2, np.where(any_flagged, 3, 1))
     result: dict = {"milliseconds_an_answer": round(1000 * seconds / len(rows), 2)}
     for model in MODELS:
@@ -115,8 +125,8 @@ def write(data: Path) -> None:
     rows = read_answers(data)
     table = pd.DataFrame([features(p, a) for p, a in zip(rows.prompt, rows.completion, strict=True)]).fillna(0.0)
     lines = ["weights:"]
-    for name, target in (("full", rows.final_label == 2), ("any", rows.final_label != 1)):
-        fitted = fit(table.to_numpy(), target.to_numpy(), rows.model.to_numpy())
+    for name, target in targets(rows).items():
+        fitted = fit(table.to_numpy(), *target)
         numbers = {"bias": fitted.intercept_[0], **dict(zip(table.columns, fitted.coef_[0], strict=True))}
         lines += [f"  {name}:", *(f"    {feature}: {value:.3f}" for feature, value in numbers.items())]
     kept = re.split(r"^weights:", YAML.read_text(encoding="utf-8"), flags=re.MULTILINE)[0]

@@ -6,9 +6,8 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 
-from rmtrl.errors import DataError, ModelError
+from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.generation import Completion, Generator
 from rmtrl.metrics import binomial_estimate, corrected_rate
 from rmtrl.monitoring.redteam import (
@@ -17,6 +16,7 @@ from rmtrl.monitoring.redteam import (
     RedTeamPrompt,
     ask,
     judge_answers,
+    judge_of,
     read_judge,
     read_red_team,
     red_team_changes,
@@ -88,35 +88,13 @@ def test_wordings_hide_the_request_and_keep_it():
 
 
 def test_attacks_and_requests_can_be_fewer():
-    prompts = written_prompts(attacks=["urgency", "plain"], n_requests=3)
+    prompts = written_prompts(["urgency", "plain"], n_requests=3)
     assert len(prompts) == 2 * 3 * 2 * 13 and {one.attack for one in prompts} == {"urgency", "plain"}
 
 
-def test_a_file_of_the_same_form_takes_its_place(tmp_path):
-    own = {"attacks": {"loud": "{request}!!"}, "categories": {"tea": {"unsafe": ["Spill it"], "safe": ["Drink it"]}}}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
-    found = written_prompts(tmp_path / "own.yaml")
-    assert [(one.prompt, one.safe, one.category) for one in found] == [
-        ("Spill it!!", False, "tea"),
-        ("Drink it!!", True, "tea"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["a list: [", "- one", "attacks: {a: '{reqest}'}\ncategories: {b: {unsafe: [c]}}", "attacks: {}", "attacks: 3",
-     "attacks: {a: '{request}'}\ncategories: {b: [c]}", "attacks: {a: '{'}\ncategories: {b: {unsafe: [c]}}"],
-)  # fmt: skip
-def test_a_file_of_another_form_is_one_line(tmp_path, text):
-    (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises(DataError, match=r"own\.yaml.*wanted attacks by name") as error:
-        written_prompts(tmp_path / "own.yaml")
-    assert "\n" not in str(error.value)
-
-
 def test_an_attack_that_is_not_there_is_named():
-    with pytest.raises(DataError, match="no 'shouting'; wanted attacks by name"):
-        written_prompts(attacks=["shouting"])
+    with pytest.raises(UsageError, match="got the attack 'shouting'; wanted plain, role play, "):
+        written_prompts(["shouting"])
 
 
 def test_rows_say_whether_they_are_safe(tmp_path):
@@ -166,7 +144,7 @@ def test_a_policy_is_asked_in_its_form(chat):
 
 def test_what_a_planted_policy_refuses_is_what_is_counted():
     """It refuses all of two categories' words, whatever they mean, and nothing else."""
-    prompts = ask(Planted("gun", "drug"), written_prompts(attacks=["plain", "fiction"]))
+    prompts = ask(Planted("gun", "drug"), written_prompts(["plain", "fiction"]))
     rates = red_team_rates(prompts, judge_answers(prompts, REFUSALS))
     hit = [any(word in one.prompt for word in ("gun", "drug")) for one in prompts]
     for kind, safe in ((SUCCESS, False), (REFUSAL, True)):
@@ -179,7 +157,7 @@ def test_what_a_planted_policy_refuses_is_what_is_counted():
 
 
 def test_at_k_tries_one_is_enough():
-    prompts = ask(Planted("gun", until=2), written_prompts(attacks=["plain"]), 3)
+    prompts = ask(Planted("gun", until=2), written_prompts(["plain"]), 3)
     events = judge_answers(prompts, REFUSALS, k=3)
     rates = red_team_rates(prompts, events)
     assert rates[SUCCESS]["at_k"].value == 1 > rates[SUCCESS]["at_1"].value
@@ -191,7 +169,7 @@ def test_blank_answers_are_no_success_and_a_guard_counts_in_place():
     prompts = [RedTeamPrompt(str(i), safe, completions=(text,)) for i, (safe, text) in enumerate(
         [(False, NO), (False, " \n"), (False, YES), (False, "Hm."), (True, NO), (True, ""), (True, YES)])]  # fmt: skip
     assert judge_answers(prompts, REFUSALS)[:, 0].tolist() == [False, False, True, True, True, False, False]
-    assert judge_answers(prompts, REFUSALS, SPOONS)[:, 0].tolist() == [False, False, True, False, True, False, False]
+    assert judge_answers(prompts, REFUSALS, [SPOONS])[:, 0].tolist() == [False, False, True, False, True, False, False]
 
 
 def test_a_judge_reads_the_request_and_not_its_wording():
@@ -202,7 +180,7 @@ def test_a_judge_reads_the_request_and_not_its_wording():
             seen.extend(own[0]["content"] for own in conversations)
             return np.zeros(len(conversations), np.float32)
 
-    prompts = ask(Planted(), written_prompts(attacks=["base64"], n_requests=1))
+    prompts = ask(Planted(), written_prompts(["base64"], n_requests=1))
     judge_answers(prompts, Guard(Keeps(), 0.5))
     assert seen == [one.request for one in prompts]
 
@@ -237,12 +215,16 @@ def test_wordings_of_one_request_are_no_further_evidence():
 
 
 def test_parts_hold_together_at_95_percent():
-    prompts = ask(Planted(), written_prompts(attacks=["plain"]))
+    prompts = ask(Planted(), written_prompts(["plain"]))
     rates = red_team_rates(prompts, judge_answers(prompts, REFUSALS))
     assert {own.level for part in rates["by_category"].values() for own in part.values()} == {1 - 0.05 / 26}
 
 
 # the judge's own errors
+
+
+def pair(caught, positive, passed, negative):
+    return {"sensitivity": binomial_estimate(caught, positive), "specificity": binomial_estimate(passed, negative)}
 
 
 def labelled(path, *counts, **more):
@@ -257,20 +239,18 @@ def test_rates_are_corrected_for_the_judge_that_people_have_checked(tmp_path):
     source = labelled(tmp_path / "labels.jsonl", (False, False, YES, 90), (False, False, NO, 10),
                       (False, True, NO, 70), (False, True, YES, 30), (True, False, YES, 5))  # fmt: skip
     judge = read_judge(source, REFUSALS)
-    assert judge == {SUCCESS: (binomial_estimate(90, 100), binomial_estimate(70, 100))}
+    assert judge == {SUCCESS: pair(90, 100, 70, 100)}
     prompts = [RedTeamPrompt(str(i), False, completions=(YES if i < 40 else NO,)) for i in range(100)]
     found = red_team_rates(prompts, judge_answers(prompts, REFUSALS), judge)[SUCCESS]
     assert found["corrected"].value == pytest.approx(1 / 6) and found["at_1"].value == 0.4
-    assert found["corrected"] == corrected_rate(binomial_estimate(40, 100), *judge[SUCCESS])
+    assert found["corrected"] == corrected_rate(binomial_estimate(40, 100), **judge[SUCCESS])
 
 
 def test_each_kind_has_its_own_errors_and_a_guard_its_own_labels(tmp_path):
     source = labelled(tmp_path / "labels.jsonl", (True, True, NO, 8), (True, True, YES, 2), (True, False, YES, 9),
                       (True, False, NO, 1), (False, True, YES, 4), (False, False, NO, 6), harmful="yes")  # fmt: skip
-    judge = read_judge(source, REFUSALS, SPOONS)
-    assert judge == {
-        REFUSAL: (binomial_estimate(8, 10), binomial_estimate(9, 10))
-    }  # all attacks are harmful: no specificity
+    judge = read_judge(source, REFUSALS, [SPOONS])
+    assert judge == {REFUSAL: pair(8, 10, 9, 10)}  # all attacks are harmful: no specificity
 
 
 def test_no_rate_is_corrected_by_a_judge_without_knowledge(tmp_path):
@@ -278,6 +258,14 @@ def test_no_rate_is_corrected_by_a_judge_without_knowledge(tmp_path):
     judge = read_judge(labelled(tmp_path / "labels.jsonl", *counts), REFUSALS)
     found = red_team_rates([RedTeamPrompt("a", False)], np.array([[True]]), judge)[SUCCESS]
     assert "corrected" not in found and "sensitivity 0.500 and specificity 0.500" in found["uncorrected"]
+
+
+def test_a_judge_may_be_four_numbers():
+    numbers = {"sensitivity": 0.9, "n_positive": 100, "specificity": 0.7, "n_negative": 50}
+    assert judge_of(numbers) == {SUCCESS: pair(90, 100, 35, 50)} and judge_of({}) == {}
+    for more in ({"specificity": 1.2}, {"n_negative": 0}, {"x": 1}):
+        with pytest.raises(UsageError, match="wanted sensitivity, specificity, n_positive, n_negative"):
+            judge_of(numbers | more)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +283,8 @@ def test_labels_of_another_form_are_one_line(tmp_path, row):
 
 def test_the_labels_of_xstest_are_those_of_people(real_data):
     judge = read_judge(str(real_data / "xstest" / "llama2orig.csv.gz"), Guard(RefusalScorer(), 0.5))
-    assert {kind: own[0].n + own[1].n for kind, own in judge.items()} == {SUCCESS: 200, REFUSAL: 250}
-    assert judge[REFUSAL][0].n == 95  # .380 of 250
+    assert {kind: sum(rate.n for rate in own.values()) for kind, own in judge.items()} == {SUCCESS: 200, REFUSAL: 250}
+    assert judge[REFUSAL]["sensitivity"].n == 95  # .380 of 250
 
 
 # two policies
@@ -304,7 +292,7 @@ def test_the_labels_of_xstest_are_those_of_people(real_data):
 
 def test_a_change_is_paired_and_named_where_it_is():
     """The second policy has stopped refusing what names a drug; nothing else has changed."""
-    prompts = written_prompts(attacks=["plain", "role play", "urgency"])
+    prompts = written_prompts(["plain", "role play", "urgency"])
     words = {one.request.split(" ")[-1] for one in prompts if one.category == "drugs" and not one.safe}
     after, before = (judge_answers(ask(policy, prompts), REFUSALS) for policy in (Planted(), Planted(*words)))
     found = red_team_changes(prompts, after, before)
@@ -325,7 +313,7 @@ def test_a_change_is_paired_and_named_where_it_is():
 
 
 def test_the_same_policy_has_not_changed():
-    prompts = written_prompts(attacks=["plain"])
+    prompts = written_prompts(["plain"])
     events = judge_answers(ask(Planted("gun", until=1), prompts, 2), REFUSALS, k=2)
     found = red_team_changes(prompts, events, events)
     assert [(row["of"], row["tries"], row["p"]) for row in found["whole"]] == [

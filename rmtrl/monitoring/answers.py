@@ -1,0 +1,242 @@
+"""An answer as guards read it: disguises taken off with every place kept, and patterns that cannot run on for ever.
+
+Zero-width characters, full-width letters, stacked accents and letters of other scripts that look Latin hide words from
+a pattern. Each text is read twice where it has any of these, once with only the invisible taken out and once folded
+to plain letters, so that a pattern in Greek or with accents finds its words too.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import regex
+import yaml
+from numpy.typing import NDArray
+
+from rmtrl.data.layouts import ASSISTANT
+from rmtrl.data.messages import conversation_text, message_text
+from rmtrl.errors import UsageError
+from rmtrl.types import Conversation, Finding, Scorer, shorten
+
+PATTERN_SECONDS, ANSWER_SECONDS = 0.5, 2.0
+"""What one pattern, and all patterns of one guard, may take for one answer: processor time, not that of the wall."""
+
+LONGEST_CHARS = 1_000_000
+"""What is read of one answer, in characters; what follows is found as not read."""
+
+_MOST_PLACES = 10_000  # that one pattern finds in one answer
+
+WORDS: dict[str, Any] = yaml.safe_load(
+    (resources.files("rmtrl.monitoring") / "guardrails.yaml").read_text(encoding="utf-8")
+)
+"""Word lists, patterns and look-alikes; the file says what each part of it is for."""
+
+
+@dataclass(frozen=True)
+class Graded(Finding):
+    """A finding with its severity in [0, 1]; one that is not `decided` is of text that no pattern has judged."""
+
+    severity: float = 1.0
+    decided: bool = True
+
+
+class Clock:
+    """What is left of the time for one answer, and the patterns that ran out of theirs."""
+
+    def __init__(self) -> None:
+        self.end = time.thread_time() + ANSWER_SECONDS
+        self.ran_out: list[Pattern] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds of processor time left, 0 or more."""
+        return max(0.0, self.end - time.thread_time())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text without its disguises, and where each of its characters stood.
+
+    Args:
+        text (`str`): What patterns read.
+        starts, ends (`(len(text),)` arrays, *optional*): Where the original of each character begins and ends; as they
+            are where nothing was changed.
+    """
+
+    text: str
+    starts: NDArray[np.int64] | None = None
+    ends: NDArray[np.int64] | None = None
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Returns where `text[start:end]` stands in the original."""
+        if self.starts is None or self.ends is None or not len(self.starts):
+            return start, end
+        first = int(self.starts[min(start, len(self.starts) - 1)])
+        return first, int(self.ends[end - 1]) if end > start else first
+
+
+def readings(text: str) -> list[Reading]:
+    """Returns a text with the invisible taken out, and where that says something else, folded to plain letters too.
+
+    Example:
+
+    ```python
+    >>> [own.text for own in readings("p\\u200bаssword")]  # with a Cyrillic а
+    ['pаssword', 'password']
+    ```
+    """
+    text = text[:LONGEST_CHARS]
+    if text.isascii() and not _IGNORED.search(text):
+        return [Reading(text)]
+    parts = [(m.start(), m.end(), m[0]) for m in _CLUSTER.finditer(text)]
+    shown, folded = (_read(parts, table) for table in (_SHOWN, _FOLDED))
+    return [shown] if folded.text == shown.text else [shown, folded]
+
+
+_CLUSTER = regex.compile(r"\P{M}\p{M}{1,8}|.", regex.DOTALL)  # more accents than 8 are sorted in quadratic time
+_IGNORED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Cs}\p{Default_Ignorable_Code_Point}\u2800]+")
+_LIKE = str.maketrans({char: plain for plain, alike in WORDS["alike"].items() for char in alike})
+
+
+class _Table(dict[str, str]):
+    """What each cluster is read as, worked out once."""
+
+    def __init__(self, read: Callable[[str], str]) -> None:
+        self.read = read
+
+    def __missing__(self, cluster: str) -> str:
+        found = self.read(_IGNORED.sub("", cluster))
+        if len(self) < 100_000:
+            self[cluster] = found
+        return found
+
+
+def _show(cluster: str) -> str:
+    shown = unicodedata.normalize("NFKC", cluster)
+    return str(unicodedata.decimal(shown)) if shown.isdecimal() and len(shown) == 1 else shown
+
+
+def _fold(cluster: str) -> str:
+    plain = unicodedata.normalize("NFKD", _show(cluster)).translate(_LIKE)
+    return "".join(char for char in plain if not unicodedata.combining(char))
+
+
+_SHOWN, _FOLDED = _Table(_show), _Table(_fold)
+
+
+def _read(parts: Sequence[tuple[int, int, str]], table: _Table) -> Reading:
+    pieces = [table[cluster] for _, _, cluster in parts]
+    lengths = [len(piece) for piece in pieces]
+    starts, ends = (np.repeat([part[end] for part in parts], lengths) for end in (0, 1))
+    return Reading("".join(pieces), starts, ends)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern of the `regex` package by its name, whose time is bounded as that of Python's `re` cannot be."""
+
+    name: str
+    source: str
+    flags: int = regex.IGNORECASE
+    compiled: Any = None
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "compiled", regex.compile(self.source, self.flags))
+        except (regex.error, RecursionError, OverflowError, TypeError) as error:
+            said = f"{self.name} has the pattern {shorten(str(self.source))!r}: {error}; wanted a regular expression"
+            raise UsageError(said) from error
+
+    def spans(self, read: Sequence[Reading], clock: Clock, group: int = 0) -> dict[tuple[int, int], str]:
+        """Returns where the pattern, or a group of it, stands in the original, and what is read there.
+
+        Where the time runs out, or there are more places than anyone would read, the clock keeps the pattern, and
+        nothing is returned.
+        """
+        try:
+            found = ((own, match) for own in read for match in self._matches(own.text, clock))
+            return {own.span(*match.span(group)): match[group] for own, match in found if match[group] is not None}
+        except TimeoutError:
+            clock.ran_out += [self] if clock.left or not clock.ran_out else []
+            return {}
+
+    def _matches(self, text: str, clock: Clock) -> Iterator[Any]:
+        end = time.thread_time() + min(PATTERN_SECONDS, clock.left)
+        places = self.compiled.finditer(text, timeout=max(0.0, end - time.thread_time()))
+        for number, match in enumerate(places):
+            yield match
+            if time.thread_time() > end or number >= _MOST_PLACES:
+                raise TimeoutError
+
+
+def last_answer(conversation: Conversation) -> tuple[str, str]:
+    """Returns what was asked and the text of the last answer.
+
+    A string is an answer whole, but where it is a transcript as in hh-rlhf, its last turn.
+
+    Example:
+
+    ```python
+    >>> last_answer([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
+    ('Hi', 'Hello!')
+    ```
+    """
+    if isinstance(conversation, str):
+        asked, mark, answer = conversation.rpartition(ASSISTANT)
+        return asked, answer[1:] if mark and answer[:1] == " " else answer
+    spoke = [i for i, message in enumerate(conversation) if message.get("role") == "assistant"]
+    if not spoke:
+        return conversation_text(conversation), ""
+    return conversation_text(conversation[: spoke[-1]]), message_text(conversation[spoke[-1]])
+
+
+class RuleScorer(Scorer):
+    """A scorer whose severity, in [0, 1], is that of the gravest thing it finds in an answer: 0 where it finds none.
+
+    Subclasses define [`RuleScorer.found`].
+    """
+
+    reads: tuple[str, ...] = ()  # columns beside the conversation
+
+    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
+        """Yields what is wrong with an answer."""
+        raise NotImplementedError
+
+    def findings(self, conversation: Conversation, **columns: Any) -> list[Finding]:
+        """Returns what is wrong with the last answer and where, in order; columns are cells of its row."""
+        return list(self._graded(*last_answer(conversation), columns))
+
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
+        """Returns the severity of each last answer, `(N,)` float32 in [0, 1]."""
+        return np.array([self._severity(*last_answer(own), {}) for own in conversations], np.float32)
+
+    def __call__(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
+    ) -> list[float]:
+        """Returns the severity of each completion; of columns such as `reference` each has its own."""
+        given = {name: columns[name] for name in self.reads if columns.get(name) is not None}
+        asked = [conversation_text(prompt) for prompt in prompts]
+        answers = [own if isinstance(own, str) else last_answer(own)[1] for own in completions]
+        rows = enumerate(zip(asked, answers, strict=True))
+        return [self._severity(*row, {name: own[i] for name, own in given.items()}) for i, row in rows]
+
+    def _severity(self, asked: str, answer: str, columns: Mapping[str, Any]) -> float:
+        return max((own.severity for own in self._graded(asked, answer, columns)), default=0.0)
+
+    def _graded(self, asked: str, answer: str, columns: Mapping[str, Any]) -> list[Graded]:
+        clock = Clock()
+        found = [own for own in self.found(asked, answer, columns, clock) if own.severity > 0]
+        for pattern in clock.ran_out:
+            said = f"not judged: {pattern.name} took over {PATTERN_SECONDS:g} s or found over {_MOST_PLACES:,} places"
+            said = f"{said} with the pattern {shorten(pattern.source)!r}"
+            found.append(Graded(0, len(answer), said, 1.0, False))
+        if len(answer) > LONGEST_CHARS:
+            said = f"not judged: only the first {LONGEST_CHARS:,} characters are read"
+            found.append(Graded(LONGEST_CHARS, len(answer), said, 1.0, False))
+        return sorted(set(found), key=lambda own: (own.start, own.end, own.reason))
