@@ -39,7 +39,7 @@ TINY = Path(__file__).parent / "configs" / "tiny" / "monitor.yaml"
 class MonitorRecipeArguments:
     model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub id of the reward model."})
     output_dir: str = field(metadata={"help": "Folder for results and their history."})
-    policy: str = field(metadata={"help": "YAML file of guards, as `rmtrl guard` takes it."})
+    policy: str | None = field(default=None, metadata={"help": "YAML file of guards, as `rmtrl guard` takes it."})
     reference: str | None = field(default=None, metadata={"help": "Answers that were good: file, folder, hub id."})
     current: str | None = field(default=None, metadata={"help": "Answers of now."})
     benchmarks: list[str] = field(default_factory=list, metadata={"help": "NAME or NAME=PATH as in `rmtrl evaluate`."})
@@ -81,7 +81,7 @@ def main() -> None:
         raise UsageError("got one of reference and current; give both, or neither for the embedded world")
     out, tasks = Path(recipe.output_dir), read_tasks(recipe.benchmarks)
     settings = {"device": "cpu" if recipe.use_cpu else None, "trust_remote_code": recipe.trust_remote_code}
-    guards = Policy.from_yaml(read_text(Path(recipe.policy))).guards
+    guards = Policy.from_yaml(read_text(Path(recipe.policy))).guards if recipe.policy else {}
     sources = {"reference": recipe.reference, "current": recipe.current}
     for name, source in sources.items():
         seed = getattr(recipe, f"{name}_seed")
