@@ -146,6 +146,9 @@ class ServedModel:
             DataError: If one is empty, longer than the model holds, or cannot be tokenised.
             RenderingError: If it cannot be rendered as in training.
         """
+        for index, given in enumerate(conversations):
+            if not isinstance(given, str) and not given:
+                raise DataError(f"conversation {index} is empty; wanted messages, text or token ids")
         try:
             own = [self._own_ids(given) if isinstance(given, str) else given for given in conversations]
             encoded = self.scorer.encode_all(own)
@@ -154,9 +157,9 @@ class ServedModel:
         except (*TEMPLATE_ERRORS, RecursionError) as error:  # of a template or a tokenizer, over what was sent
             raise DataError(f"a conversation cannot be tokenised: {shorten(str(error) or repr(error))}") from error
         for index, ids in enumerate(encoded):
-            if not 0 < len(ids) <= (self.max_tokens or len(ids)):
-                wanted = f"1 to {self.max_tokens:,}" if self.max_tokens else "1 or more"
-                raise DataError(f"conversation {index} has {len(ids):,} tokens; wanted {wanted} (nothing is cut)")
+            if len(ids) > (self.max_tokens or len(ids)):
+                got = f"conversation {index} has {len(ids):,} tokens"
+                raise DataError(f"{got}; wanted at most {self.max_tokens:,} (nothing is cut)")
         check_tokens(self.scorer.model, encoded, "conversation", self.scorer.tokenizer)
         by_answer = self.scorer.head.pooling == "mean"  # where the answer starts is read from the messages
         return [(given if by_answer else ids, len(ids)) for given, ids in zip(own, encoded, strict=True)]

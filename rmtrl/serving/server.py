@@ -10,11 +10,12 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from rmtrl import __version__
 from rmtrl.errors import DataError, RenderingError, RmtrlError
@@ -322,6 +323,8 @@ def _add_faults(app: FastAPI) -> None:
         if unknown:
             return fault(422, f"got the field {shorten(unknown[0])!r}, which {request.url.path} does not know")
         first = max(found, key=lambda own: len(own["loc"]))
+        if isinstance(first["input"], bytes):
+            return fault(422, "the body is not said to be JSON; send it with 'Content-Type: application/json'")
         where = ".".join(map(str, first["loc"][1:])) or "the body"
         return fault(422, f"{shorten(where)}: got {shorten(repr(first['input']))}; {first['msg']}")
 

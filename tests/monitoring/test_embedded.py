@@ -155,11 +155,13 @@ def test_what_it_does_not_hold_is(text, found):
     assert any(reason.startswith(found) for _, reason in flagged(Factuality(), text, reference=REFERENCE))
 
 
-def test_without_a_reference_the_question_is_one_and_without_either_nothing_is_said():
-    document = [{"role": "user", "content": f"Summarise: {REFERENCE}"}]
+def test_without_a_reference_a_document_in_the_question_is_one_and_without_either_nothing_is_said():
+    text = f"Summarise this in one sentence, please. {REFERENCE} Two workers died there."
+    document = [{"role": "user", "content": text}]
     ours, theirs = ([*document, {"role": "assistant", "content": f"It opened in {year}."}] for year in (1887, 1889))
     assert Guard(Factuality(), 0.5).score([ours, theirs]).tolist() == pytest.approx([0, 0.8])
-    assert Factuality().score(["It opened in 1889."]).tolist() == [0]
+    question = [{"role": "user", "content": "When did it open?"}, {"role": "assistant", "content": "In 1889."}]
+    assert Factuality().score(["It opened in 1889.", question]).tolist() == [0, 0]
 
 
 def test_a_column_of_references_reaches_each_answer():
@@ -171,7 +173,7 @@ def test_a_column_of_references_reaches_each_answer():
 @pytest.mark.parametrize(
     ("text", "values"),
     [("1,000 and 3.50", [1000, 3.5]), ("twenty-two thousand", [22000]), ("three hundred million", [3e8]),
-     ("2.5 million, 40%", [2.5e6, 40]), ("1. first\n2) second\n3 left", [3]), ("one day", [])],
+     ("2.5 million, 40%, 12, 3", [2.5e6, 40, 12, 3]), ("1. first\n2) second\n3 left", [3]), ("one day", [])],
 )  # fmt: skip
 def test_numbers_are_read_by_value(text, values):
     assert [value for *_, value, _ in numbers_in(text, embedded.Clock())] == values
