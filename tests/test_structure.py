@@ -159,7 +159,7 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 
 
 def test_every_configuration_is_found():
-    assert len(CONFIGS) == 16
+    assert len(CONFIGS) == 17
 
 
 # recipe, its launcher, its own dataclass
@@ -171,6 +171,7 @@ RECIPES = {
     "ppo": ("ppo_llama", "accelerate launch", "PPORecipeArguments"),
     "dpo": ("dpo_llama", "accelerate launch", "DPORecipeArguments"),
     "grpo": ("grpo_llama", "accelerate launch", "GRPORecipeArguments"),
+    "monitor": ("monitor", "python", "MonitorRecipeArguments"),
 }
 
 
