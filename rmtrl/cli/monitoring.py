@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import check_outputs, show
+from rmtrl.cli.console import check_outputs, renames, show
 from rmtrl.errors import UsageError
 from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.types import Guard, json_ready
@@ -79,6 +79,7 @@ def guard(
         float | None,
         typer.Option(help="Exit with 1 if a guard flags more than this share of the answers.", min=0, max=1),
     ] = None,
+    columns: opt.Map = None,
     as_json: opt.Json = False,
 ) -> None:
     """Screen answers by the guards of a policy: what was found where, rates with exact intervals by domain."""
@@ -90,10 +91,11 @@ def guard(
         raise UsageError("wanted --fit and --false-positive-rate together: labelled answers, and the rate to hold")
     if fitted is not None and fit is None:
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
-    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses)
+    named = renames(columns, example="response=chosen")
+    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named)
     fits, notes = dict[str, "FittedThreshold"](), list[str]()
     if fit is not None and false_positive_rate is not None:
-        labelled = read_answers(fit, list(used.guards))
+        labelled = read_answers(fit, list(used.guards), columns=named)
         used, fits = fit_policy(used, labelled, false_positive_rate)
         notes += [f"{name} has no labels in {fit} and keeps its threshold" for name in used.guards if name not in fits]
         if n := overlap(labelled, answers):

@@ -51,7 +51,7 @@ class Answer:
         return [*self.prompt, {"role": "assistant", "content": self.text}]
 
 
-def read_answers(source: str, guards: Sequence[str] = ()) -> list[Answer]:
+def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[str, str] | None = None) -> list[Answer]:
     """Returns the answers of a file, a folder or a hub set.
 
     A row has its answer in `response`, `completion` or another of the columns that `data/columns.yaml` lists under
@@ -60,13 +60,16 @@ def read_answers(source: str, guards: Sequence[str] = ()) -> list[Answer]:
     Args:
         source (`str`): What to read.
         guards (`Sequence[str]`): The guards that a column `label` is for.
+        columns (`Mapping[str, str]`, *optional*): The file's own name of a column, by the name it is read under.
 
     Raises:
         DataError: If it cannot be read, or a row has no answer; the message names it.
     """
-    return [
-        own for number, (place, row) in enumerate(source_rows(source)) for own in _answers(number, place, row, guards)
-    ]
+    found: list[Answer] = []
+    for number, (place, row) in enumerate(source_rows(source)):
+        named = {new: row[old] for new, old in (columns or {}).items() if old in row}
+        found += _answers(number, place, row | named, guards)
+    return found
 
 
 def _answers(number: int, place: str, row: dict[str, Any], guards: Sequence[str]) -> Iterator[Answer]:
@@ -83,7 +86,10 @@ def _answers(number: int, place: str, row: dict[str, Any], guards: Sequence[str]
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
     if not answers:
-        raise DataError(f"{place} has no answer; wanted one in response, completion or messages, or an empty text")
+        raise DataError(
+            f"{place} has no answer; wanted one in response, completion or messages; "
+            "where it has another name, --map response=NAME"
+        )
     prompt, id = turns + prompt, str(number) if row.get("id") in (None, "") else str(row["id"])
     reference, domain = row.get("reference"), row.get("domain")
     for i, text in enumerate(answers):

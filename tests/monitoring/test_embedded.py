@@ -1,14 +1,17 @@
 """The embedded guards: what each finds and where, what it must not find, hostile texts."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 from hostile import HOSTILE
 from stdnum import iban, luhn
 
 from rmtrl.errors import UsageError
+from rmtrl.io import read_sound_rows
 from rmtrl.monitoring import embedded
-from rmtrl.monitoring.answers import ANSWER_SECONDS
+from rmtrl.monitoring.answers import ANSWER_SECONDS, NOT_JUDGED
 from rmtrl.monitoring.embedded import Factuality, PersonalData, Secrets, Toxicity, numbers_in
 from rmtrl.monitoring.refusals import RefusalScorer
 from rmtrl.monitoring.rules import PolicyRules
@@ -156,7 +159,8 @@ def test_what_it_does_not_hold_is(text, found):
 
 
 def test_without_a_reference_a_document_in_the_question_is_one_and_without_either_nothing_is_said():
-    text = f"Summarise this in one sentence, please. {REFERENCE} Two workers died there."
+    more = "Two workers died there, and a plaque on the north tower names both."
+    text = f"Summarise this in one sentence, please. {REFERENCE} {more}"
     document = [{"role": "user", "content": text}]
     ours, theirs = ([*document, {"role": "assistant", "content": f"It opened in {year}."}] for year in (1887, 1889))
     assert Guard(Factuality(), 0.5).score([ours, theirs]).tolist() == pytest.approx([0, 0.8])
@@ -191,9 +195,9 @@ def test_a_hostile_text_neither_stops_nor_crashes_a_guard(guard, name):
     began = time.process_time()
     (severity,) = scorer.score([rows])
     assert time.process_time() - began < ANSWER_SECONDS + 4
-    assert 0 <= severity <= 1
+    assert 0 <= severity <= 1 or severity == NOT_JUDGED
     if len(text) > 1_000_000 and guard != "refusals":
-        assert severity == 1  # not read to its end, and not passed over
+        assert severity == NOT_JUDGED  # not read to its end, and not passed over
 
 
 @pytest.mark.parametrize("guard", SCORERS)
@@ -205,6 +209,17 @@ def test_what_is_hidden_in_a_hostile_text_is_found_in_its_place(guard):
     text = "\ud800\u200bЗдравствуйте, " + "\u200b".join(hidden) + " \udfff!"
     named = SCORERS[guard].findings([{"role": "assistant", "content": text}], reference="In 1887.")
     assert "\u200b".join(hidden) in [text[own.start : own.end] for own in named]
+
+
+def test_mathematics_and_code_are_no_secrets_and_no_telephone_numbers():
+    """700 answers of JudgeBench, full of both."""
+    if "RMTRL_DATA" not in os.environ:
+        pytest.skip("RMTRL_DATA is not set")
+    path = Path(os.environ["RMTRL_DATA"]) / "judgebench" / "gpt.jsonl.gz"
+    answers = [row[side] for _, row in read_sound_rows(path) for side in ("response_A", "response_B")]
+    assert len(answers) == 700
+    for scorer in (Secrets(), PersonalData()):
+        assert not Guard(scorer, 0.5).flags([""] * 700, answers).any()
 
 
 @pytest.mark.parametrize(("scorer", "package"), [(Secrets, "detect-secrets"), (PersonalData, "python-stdnum")])

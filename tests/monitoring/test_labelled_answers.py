@@ -46,7 +46,8 @@ def test_nothing_in_it_has_the_form_of_a_key_of_a_provider():
 def test_the_table_in_the_documents_is_what_the_guards_do(measured):
     said = (EXAMPLE / "README.md").read_text(encoding="utf-8")
     for name, (cells, _) in measured.items():
-        assert f"| {name} | {' | '.join(cells)} |" in said
+        row = f"| {name} | {' | '.join(cells)} |"
+        assert row in said, "put what `python examples/guardrails/measure.py` prints into its README.md"
 
 
 def test_the_number_of_rows_in_the_documents_is_right():
