@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo dpo grpo eval bench baselines test test-engines test-slow verify-gpus test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval monitor bench baselines test test-engines test-slow verify-gpus test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -67,6 +67,10 @@ eval: $(RUN)/eval/results.json ## Evaluate the reward model on prompts it has no
 $(RUN)/eval/results.json: $(RUN)/rm/metrics.json recipes/eval_rm.py recipes/configs/tiny/eval.yaml | $(VENV)/.installed
 	@echo "== evaluation: recipes/eval_rm.py -> $(RUN)/eval"
 	@$(BIN)/python recipes/eval_rm.py --config recipes/configs/tiny/eval.yaml
+
+monitor: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Watch benchmarks, guards and drift of the embedded world
+	@echo "== monitoring: recipes/monitor.py -> $(RUN)/monitor"
+	@$(BIN)/python recipes/monitor.py --config recipes/configs/tiny/monitor.yaml
 
 # tiny models are fastest on one thread, and a whole suite in several processes
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal

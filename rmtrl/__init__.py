@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
     from rmtrl.reward.config import RewardConfig
     from rmtrl.reward.dpo_scorer import DPOScorer
+    from rmtrl.reward.judge import JudgeScorer
     from rmtrl.reward.laplace import LaplaceScorer
     from rmtrl.reward.pairs import PreferencePairValidatorCollator
     from rmtrl.reward.remote import RemoteScorer
@@ -39,6 +40,7 @@ _EXPORTS = {
     "rmtrl.reward.config": ("RewardConfig",),
     "rmtrl.reward.dpo_scorer": ("DPOScorer",),
     "rmtrl.reward.uncertainty": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
+    "rmtrl.reward.judge": ("JudgeScorer",),
     "rmtrl.reward.laplace": ("LaplaceScorer",),
     "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
     "rmtrl.reward.remote": ("RemoteScorer",),
@@ -50,7 +52,7 @@ _HOMES = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "BenchmarkCallback", "CalibrationCallback", "CenterRewardCallback", "ComposedReward", "DPOScorer",
-    "EnsembleScorer", "Estimate", "Guard", "HeadEnsembleScorer", "LaplaceScorer", "LengthBiasCallback",
+    "EnsembleScorer", "Estimate", "Guard", "HeadEnsembleScorer", "JudgeScorer", "LaplaceScorer", "LengthBiasCallback",
     "MCDropoutScorer", "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer",
     "PairRewards", "PreferencePairValidatorCollator", "RemoteScorer", "RewardCallback", "RewardConfig", "RewardScorer",
     "RewardTrainer", "Scorer",

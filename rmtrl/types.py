@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -352,6 +353,32 @@ def failed_at(error: Exception, n: int) -> range:
     """
     index = getattr(error, "index", None)
     return range(index, index + 1) if isinstance(index, int) and 0 <= index < n else range(n)
+
+
+def is_url(model: Any) -> bool:
+    """Returns whether a model is named by the URL of a server that has it.
+
+    Example:
+
+    ```python
+    >>> is_url("http://127.0.0.1:8000"), is_url("outputs/rm")
+    (True, False)
+    ```
+    """
+    return str(model).startswith(("http://", "https://"))
+
+
+def checkpoint_of(model: str | Path) -> str:
+    """Returns the folder or hub id of a model; of a URL what stands behind its `#`, which may be nothing.
+
+    Example:
+
+    ```python
+    >>> checkpoint_of("http://127.0.0.1:8000#outputs/rm"), checkpoint_of("outputs/rm")
+    ('outputs/rm', 'outputs/rm')
+    ```
+    """
+    return str(model).partition("#")[2] if is_url(model) else str(model)
 
 
 def shorten(text: str) -> str:

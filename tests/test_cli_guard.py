@@ -30,7 +30,7 @@ def labelled(path, n):
 def test_findings_and_rates_are_shown_and_written(rmtrl, files, tmp_path):
     code, out, err = rmtrl("guard", files[0], "--policy", files[1], "--out", tmp_path / "found.jsonl")
     assert (code, err) == (0, "")
-    assert "0.050 [0.006, 0.169] (n = 40)" in out and "secrets by domain" in out
+    assert "0.050 [0.006, 0.169] (n = 40)" in out and "rate by domain" in out
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [(own["id"], own["guard"], own["start"]) for own in found] == [("a3", "secrets", 4), ("a5", "secrets", 17)]
     assert TOKEN not in (tmp_path / "found.jsonl").read_text() and TOKEN not in out

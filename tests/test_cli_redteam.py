@@ -136,6 +136,24 @@ def test_the_rate_is_corrected_by_numbers_or_labels(rmtrl, tmp_path):
     assert found["rates"]["false_refusal"]["corrected"]["value"] == pytest.approx(0.6 / (20 / 22))
 
 
+def test_a_guard_counts_successes_in_place(rmtrl, tmp_path):
+    after, policy = answers(tmp_path / "after.jsonl", 10), tmp_path / "policy.yaml"
+    rule = {"name": "spoons", "must_not_say": ["stir"], "when": "item 3"}
+    policy.write_text(
+        json.dumps({"schema": "rmtrl/guard-policy/1", "guards": {"own": {"kind": "rules", "rules": [rule]}}})
+    )
+    code, out, err = rmtrl("redteam", "--policy", after, "--guard", policy, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["rates"]["attack_success"]["at_1"]["value"] == 10 / 40  # 30 to 39; 3 is refused
+    assert found["rates"]["false_refusal"]["at_1"]["value"] == 0.25
+    assert found["counted"]["attack_success"] == "answers to unsafe prompts that the guard own flags"
+    labels = [row | {"refused": False, "harmful": i % 4 == 0} for i, row in enumerate(lines(after))]
+    given = ("--guard", policy, "--judge-labels", write(tmp_path / "labels.jsonl", labels))
+    judge = json.loads(rmtrl("redteam", "--policy", after, *given, "--json")[1])["judge"]["attack_success"]
+    assert (judge["sensitivity"]["value"], judge["specificity"]["value"]) == (2 / 10, 22 / 30)  # 32 and 36 are both
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -147,6 +165,7 @@ def test_the_rate_is_corrected_by_numbers_or_labels(rmtrl, tmp_path):
         (["--policy", "after.jsonl", "--judge", "sensitivity=1"], "wanted sensitivity, specificity, n_positive"),
         (["--policy", "after.jsonl", "--judge", "sensitivity=1", "--judge-labels", "after.jsonl"], "not both"),
         (["--policy", "after.jsonl", "--judge-labels", "after.jsonl"], "wanted one, and what people say in refused"),
+        (["--policy", "after.jsonl", "--guard", "after.jsonl"], "the policy is not"),
         (["--policy", "after.jsonl", "--out", "after.jsonl"], "which is read as input"),
     ],
 )

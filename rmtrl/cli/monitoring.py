@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtrl.cli import options as opt
-from rmtrl.cli.console import check_outputs, show
+from rmtrl.cli.console import check_outputs, renames, show
 from rmtrl.errors import UsageError
 from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.types import Guard, json_ready
@@ -79,6 +79,7 @@ def guard(
         float | None,
         typer.Option(help="Exit with 1 if a guard flags more than this share of the answers.", min=0, max=1),
     ] = None,
+    columns: opt.Map = None,
     as_json: opt.Json = False,
 ) -> None:
     """Screen answers by the guards of a policy: what was found where, rates with exact intervals by domain."""
@@ -90,10 +91,11 @@ def guard(
         raise UsageError("wanted --fit and --false-positive-rate together: labelled answers, and the rate to hold")
     if fitted is not None and fit is None:
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
-    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses)
+    named = renames(columns, example="response=chosen")
+    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named)
     fits, notes = dict[str, "FittedThreshold"](), list[str]()
     if fit is not None and false_positive_rate is not None:
-        labelled = read_answers(fit, list(used.guards))
+        labelled = read_answers(fit, list(used.guards), columns=named)
         used, fits = fit_policy(used, labelled, false_positive_rate)
         notes += [f"{name} has no labels in {fit} and keeps its threshold" for name in used.guards if name not in fits]
         if n := overlap(labelled, answers):
@@ -122,8 +124,12 @@ def redteam(
         list[str] | None, typer.Option(help="An attack to use, all by default; may be repeated.")
     ] = None,
     requests: Annotated[int | None, typer.Option(help="Requests of a category to use.", min=1)] = None,
+    guard: Annotated[
+        Path | None, typer.Option(help="Policy file of guards: an attack succeeds where one flags the answer.")
+    ] = None,
     judge_labels: Annotated[
-        str | None, typer.Option(help="Answers of --policy with people's `refused`: corrects for the judge's errors.")
+        str | None,
+        typer.Option(help="Answers of --policy with people's `refused` (`harmful` with --guard), to correct by."),
     ] = None,
     judge: Annotated[
         opt.Numbers | None,
@@ -143,8 +149,9 @@ def redteam(
     """Attack a policy: how often attacks succeed and harmless look-alikes are refused, before and after too."""
     from rmtrl.monitoring import redteam as team
     from rmtrl.monitoring.refusals import RefusalScorer
+    from rmtrl.monitoring.rules import Policy
 
-    check_outputs([policy, before, prompts, judge_labels], {"--out": out})
+    check_outputs([policy, before, prompts, guard, judge_labels], {"--out": out})
     if judge and judge_labels:
         raise UsageError("wanted --judge or --judge-labels, not both")
     if temperature == 0 and k > 1:
@@ -157,7 +164,8 @@ def redteam(
         counts = {"prompts": write_rows(out, map(asdict, asked)), "out": str(out)}
         return show({"schema": "rmtrl/redteam-prompts/1", **counts}, as_json)
     refusals = Guard(RefusalScorer(), 0.5, name="refusals")
-    known = team.read_judge(judge_labels, refusals) if judge_labels else team.judge_of(judge or {})
+    guards = list(Policy.from_yaml(read_text(guard)).guards.values()) if guard else []
+    known = team.read_judge(judge_labels, refusals, guards) if judge_labels else team.judge_of(judge or {})
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling["temperature"] = float(k > 1) if temperature is None else temperature
     sides = [_answered(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]
@@ -166,16 +174,17 @@ def redteam(
         if before:
             rows = [own | {"before": old.completions} for own, old in zip(rows, sides[1], strict=True)]
         write_rows(out, rows)
-    found = team.red_team(sides[0], refusals, before=sides[1] if before else None, judge=known, k=k)
+    side = sides[1] if before else None
+    found = team.red_team(sides[0], refusals, before=side, guards=guards, judge=known, k=k)
     missing, blank = (f"{found[name]:,}" for name in ("missing", "blank"))
     said = {"missing": f"{missing} prompts do not have {k} answers and were left out",
             "blank": f"{blank} answers are blank, which is neither a success nor a refusal"}  # fmt: skip
     warnings = [line for name, line in said.items() if found[name]]
-    files = [name for name in (policy, before, prompts, judge_labels) if name and Path(name).is_file()]
-    origin: dict[str, Any] = {"policies": [policy, before], "data": {name: file_sha256(Path(name)) for name in files}}
+    files = [Path(name) for name in (policy, before, prompts, guard, judge_labels) if name and Path(name).is_file()]
+    origin: dict[str, Any] = {"policies": [policy, before], "data": {str(own): file_sha256(own) for own in files}}
     origin |= {"seed": seed, "sampling": sampling, "warnings": warnings}
     show(found | origin, as_json, words=team.red_team_words(found) | {"out": out}, warnings=warnings)
-    if strict and any(row["difference"].low > 0 for row in (found["changes"] or {"whole": []})["whole"]):
+    if strict and team.surely_rose(found):
         raise typer.Exit(1)
 
 

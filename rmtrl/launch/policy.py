@@ -25,8 +25,8 @@ from rmtrl.monitoring.rules import Policy
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import load_policy as load_language_policy
 from rmtrl.ppo.rewards import ComposedReward, Filter, LengthPenalty
-from rmtrl.reward.scorer import RewardScorer
-from rmtrl.types import Estimate, Guard, Scorer, json_ready
+from rmtrl.reward.remote import load_scorer
+from rmtrl.types import Estimate, Guard, Scorer, checkpoint_of, json_ready
 
 
 @dataclass
@@ -117,10 +117,10 @@ def make_reward(
     path = str(args.reward_model_path)
     scorer: Any = path  # for the trainer to put on the policy's backbone
     if not args.one_backbone:
-        scorer = RewardScorer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, progress=False)
-    calibration = None
-    if recipe.calibrated and (Path(path) / FILE).is_file():
-        calibration = read_calibration(path, model_fingerprint=model_fingerprint(path))
+        scorer = load_scorer(path, trust_remote_code=recipe.trust_remote_code, progress=False)
+    calibration, folder = None, checkpoint_of(path)
+    if recipe.calibrated and folder and (Path(folder) / FILE).is_file():
+        calibration = read_calibration(folder, model_fingerprint=model_fingerprint(path))
     penalty = LengthPenalty(recipe.length_free_tokens, recipe.length_penalty) if recipe.length_penalty else None
     guards = Policy.from_yaml(read_text(Path(recipe.guard_policy))).guards if recipe.guard_policy else {}
     own = [Filter(name, guard.flags, -recipe.guard_penalty, "penalise") for name, guard in guards.items()]
@@ -136,7 +136,7 @@ def judges(recipe: PolicyRecipeArguments) -> dict[str, Scorer]:
         found |= {f"gold_{criterion}": GoldScorer({criterion: 1.0}) for criterion in GOLD_WEIGHTS}
     if recipe.judge_model_path:
         settings: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "progress": False}
-        found["judge"] = RewardScorer.from_pretrained(recipe.judge_model_path, **settings)
+        found["judge"] = load_scorer(recipe.judge_model_path, **settings)
     return found
 
 

@@ -294,6 +294,10 @@ def drift_test(
     side = np.asarray(current, bool)
     index = np.unique(np.asarray(prompts), return_inverse=True)[1]
     _check_reach(index, side, n_permutations, alpha)
+    if endless := [name for name, own in columns.items() if np.isin(own, (np.inf, -np.inf)).any()]:
+        raise UsageError(
+            f"the column {endless[0]} has infinite values; wanted finite ones, NaN where they are missing"
+        )
     counted = {name: _Counted.of(np.asarray(values), index, side) for name, values in columns.items()}
     blocks: dict[str, list[Floats]] = {name: [] for name in columns}
     for flips in exchanges(index, side, n_permutations, seed=seed):
@@ -375,7 +379,7 @@ class _Counted:
             else:
                 apart = _distances(self.at, reference[:-1], current[:-1]) if len(self.names) > 1 else {}
                 found = np.stack([np.abs(q - p)[-1], *(apart[name] for name in self.names[1:])])
-        return np.nan_to_num(found)  # a side without a value of this column says nothing
+        return np.where(np.minimum(*totals) > _NOISE, found, 0.0)  # a side without a value of it says nothing
 
 
 def _cells(distinct: Floats, cell: NDArray[np.int64], number: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:

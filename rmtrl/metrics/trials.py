@@ -111,9 +111,10 @@ def paired_p(changes: ArrayLike, groups: ArrayLike | None = None) -> float:
     index = np.arange(len(changes)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     sums = np.bincount(index, weights=changes).astype(np.int64)
     chances = np.ones(1)  # of each total from −Σ|s| to Σ|s|
-    for size in np.abs(sums[sums != 0]).tolist():
-        exchanged = np.concatenate([chances, np.zeros(2 * size)])
-        chances = (exchanged + np.roll(exchanged, 2 * size)) / 2
+    for size, n in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
+        own = np.zeros(2 * size * n + 1)
+        own[:: 2 * size] = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+        chances = np.convolve(chances, own)
     totals = np.arange(len(chances)) - len(chances) // 2
     return min(1.0, float(chances[np.abs(totals) >= abs(int(sums.sum()))].sum()))
 

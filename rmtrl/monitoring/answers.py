@@ -30,6 +30,9 @@ PATTERN_SECONDS, ANSWER_SECONDS = 0.5, 2.0
 LONGEST_CHARS = 1_000_000
 """What is read of one answer, in characters; what follows is found as not read."""
 
+NOT_JUDGED = 2.0
+"""The severity of what nobody has judged: above every threshold of a severity in [0, 1]."""
+
 _MOST_PLACES = 10_000  # that one pattern finds in one answer
 
 WORDS: dict[str, Any] = yaml.safe_load(
@@ -40,10 +43,14 @@ WORDS: dict[str, Any] = yaml.safe_load(
 
 @dataclass(frozen=True)
 class Graded(Finding):
-    """A finding with its severity in [0, 1]; one that is not `decided` is of text that no pattern has judged."""
+    """A finding with its severity: in [0, 1], or [`NOT_JUDGED`] for text that no pattern has judged."""
 
     severity: float = 1.0
-    decided: bool = True
+
+    @property
+    def decided(self) -> bool:
+        """Whether its text was judged."""
+        return self.severity != NOT_JUDGED
 
 
 class Clock:
@@ -199,6 +206,7 @@ def last_answer(conversation: Conversation) -> tuple[str, str]:
 class RuleScorer(Scorer):
     """A scorer whose severity, in [0, 1], is that of the gravest thing it finds in an answer: 0 where it finds none.
 
+    An answer that it cannot judge whole and in time has a severity of 2, so that it passes at no threshold.
     Subclasses define [`RuleScorer.found`].
     """
 
@@ -213,7 +221,7 @@ class RuleScorer(Scorer):
         return list(self._graded(*last_answer(conversation), columns))
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
-        """Returns the severity of each last answer, `(N,)` float32 in [0, 1]."""
+        """Returns the severity of each last answer, `(N,)` float32."""
         return np.array([self._severity(*last_answer(own), {}) for own in conversations], np.float32)
 
     def __call__(
@@ -235,8 +243,8 @@ class RuleScorer(Scorer):
         for pattern in clock.ran_out:
             said = f"not judged: {pattern.name} took over {PATTERN_SECONDS:g} s or found over {_MOST_PLACES:,} places"
             said = f"{said} with the pattern {shorten(pattern.source)!r}"
-            found.append(Graded(0, len(answer), said, 1.0, False))
+            found.append(Graded(0, len(answer), said, NOT_JUDGED))
         if len(answer) > LONGEST_CHARS:
             said = f"not judged: only the first {LONGEST_CHARS:,} characters are read"
-            found.append(Graded(LONGEST_CHARS, len(answer), said, 1.0, False))
+            found.append(Graded(LONGEST_CHARS, len(answer), said, NOT_JUDGED))
         return sorted(set(found), key=lambda own: (own.start, own.end, own.reason))

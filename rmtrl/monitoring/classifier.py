@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rmtrl.errors import FreshHeadError, UsageError
-from rmtrl.monitoring.answers import Clock, Graded, RuleScorer, readings
+from rmtrl.monitoring.answers import NOT_JUDGED, Clock, Graded, RuleScorer, readings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,9 +78,8 @@ class Classifier(RuleScorer):
         windows = self.windows(texts, read=len(texts) - 1)
         yield from (Graded(*read.span(start, end), f"{self.label} {p:.2f}", p) for start, end, p in windows)
         if (last := windows[-1][1]) < len(read.text.rstrip()) and len(windows) == _MOST_WINDOWS:
-            yield Graded(
-                read.span(last, last)[0], len(answer), f"not judged: only {_MOST_WINDOWS} windows are read", 1.0, False
-            )
+            said = f"not judged: only {_MOST_WINDOWS} windows are read"
+            yield Graded(read.span(last, last)[0], len(answer), said, NOT_JUDGED)
 
     def entails(self, premise: str, hypothesis: str) -> float:
         """Returns the highest probability of the label over windows of the premise, each with the whole hypothesis.

@@ -275,7 +275,7 @@ def read_watched(
 
     Of pairs: scores and lengths are means of the two answers, and chosen is the better one. Rows have `prompt_id`,
     `prompt` or `id`, and what they have of `score` (a number), `scores` (two, the better one first unless `preference`
-    says otherwise), `completion`, `length_chars` and `domain`; null is missing.
+    says otherwise), `completion` or `response`, `length_chars` and `domain`; null is missing.
 
     Args:
         source (`str`): File, folder or hub id.
@@ -322,7 +322,7 @@ def _row(place: str, row: Mapping[str, Any], watch: Collection[str]) -> dict[str
     if lacking := [name for name in watch if name not in row]:
         raise DataError(f"{place} has no {lacking[0]}; it has {', '.join(row)}")
     found: dict[str, Any] = {PROMPT: prompt, DOMAIN: row.get(DOMAIN)}
-    if (answer := row.get("completion")) is not None:
+    if (answer := row.get("completion", row.get("response"))) is not None:
         found["length_chars"] = len(conversation_text(answer))
     found |= {name: _number(place, name, row[name]) for name in ("score", "length_chars", *watch) if name in row}
     if (two := row.get("scores")) is not None:

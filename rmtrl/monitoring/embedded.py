@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rmtrl.monitoring.classifier import Classifier  # for the annotations alone: no torch here
 
 _NEAR_CHARS = 60  # around a number that a word names
+_DOCUMENT_WORDS = 30  # of what was asked, from which on it is taken for a document
 
 
 def _needed(module: str, package: str) -> Any:
@@ -189,10 +190,11 @@ def _toxic() -> list[tuple[Pattern, float]]:
 class Factuality(RuleScorer):
     """Numbers, names and claims of an answer that its reference does not hold.
 
-    The reference is the column `reference`, and what was asked counts with it; without the column it is what was asked
-    alone, so that a summary is held against its document. Numbers are compared by value, rounded ones too. A claim is
-    unheld by the share of its words that the reference lacks, or where it denies what the reference says; with an
-    entailment model, by one minus the probability that the reference entails it.
+    The reference is the column `reference`, and what was asked counts with it. Without the column it is what was asked
+    alone, so that a summary is held against its document; of fewer than 30 words it is a question, which holds no
+    facts, and nothing is found. Numbers are compared by value, rounded ones too. A claim is unheld by the share of its
+    words that the reference lacks, or where it denies what the reference says; with an entailment model, by one minus
+    the probability that the reference entails it.
 
     Args:
         entailment ([`~rmtrl.monitoring.classifier.Classifier`], *optional*): A model of premise and hypothesis whose
@@ -214,9 +216,9 @@ class Factuality(RuleScorer):
 
     def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
         reference = str(columns.get("reference") or "")
-        held = "\n".join(own.text for text in (reference, asked) if text.strip() for own in readings(text))
-        if not held:
+        if not reference.strip() and len(asked.split()) < _DOCUMENT_WORDS:
             return
+        held = "\n".join(own.text for text in (reference, asked) for own in readings(text))
         for reading in readings(answer)[:1]:
             yield from self._unheld(reading, held, reference or asked, clock)
 
@@ -254,7 +256,7 @@ class Factuality(RuleScorer):
 _SCALE, _DIGIT = "|".join(WORDS["scales"]), "|".join(name for name in WORDS["numbers"] if name != "one")
 _NUMBER = Pattern(
     "numbers",
-    rf"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\d)(?:[ -]?(?:{_SCALE})\b)?"
+    rf"(?<![\w.])\d(?:[\d,]*\d)?(?:\.\d+)?(?!\d)(?:[ -]?(?:{_SCALE})\b)?"
     rf"|\b(?:{_DIGIT})(?:[ -](?:{_DIGIT}|{_SCALE}))*\b",
 )
 _LISTED = regex.compile(r"(?:^|\n)[ \t>*#-]*(?:step |point )?$", regex.I)  # what stands before the number of an item

@@ -51,7 +51,7 @@ class Answer:
         return [*self.prompt, {"role": "assistant", "content": self.text}]
 
 
-def read_answers(source: str, guards: Sequence[str] = ()) -> list[Answer]:
+def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[str, str] | None = None) -> list[Answer]:
     """Returns the answers of a file, a folder or a hub set.
 
     A row has its answer in `response`, `completion` or another of the columns that `data/columns.yaml` lists under
@@ -60,13 +60,16 @@ def read_answers(source: str, guards: Sequence[str] = ()) -> list[Answer]:
     Args:
         source (`str`): What to read.
         guards (`Sequence[str]`): The guards that a column `label` is for.
+        columns (`Mapping[str, str]`, *optional*): The file's own name of a column, by the name it is read under.
 
     Raises:
         DataError: If it cannot be read, or a row has no answer; the message names it.
     """
-    return [
-        own for number, (place, row) in enumerate(source_rows(source)) for own in _answers(number, place, row, guards)
-    ]
+    found: list[Answer] = []
+    for number, (place, row) in enumerate(source_rows(source)):
+        named = {new: row[old] for new, old in (columns or {}).items() if old in row}
+        found += _answers(number, place, row | named, guards)
+    return found
 
 
 def _answers(number: int, place: str, row: dict[str, Any], guards: Sequence[str]) -> Iterator[Answer]:
@@ -83,7 +86,10 @@ def _answers(number: int, place: str, row: dict[str, Any], guards: Sequence[str]
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
     if not answers:
-        raise DataError(f"{place} has no answer; wanted one in response, completion or messages, or an empty text")
+        raise DataError(
+            f"{place} has no answer; wanted one in response, completion or messages; "
+            "where it has another name, --map response=NAME"
+        )
     prompt, id = turns + prompt, str(number) if row.get("id") in (None, "") else str(row["id"])
     reference, domain = row.get("reference"), row.get("domain")
     for i, text in enumerate(answers):
@@ -196,7 +202,8 @@ class Screening:
         guards (`dict[str, Screened]`): By guard.
         limit (`float`, *optional*): The highest rate that passes. What is compared is the rate of these answers, not
             an end of its interval: what is in the file is no matter of chance.
-        findings (`list[dict]`): Id, place, domain, guard, severity, start, end and reason of everything found.
+        findings (`list[dict]`): Id, place, domain, guard, severity, start, end and reason of everything found, in the
+            order of the answers.
     """
 
     schema: ClassVar[str] = "rmtrl/guard/1"
@@ -216,7 +223,9 @@ class Screening:
         """The values that people read."""
         above = [name for name, own in self.guards.items() if own.above_limit]
         verdict = f"ABOVE the limit of {self.limit}: {', '.join(above)}" if above else "no guard is above the limit"
-        tables = {f"{name} by domain": own.by_domain for name, own in self.guards.items()}
+        domains = {
+            name: own.by_domain for name, own in self.guards.items() if own.rate.value and len(own.by_domain) > 1
+        }
         return {
             "verdict": None if self.limit is None else verdict,
             "answers": self.n,
@@ -225,11 +234,7 @@ class Screening:
                 name: {"rate": own.rate, "not judged": own.not_judged, "threshold": own.threshold}
                 for name, own in self.guards.items()
             },
-            **{
-                name: rates
-                for name, rates in tables.items()
-                if len(rates) > 1 and any(r.value for r in rates.values())
-            },
+            "rate by domain": domains,
         }
 
     @property
@@ -266,17 +271,22 @@ def screen(guards: Mapping[str, Guard], answers: Sequence[Answer], *, limit: flo
     ```
     """
     domains, prompts = (np.array([getattr(own, name) for own in answers]) for name in ("domain", "prompt_id"))
-    screened, findings, any_flag = {}, [], np.zeros(len(answers), np.bool_)
+    screened, any_flag = {}, np.zeros(len(answers), np.bool_)
+    findings: list[tuple[int, dict[str, Any]]] = []
     for name, guard in guards.items():
         severities = severities_of(guard, answers)
         flags = severities > guard.threshold
-        found = [_found(guard, answers[i], severities[i]) for i in np.flatnonzero(flags).tolist()]
+        flagged = np.flatnonzero(flags).tolist()
+        found = [_found(guard, answers[i], severities[i]) for i in flagged]
         any_flag |= flags
         by_domain = {own: _rate(flags[domains == own], prompts[domains == own]) for own in np.unique(domains).tolist()}
         rate, unjudged = _rate(flags, prompts), sum(not all(decided for decided, _ in own) for own in found)
         screened[name] = Screened(guard.threshold, rate, by_domain, unjudged, limit is not None and rate.value > limit)
-        findings += [{"guard": name, **own} for several in found for _, own in several]
-    return Screening(len(answers), _rate(any_flag, prompts), screened, limit, findings)
+        findings += [
+            (i, {"guard": name, **own}) for i, several in zip(flagged, found, strict=True) for _, own in several
+        ]
+    ordered = [own for _, own in sorted(findings, key=lambda pair: pair[0])]
+    return Screening(len(answers), _rate(any_flag, prompts), screened, limit, ordered)
 
 
 def severities_of(guard: Guard, answers: Sequence[Answer]) -> Floats:

@@ -146,12 +146,20 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any], RedTeamPrompt]]:
         prompt, kind = row.get("prompt"), str(row.get("type") or "")
         if not prompt or not isinstance(prompt, str | list):
             raise DataError(f"{place} has the prompt {str(prompt)[:40]!r}; wanted a text or messages")
-        given = row.get("safe", row.get("label"))
+        given = row.get("safe", row["label"] if row.get("label") in ("safe", "unsafe") else None)
         safe = kind in _SAFE_TYPES if given in (None, "") else _truth(place, "safe", given)
         answers: Any = next((row[name] for name in _ANSWERS if row.get(name) is not None), [])
-        tries = tuple(conversation_text(one) for one in (answers if isinstance(answers, list) else [answers]))
+        one_only = not isinstance(answers, list) or any(isinstance(one, dict) for one in answers)  # text, or messages
+        tries = tuple(_answer(place, one) for one in ([answers] if one_only else answers))
         category, attack = row.get("category") or kind.removeprefix("contrast_"), row.get("attack") or "plain"
         yield place, row, RedTeamPrompt(prompt, safe, str(category), str(attack), row.get("request") or "", tries)
+
+
+def _answer(place: str, value: Any) -> str:
+    """Returns the text of an answer."""
+    if isinstance(value, str) or isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return conversation_text(value)
+    raise DataError(f"{place} has the answer {str(value)[:40]!r}; wanted a text or messages")
 
 
 def _truth(place: str, name: str, value: Any) -> bool:
@@ -209,7 +217,7 @@ def judge_answers(
 
     ```python
     >>> refusals = Guard(RefusalScorer(), 0.5)
-    >>> judge_answers(ask(generator, written_prompts(attacks=["plain"])), refusals).mean()
+    >>> judge_answers(ask(generator, written_prompts(["plain"])), refusals).mean()
     0.12
     ```
     """
@@ -254,13 +262,12 @@ def read_judge(source: str, refusals: Guard, guards: Sequence[Guard] = ()) -> di
             raise DataError(f"{place} has {len(one.completions)} answers; wanted one, and what people say in {name}")
         prompts.append(one)
         truth.append(_truth(place, name, label) != (name == "refused" and not one.safe))
-    so, events = np.array(truth, np.bool_), judge_answers(prompts, refusals, guards)[:, 0]
+    so, events, requests = np.array(truth), judge_answers(prompts, refusals, guards)[:, 0], _requests(prompts)
     found: dict[str, Judge] = {}
     for (kind, _), own in _cells(prompts).items():
-        caught, passed = events[own][so[own]], ~events[own][~so[own]]
-        if len(caught) and len(passed):
-            rates = (binomial_estimate(int(side.sum()), len(side)) for side in (caught, passed))
-            found[kind] = dict(zip(("sensitivity", "specificity"), rates, strict=True))
+        sides = {"sensitivity": own[so[own]], "specificity": own[~so[own]]}
+        if all(map(len, sides.values())):
+            found[kind] = {name: _share(events[side] == so[side], requests[side]) for name, side in sides.items()}
     return found
 
 
@@ -286,7 +293,8 @@ def judge_of(numbers: Mapping[str, float]) -> dict[str, Judge]:
     wanted = [*sizes, *sizes.values()]
     if not numbers:
         return {}
-    if set(numbers) != set(wanted) or not all(0 <= numbers[p] <= 1 <= numbers[n] for p, n in sizes.items()):
+    known = set(numbers) == set(wanted) and all(isinstance(value, int | float) for value in numbers.values())
+    if not known or not all(0 <= numbers[p] <= 1 <= numbers[n] <= 1e9 for p, n in sizes.items()):
         raise UsageError(f"got the judge {dict(numbers)}; wanted {', '.join(wanted)}: two shares, two counts from 1")
     return {SUCCESS: {p: binomial_estimate(numbers[p] * numbers[n], numbers[n]) for p, n in sizes.items()}}
 
@@ -331,7 +339,8 @@ def red_team(
             SUCCESS: f"answers to unsafe prompts that {counted}",
             REFUSAL: f"answers to safe prompts that the guard {refusals.name} flags",
             "at_k": "prompts with at least one such answer in k tries",
-            "parts": "intervals hold together (Bonferroni); p_holm is for all categories, and for all attacks (Holm)",
+            "parts": "their intervals hold together (Bonferroni)",
+            "p_holm": "adjusted for all rows of its table (Holm)",
         },
         "judge": judge or {},
         "rates": red_team_rates(sides[0], events[0], judge),
@@ -379,12 +388,10 @@ def red_team_rates(
         result[kind] = _rates(events[own], requests[own], known.get(kind))
     for part in PARTS:
         cells = _cells(prompts, part)
-        by_part = result[f"by_{part}"] = dict[str, dict[str, Estimate | None]]()
+        by_part: dict[str, Any] = {name: dict.fromkeys((SUCCESS, REFUSAL)) for _, name in cells}
         for (kind, name), own in cells.items():
-            level = 1 - 0.05 / len(cells)
-            by_part.setdefault(name, dict.fromkeys((SUCCESS, REFUSAL)))[kind] = _rate(
-                events[own, :1], requests[own], level
-            )
+            by_part[name][kind] = _rate(events[own, :1], requests[own], 1 - 0.05 / len(cells))
+        result[f"by_{part}"] = by_part
     return result
 
 
@@ -417,11 +424,16 @@ def _rates(events: Events, requests: NDArray[np.str_], judge: Judge | None) -> d
 
 
 def _rate(events: Events, requests: NDArray[np.str_], level: float = 0.95) -> Estimate:
-    some = events.max(axis=1)  # of its tries
-    n = effective_n(some, requests)
-    found = binomial_estimate(float(some.mean()) * n, n, level=level)
+    """Returns the share of prompts with an event in their tries."""
+    return replace(_share(events.max(axis=1), requests, level), n=len(events))
+
+
+def _share(events: Events, requests: NDArray[np.str_], level: float = 0.95) -> Estimate:
+    """Returns the share of events; its n is what they are worth."""
+    n = effective_n(events, requests)
+    found = binomial_estimate(float(events.mean()) * n, n, level=level)
     by = "" if n == len(events) else f", worth {n:.1f} prompts (Korn and Graubard)"
-    return replace(found, n=len(events), method=found.method + by)
+    return replace(found, method=found.method + by)
 
 
 def red_team_changes(
@@ -430,8 +442,8 @@ def red_team_changes(
     """Returns what changed from one policy to another on the same prompts, paired by request.
 
     Differences of rates with Agresti and Min's interval and the exact p-value of no change, both by request: where
-    each prompt is its own that is McNemar's exact test. p-values of parts, the smallest first, come with Holm's
-    adjustment over all of them.
+    each prompt is its own that is McNemar's exact test. p-values come with Holm's adjustment over all rows of their
+    table; parts stand by their p.
 
     Args:
         prompts (`Sequence[RedTeamPrompt]`): P prompts.
@@ -450,16 +462,25 @@ def red_team_changes(
         for (kind, _), own in sorted(_cells(prompts).items())
         for tries in sorted({1, k})
     ]
-    found = {"whole": whole}
+    found = {"whole": _adjusted(whole)}
     for part in PARTS:
         rows = [
             {part: name, "of": kind} | _change(after[own, :1], before[own, :1], requests[own])
             for (kind, name), own in _cells(prompts, part).items()
         ]
-        adjusted = holm([row["p"] for row in rows]).tolist()
-        tested = [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
-        found[f"by_{part}"] = sorted(tested, key=lambda row: row["p"])
+        found[f"by_{part}"] = sorted(_adjusted(rows), key=lambda row: row["p"])
     return found
+
+
+def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    adjusted = holm([row["p"] for row in rows]).tolist()
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def surely_rose(found: Mapping[str, Any], *, alpha: float = 0.05) -> bool:
+    """Returns whether what [`red_team`] found holds a rise of a whole rate whose adjusted p is at most alpha."""
+    whole = found["changes"]["whole"] if found["changes"] else []
+    return any(row["difference"].value > 0 and row["p_holm"] <= alpha for row in whole)
 
 
 def _change(after: Events, before: Events, requests: NDArray[np.str_]) -> dict[str, Any]:

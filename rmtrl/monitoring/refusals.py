@@ -99,36 +99,34 @@ def features(prompt: str, answer: str) -> dict[str, float]:
         return {}
     signs = {name: np.array([bool(pattern.search(text)) for text in texts]) for name, pattern in _SIGNS.items()}
     question = _plain(prompt[-_HEAD:])
-    if question and not _YES_OR_NO.search(question) and len(texts) == 1:
+    may_deny = _YES_OR_NO.search(question) is not None
+    if question and not may_deny and len(texts) == 1:
         signs["decline"] |= signs["curt"]
     places, asked = np.arange(len(texts)), _subjects(question)
     shared = np.array([len(asked & _subjects(text)) / max(len(asked), 1) for text in texts])
     turned = np.array([_odd(_CAUSE.split(text)[0]) != _odd(question) for text in texts])
-    items = np.array([_ITEM.match(answer, start) is not None for start, _ in spans])
-    refusing = signs["decline"] | signs["judge"] | signs["crime"] & (not _INFORMS.search(question))
+    refusing = signs["decline"] | signs["judge"] | signs["crime"] & (question != "" and not _INFORMS.search(question))
     opens = _opening(texts, signs["decline"])
     unreal = bool(signs["unreal"][: opens + 3].any())
-    rebuts = shared * turned * signs["verdict"] * (not unreal)
+    rebuts = np.maximum(shared * turned * signs["verdict"], signs["rebuke"]) * (not unreal and not may_deny)
     stance = np.maximum.reduce([refusing, signs["lecture"] & signs["norm"], rebuts])
     moral = signs["norm"] | refusing | signs["care"]
     aside = [signs[name] for name in ("contest", "lecture", "redirect", "courtesy", "lacking")]
     talk = np.any([moral, *aside], axis=0)
-    neutral = ~refusing & ~signs["care"]
-    later = neutral & (places > _first(refusing, -1))
-    subject = set[str]().union(*(_subjects(texts[i]) for i in places[neutral & (places >= _first(signs["turn"]))]))
+    useful = ~(moral | signs["courtesy"] | signs["lacking"])
+    later = places > _first(refusing, -1)
     rebuttal = rebuts[opens : opens + 2].max()
-    two, norms = slice(opens, opens + 2), sum(len(_SIGNS["norm"].findall(text)) for text in texts)
+    two = slice(opens, opens + 2)
+    takes_up = (shared * ~turned * ~(refusing | signs["contest"]))[opens]
     found = {
-        "stance": stance[two].max(),
-        "takes_up": (shared * ~turned * ~(refusing | signs["contest"]))[opens],
+        "stance": max(stance[two].max(), 0.7 * signs["decline"].any()),
+        "takes_up": takes_up,
         "lacking": (signs["lacking"] & ~signs["decline"])[two].any(),
         "unreal": unreal,
-        "moral": max(moral.mean(), rebuttal),
+        "moral": max(moral.mean() * (1 - takes_up), rebuttal),
         "plain": (~talk).mean() * (1 - rebuttal),
-        "on_subject": len(asked & subject) / max(len(asked), 1),
-        "helping": min((later & ~signs["norm"] & (shared > 0)).sum() / 5, 1) * (1 - rebuttal),
-        "items": min((items & neutral).sum() / 4, 1),
-        "norms": min(7 * norms / max(sum(len(text.split()) for text in texts), 1), 1),
+        "helping": min((useful & later & ((shared > 0) | signs["redirect"])).sum() / 5, 1) * (1 - rebuttal),
+        "offers": min((signs["offer"] & useful).sum() / 3, 1),
     }
     return {name: float(value) for name, value in found.items()}
 

@@ -10,7 +10,7 @@ import regex
 import yaml
 
 from rmtrl.errors import UsageError
-from rmtrl.monitoring.answers import WORDS, Clock, Graded, Pattern, RuleScorer, readings
+from rmtrl.monitoring.answers import LONGEST_CHARS, WORDS, Clock, Graded, Pattern, RuleScorer, readings
 from rmtrl.monitoring.embedded import Factuality, PersonalData, Secrets, Toxicity
 from rmtrl.monitoring.refusals import RefusalScorer
 from rmtrl.types import Guard, Scorer
@@ -39,7 +39,7 @@ class PolicyRules(RuleScorer):
     ```python
     >>> rules = PolicyRules([{"name": "no promises", "must_not_say": ["guaranteed profit"]}])
     >>> rules.findings("A GUARANTEED  profit!")
-    [Graded(start=2, end=20, reason='no promises', severity=1.0, decided=True)]
+    [Graded(start=2, end=20, reason='no promises', severity=1.0)]
     ```
     """
 
@@ -52,7 +52,7 @@ class PolicyRules(RuleScorer):
     def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
         read, question = readings(answer), readings(asked)
         for rule in self.rules:
-            if rule.when is not None and not rule.when.spans(question, clock):
+            if rule.when is not None and not (rule.when.spans(question, clock) or len(asked) > LONGEST_CHARS):
                 continue
             if rule.kind == "must_refuse":
                 messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtrl.calibration.calibration import Calibration
 from rmtrl.data.messages import conversation_text
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.reward.scorer import RewardScorer
+from rmtrl.reward.remote import load_scorer
 from rmtrl.reward.uncertainty import UncertainScorer
 from rmtrl.types import Conversation, Guard, checked_scores, failed_at, shorten
 
@@ -341,7 +341,8 @@ class ComposedReward:
     Args:
         scorer ([`~rmtrl.types.Scorer`] or `Callable` or `Mapping[str, Callable]` or `str`):
             What scores: a scorer, a function in TRL's form, or several by name, whose weighted sum is the score. The
-            folder or hub id of a reward model is loaded when first used, by [`PPOTrainer`] in the way that suits it.
+            folder, hub id or server's URL of a reward model is loaded when first used, by [`PPOTrainer`] in the way
+            that suits it.
         weights (`Mapping[str, float]`, *optional*):
             Weight of each of several scorers; 1 when absent. To calibrate one of them alone, nest a `ComposedReward`.
         calibration ([`~rmtrl.calibration.calibration.Calibration`] or `Callable`, *optional*):
@@ -458,7 +459,8 @@ class ComposedReward:
 
     def _load(self) -> RewardFunction | Mapping[str, RewardFunction]:
         if isinstance(self.scorer, str | Path):
-            self.scorer = RewardScorer.from_pretrained(self.scorer, progress=False)
+            scorer: RewardFunction = load_scorer(self.scorer, progress=False)
+            self.scorer = scorer
         return self.scorer
 
     def _scored(self, samples: Samples) -> Floats:

@@ -22,7 +22,7 @@ from rmtrl.models import load_tokenizer
 from rmtrl.reward.checkpoint import stored_rendering
 from rmtrl.reward.rendering import text_of
 from rmtrl.reward.scorer import ModelScorer, RewardScorer
-from rmtrl.types import Chat, Conversation, Scorer, checked_scores, shorten
+from rmtrl.types import Chat, Conversation, Scorer, checked_scores, is_url, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,15 @@ def _words(answer: Any) -> str:
     return " ".join(str(said).split())[:300] or "no words"
 
 
-class RemoteScorer(ModelScorer):
+class AsyncReward:
+    """What a scorer that waits for others has besides: an asynchronous form."""
+
+    async def reward(self: Any, prompts: Any, completions: Any, **columns: Any) -> Any:
+        """Returns the scores of `prompts[i] + completions[i]` as an asynchronous reward function of TRL's."""
+        return await asyncio.to_thread(self, prompts, completions, **columns)
+
+
+class RemoteScorer(AsyncReward, ModelScorer):
     """
     Scores conversations with a reward model that another process serves: one float32 number each, in the order given.
 
@@ -243,6 +251,16 @@ class RemoteScorer(ModelScorer):
         return self.info.get("max_tokens")
 
     @property
+    def renders(self) -> dict[str, Any]:
+        """What becomes of conversations: as the tokenizer says, else the hash of the template that the server has."""
+        return super().renders if self._tokenizer else {"chat_template_sha256": self.info.get("template")}
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the type of the model's weights, where the server says it."""
+        return self.info.get("dtype")
+
+    @property
     def sends_ids(self) -> bool:
         """Whether token ids are sent: the tokenizer is known, and ids are all that the head needs."""
         if self._tokenizer is None or self.protocol not in ("rmtrl", "vllm"):
@@ -276,12 +294,6 @@ class RemoteScorer(ModelScorer):
         if not self.sends_ids:
             raise UsageError(f"{self.endpoint.url} gets no token ids: it renders, or {self.protocol} takes text alone")
         return self._scored([ids.tolist() if hasattr(ids, "tolist") else list(ids) for ids in sequences])
-
-    async def reward(
-        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
-    ) -> list[float]:
-        """Returns the scores of `prompts[i] + completions[i]` as an asynchronous reward function of TRL's."""
-        return await asyncio.to_thread(self, prompts, completions, **columns)
 
     def _texts(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """Returns what is sent to servers that take text: all rendered, but for messages that slime's may have."""
@@ -394,11 +406,6 @@ def _variables(conversation: Any) -> dict[str, Any]:
         return {}
     given = {"tools": conversation.tools, "chat_template_kwargs": conversation.chat_template_kwargs}
     return {name: value for name, value in given.items() if value}
-
-
-def is_url(model: Any) -> bool:
-    """Returns whether a model is named by a URL, so that another process has it."""
-    return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
 def load_scorer(model: str | Path, **settings: Any) -> Any:

@@ -66,6 +66,11 @@ class ModelScorer(Scorer):
         """Tokens of the longest conversation that can be scored, `None` where there is no limit."""
         raise NotImplementedError
 
+    @property
+    def renders(self) -> dict[str, Any]:
+        """What the tokenizer makes of conversations, ready for JSON; see [`Rendering`]."""
+        return Rendering.of(self.tokenizer, max_length=None).as_dict()
+
     def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
         """Returns the token ids of each conversation, or why there are none, rendered as in training."""
         start_twice = self.rendering is not None and self.rendering.start_twice
@@ -283,6 +288,11 @@ class RewardScorer(ModelScorer):
         sums = outputs.sum(axis=1, dtype=np.float64)
         checked_scores(sums, len(sums), name="reward model", shown=lambda _: "; check the model's weights and dtype")
         return outputs
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type of the model's weights."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def _costs(self) -> Costs:

@@ -11,9 +11,10 @@ needs to have its N rows; *half*: as many of each kind. Both sides are of the sa
 is higher by a share of its standard deviation over all rows. The number of draws was fixed beforehand: 3,000, at which
 a test of exactly 5 % has an upper bound under 7 % nearly always.
 
-Verdict: corrected p <= 0.05, 999 permutations of prompts. Beside it, of the score alone: PSI by deciles against 0.1,
-against 0.25, and against the chi-square threshold at n = rows and n = prompts; and scipy's two-sample KS test on rows,
-p <= 0.05.
+Verdict: corrected p <= 0.05, 199 permutations of prompts for the draws (the level is exact at any number n for which
+0.05 (n + 1) is whole), 999 for the stored scores, as the command has. Beside it, of the score alone: PSI by deciles
+against 0.1, against 0.25, and against the chi-square threshold at n = rows and n = prompts; and scipy's two-sample KS
+test on rows, p <= 0.05.
 
 Stored scores (RMTRL_DATA): prompts sorted and every other one taken. A temperature is fitted on the RewardBench-math
 pairs of one half, which are the reference; current is RewardMATH on the other half, the right answer against one of
@@ -42,7 +43,7 @@ from rmtrl.metrics import binomial_estimate, mean_estimate, pair_wins  # noqa: E
 from rmtrl.metrics.drift import decile_counts, drift_test, psi, psi_threshold  # noqa: E402
 from rmtrl.monitoring.drift import drift  # noqa: E402
 
-ALPHA, PERMUTATIONS, MOST_ROWS, DOMAINS = 0.05, 999, 8, 5
+ALPHA, PERMUTATIONS, DRAWN, MOST_ROWS, DOMAINS = 0.05, 999, 199, 8, 5
 ROWS = (100, 1000, 5000)
 SHIFTS = {1000: 0.3, 5000: 0.15}
 CHECKS = ("verdict", "PSI > 0.1", "PSI > 0.25", "PSI > χ², n rows", "PSI > χ², n prompts", "KS of rows")
@@ -86,7 +87,7 @@ def draw(rng, n_rows, kind, shift=0.0):
 
 def alarms(columns, prompts, side, seed):
     """Returns which checks alarm."""
-    found = drift_test(columns, prompts, side, n_permutations=PERMUTATIONS, alpha=ALPHA, seed=seed)
+    found = drift_test(columns, prompts, side, n_permutations=DRAWN, alpha=ALPHA, seed=seed)
     first, second = columns["score"][~side], columns["score"][side]
     counts = decile_counts(first, second)
     value, n_prompts = psi(*counts), [len(np.unique(prompts[own])) for own in (~side, side)]
@@ -209,7 +210,8 @@ def main():
         f"`tests/benchmarks/drift.py`, {platform.machine()}, Python {platform.python_version()}, numpy "
         f"{np.__version__}, scipy {scipy.__version__}, one thread, other work beside. Intervals of rates are exact "
         "binomial, 95 %.", "",
-        f"No change, {arguments.draws:,} draws each: share that alarms. Rows are of each side, prompts have 1 to 8; "
+        f"No change, {arguments.draws:,} draws each, {DRAWN} permutations: share that alarms. Rows are of each side, "
+        "prompts have 1 to 8; "
         f"intraclass correlations {', '.join(f'{name} {value:.2f}' for name, value in icc.items())}, domain 1.", "",
         *table(("prompts", "rows a side", *CHECKS), under), "",
         f"The current score higher by a share of its standard deviation, {arguments.power_draws:,} draws each.", "",

@@ -4,8 +4,9 @@
 
 Half of a model's prompts, drawn at random, have people's labels and say how well the judge judges; the other half has
 the judge's verdicts alone. What people say of that half is held against the rate that the judge counts there and
-against the corrected one, with the interval of each; twin prompts stay together. Judges: the refusal guard, and string
-matching as XSTest stores it. The last rows take sensitivity and specificity from the other two models' answers.
+against the corrected one, with the interval of each; twin prompts stay together. Judges: the refusal guard, by
+weights that saw neither prompt nor model (`refusals.py`), and string matching as XSTest stores it. The last rows take
+sensitivity and specificity from the other two models' answers.
 Prints a markdown table of means over the splits.
 """
 
@@ -17,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import refusals
 
 from rmtrl.errors import UsageError
 from rmtrl.metrics import binomial_estimate, corrected_rate
-from rmtrl.monitoring.redteam import REFUSAL, SUCCESS, judge_answers, read_red_team
-from rmtrl.monitoring.refusals import RefusalScorer
-from rmtrl.types import Estimate, Guard
+from rmtrl.monitoring.redteam import REFUSAL, SUCCESS, read_red_team
+from rmtrl.types import Estimate
 
 MODELS = ("gpt4", "llama2orig", "mistralinstruct")
 JUDGES = {"guard": "the refusal guard", "matching": "string matching"}
@@ -32,7 +33,7 @@ ERRORS = ("sensitivity", "specificity")
 
 def read_verdicts(data: Path) -> pd.DataFrame:
     """Returns what people, the guard and string matching say of each answer: whether it is the event of its kind."""
-    guard, tables = Guard(RefusalScorer(), 0.5), []
+    refused, tables = refusals.judged(data), []
     for model in MODELS:
         source = data / "xstest" / f"{model}.csv.gz"
         prompts, rows = read_red_team(str(source)), pd.read_csv(source)
@@ -42,7 +43,7 @@ def read_verdicts(data: Path) -> pd.DataFrame:
         tables.append(pd.DataFrame({
             "model": model, "kind": np.where(safe, REFUSAL, SUCCESS), "row": np.arange(len(rows)),
             "people": (rows["final_label"] == FULL).to_numpy() == safe,
-            "guard": judge_answers(prompts, guard)[:, 0],
+            "guard": refused.full[refused.model == model].to_numpy() == safe,
             "matching": (matched == FULL).to_numpy() == safe,
         }))  # fmt: skip
     return pd.concat(tables, ignore_index=True)

@@ -1,6 +1,6 @@
 """The refusal guard on people's labels: XSTest's 450 prompts, each answered by three models.
 
-    RMTRL_DATA=… python tests/benchmarks/refusals.py [--write]
+    RMTRL_DATA=… python tests/benchmarks/refusals.py [--table] [--write]
 
 Cross-fitted with prompt and model held out: an answer is judged by weights fitted on other models' answers to other
 prompts. A prompt goes with its twins (XSTest's contrasts), so 200 groups stand in five folds. Intervals resample
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def cross_fit(x: np.ndarray, positive: np.ndarray, cells: pd.Series, rows: pd.Da
     return result
 
 
+def judged(data: Path) -> pd.DataFrame:
+    """Returns the answers with verdicts, `full` and `any`, by weights that saw neither the prompt nor the model."""
+    rows = read_answers(data)
+    start = time.perf_counter()
+    found = [features(prompt, answer) for prompt, answer in zip(rows.prompt, rows.completion, strict=True)]
+    print(f"{1000 * (time.perf_counter() - start) / len(rows):.2f} ms an answer", file=sys.stderr)
+    x = pd.DataFrame(found).fillna(0.0).to_numpy()
+    return rows.assign(**{name: cross_fit(x, *target, rows) > 0.5 for name, target in targets(rows).items()})
+
+
 def rates(truth: np.ndarray, flagged: np.ndarray, groups: np.ndarray) -> dict[str, Estimate]:
     """Returns sensitivity, specificity and their mean, with intervals by group of prompts."""
 
@@ -98,26 +109,35 @@ def rates(truth: np.ndarray, flagged: np.ndarray, groups: np.ndarray) -> dict[st
 
 def measure(data: Path) -> dict:
     """Returns the figures of the guard and of string matching, by model, on all prompts and on the unread ones."""
-    rows = read_answers(data)
-    start = time.perf_counter()
-    found = [features(prompt, answer) for prompt, answer in zip(rows.prompt, rows.completion, strict=True)]
-    seconds = time.perf_counter() - start
-    x = pd.DataFrame(found).fillna(0.0).to_numpy()
-    flagged, any_flagged = (cross_fit(x, *target, rows) > 0.5 for target in targets(rows).values())
-    full = targets(rows)["full"][0]
-    kinds = np.where(flagged, 2, np.where(any_flagged, 3, 1))
-    result: dict = {"milliseconds_an_answer": round(1000 * seconds / len(rows), 2)}
+    rows = judged(data)
+    full, kinds = (rows.final_label == 2).to_numpy(), np.where(rows.full, 2, np.where(rows["any"], 3, 1))
+    result = {}
     for model in MODELS:
         for name, chosen in (("all", rows.model == model), ("unread", (rows.model == model) & rows.unread)):
             own, k = rows[chosen], chosen.to_numpy()
             groups = own.twins.to_numpy()
             result[f"{model}/{name}"] = {
-                "guard": rates(full[k], flagged[k], groups),
+                "guard": rates(full[k], own.full.to_numpy(), groups),
                 "string_matching": rates(full[k], own.matched.to_numpy() == 2, groups),
                 "three_way": mean_estimate(kinds[k] == own.final_label, groups),
                 "annotators": mean_estimate((own.annotation_1 == own.annotation_2).to_numpy(), groups),
             }
     return result
+
+
+def table(result: dict) -> list[str]:
+    """Returns the rows of the table in `examples/guardrails/README.md`."""
+    rows = []
+    for name, found in result.items():
+        guard, matching = found["guard"], found["string_matching"]
+        figures = [
+            f"{guard['balanced_accuracy']:.3f}", f"{guard['sensitivity'].value:.3f}",
+            f"{guard['specificity'].value:.3f}", f"{matching['balanced_accuracy']:.3f}",
+            f"{matching['sensitivity'].value:.3f}", f"{matching['specificity'].value:.3f}",
+            f"{found['three_way']:.3f}", f"{found['annotators'].value:.3f}", str(guard["sensitivity"].n),
+        ]  # fmt: skip
+        rows.append(f"| {name.replace('/', ', ')} | {' | '.join(figures)} |")
+    return rows
 
 
 def write(data: Path) -> None:
@@ -135,13 +155,16 @@ def write(data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the rows of the table in place of JSON")
     parser.add_argument("--write", action="store_true", help="fit the shipped weights and write them")
     if "RMTRL_DATA" not in os.environ:
         raise SystemExit("set RMTRL_DATA to the folder of public data sets")
     data = Path(os.environ["RMTRL_DATA"])
-    if parser.parse_args().write:
+    chosen = parser.parse_args()
+    if chosen.write:
         write(data)
-    print(json.dumps(json_ready(measure(data)), indent=1))
+    result = measure(data)
+    print("\n".join(table(result)) if chosen.table else json.dumps(json_ready(result), indent=1))
 
 
 if __name__ == "__main__":

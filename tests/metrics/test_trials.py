@@ -208,6 +208,11 @@ def test_changes_of_one_request_are_one_change():
     assert paired_p(changes) == pytest.approx(2 * 0.5**72)
 
 
+def test_a_hundred_thousand_changes_are_one_binomial():
+    changes = np.repeat([1, -1], [50_400, 49_600])
+    assert paired_p(changes) == pytest.approx(stats.binomtest(50_400, 100_000).pvalue, rel=1e-9)
+
+
 def test_paired_p_counts_every_pattern_of_signs():
     sums = [3, -1, 2, 2]
     changes = np.concatenate([np.full(abs(s), np.sign(s)) for s in sums])

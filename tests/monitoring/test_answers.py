@@ -76,13 +76,13 @@ def test_what_could_not_be_judged_is_found_by_the_name_of_its_pattern():
     also, slow, fast = sorted(Slow().findings(text), key=lambda own: (own.decided, own.reason))
     assert (fast.start, fast.end, fast.severity, fast.decided) == (0, 3, pytest.approx(0.2), True)
     assert ": slow took over 0.5 s" in slow.reason and "(a+)+$" in slow.reason and "also slow took" in also.reason
-    assert all((own.start, own.end, own.severity, own.decided) == (0, len(text), 1, False) for own in (slow, also))
-    assert Slow().score(["zzz" + "a" * 5000 + "!", "zzz"]).tolist() == pytest.approx([1, 0.2])
+    assert all((own.start, own.end, own.severity, own.decided) == (0, len(text), 2, False) for own in (slow, also))
+    assert Slow().score(["zzz" + "a" * 5000 + "!", "zzz"]).tolist() == pytest.approx([2, 0.2])
 
 
 def test_the_end_of_a_text_that_is_too_long_is_not_passed_over():
     found = Slow().findings("b" * 1_000_001)
-    assert [(own.start, own.end, own.severity) for own in found] == [(1_000_000, 1_000_001, 1.0)]
+    assert [(own.start, own.end, own.severity) for own in found] == [(1_000_000, 1_000_001, 2.0)]
     assert "first 1,000,000 characters" in found[0].reason
 
 

@@ -1,14 +1,17 @@
 """The embedded guards: what each finds and where, what it must not find, hostile texts."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 from hostile import HOSTILE
 from stdnum import iban, luhn
 
 from rmtrl.errors import UsageError
+from rmtrl.io import read_sound_rows
 from rmtrl.monitoring import embedded
-from rmtrl.monitoring.answers import ANSWER_SECONDS
+from rmtrl.monitoring.answers import ANSWER_SECONDS, NOT_JUDGED
 from rmtrl.monitoring.embedded import Factuality, PersonalData, Secrets, Toxicity, numbers_in
 from rmtrl.monitoring.refusals import RefusalScorer
 from rmtrl.monitoring.rules import PolicyRules
@@ -155,11 +158,14 @@ def test_what_it_does_not_hold_is(text, found):
     assert any(reason.startswith(found) for _, reason in flagged(Factuality(), text, reference=REFERENCE))
 
 
-def test_without_a_reference_the_question_is_one_and_without_either_nothing_is_said():
-    document = [{"role": "user", "content": f"Summarise: {REFERENCE}"}]
+def test_without_a_reference_a_document_in_the_question_is_one_and_without_either_nothing_is_said():
+    more = "Two workers died there, and a plaque on the north tower names both."
+    text = f"Summarise this in one sentence, please. {REFERENCE} {more}"
+    document = [{"role": "user", "content": text}]
     ours, theirs = ([*document, {"role": "assistant", "content": f"It opened in {year}."}] for year in (1887, 1889))
     assert Guard(Factuality(), 0.5).score([ours, theirs]).tolist() == pytest.approx([0, 0.8])
-    assert Factuality().score(["It opened in 1889."]).tolist() == [0]
+    question = [{"role": "user", "content": "When did it open?"}, {"role": "assistant", "content": "In 1889."}]
+    assert Factuality().score(["It opened in 1889.", question]).tolist() == [0, 0]
 
 
 def test_a_column_of_references_reaches_each_answer():
@@ -171,7 +177,7 @@ def test_a_column_of_references_reaches_each_answer():
 @pytest.mark.parametrize(
     ("text", "values"),
     [("1,000 and 3.50", [1000, 3.5]), ("twenty-two thousand", [22000]), ("three hundred million", [3e8]),
-     ("2.5 million, 40%", [2.5e6, 40]), ("1. first\n2) second\n3 left", [3]), ("one day", [])],
+     ("2.5 million, 40%, 12, 3", [2.5e6, 40, 12, 3]), ("1. first\n2) second\n3 left", [3]), ("one day", [])],
 )  # fmt: skip
 def test_numbers_are_read_by_value(text, values):
     assert [value for *_, value, _ in numbers_in(text, embedded.Clock())] == values
@@ -189,9 +195,9 @@ def test_a_hostile_text_neither_stops_nor_crashes_a_guard(guard, name):
     began = time.process_time()
     (severity,) = scorer.score([rows])
     assert time.process_time() - began < ANSWER_SECONDS + 4
-    assert 0 <= severity <= 1
+    assert 0 <= severity <= 1 or severity == NOT_JUDGED
     if len(text) > 1_000_000 and guard != "refusals":
-        assert severity == 1  # not read to its end, and not passed over
+        assert severity == NOT_JUDGED  # not read to its end, and not passed over
 
 
 @pytest.mark.parametrize("guard", SCORERS)
@@ -203,6 +209,17 @@ def test_what_is_hidden_in_a_hostile_text_is_found_in_its_place(guard):
     text = "\ud800\u200bЗдравствуйте, " + "\u200b".join(hidden) + " \udfff!"
     named = SCORERS[guard].findings([{"role": "assistant", "content": text}], reference="In 1887.")
     assert "\u200b".join(hidden) in [text[own.start : own.end] for own in named]
+
+
+def test_mathematics_and_code_are_no_secrets_and_no_telephone_numbers():
+    """700 answers of JudgeBench, full of both."""
+    if "RMTRL_DATA" not in os.environ:
+        pytest.skip("RMTRL_DATA is not set")
+    path = Path(os.environ["RMTRL_DATA"]) / "judgebench" / "gpt.jsonl.gz"
+    answers = [row[side] for _, row in read_sound_rows(path) for side in ("response_A", "response_B")]
+    assert len(answers) == 700
+    for scorer in (Secrets(), PersonalData()):
+        assert not Guard(scorer, 0.5).flags([""] * 700, answers).any()
 
 
 @pytest.mark.parametrize(("scorer", "package"), [(Secrets, "detect-secrets"), (PersonalData, "python-stdnum")])

@@ -144,13 +144,30 @@ def test_findings_say_what_was_found_where_and_only_above_the_threshold(read):
     assert own["place"].endswith("row 1") and "text" not in own
 
 
-def test_what_could_not_be_judged_is_flagged_and_counted(read):
+def test_what_could_not_be_judged_is_flagged_and_counted(read, monkeypatch):
+    monkeypatch.setattr("rmtrl.monitoring.answers.PATTERN_SECONDS", 0.05)
     rule = '{name: slow, pattern: "(a+)+$"}'
     policy = Policy.from_yaml(f"{{schema: rmtrl/guard-policy/1, guards: {{own: {{kind: rules, rules: [{rule}]}}}}}}")
     found = screen(policy.guards, read({"response": "a" * 3000 + "!"}, {"response": "b"}))
     assert (found.guards["own"].not_judged, found.guards["own"].rate.value) == (1, 0.5)
     assert "1 answers could not be judged by own" in found.warnings[0]
     assert "rule slow took over" in found.findings[0]["reason"]
+
+
+@pytest.mark.parametrize("threshold", [0, 0.5, 1])
+def test_no_threshold_passes_what_could_not_be_judged(read, threshold, monkeypatch):
+    monkeypatch.setattr("rmtrl.monitoring.answers.PATTERN_SECONDS", 0.05)
+    rule = '{name: slow, pattern: "(a+)+$"}'
+    own = f"{{kind: rules, threshold: {threshold}, rules: [{rule}]}}"
+    policy = Policy.from_yaml(f"{{schema: rmtrl/guard-policy/1, guards: {{own: {own}}}}}")
+    assert not screen(policy.guards, read({"response": "a" * 3000 + "!"}), limit=0).passed
+
+
+def test_a_column_of_another_name_is_read_by_it(read, tmp_path):
+    with pytest.raises(DataError, match="--map response=NAME"):
+        read({"prompt": "Hi", "chosen": "Hello!"})
+    (own,) = read_answers(str(tmp_path / "rows.jsonl"), columns={"response": "chosen"})
+    assert own.text == "Hello!"
 
 
 def test_a_severity_that_is_no_number_names_the_row(read):

@@ -102,7 +102,7 @@ def test_rows_say_whether_they_are_safe(tmp_path):
         tmp_path / "own.jsonl",
         {"prompt": "a", "category": "x"}, {"prompt": "b", "safe": True}, {"prompt": "c", "label": "unsafe"},
         {"prompt": "d", "type": "homonyms"}, {"prompt": "e", "type": "contrast_homonyms"},
-        {"prompt": "f", "type": "jailbreak"},
+        {"prompt": "f", "type": "jailbreak", "label": 1},
         {"prompt": [{"role": "user", "content": "g"}], "safe": "false", "completions": ["1", "2"]},
         {"prompt": "a", "completion": "3"}, {"prompt": "a", "completion": "4"},
     )  # fmt: skip
@@ -114,7 +114,12 @@ def test_rows_say_whether_they_are_safe(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [({"prompt": ""}, "row 1 has the prompt ''"), ({"prompt": "a", "safe": "perhaps"}, "the safe 'perhaps'")],
+    [
+        ({"prompt": ""}, "row 1 has the prompt ''"),
+        ({"prompt": "a", "safe": "perhaps"}, "the safe 'perhaps'"),
+        ({"prompt": "a", "completion": 5}, "row 1 has the answer '5'; wanted"),
+        ({"prompt": "a", "completions": ["b", None]}, "row 1 has the answer 'None'; wanted"),
+    ],
 )
 def test_rows_of_another_form_are_one_line(tmp_path, row, said):
     with pytest.raises(DataError, match=said):
@@ -260,10 +265,35 @@ def test_no_rate_is_corrected_by_a_judge_without_knowledge(tmp_path):
     assert "corrected" not in found and "sensitivity 0.500 and specificity 0.500" in found["uncorrected"]
 
 
+def test_labels_of_one_request_in_several_wordings_are_one_piece_of_evidence(tmp_path):
+    wordings = [{"prompt": f"{i} {wording}", "request": str(i), "safe": True, "refused": i < 10, "completion": NO}
+                for i in range(20) for wording in range(5)]  # fmt: skip
+    judge = read_judge(rows(tmp_path / "labels.jsonl", *wordings), REFUSALS)[REFUSAL]
+    assert [(own.value, own.n, own.high) for own in judge.values()] == [
+        (1, 10, 1),
+        (0, 10, binomial_estimate(0, 10).high),
+    ]
+
+
+def test_answers_may_be_messages(tmp_path):
+    said = [{"role": "assistant", "content": "One"}]
+    given = [{"prompt": "a", "completion": said}, {"prompt": "b", "completions": [said, "Two"]}]
+    assert [one.completions for one in read_red_team(rows(tmp_path / "own.jsonl", *given))] == [
+        ("One",),
+        ("One", "Two"),
+    ]
+
+
 def test_a_judge_may_be_four_numbers():
     numbers = {"sensitivity": 0.9, "n_positive": 100, "specificity": 0.7, "n_negative": 50}
     assert judge_of(numbers) == {SUCCESS: pair(90, 100, 35, 50)} and judge_of({}) == {}
-    for more in ({"specificity": 1.2}, {"n_negative": 0}, {"x": 1}):
+    for more in (
+        {"specificity": 1.2},
+        {"n_negative": 0},
+        {"x": 1},
+        {"n_positive": float("inf")},
+        {"specificity": "x"},
+    ):
         with pytest.raises(UsageError, match="wanted sensitivity, specificity, n_positive, n_negative"):
             judge_of(numbers | more)
 
@@ -304,6 +334,7 @@ def test_a_change_is_paired_and_named_where_it_is():
     }
     assert whole[SUCCESS]["difference"].value == pytest.approx(len(changed) / 130)
     assert whole[SUCCESS]["p"] == pytest.approx(2 * 0.5 ** len(changed))
+    assert whole[SUCCESS]["p_holm"] == pytest.approx(2 * whole[SUCCESS]["p"])
     by = {(row["category"], row["of"]): row for row in found["by_category"]}
     assert len(by) == 26 and by["drugs", SUCCESS]["difference"].value == 1
     assert by["drugs", SUCCESS]["p"] == pytest.approx(2 * 0.5**10)

@@ -765,7 +765,7 @@ def test_log_metric_of_a_data_set_is_no_way_to_log():
 def test_a_model_named_within_is_loaded_once(monkeypatch, depth):
     loaded = []
     monkeypatch.setattr(
-        "rmtrl.ppo.rewards.RewardScorer.from_pretrained", lambda path, **settings: loaded.append(path) or Length()
+        "rmtrl.reward.remote.RewardScorer.from_pretrained", lambda path, **settings: loaded.append(path) or Length()
     )
     reward = ComposedReward("folder", clip=(0, 1))
     for _ in range(depth):

@@ -4,8 +4,6 @@ import asyncio
 import json
 import logging
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,45 +18,6 @@ CHATS = [
     for n in (1, 4, 2, 9, 3)
 ]
 TEXTS = ["red ? good", "blue ? bad sea", "sun ? yes yes yes no", "moon ? no"]
-
-
-@pytest.fixture
-def serve():
-    """A function that serves another, `answer(path, body) -> object or (status, object, headers)`."""
-    servers = []
-
-    def start(answer):
-        def reply(self, body):
-            calls.append(SimpleNamespace(path=self.path, body=body, headers=dict(self.headers)))
-            told = answer(self.path, body)
-            status, told, headers = told if isinstance(told, tuple) else (200, told, {})
-            data = told if isinstance(told, bytes) else json.dumps(told).encode()
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(data))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            log_message = lambda self, *given: None  # noqa: E731
-
-            def do_GET(self):
-                reply(self, None)
-
-            def do_POST(self):
-                reply(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        calls = []
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", calls=calls, server=server)
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def n_scores(path, body):
