@@ -33,8 +33,7 @@ def serve(
     """Serve a reward model over HTTP, in its own form and in those of vLLM, OpenRLHF, slime, LLaMA-Factory and TEI."""
     try:
         from rmtrl.serving.model import ServedModel
-        from rmtrl.serving.server import create_app
-        from rmtrl.serving.server import serve as run
+        from rmtrl.serving.server import Server, create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"rmtrl serve needs {error.name}; pip install 'rmtrl[serve]'") from error
     keys = _keys(api_key_env)
@@ -53,7 +52,7 @@ def serve(
         )  # fmt: skip
         host, port = listening.getsockname()[:2]
         print(f"rmtrl: {served.name} is served at http://{host}:{port}", file=sys.stderr, flush=True)
-        run(gate, listening)
+        Server(gate).run(sockets=[listening])
 
 
 def _keys(variable: str | None) -> list[str]:
