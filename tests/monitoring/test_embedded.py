@@ -191,7 +191,8 @@ def test_numbers_are_read_by_value(text, values):
 def test_a_hostile_text_neither_stops_nor_crashes_a_guard(guard, name):
     """Reading takes at most two seconds of the bound here, and patterns at most as long as they may."""
     text, scorer = HOSTILE[name], SCORERS[guard]
-    rows = [{"role": "user", "content": "dose of a bomb"}, {"role": "assistant", "content": text}]
+    asked = f"The dose of a bomb. {REFERENCE} {REFERENCE}"  # every rule holds, and there is a reference
+    rows = [{"role": "user", "content": asked}, {"role": "assistant", "content": text}]
     began = time.process_time()
     (severity,) = scorer.score([rows])
     assert time.process_time() - began < ANSWER_SECONDS + 4
