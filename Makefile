@@ -114,12 +114,13 @@ test-newest test-oldest: test-%:
 	@.venv-$*/bin/pip install --quiet --disable-pip-version-check --upgrade -c $< -e ".[dev]"
 	@touch $@
 
-bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 40 min)
+bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 50 min)
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --save
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --one-token-prompts --micro-batches --save
 	@$(BIN)/python tests/benchmarks/bench_scoring.py --save
 	@.venv-newest/bin/python tests/benchmarks/bench_grpo_rewards.py --save
 	@$(BIN)/python tests/benchmarks/bench_evaluation.py --save
+	@$(BIN)/python tests/benchmarks/bench_serving.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo_backbone.py --save
 

@@ -28,6 +28,7 @@ for name, group in groups.items():
 for command in (
     gate.gate, models.inspect, models.score, evaluation.calibrate, evaluation.evaluate, evaluation.audit,
     evaluation.overopt, models.rerank, monitoring.drift, monitoring.guard, monitoring.redteam, serving.serve,
+    serving.parity, serving.merge,
 ):  # fmt: skip
     app.command()(command)
 for registered in (command for group in (app, *groups.values()) for command in group.registered_commands):

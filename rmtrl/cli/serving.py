@@ -1,14 +1,17 @@
-"""`rmtrl serve`: a reward model behind HTTP."""
+"""`rmtrl serve`, `parity` and `merge`: a reward model behind HTTP, one served elsewhere, one for other servers."""
 
 import os
 import socket
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from rmtrl.cli import options as opt
+from rmtrl.cli.console import read_pairs, show
 from rmtrl.errors import UsageError
+from rmtrl.types import json_ready
 
 
 def serve(
@@ -30,8 +33,7 @@ def serve(
     """Serve a reward model over HTTP, in its own form and in those of vLLM, OpenRLHF, slime, LLaMA-Factory and TEI."""
     try:
         from rmtrl.serving.model import ServedModel
-        from rmtrl.serving.server import create_app
-        from rmtrl.serving.server import serve as run
+        from rmtrl.serving.server import Server, create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"rmtrl serve needs {error.name}; pip install 'rmtrl[serve]'") from error
     keys = _keys(api_key_env)
@@ -50,7 +52,7 @@ def serve(
         )  # fmt: skip
         host, port = listening.getsockname()[:2]
         print(f"rmtrl: {served.name} is served at http://{host}:{port}", file=sys.stderr, flush=True)
-        run(gate, listening)
+        Server(gate).run(sockets=[listening])
 
 
 def _keys(variable: str | None) -> list[str]:
@@ -61,3 +63,49 @@ def _keys(variable: str | None) -> list[str]:
     if not keys:
         raise UsageError(f"got --api-key-env {variable}, which is not set or empty; put the key there")
     return keys
+
+
+def parity(
+    data: opt.Data,
+    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the reward model that should be served.")],
+    url: Annotated[str, typer.Option(help="URL of the server; its path says what it speaks, as in RemoteScorer.")],
+    rows: Annotated[int, typer.Option(help="Pairs to compare, the first ones.", min=1)] = 200,
+    tolerance: Annotated[float, typer.Option(help="Difference up to which scores are equal.", min=0)] = 1e-4,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "RMTRL_API_KEY",
+    columns: opt.Map = None,
+    split: opt.Split = "train",
+    as_json: opt.Json = False,
+) -> None:
+    """Say whether a server gives a reward model's own scores, and what it probably does to the texts where not."""
+    from rmtrl.evaluation.parity import compare
+    from rmtrl.reward.remote import RemoteScorer
+    from rmtrl.reward.scorer import RewardScorer
+
+    pairs = read_pairs(data, split, columns)
+    pairs = pairs.select(range(min(rows, len(pairs))))
+
+    def load(dtype: str) -> RewardScorer:
+        return RewardScorer.from_pretrained(model, dtype=dtype, progress=False)
+
+    served = RemoteScorer(url, model=model, api_key_env=api_key_env, checks=False)
+    found = compare(load("float32"), served, pairs, tolerance=tolerance, rounded=load)
+    whole: dict[str, Any] = json_ready(found) | {"model": model, "url": url, "data": data}
+    verdict = "equal" if found.equal else f"not equal: {', '.join(found.causes) or 'for no reason that is known'}"
+    words = {name: getattr(found, name) for name in ("n", "not_held", "largest_difference", "flipped", "unexplained")}
+    show(whole, as_json, words={"verdict": verdict, **words})
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder or hub id of a reward model that is an adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, or an earlier merge to replace.")],
+    dtype: Annotated[str, typer.Option(help="Type of the weights, such as float32; the base's own: auto.")] = "auto",
+    tolerance: Annotated[float, typer.Option(help="Difference up to which scores are equal.", min=0)] = 1e-4,
+    as_json: opt.Json = False,
+) -> None:
+    """Write base and adapter as one plain checkpoint, in place once its scores are proven equal."""
+    from rmtrl.reward.merging import merge_adapter
+
+    off = merge_adapter(adapter, out, tolerance=tolerance, dtype=dtype)
+    show({"schema": "rmtrl/merged/1", "adapter": adapter, "out": str(out), "difference": off}, as_json)

@@ -349,15 +349,13 @@ class _Counted:
         prompt, own_side = index[known], side[known]
         w = row_weights(prompt, own_side)
         distinct, cell, number = np.unique(values[known], return_inverse=True, return_counts=True)
-        if is_text or len(distinct) < 2:
-            names: tuple[str, ...] = ("mix",)
-            x, at = np.zeros(len(w)), np.zeros(len(distinct))
-        else:
-            x = values[known].astype(float)
-            x = x - np.average(x, weights=w)
-            x /= np.sqrt(np.average(x**2, weights=w))
-            cell, at = _cells(np.unique(x), cell, number)
-            names = ("mean", "KS", "energy")[: 1 if len(distinct) == 2 else 3]
+        names: tuple[str, ...] = ("mix",) if is_text else ("mean", "KS", "energy")[: 1 if len(distinct) <= 2 else 3]
+        x, at = np.zeros(len(w)), np.zeros(len(distinct))
+        if not is_text and len(distinct) > 1:
+            at = distinct - np.average(values[known].astype(float), weights=w)
+            at /= np.sqrt(np.average(at[cell] ** 2, weights=w))
+            x = at[cell]
+            cell, at = _cells(at, cell, number)
         # the last row is Σ w x, for means of the values themselves
         rows = np.concatenate([cell, np.full(len(w), len(at))])
         data = np.concatenate([w, w * x])

@@ -340,34 +340,36 @@ def binomial_estimate(
     return Estimate(successes / n, float(low), float(high), int(n), level, "exact binomial")
 
 
-def effective_n(values: ArrayLike, groups: ArrayLike | None = None) -> float:
+def effective_n(values: ArrayLike, groups: ArrayLike | None = None, *, bounds: tuple[float, float] = (0, 1)) -> float:
     """Returns how many independent values N values in groups are worth.
 
-    A binomial interval of so many is one by group. It is the variance of the values over that of their mean by group,
-    times (t_{N−1} / t_{G−1})² of the 97.5 % quantiles (Korn and Graubard 1998), at most N, and at least N² / Σ n_g²,
-    which values are worth that are alike within their groups: G groups of one size are worth G.
+    A binomial interval of so many is one by group (Korn and Graubard 1998). It is N over the design effect, the
+    variance of the mean by group over that of as many single values, at most N, and at least N² / Σ n_g², which values
+    are worth that are alike within their groups: G groups of one size are worth G. Few events say little of how groups
+    differ; so a group of the lowest and one of the highest value, of mean size, are taken to stand beside the others.
 
     Args:
         values (`(N,)` array): One value a row.
         groups (`(N,)` array, *optional*): Group of each row, one of G; every row its own where absent.
+        bounds (`tuple[float, float]`): Lowest and highest possible value.
 
     Example:
 
     ```python
     >>> round(effective_n([1, 1, 1, 0, 0, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), 1)
-    7.4
+    8.1
     ```
     """
     values = np.asarray(values, float)
     totals, counts = _sums(values, groups)
-    n, n_groups = len(values), len(counts)
-    least = n**2 / float((counts**2).sum())
-    if n_groups == 1 or np.ptp(values) == 0:
-        return least
-    spread = float(((totals - values.mean() * counts) ** 2).sum()) * n_groups / (n_groups - 1)
-    quantiles = stats.t.ppf(0.975, [n - 1, n_groups - 1])
-    worth = n**2 * values.var(ddof=1) * (quantiles[0] / quantiles[1]) ** 2 / max(spread, 1e-12)
-    return float(np.clip(worth, least, n))
+    n, size = len(values), len(values) / len(counts)
+    if size == 1:
+        return float(n)
+    totals, counts = np.append(totals, np.multiply(bounds, size)), np.append(counts, [size, size])
+    n_all, n_groups, mean = n + 2 * size, len(counts), totals.sum() / (n + 2 * size)
+    by_row = float(((values - mean) ** 2).sum() + size * ((np.array(bounds) - mean) ** 2).sum()) / (n_all - 1)
+    by_group = float(((totals - mean * counts) ** 2).sum()) / n_all * n_groups / (n_groups - 1)
+    return float(np.clip(n * by_row / by_group, n**2 / float((counts[:-2] ** 2).sum()), n))
 
 
 def corrected_rate(

@@ -485,6 +485,6 @@ def surely_rose(found: Mapping[str, Any], *, alpha: float = 0.05) -> bool:
 
 def _change(after: Events, before: Events, requests: NDArray[np.str_]) -> dict[str, Any]:
     changes = after.max(axis=1).astype(int) - before.max(axis=1).astype(int)
-    n = effective_n(changes, requests)
+    n = effective_n(changes, requests, bounds=(-1, 1))
     rose, fell = (float((changes == sign).mean()) * n for sign in (1, -1))
     return {"difference": replace(paired_difference(rose, fell, n), n=len(changes)), "p": paired_p(changes, requests)}

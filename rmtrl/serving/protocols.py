@@ -6,7 +6,7 @@ A form knows two things: the conversations it asks for, and the answer that its 
 import inspect
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -194,71 +194,18 @@ class VLLMRequest(_Templated):
         return [Rendered(own, self.add_special_tokens) if isinstance(own, str) else own for own in given]
 
 
-class Usage(BaseModel):
-    """Tokens that were read."""
-
-    prompt_tokens: int
-    total_tokens: int
-    completion_tokens: int | None = 0
-    prompt_tokens_details: None = None
-
-
-class _VLLMAnswer(BaseModel):
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
-    usage: Usage
-
-
-class Class(BaseModel):
-    """One conversation of vLLM's `/classify`."""
-
-    index: int
-    label: str | None
-    probs: list[float]
-    num_classes: int
-
-
-class Pooled(BaseModel):
-    """One conversation of vLLM's `/pooling`."""
-
-    index: int
-    object: Literal["pooling"]
-    data: list[float]
-
-
-class Classes(_VLLMAnswer):
-    """vLLM's answer of `/classify`."""
-
-    data: list[Class]
-
-
-class Poolings(_VLLMAnswer):
-    """vLLM's answer of `/pooling`."""
-
-    data: list[Pooled]
-
-
-def classes_of(values: Sequence[float], scored: Scored, served: ServedModel) -> dict[str, Any]:
-    """Returns vLLM's answer of `/classify`."""
+def vllm_answer(values: Sequence[float], scored: Scored, served: ServedModel, *, pooling: bool) -> dict[str, Any]:
+    """Returns vLLM's answer of `/classify` or `/pooling`."""
+    label, n = {"label": "LABEL_0", "num_classes": 1}, sum(scored.n_tokens)
     data = [
-        {"index": i, "label": "LABEL_0", "probs": [value], "num_classes": 1} for i, value in enumerate(values)
-    ]  # fmt: skip
-    return _vllm("classify", data, scored, served)
-
-
-def poolings_of(values: Sequence[float], scored: Scored, served: ServedModel) -> dict[str, Any]:
-    """Returns vLLM's answer of `/pooling`."""
-    data = [{"index": i, "object": "pooling", "data": [value]} for i, value in enumerate(values)]
-    return _vllm("pool", data, scored, served)
-
-
-def _vllm(kind: str, data: list[dict[str, Any]], scored: Scored, served: ServedModel) -> dict[str, Any]:
-    n = sum(scored.n_tokens)
-    usage = {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
-    about = {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": served.name}
-    return about | {"data": data, "usage": usage}
+        {"index": i, "object": "pooling", "data": [own]} if pooling else {"index": i, "probs": [own], **label}
+        for i, own in enumerate(values)
+    ]
+    return {
+        "id": f"{'pool' if pooling else 'classify'}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()),
+        "model": served.name, "data": data,
+        "usage": {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None},
+    }  # fmt: skip
 
 
 # ---- trainers that post rendered text
@@ -270,14 +217,6 @@ class OpenRLHFRequest(Form):
     query: list[str]
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
-
-
-class OpenRLHFAnswer(BaseModel):
-    """Rewards as OpenRLHF reads them."""
-
-    rewards: list[float]
-    scores: list[float]
-    extra_logs: dict[str, list[float]]
 
 
 class SlimeRequest(Form):
@@ -302,15 +241,6 @@ class LlamaFactoryRequest(Form):
     max_length: None = None
 
 
-class LlamaFactoryAnswer(BaseModel):
-    """Rewards as LLaMA-Factory reads them."""
-
-    id: str
-    object: Literal["score.evaluation"]
-    model: str
-    scores: list[float]
-
-
 # ---- text-embeddings-inference
 
 _Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
@@ -332,15 +262,8 @@ class PredictRequest(Form):
 
     def asked(self) -> list[Any]:
         """Returns the conversations to score."""
-        texts: Mapping[int, Any] = dict(enumerate(self.inputs if self.is_batch else [self.inputs]))
-        return [Rendered("".join(own)) for own in texts.values()]
-
-
-class Prediction(BaseModel):
-    """One score of text-embeddings-inference."""
-
-    score: float
-    label: str
+        texts: Any = self.inputs if self.is_batch else [self.inputs]
+        return [Rendered("".join(own)) for own in texts]
 
 
 def predictions_of(form: PredictRequest, values: Sequence[float]) -> Any:

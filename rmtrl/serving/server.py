@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -91,7 +90,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, started, known = 0, time.perf_counter(), {route.path for route in scope_routes(self.app)}
+        status, started, known = 0, time.perf_counter(), {getattr(route, "path", "") for route in self.app.routes}
 
         async def sent(message: Any) -> None:
             nonlocal status
@@ -109,39 +108,36 @@ class Gate:
 
     async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers a request that must not pass, and passes on the others with their whole body."""
-        headers = dict(scope["headers"])
-        refused: JSONResponse | None = None
-        body = b""
         if self.draining and scope["path"] not in _WHILE_DRAINING:
-            refused = fault(503, "the server is stopping; ask another, or come again")
-        elif not self._has_key(headers, scope["path"]):
-            refused = fault(401, "got no key of this server; wanted it as 'Authorization: Bearer KEY'")
+            await fault(503, "the server is stopping; ask another, or come again")(scope, receive, send)
+        elif not self._has_key(dict(scope["headers"]), scope["path"]):
+            line = "got no key of this server; wanted it as 'Authorization: Bearer KEY'"
+            await fault(401, line)(scope, receive, send)
         else:
             try:
                 body = await asyncio.wait_for(self._body(receive), self.read_seconds)
             except asyncio.TimeoutError:
-                refused = fault(408, f"the body did not come within {self.read_seconds:g} seconds")
-            except ConnectionError:
+                line = f"the body did not come within {self.read_seconds:g} seconds"
+                await fault(408, line)(scope, receive, send)
                 return
-            if len(body) > self.most_bytes:
-                refused = fault(413, f"the body is larger than {self.most_bytes:,} bytes; send it in parts")
-        if refused is not None:
-            await refused(scope, receive, send)
-            return
-        await self._until_gone(scope, body, receive, send)
+            if body is not None and len(body) > self.most_bytes:
+                line = f"the body is larger than {self.most_bytes:,} bytes; send it in parts"
+                await fault(413, line)(scope, receive, send)
+            elif body is not None:
+                await self._until_gone(scope, body, receive, send)
 
     def _has_key(self, headers: dict[bytes, bytes], path: str) -> bool:
         given = headers.get(b"authorization", b"")
         matches = [hmac.compare_digest(given, b"Bearer " + key) for key in self.keys]  # of all: no early end
         return any(matches) or not self.keys or path in _OPEN
 
-    async def _body(self, receive: Any) -> bytes:
-        """Returns the body, one byte over the limit of one that is larger; what is over is read and dropped."""
+    async def _body(self, receive: Any) -> bytes | None:
+        """Returns the body, of a larger one a byte more than the limit; `None` where it breaks off."""
         parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ConnectionError
+                return None
             part, more = message.get("body", b""), message.get("more_body", False)
             if size <= self.most_bytes:
                 parts.append(part)
@@ -171,10 +167,6 @@ class Gate:
             answering.cancel()
         if not answering.cancelled():
             answering.result()
-
-
-def scope_routes(app: FastAPI) -> list[Any]:
-    return [route for route in app.routes if hasattr(route, "path")]
 
 
 def create_app(
@@ -252,38 +244,34 @@ def _add_others(app: FastAPI, served: ServedModel, ask: Ask) -> None:
     def told(content: Any, activates: bool) -> JSONResponse:
         return JSONResponse(content, headers={"X-Rmtrl-Activation": "sigmoid" if activates else "none"})
 
-    @app.post("/v1/classify", response_model=forms.Classes, operation_id="v1_classify")
-    @app.post("/classify", response_model=forms.Classes)
-    async def classify(form: forms.VLLMRequest) -> JSONResponse:
-        """vLLM's: the raw reward in `probs`, its sigmoid with `use_activation: true`."""
-        scored = await ask(form.asked())
-        return told(forms.classes_of(forms.activated(scored, form.activates), scored, served), form.activates)
+    @app.post("/pooling")
+    @app.post("/v1/classify")
+    @app.post("/classify")
+    async def vllm(form: forms.VLLMRequest, request: Request) -> JSONResponse:
+        """vLLM's: the raw reward in `probs` or `data`, its sigmoid with `use_activation: true`."""
+        scored, pooling = await ask(form.asked()), request.url.path.endswith("/pooling")
+        values = forms.activated(scored, form.activates)
+        return told(forms.vllm_answer(values, scored, served, pooling=pooling), form.activates)
 
-    @app.post("/pooling", response_model=forms.Poolings)
-    async def pooling(form: forms.VLLMRequest) -> JSONResponse:
-        """vLLM's: the raw reward in `data`, its sigmoid with `use_activation: true`."""
-        scored = await ask(form.asked())
-        return told(forms.poolings_of(forms.activated(scored, form.activates), scored, served), form.activates)
-
-    @app.post("/get_reward", response_model=forms.OpenRLHFAnswer)
+    @app.post("/get_reward")
     async def get_reward(form: forms.OpenRLHFRequest) -> JSONResponse:
         """OpenRLHF's remote URL."""
         rewards = (await ask([Rendered(text) for text in form.query])).scores.tolist()
         return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": {}})
 
-    @app.post("/slime", response_model=float)
+    @app.post("/slime")
     async def slime(form: forms.SlimeRequest) -> JSONResponse:
         """slime's `--rm-url`: the reward and nothing else."""
         return JSONResponse((await ask(form.asked())).scores.tolist()[0])
 
-    @app.post("/v1/score/evaluation", response_model=forms.LlamaFactoryAnswer)
+    @app.post("/v1/score/evaluation")
     async def evaluation(form: forms.LlamaFactoryRequest) -> JSONResponse:
         """LLaMA-Factory's reward model of type `api`."""
         scores = (await ask([Rendered(text) for text in form.messages])).scores.tolist()
         about = {"id": "scoreval-rmtrl", "object": "score.evaluation", "model": served.name}
         return JSONResponse(about | {"scores": scores})
 
-    @app.post("/predict", response_model=list[forms.Prediction] | list[list[forms.Prediction]])
+    @app.post("/predict")
     async def predict(form: forms.PredictRequest) -> JSONResponse:
         """text-embeddings-inference's: the sigmoid, the raw reward with `raw_scores: true`."""
         values = forms.activated(await ask(form.asked()), not form.raw_scores)
@@ -304,7 +292,7 @@ def _add_state(app: FastAPI, served: ServedModel, gate: Gate) -> None:
         """Say what is served."""
         return JSONResponse(info)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         """Give the server's figures for Prometheus."""
         return Response(generate_latest(gate.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -347,6 +335,12 @@ class Server(uvicorn.Server):
 
     Args:
         gate ([`Gate`]): The application, see [`create_app`].
+
+    Example:
+
+    ```python
+    >>> Server(create_app(served)).run(sockets=[socket.create_server(("127.0.0.1", 8000))])
+    ```
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -360,13 +354,3 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or (self.gate.draining and not self.gate.active)
-
-
-def serve(gate: Gate, listening: socket.socket) -> None:
-    """Serves until the process is told to stop.
-
-    Args:
-        gate ([`Gate`]): The application, see [`create_app`].
-        listening (`socket.socket`): Where requests come, bound and listening.
-    """
-    Server(gate).run(sockets=[listening])

@@ -210,8 +210,16 @@ def test_missing_values_are_left_out_and_constant_columns_say_nothing():
     columns["unknown"] = np.full(len(prompts), np.nan)
     found = drift_test(columns, prompts, current, n_permutations=99)
     assert found.tests["never"].p == found.tests["unknown"].p == 1.0
-    assert found.tests["never"].statistic == 0
+    assert found.tests["never"].statistic == 0 and found.tests["never"].name == "mean"
     assert found.n_permutations == 99 and 0 < found.p <= 1
+
+
+def test_values_that_differ_in_their_last_digits_are_told_apart():
+    columns, prompts, current = world(60, seed=4)
+    far = 1e9 + np.spacing(1e9) * np.random.default_rng(0).integers(0, 400, size=len(prompts))
+    near = far - 1e9
+    found = drift_test({"far": far, "near": near, "few": 1e9 + np.spacing(1e9) * (near > 0)}, prompts, current)
+    assert found.tests["far"].p == pytest.approx(found.tests["near"].p, abs=0.02)
 
 
 def test_a_change_is_found_and_named():

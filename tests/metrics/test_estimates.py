@@ -183,18 +183,27 @@ def test_nothing_in_a_hundred_is_the_rule_of_three():
 
 def test_effective_n_of_single_prompts_is_their_number_and_of_equal_ones_that_of_groups():
     values = [0, 1, 1, 0, 1, 0, 0]
-    assert effective_n(values) == 7 == pytest.approx(effective_n(values, list("abcdefg")))
-    assert (
-        effective_n([0] * 12, np.repeat([0, 1, 2], 4))
-        == 3
-        == effective_n([0, 0, 0, 1, 1, 1, 0, 0, 0], list("aaabbbccc"))
-    )
-    assert effective_n([0, 1], ["a", "a"]) == 1
-    assert effective_n([0, 1, 0, 1], list("aabb")) == 4
+    assert effective_n(values) == 7 == effective_n(values, list("abcdefg"))
+    assert effective_n([0] * 12, np.repeat([0, 1, 2], 4)) == 3
+    assert effective_n([0, 0, 0, 1, 1, 1, 0, 0, 0], list("aaabbbccc")) == 3
+    assert 1 <= effective_n([0, 1], ["a", "a"]) < 1.5
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(200), 5)
     assert effective_n(np.repeat(rng.random(200) < 0.3, 5), groups) == 200
     assert effective_n(rng.random(1000) < 0.3, groups) == pytest.approx(1000, rel=0.15)
+    assert 36 / 26 <= effective_n([0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]) < 2  # one group of five, one of one
+
+
+def test_effective_n_does_not_leap_where_the_first_event_appears():
+    """Of 10 groups of 15, all alike but for a few rows: few events say little of how groups differ."""
+    groups, found = np.repeat(np.arange(10), 15), []
+    for n_events in (0, 1, 2, 5):
+        values = np.zeros(150)
+        values[15 * np.arange(n_events)] = 1
+        n = effective_n(values, groups)
+        found.append(binomial_estimate(values.mean() * n, n).high)
+    assert np.abs(np.diff(found)).max() < 0.02  # and not from 0.31 to 0.04
+    assert effective_n(values, groups, bounds=(-1, 1)) <= effective_n(values, groups) < 75
 
 
 def test_the_interval_of_the_effective_n_holds_the_rate_of_prompts_that_belong_together():
