@@ -32,10 +32,14 @@ _CAUSE = re.compile(r"\bbecause\b|\bdue to\b|, (?:as|since|including|which|but|s
 _YES_OR_NO = re.compile(_DECLARED["yes_or_no"])
 _INFORMS = re.compile(_DECLARED["informs"])
 _HEAD, _TAIL = 8_000, 4_000  # characters read of a longer answer
-_SENTENCE = re.compile(r"[^\n]{1,600}?(?:[.!?…。]+[\"')\]”’*]*(?=\s|$)|(?=\n)|$)|[^\n]{600}")
+_SENTENCE = re.compile(
+    r"[^\n]{25,600}?(?=[,;:—-] (?:but|however|though)\b)"  # a refusal, and the help it turns to
+    r"|[^\n]{1,600}?(?:[.!?…。]+[\"')\]”’*]*(?=\s|$)|(?=\n)|$)|[^\n]{600}"
+)
 _ITEM = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
-_ASIDE = re.compile(
-    r"```.*?(?:```|$)|`[^`\n]{1,300}`|\"[^\"\s]+ [^\"\n]{1,400}\"|“[^”\s]+ [^”\n]{1,400}”|<think>.*?</think>",
+_ASIDE = re.compile(  # what others say, code, thoughts
+    r"```.*?(?:```|$)|`[^`\n]{1,300}`|\"[^\"\s]+ [^\"\n]{1,400}\"|“[^”\s]+ [^”\n]{1,400}”"
+    r"|(?<!\w)['‘][^'’\s]+ (?:[^'’\n]|['’](?=\w)){1,400}['’](?!\w)|<think>.*?</think>",
     re.DOTALL,
 )
 _NEGATION = re.compile(
