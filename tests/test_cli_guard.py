@@ -92,4 +92,4 @@ def test_unusable_input_is_one_line_and_nothing_is_written(rmtrl, files, tmp_pat
     assert code == 2 and "read as input" in err
     files[0].write_text('{"prompt": "Hi"}\n')
     code, _, err = rmtrl("guard", files[0], "--policy", files[1])
-    assert code == 2 and "row 1 has no answer" in err and len(err.splitlines()) == 1
+    assert code == 2 and "row 1: no answer" in err and len(err.splitlines()) == 1

@@ -122,12 +122,8 @@ def test_what_is_missing_or_blank_is_counted(rmtrl, tmp_path):
     assert "1 answers are blank" in rmtrl("redteam", "--policy", after)[2]
 
 
-def test_the_rate_is_corrected_by_numbers_or_labels(rmtrl, tmp_path):
+def test_the_rate_is_corrected_by_labels(rmtrl, tmp_path):
     after = answers(tmp_path / "after.jsonl", 24)
-    numbers = "sensitivity=0.9,specificity=0.7,n_positive=100,n_negative=100"
-    found = json.loads(rmtrl("redteam", "--policy", after, "--judge", numbers, "--json")[1])
-    assert found["rates"]["attack_success"]["corrected"]["value"] == pytest.approx(1 / 6)
-    assert "corrected" not in found["rates"]["false_refusal"]
     labels = answers(tmp_path / "labels.jsonl", 20)
     rows = [row | {"refused": i % 40 < 22} for i, row in enumerate(lines(labels))]
     found = json.loads(rmtrl("redteam", "--policy", after, "--judge-labels", write(labels, rows), "--json")[1])
@@ -162,8 +158,6 @@ def test_a_guard_counts_successes_in_place(rmtrl, tmp_path):
         (["--policy", "after.jsonl", "--k", 2, "--temperature", 0], "all tries would be equal"),
         (["--policy", "after.jsonl", "--attack", "plain"], "choose among the prompts that come along"),
         (["--policy", "p", "--attack", "shout"], "got the attack 'shout'; wanted plain"),
-        (["--policy", "after.jsonl", "--judge", "sensitivity=1"], "wanted sensitivity, specificity, n_positive"),
-        (["--policy", "after.jsonl", "--judge", "sensitivity=1", "--judge-labels", "after.jsonl"], "not both"),
         (["--policy", "after.jsonl", "--judge-labels", "after.jsonl"], "wanted one, and what people say in refused"),
         (["--policy", "after.jsonl", "--guard", "after.jsonl"], "the policy is not"),
         (["--policy", "after.jsonl", "--out", "after.jsonl"], "which is read as input"),

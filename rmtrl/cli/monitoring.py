@@ -131,10 +131,6 @@ def redteam(
         str | None,
         typer.Option(help="Answers of --policy with people's `refused` (`harmful` with --guard), to correct by."),
     ] = None,
-    judge: Annotated[
-        opt.Numbers | None,
-        opt.numbers("The judge of attacks instead: sensitivity, specificity, n_positive, n_negative."),
-    ] = None,
     k: Annotated[int, typer.Option("--k", help="Tries at each prompt.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the prompts with the answers here, as jsonl.")] = None,
     max_new_tokens: opt.NewTokens = 256,
@@ -152,8 +148,6 @@ def redteam(
     from rmtrl.monitoring.rules import Policy
 
     check_outputs([policy, before, prompts, guard, judge_labels], {"--out": out})
-    if judge and judge_labels:
-        raise UsageError("wanted --judge or --judge-labels, not both")
     if temperature == 0 and k > 1:
         raise UsageError(f"got --temperature 0 with --k {k}: all tries would be equal; wanted a temperature above 0")
     stored = policy if policy and Path(policy).is_file() else None
@@ -165,7 +159,7 @@ def redteam(
         return show({"schema": "rmtrl/redteam-prompts/1", **counts}, as_json)
     refusals = Guard(RefusalScorer(), 0.5, name="refusals")
     guards = list(Policy.from_yaml(read_text(guard)).guards.values()) if guard else []
-    known = team.read_judge(judge_labels, refusals, guards) if judge_labels else team.judge_of(judge or {})
+    known = team.read_judge(judge_labels, refusals, guards) if judge_labels else {}
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling["temperature"] = float(k > 1) if temperature is None else temperature
     sides = [_answered(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]

@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -19,10 +20,11 @@ import regex
 import yaml
 from numpy.typing import NDArray
 
-from rmtrl.data.layouts import ASSISTANT
-from rmtrl.data.messages import conversation_text, message_text
-from rmtrl.errors import UsageError
-from rmtrl.types import Conversation, Finding, Scorer, shorten
+from rmtrl.data.layouts import ASSISTANT, COLUMNS
+from rmtrl.data.messages import conversation_text, message_text, read_messages
+from rmtrl.errors import DataError, UsageError
+from rmtrl.io import Row
+from rmtrl.types import Conversation, Finding, Message, Scorer, shorten
 
 PATTERN_SECONDS, ANSWER_SECONDS = 0.5, 2.0
 """What one pattern, and all patterns of one guard, may take for one answer: processor time, not that of the wall."""
@@ -102,7 +104,7 @@ def readings(text: str) -> list[Reading]:
     if text.isascii() and not _IGNORED.search(text):
         return [Reading(text)]
     parts = [(m.start(), m.end(), m[0]) for m in _CLUSTER.finditer(text)]
-    shown, folded = (_read(parts, table) for table in (_SHOWN, _FOLDED))
+    shown, folded = _read(parts, _shown), _read(parts, _folded)
     return [shown] if folded.text == shown.text else [shown, folded]
 
 
@@ -111,34 +113,22 @@ _IGNORED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Cs}\p{Default_Ignorable_C
 _LIKE = str.maketrans({char: plain for plain, alike in WORDS["alike"].items() for char in alike})
 
 
-class _Table(dict[str, str]):
-    """What each cluster is read as, worked out once."""
-
-    def __init__(self, read: Callable[[str], str]) -> None:
-        self.read = read
-
-    def __missing__(self, cluster: str) -> str:
-        found = self.read(_IGNORED.sub("", cluster))
-        if len(self) < 100_000:
-            self[cluster] = found
-        return found
-
-
-def _show(cluster: str) -> str:
-    shown = unicodedata.normalize("NFKC", cluster)
+@lru_cache(maxsize=100_000)
+def _shown(cluster: str) -> str:
+    """Returns what a cluster is read as without what is not seen."""
+    shown = unicodedata.normalize("NFKC", _IGNORED.sub("", cluster))
     return str(unicodedata.decimal(shown)) if shown.isdecimal() and len(shown) == 1 else shown
 
 
-def _fold(cluster: str) -> str:
-    plain = unicodedata.normalize("NFKD", _show(cluster)).translate(_LIKE)
+@lru_cache(maxsize=100_000)
+def _folded(cluster: str) -> str:
+    """Returns the plain letters that a cluster looks like."""
+    plain = unicodedata.normalize("NFKD", _shown(cluster)).translate(_LIKE)
     return "".join(char for char in plain if not unicodedata.combining(char))
 
 
-_SHOWN, _FOLDED = _Table(_show), _Table(_fold)
-
-
-def _read(parts: Sequence[tuple[int, int, str]], table: _Table) -> Reading:
-    pieces = [table[cluster] for _, _, cluster in parts]
+def _read(parts: Sequence[tuple[int, int, str]], read: Callable[[str], str]) -> Reading:
+    pieces = [read(cluster) for _, _, cluster in parts]
     lengths = [len(piece) for piece in pieces]
     starts, ends = (np.repeat([part[end] for part in parts], lengths) for end in (0, 1))
     return Reading("".join(pieces), starts, ends)
@@ -201,6 +191,54 @@ def last_answer(conversation: Conversation) -> tuple[str, str]:
     if not spoke:
         return conversation_text(conversation), ""
     return conversation_text(conversation[: spoke[-1]]), message_text(conversation[spoke[-1]])
+
+
+ANSWERED: list[str] = COLUMNS["answered"]
+"""Columns that may hold an answer, or several."""
+
+
+def row_answers(row: Row) -> list[str] | None:
+    """Returns the texts of a row's answers, from the first column of [`ANSWERED`] that is not null; None without one.
+
+    A cell is a text, messages, of which the assistant's last is the answer, or a list of either.
+
+    Raises:
+        DataError: If it is anything else.
+
+    Example:
+
+    ```python
+    >>> row_answers({"completions": ["Hello!", [{"role": "assistant", "content": "Hi."}]]})
+    ['Hello!', 'Hi.']
+    ```
+    """
+    column = next((name for name in ANSWERED if row.get(name) is not None), None)
+    return None if column is None else _texts(column, row[column])
+
+
+def _texts(column: str, value: Any) -> list[str]:
+    if isinstance(value, list) and not any(isinstance(one, dict) for one in value):
+        return [text for one in value for text in _texts(column, one)]
+    return [value if isinstance(value, str) else last_answer(read_messages(column, value))[1]]
+
+
+def messages_of(prompt: Conversation) -> list[Message]:
+    """Returns a prompt as messages: text is what the user says, and an empty one says nothing."""
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if prompt else []
+
+
+def truth(name: str, value: Any) -> bool:
+    """Returns what a cell says, yes or no.
+
+    Raises:
+        DataError: If it says neither.
+    """
+    if (text := str(value).strip().lower().removesuffix(".0")) not in _TRUTH:
+        raise DataError(f"{name} is {str(value)[:40]!r}; wanted true or false")
+    return _TRUTH[text]
+
+
+_TRUTH = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
 
 
 class RuleScorer(Scorer):

@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rmtrl.data.layouts import COLUMNS, HUMAN, asked, before, with_messages
+from rmtrl.data.layouts import asked, before, with_messages
 from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import message_text, read_messages, written_value
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
+from rmtrl.io import Row
 from rmtrl.metrics import Floats, binomial_estimate, mean_estimate
 from rmtrl.metrics.thresholds import FittedThreshold, fit_threshold
-from rmtrl.monitoring.answers import last_answer
+from rmtrl.monitoring.answers import ANSWERED, last_answer, messages_of, row_answers, truth
 from rmtrl.monitoring.rules import Policy
 from rmtrl.types import Estimate, Finding, Guard, Message, checked_scores, json_ready
 
@@ -60,7 +61,7 @@ def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[st
 
     Args:
         source (`str`): What to read.
-        guards (`Sequence[str]`): The guards that a column `label` is for.
+        guards (`Sequence[str]`): The guards that a column `label` is for; without any, labels are not read.
         columns (`Mapping[str, str]`, *optional*): The file's own name of a column, by the name it is read under.
 
     Raises:
@@ -69,72 +70,44 @@ def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[st
     found: list[Answer] = []
     for number, (place, row) in enumerate(source_rows(source)):
         named = {new: row[old] for new, old in (columns or {}).items() if old in row}
-        found += _answers(number, place, row | named, guards)
+        try:
+            found += _answers(number, place, row | named, guards)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
     return found
 
 
-def _answers(number: int, place: str, row: dict[str, Any], guards: Sequence[str]) -> Iterator[Answer]:
-    row = with_messages(row, [name for name in (*_ANSWERED, *_TALKS) if name in row])
-    column = next((name for name in _ANSWERED if row.get(name) is not None), None)
-    try:
-        given, turns = asked(row)[0], before(row)
-        prompt = read_messages("prompt", given) if isinstance(given, list | dict) else _user(given)
-        if column is None and prompt and prompt[-1].get("role") == "assistant":
-            *prompt, last = prompt
-            answers: list[Any] = [message_text(last)]
-        else:
-            answers = _texts(column, None if column is None else row[column])
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+def _answers(number: int, place: str, row: Row, guards: Sequence[str]) -> Iterator[Answer]:
+    row = with_messages(row, [name for name in (*ANSWERED, *_TALKS) if name in row])
+    given, answers = asked(row)[0] or "", row_answers(row)
+    prompt = before(row) + (messages_of(given) if isinstance(given, str) else read_messages("prompt", given))
+    if answers is None and prompt and prompt[-1].get("role") == "assistant":
+        *prompt, last = prompt
+        answers = [message_text(last)]
     if not answers:
         raise DataError(
-            f"{place} has no answer; wanted one in response, completion or messages; "
-            "where it has another name, --map response=NAME"
+            "no answer; wanted one in response, completion or messages; where it has another name, --map response=NAME"
         )
-    prompt, id = turns + prompt, str(number) if row.get("id") in (None, "") else str(row["id"])
-    reference, domain = row.get("reference"), row.get("domain")
-    for i, text in enumerate(answers):
-        before_it = prompt
-        if not prompt and HUMAN in text:  # a transcript
-            said, text = last_answer(text)
-            before_it = _user(said)
+    id, domain, reference = (None if row.get(name) in (None, "") else str(row[name]) for name in _NAMES)
+    id, labels = id or str(number), _labels(row, guards)
+    for i, answer in enumerate(answers):
+        said, text = ("", answer) if prompt else last_answer(answer)  # a transcript holds its prompt
+        own = prompt or messages_of(said)
         yield Answer(
-            f"{id}/{i}" if len(answers) > 1 else id, place, before_it, text,
-            "unknown" if domain in (None, "") else str(domain), None if reference is None else str(reference),
-            _labels(place, row, guards), prompt_hash(before_it) if before_it else f"row {number}",
+            f"{id}/{i}" if len(answers) > 1 else id, place, own, text, domain or "unknown", reference, labels,
+            prompt_hash(own) if own else f"row {number}",
         )  # fmt: skip
 
 
-_ANSWERED: list[str] = COLUMNS["answered"]
+_NAMES = ("id", "domain", "reference")
 _TALKS = ("prompt", "messages", "conversations", "conversation", "history")
 
 
-def _user(text: str | None) -> list[Message]:
-    return [{"role": "user", "content": text}] if text else []
-
-
-def _texts(column: str | None, value: Any) -> list[str]:
-    """Returns the texts of an answer's cell: one, that of messages, or of a list of either."""
-    if value is None or isinstance(value, str):
-        return [] if value is None else [value]
-    if isinstance(value, list) and not any(isinstance(one, dict) and {"role", "from"} & one.keys() for one in value):
-        return [text for one in value for text in _texts(column, one)]
-    return [message_text(([{}] + [m for m in read_messages(str(column), value) if m.get("role") == "assistant"])[-1])]
-
-
-def _labels(place: str, row: Mapping[str, Any], guards: Sequence[str]) -> dict[str, bool]:
-    given = row.get("labels", row.get("label"))
+def _labels(row: Row, guards: Sequence[str]) -> dict[str, bool]:
+    given = row.get("labels", row.get("label")) if guards else None
     found = written_value(given) if isinstance(given, str) and given[:1] == "{" else given
     found = found if isinstance(found, dict) else dict.fromkeys(guards, found)
-    labels = {name: str(value).strip().lower() for name, value in found.items() if value not in (None, "")}
-    if guards and (wrong := [value for value in labels.values() if value not in _LABELS]):
-        raise DataError(
-            f"{place} has the label {wrong[0][:40]!r}; wanted 1 or true where it is harmful, else 0 or false"
-        )
-    return {name: _LABELS[value] for name, value in labels.items() if value in _LABELS}
-
-
-_LABELS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    return {name: truth("label", value) for name, value in found.items() if value not in (None, "")}
 
 
 # ---- fitting

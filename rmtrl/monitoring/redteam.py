@@ -18,10 +18,12 @@ import yaml
 from numpy.typing import NDArray
 
 from rmtrl.data.loading import source_rows
-from rmtrl.data.messages import canonical, conversation_text
+from rmtrl.data.messages import canonical
 from rmtrl.errors import DataError, UsageError
+from rmtrl.io import Row
 from rmtrl.metrics import binomial_estimate, corrected_rate, effective_n
 from rmtrl.metrics.trials import holm, paired_difference, paired_p
+from rmtrl.monitoring.answers import messages_of, row_answers, truth
 from rmtrl.types import Conversation, Estimate, Guard
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ _SAFE_TYPES = (
     "homonyms", "figurative_language", "safe_targets", "safe_contexts", "definitions", "real_group_nons_discr",
     "nons_group_real_discr", "historical_events", "privacy_public", "privacy_fictional",
 )  # fmt: skip
-_TRUTH = dict.fromkeys(("true", "1", "yes", "safe"), True) | dict.fromkeys(("false", "0", "no", "unsafe"), False)
-_ANSWERS = ("completions", "completion", "responses", "response", "answer")
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def read_red_team(source: str) -> list[RedTeamPrompt]:
     """Returns the prompts of a file, each once, with the answers that its rows hold.
 
     A row has a `prompt` and may say `safe` (or a `label`, safe or unsafe), `category`, `attack` and `request`. In
-    XSTest's form its `type` says so: `contrast_…` is unsafe. What says neither is unsafe. Answers stand in
-    `completions` (a list), `completion`, `response` or `answer`; rows of the same prompt are further tries.
+    XSTest's form its `type` says so: `contrast_…` is unsafe. What says neither is unsafe. Answers stand where
+    [`~rmtrl.monitoring.answers.row_answers`] finds them; rows of the same prompt are further tries.
 
     Args:
         source (`str`): File, folder or hub id.
@@ -143,30 +143,22 @@ def read_red_team(source: str) -> list[RedTeamPrompt]:
 def _rows(source: str) -> Iterator[tuple[str, dict[str, Any], RedTeamPrompt]]:
     """Yields where each row stands, the row, and its prompt with its own answers."""
     for place, row in source_rows(source):
-        prompt, kind = row.get("prompt"), str(row.get("type") or "")
-        if not prompt or not isinstance(prompt, str | list):
-            raise DataError(f"{place} has the prompt {str(prompt)[:40]!r}; wanted a text or messages")
-        given = row.get("safe", row["label"] if row.get("label") in ("safe", "unsafe") else None)
-        safe = kind in _SAFE_TYPES if given in (None, "") else _truth(place, "safe", given)
-        answers: Any = next((row[name] for name in _ANSWERS if row.get(name) is not None), [])
-        one_only = not isinstance(answers, list) or any(isinstance(one, dict) for one in answers)  # text, or messages
-        tries = tuple(_answer(place, one) for one in ([answers] if one_only else answers))
-        category, attack = row.get("category") or kind.removeprefix("contrast_"), row.get("attack") or "plain"
-        yield place, row, RedTeamPrompt(prompt, safe, str(category), str(attack), row.get("request") or "", tries)
+        try:
+            one = _prompt(row)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
+        yield place, row, one
 
 
-def _answer(place: str, value: Any) -> str:
-    """Returns the text of an answer."""
-    if isinstance(value, str) or isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        return conversation_text(value)
-    raise DataError(f"{place} has the answer {str(value)[:40]!r}; wanted a text or messages")
-
-
-def _truth(place: str, name: str, value: Any) -> bool:
-    """Returns what a cell says, yes or no."""
-    if (text := str(value).strip().lower().removesuffix(".0")) not in _TRUTH:
-        raise DataError(f"{place} has the {name} {str(value)[:40]!r}; wanted true or false")
-    return _TRUTH[text]
+def _prompt(row: Row) -> RedTeamPrompt:
+    prompt, kind = row.get("prompt"), str(row.get("type") or "")
+    if not prompt or not isinstance(prompt, str | list):
+        raise DataError(f"prompt is {str(prompt)[:40]!r}; wanted a text or messages")
+    given = row.get("safe", {"safe": True, "unsafe": False}.get(str(row.get("label"))))
+    safe = kind in _SAFE_TYPES if given in (None, "") else truth("safe", given)
+    category, attack = row.get("category") or kind.removeprefix("contrast_"), row.get("attack") or "plain"
+    tries = tuple(row_answers(row) or ())
+    return RedTeamPrompt(prompt, safe, str(category), str(attack), row.get("request") or "", tries)
 
 
 def ask(
@@ -181,7 +173,7 @@ def ask(
         seed (`int`): Seed of the sampling.
         chat (`bool`): Whether text is asked as a user's message, or continued as it stands.
     """
-    made = generator.generate([_message(one.prompt) if chat else one.prompt for one in prompts], k, seed=seed)
+    made = generator.generate([messages_of(one.prompt) if chat else one.prompt for one in prompts], k, seed=seed)
     tries = (tuple(completion.text for completion in own) for own in made)
     return [replace(one, completions=own) for one, own in zip(prompts, tries, strict=True)]
 
@@ -190,10 +182,6 @@ def stored_answers(source: str, prompts: Sequence[RedTeamPrompt]) -> list[RedTea
     """Returns the prompts with the answers that a file has to them, none where it has none; see [`read_red_team`]."""
     found = {canonical(one.prompt): one.completions for one in read_red_team(source)}
     return [replace(one, completions=found.get(canonical(one.prompt), ())) for one in prompts]
-
-
-def _message(prompt: Conversation) -> Conversation:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def judge_answers(
@@ -221,7 +209,7 @@ def judge_answers(
     0.12
     ```
     """
-    tries = [(_message(one.asked), text) for one in prompts for text in one.completions[:k]]
+    tries = [(messages_of(one.asked), text) for one in prompts for text in one.completions[:k]]
     requests: list[Conversation] = [request for request, _ in tries]
     answers: list[Conversation] = [[{"role": "assistant", "content": text}] for _, text in tries]
     refused = refusals.flags(requests, answers)
@@ -253,7 +241,7 @@ def read_judge(source: str, refusals: Guard, guards: Sequence[Guard] = ()) -> di
     0.936
     ```
     """
-    prompts, truth = [], []
+    prompts, said = [], []
     for place, row, one in _rows(source):
         name = "harmful" if guards and not one.safe else "refused"
         xstest = {"refused": row["final_label"] == "2_full_refusal"} if row.get("final_label") else {}
@@ -261,42 +249,14 @@ def read_judge(source: str, refusals: Guard, guards: Sequence[Guard] = ()) -> di
         if label is None or len(one.completions) != 1:
             raise DataError(f"{place} has {len(one.completions)} answers; wanted one, and what people say in {name}")
         prompts.append(one)
-        truth.append(_truth(place, name, label) != (name == "refused" and not one.safe))
-    so, events, requests = np.array(truth), judge_answers(prompts, refusals, guards)[:, 0], _requests(prompts)
+        said.append(truth(f"{place}: {name}", label) != (name == "refused" and not one.safe))
+    so, events, requests = np.array(said), judge_answers(prompts, refusals, guards)[:, 0], _requests(prompts)
     found: dict[str, Judge] = {}
     for (kind, _), own in _cells(prompts).items():
         sides = {"sensitivity": own[so[own]], "specificity": own[~so[own]]}
         if all(map(len, sides.values())):
             found[kind] = {name: _share(events[side] == so[side], requests[side]) for name, side in sides.items()}
     return found
-
-
-def judge_of(numbers: Mapping[str, float]) -> dict[str, Judge]:
-    """Returns the judge of attacks that four numbers say, none where there are none; see [`read_judge`].
-
-    Args:
-        numbers (`Mapping[str, float]`): `sensitivity` among `n_positive` successes, `specificity` among `n_negative`
-            attacks without success.
-
-    Raises:
-        UsageError: If they are others, or out of range.
-
-    Example:
-
-    ```python
-    >>> numbers = {"sensitivity": 0.9, "n_positive": 100, "specificity": 0.7, "n_negative": 50}
-    >>> print(judge_of(numbers)["attack_success"]["specificity"])
-    0.700 [0.554, 0.821] (n = 50)
-    ```
-    """
-    sizes = {"sensitivity": "n_positive", "specificity": "n_negative"}
-    wanted = [*sizes, *sizes.values()]
-    if not numbers:
-        return {}
-    known = set(numbers) == set(wanted) and all(isinstance(value, int | float) for value in numbers.values())
-    if not known or not all(0 <= numbers[p] <= 1 <= numbers[n] <= 1e9 for p, n in sizes.items()):
-        raise UsageError(f"got the judge {dict(numbers)}; wanted {', '.join(wanted)}: two shares, two counts from 1")
-    return {SUCCESS: {p: binomial_estimate(numbers[p] * numbers[n], numbers[n]) for p, n in sizes.items()}}
 
 
 def red_team(

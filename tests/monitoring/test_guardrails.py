@@ -67,7 +67,7 @@ def test_answers_without_a_prompt_are_each_their_own(read):
 
 @pytest.mark.parametrize("row", [{"prompt": "Hi"}, {"prompt": "Hi", "response": None}, {"messages": [USER]}, {"x": 1}])
 def test_a_row_without_an_answer_is_named(read, row):
-    with pytest.raises(DataError, match=r"rows.jsonl row 2 has no answer; wanted one in response"):
+    with pytest.raises(DataError, match=r"rows.jsonl row 2: no answer; wanted one in response"):
         read({"response": "A"}, row)
 
 
@@ -82,7 +82,7 @@ def test_labels_are_of_one_guard_or_of_all(read):
             {"response": "C", "labels": '{"b": "true"}'}, {"response": "D"}]  # fmt: skip
     found = read(*rows, guards=["a", "b"])
     assert [own.labels for own in found] == [{"a": True}, {"a": False, "b": False}, {"b": True}, {}]
-    with pytest.raises(DataError, match="row 1 has the label 'bad'; wanted 1 or true"):
+    with pytest.raises(DataError, match="row 1: label is 'bad'; wanted true or false"):
         read({"response": "A", "label": "bad"}, guards=["a"])
     assert read({"response": "A", "label": "bad"})[0].labels == {}
 
@@ -105,7 +105,7 @@ def test_too_few_labels_are_one_line_that_names_the_guard(read):
     with pytest.raises(DataError, match="the guard length: 48 harmless prompts cannot hold"):
         fit_policy(Policy(length(), {"guards": {"length": {}}}), read(*rows, guards=["length"]), 0.02)
     with pytest.raises(DataError, match="no guard has labels; the rows have other, the policy length"):
-        labelled = read({"response": "x", "labels": {"other": 0}})
+        labelled = read({"response": "x", "labels": {"other": 0}}, guards=["length"])
         fit_policy(Policy(length(), {"guards": {"length": {}}}), labelled, 0.02)
 
 

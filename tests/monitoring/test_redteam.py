@@ -16,7 +16,6 @@ from rmtrl.monitoring.redteam import (
     RedTeamPrompt,
     ask,
     judge_answers,
-    judge_of,
     read_judge,
     read_red_team,
     red_team_changes,
@@ -115,10 +114,10 @@ def test_rows_say_whether_they_are_safe(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": ""}, "row 1 has the prompt ''"),
-        ({"prompt": "a", "safe": "perhaps"}, "the safe 'perhaps'"),
-        ({"prompt": "a", "completion": 5}, "row 1 has the answer '5'; wanted"),
-        ({"prompt": "a", "completions": ["b", None]}, "row 1 has the answer 'None'; wanted"),
+        ({"prompt": ""}, "row 1: prompt is ''"),
+        ({"prompt": "a", "safe": "perhaps"}, "row 1: safe is 'perhaps'"),
+        ({"prompt": "a", "completion": 5}, "row 1: completion is of type int"),
+        ({"prompt": "a", "completions": ["b", None]}, "row 1: completions is of type NoneType"),
     ],
 )
 def test_rows_of_another_form_are_one_line(tmp_path, row, said):
@@ -284,20 +283,6 @@ def test_answers_may_be_messages(tmp_path):
     ]
 
 
-def test_a_judge_may_be_four_numbers():
-    numbers = {"sensitivity": 0.9, "n_positive": 100, "specificity": 0.7, "n_negative": 50}
-    assert judge_of(numbers) == {SUCCESS: pair(90, 100, 35, 50)} and judge_of({}) == {}
-    for more in (
-        {"specificity": 1.2},
-        {"n_negative": 0},
-        {"x": 1},
-        {"n_positive": float("inf")},
-        {"specificity": "x"},
-    ):
-        with pytest.raises(UsageError, match="wanted sensitivity, specificity, n_positive, n_negative"):
-            judge_of(numbers | more)
-
-
 @pytest.mark.parametrize(
     "row",
     [
@@ -307,7 +292,7 @@ def test_a_judge_may_be_four_numbers():
     ],
 )
 def test_labels_of_another_form_are_one_line(tmp_path, row):
-    with pytest.raises(DataError, match="row 1 has .*wanted"):
+    with pytest.raises(DataError, match="row 1.*wanted"):
         read_judge(rows(tmp_path / "labels.jsonl", row), REFUSALS)
 
 
