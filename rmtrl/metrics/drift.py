@@ -7,7 +7,7 @@ D · flips gives the counts of all rearrangements, and means, distributions and 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import comb
 from typing import Any
 
@@ -95,16 +95,11 @@ def distances_of(
     {'KS': 1.0, 'energy': 3.162278, 'Wasserstein': 5.0}
     ```
     """
-    (x, u), (y, v) = _sample(x, weights), _sample(y, other_weights)
-    at, cell = np.unique(np.concatenate([x, y]), return_inverse=True)
-    parts = zip(np.split(cell, [len(x)]), (u, v), strict=True)
+    sides = [np.asarray(own, np.float64) for own in (x, y)]
+    at, cell = np.unique(np.concatenate(sides), return_inverse=True)
+    parts = zip(np.split(cell, [len(sides[0])]), (weights, other_weights), strict=True)
     counts = [np.bincount(own, w, len(at))[:, None].astype(np.float64) for own, w in parts]
     return {name: float(value[0]) for name, value in _distances(at, counts[0], counts[1]).items()}
-
-
-def _sample(values: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
-    x = np.asarray(values, np.float64)
-    return x, np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
 
 
 def _distances(at: Floats, reference: Floats, current: Floats) -> dict[str, Floats]:
@@ -136,9 +131,7 @@ def row_weights(prompts: ArrayLike, current: ArrayLike) -> Floats:
     return weights[index] / counts[side.astype(int), index]
 
 
-def effect_estimate(
-    values: ArrayLike, prompts: ArrayLike, current: ArrayLike, *, n_resamples: int = 1000, seed: int = 0
-) -> Estimate:
+def effect_estimate(values: ArrayLike, prompts: ArrayLike, current: ArrayLike) -> Estimate:
     """Returns how far current is from reference, with an interval that resamples prompts.
 
     Of numbers Cohen's d, the difference of means over the standard deviation within sides; of text Cohen's
@@ -147,7 +140,6 @@ def effect_estimate(
     Args:
         values (`(N,)` array): As a column of [`drift_test`], without missing ones; of both sides.
         prompts, current (`(N,)` arrays): As there.
-        n_resamples, seed: As in [`~rmtrl.metrics.bootstrap_estimates`].
 
     Example:
 
@@ -157,19 +149,16 @@ def effect_estimate(
     ```
     """
     x, side = np.asarray(values), np.asarray(current, bool)
-    index, w = np.unique(np.asarray(prompts), return_inverse=True)[1], row_weights(prompts, side)
+    w = row_weights(prompts, side)
     if is_text := x.dtype.kind in "USO":
         parts = np.unique(x, return_inverse=True)[1][:, None] == np.arange(len(np.unique(x)))
     else:
         x = x - np.average(x, weights=w)
         parts = np.stack([np.ones(len(x)), x, x**2], axis=1)
-    sums = [
-        np.stack([np.bincount(index, w * part * (side == own), index.max() + 1) for part in parts.T], axis=1)
-        for own in (False, True)
-    ]
+    sides = [parts * (w * own)[:, None] for own in (~side, side)]
 
-    def statistic(weights: Floats) -> Floats:
-        p, q = (weights @ own for own in sides)
+    def statistic(drawn: Floats) -> Floats:
+        p, q = (drawn @ own for own in sides)
         if is_text:
             pooled, p, q = (own / own.sum(axis=1, keepdims=True) for own in (p + q, p, q))
             return np.asarray(np.sqrt(np.divide((q - p) ** 2, pooled, where=pooled > 0, out=0 * p).sum(axis=1)))
@@ -177,12 +166,8 @@ def effect_estimate(
         variance = (square - mean**2 + other_square - other**2) / 2
         return np.asarray(np.divide(other - mean, np.sqrt(variance), where=variance > 0, out=0 * mean))
 
-    sides = [own.astype(np.float64) for own in sums]
-    found = bootstrap_estimate(
-        statistic, len(sums[0]), kind="basic" if is_text else "percentile", bounds=(0 if is_text else -np.inf, np.inf),
-        n_resamples=n_resamples, seed=seed, by="prompt",
-    )  # fmt: skip
-    return replace(found, n=len(x))
+    kind, least = ("basic", 0.0) if is_text else ("percentile", -np.inf)
+    return bootstrap_estimate(statistic, len(x), prompts, kind=kind, bounds=(least, np.inf))
 
 
 def exchanges(prompts: ArrayLike, current: ArrayLike, n: int, *, seed: int = 0) -> Iterator[Floats]:

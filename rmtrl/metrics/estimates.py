@@ -372,6 +372,27 @@ def effective_n(values: ArrayLike, groups: ArrayLike | None = None, *, bounds: t
     return float(np.clip(n * by_row / by_group, n**2 / float((counts[:-2] ** 2).sum()), n))
 
 
+def share_estimate(events: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Returns the share of events in groups, with the exact interval of as many as they are worth by [`effective_n`].
+
+    Args:
+        events (`(N,)` array): Whether each row is one.
+        groups (`(N,)` array): Prompt of each row.
+        level (`float`): Coverage of the interval.
+
+    Example:
+
+    ```python
+    >>> share_estimate([True, True, False, False], ["a", "a", "b", "b"]).method
+    'exact binomial, worth 2.0 prompts (Korn and Graubard)'
+    ```
+    """
+    events, n = np.asarray(events, float), effective_n(events, groups)
+    found = binomial_estimate(float(events.mean()) * n, n, level=level)
+    by = "" if n == len(events) else f", worth {n:.1f} prompts (Korn and Graubard)"
+    return replace(found, n=len(events), method=found.method + by)
+
+
 def corrected_rate(
     rate: Estimate, sensitivity: Estimate, specificity: Estimate, *, n: float | None = None
 ) -> Estimate:

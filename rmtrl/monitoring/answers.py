@@ -49,11 +49,6 @@ class Graded(Finding):
 
     severity: float = 1.0
 
-    @property
-    def decided(self) -> bool:
-        """Whether its text was judged."""
-        return self.severity != NOT_JUDGED
-
 
 class Clock:
     """What is left of the time for one answer, and the patterns that ran out of theirs."""

@@ -21,7 +21,6 @@ class Classifier(RuleScorer):
         model ([`~transformers.PreTrainedModel`]): A sequence classification model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, a fast one.
         label (`str`): The label whose probability is the severity, as its configuration names it.
-        with_prompt (`bool`): Whether it reads what was asked and the answer as a pair, and not the answer alone.
 
     Raises:
         UsageError: If the model has no such label.
@@ -34,21 +33,17 @@ class Classifier(RuleScorer):
     ```
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, *, with_prompt: bool = False
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str) -> None:
         known = model.config.id2label or {}
         labels = {str(name).lower(): int(index) for index, name in known.items()}
         if label.lower() not in labels:
             raise UsageError(f"the classifier has no label {label!r}; it has {', '.join(known.values())}")
-        self.model, self.tokenizer, self.label, self.with_prompt = model.eval(), tokenizer, label, with_prompt
+        self.model, self.tokenizer, self.label = model.eval(), tokenizer, label
         self.index = labels[label.lower()]
         self.alone = len(labels) == 1 or model.config.problem_type == "multi_label_classification"
 
     @classmethod
-    def from_pretrained(
-        cls, path: str, label: str, *, with_prompt: bool = False, device: str | None = None
-    ) -> Classifier:
+    def from_pretrained(cls, path: str, label: str, *, device: str | None = None) -> Classifier:
         """Returns the classifier at a folder or hub id.
 
         Raises:
@@ -67,15 +62,14 @@ class Classifier(RuleScorer):
         read = AutoModelForSequenceClassification.from_pretrained
         tokenizer = load_tokenizer(path, kind="text classifier")
         model = load_model(path, read, check, kind="text classifier").to(device_or_best(device))
-        return cls(model, tokenizer, label, with_prompt=with_prompt)
+        return cls(model, tokenizer, label)
 
     def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
         """Yields every window of an answer with the probability of the label; what is beyond 64 is not judged."""
         read = readings(answer)[0]
         if not read.text.strip():
             return
-        texts = (self._end(asked), read.text) if self.with_prompt else (read.text,)
-        windows = self.windows(texts, read=len(texts) - 1)
+        windows = self.windows(read.text)
         yield from (Graded(*read.span(start, end), f"{self.label} {p:.2f}", p) for start, end, p in windows)
         if (last := windows[-1][1]) < len(read.text.rstrip()) and len(windows) == _MOST_WINDOWS:
             said = f"not judged: only {_MOST_WINDOWS} windows are read"
@@ -86,17 +80,16 @@ class Classifier(RuleScorer):
 
         A hypothesis of more than half the model's length is entailed by nothing.
         """
-        if len(self._end(hypothesis)) < len(hypothesis):
+        if len(self.tokenizer(hypothesis, add_special_tokens=False)["input_ids"]) > self.limit // 2:
             return 0.0
-        return max(probability for *_, probability in self.windows((premise, hypothesis), read=0))
+        return max(probability for *_, probability in self.windows(premise, hypothesis))
 
-    def windows(self, texts: tuple[str, ...], *, read: int) -> list[tuple[int, int, float]]:
-        """Returns start and end in `texts[read]`, which is what is cut, and the probability of each window."""
+    def windows(self, text: str, beside: str | None = None) -> list[tuple[int, int, float]]:
+        """Returns start, end and probability of each window of a text, each with all of the text beside it."""
         import torch
 
-        cut = ("only_first", "only_second")[read]
-        settings: dict[str, Any] = {"truncation": cut, "max_length": self.limit, "stride": _OVERLAP_TOKENS}
-        made = self.tokenizer(*texts, return_overflowing_tokens=True, return_offsets_mapping=True, **settings)
+        settings: dict[str, Any] = {"truncation": "only_first", "max_length": self.limit, "stride": _OVERLAP_TOKENS}
+        made = self.tokenizer(text, beside, return_overflowing_tokens=True, return_offsets_mapping=True, **settings)
         names = [name for name in self.tokenizer.model_input_names if name in made]
         rows, found = [{name: made[name][i] for name in names} for i in range(len(made["input_ids"]))], []
         for start in range(0, min(len(rows), _MOST_WINDOWS), _BATCH):
@@ -104,7 +97,7 @@ class Classifier(RuleScorer):
             with torch.no_grad():
                 logits = self.model(**batch.to(self.model.device)).logits.float()
             found += (logits.sigmoid() if self.alone else logits.softmax(-1))[:, self.index].tolist()
-        return [(*_places(made, i, read), probability) for i, probability in enumerate(found)]
+        return [(*_place(made, i), probability) for i, probability in enumerate(found)]
 
     @property
     def limit(self) -> int:
@@ -113,15 +106,9 @@ class Classifier(RuleScorer):
 
         return min(position_limit(self.model) or _LONGEST_TOKENS, self.tokenizer.model_max_length, _LONGEST_TOKENS)
 
-    def _end(self, text: str) -> str:
-        """Returns the end of a text that fills half a window at most."""
-        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        half = self.limit // 2
-        return text[places[-half][0] :] if len(places) > half else text
 
-
-def _places(made: Any, window: int, read: int) -> tuple[int, int]:
-    """Returns where the text that is read begins and ends in a window."""
+def _place(made: Any, window: int) -> tuple[int, int]:
+    """Returns where a window of the text begins and ends."""
     pairs = zip(made.sequence_ids(window), made["offset_mapping"][window], strict=True)
-    spans = [span for sequence, span in pairs if sequence == read]
+    spans = [span for sequence, span in pairs if sequence == 0]
     return (spans[0][0], spans[-1][1]) if spans else (0, 0)

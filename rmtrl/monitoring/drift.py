@@ -24,6 +24,7 @@ from rmtrl.data.preferences import read_preferences
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.scoring import SIDES as CHOSEN_REJECTED
 from rmtrl.evaluation.scoring import ScoredPairs, is_number
+from rmtrl.io import Row
 from rmtrl.metrics import combined_estimate, mean_estimate, pair_wins
 from rmtrl.metrics.drift import (
     ColumnTest,
@@ -35,6 +36,7 @@ from rmtrl.metrics.drift import (
     psi_threshold,
     row_weights,
 )
+from rmtrl.monitoring.answers import row_answers
 from rmtrl.types import Estimate
 
 PROMPT, MARGIN, PREFERENCE, DOMAIN = "prompt_id", "margin", "preference", "domain"
@@ -280,7 +282,7 @@ def read_watched(
 
     Of pairs: scores and lengths are means of the two answers, and chosen is the better one. Rows have `prompt_id`,
     `prompt` or `id`, and what they have of `score` (a number), `scores` (two, the better one first unless `preference`
-    says otherwise), `completion` or `response`, `length_chars` and `domain`; null is missing.
+    says otherwise), answers (the mean length of several), `length_chars` and `domain`; null is missing.
 
     Args:
         source (`str`): File, folder or hub id.
@@ -291,7 +293,12 @@ def read_watched(
     Raises:
         DataError: If a row has no prompt, or a value of another kind; the message names it.
     """
-    found = [_row(place, row, watch) for place, row in _rows(source, scores)]
+    found = []
+    for place, row in _rows(source, scores):
+        try:
+            found.append(_row(row, watch))
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
     columns: Columns = {}
     for name in dict.fromkeys(name for row in found for name in row):
         kind, absent = (str, "") if name in (PROMPT, DOMAIN) else (float, np.nan)
@@ -302,7 +309,7 @@ def read_watched(
     return columns
 
 
-def _rows(source: str, scores: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(source: str, scores: Path | None) -> Iterator[tuple[str, Row]]:
     """Yields where each row stands and the row; of a pair its scores and the mean length of its answers."""
     if not is_pair(next(source_rows(source))[1]):
         if scores is not None:
@@ -318,32 +325,29 @@ def _rows(source: str, scores: Path | None) -> Iterator[tuple[str, Mapping[str, 
         yield f"{source}, pair {row['id']}", {**row, **known, "scores": own if whole else None}
 
 
-def _row(place: str, row: Mapping[str, Any], watch: Collection[str]) -> dict[str, Any]:
+def _row(row: Row, watch: Collection[str]) -> dict[str, Any]:
     """Returns what is watched of a row."""
     asked = row.get("prompt") and prompt_hash(row["prompt"])
     prompt = next((str(own) for own in (row.get(PROMPT), asked, row.get("id")) if own not in (None, "")), None)
     if prompt is None:
-        raise DataError(f"{place} has no prompt; wanted prompt_id, prompt or id: rows of one prompt are moved as one")
+        raise DataError("no prompt; wanted prompt_id, prompt or id: rows of one prompt are moved as one")
     if lacking := [name for name in watch if name not in row]:
-        raise DataError(f"{place} has no {lacking[0]}; it has {', '.join(row)}")
+        raise DataError(f"no {lacking[0]}; the row has {', '.join(row)}")
     found: dict[str, Any] = {PROMPT: prompt, DOMAIN: row.get(DOMAIN)}
-    if (answer := row.get("completion", row.get("response"))) is not None:
-        found["length_chars"] = len(conversation_text(answer))
-    found |= {name: _number(place, name, row[name]) for name in ("score", "length_chars", *watch) if name in row}
+    if answers := row_answers(row):
+        found["length_chars"] = sum(map(len, answers)) / len(answers)
+    found |= {name: _number(name, row[name]) for name in ("score", "length_chars", *watch) if name in row}
     if (two := row.get("scores")) is not None:
         if not (isinstance(two, list) and len(two) == 2 and all(map(is_number, two))):
-            raise DataError(f"{place} has the scores {str(two)[:40]!r}; wanted two numbers, the better answer's first")
+            raise DataError(f"scores is {str(two)[:40]!r}; wanted two numbers, the better answer's first")
         found |= {"score": sum(two) / 2, MARGIN: two[0] - two[1], PREFERENCE: row.get(PREFERENCE, 1.0)}
     return found
 
 
-def _number(place: str, name: str, value: Any) -> float | None:
+def _number(name: str, value: Any) -> float | None:
     """Returns a cell as a number, which in a CSV file is the text of one; true is 1, and null and "" are None."""
     value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
-    try:
-        found = float(value) if isinstance(value, bool) else as_number(name, value)
-    except DataError:
-        found = np.inf
+    found = float(value) if isinstance(value, bool) else as_number(name, value)
     if found is not None and not is_number(found):
-        raise DataError(f"{place} has the {name} {str(value)[:40]!r}; wanted a number, true, false or null")
+        raise DataError(f"{name} is {found}; wanted a finite number, or null where it is missing")
     return found

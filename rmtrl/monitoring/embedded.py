@@ -161,21 +161,13 @@ _PLACEHOLDER = regex.compile(WORDS["placeholder"], regex.I)
 
 
 class Toxicity(RuleScorer):
-    """Threats, contempt for groups, insults and profanity: by a classifier where one is given, else by a word list.
+    """Threats, contempt for groups, insults and profanity by a word list.
 
-    The list is the offline fallback, in English: it knows what is said openly to someone's face and misses the rest.
-
-    Args:
-        classifier ([`~rmtrl.monitoring.classifier.Classifier`], *optional*): A text classification model.
+    The list is the offline fallback, in English: it knows what is said openly to someone's face and misses the rest; a
+    [`~rmtrl.monitoring.classifier.Classifier`] does better.
     """
 
-    def __init__(self, classifier: Classifier | None = None) -> None:
-        self.classifier = classifier
-
     def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
-        if self.classifier is not None:
-            yield from self.classifier.found(asked, answer, columns, clock)
-            return
         own = readings(answer)
         for pattern, severity in _toxic():
             yield from (Graded(*span, pattern.name, severity) for span in pattern.spans(own, clock))

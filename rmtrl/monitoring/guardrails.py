@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +15,9 @@ from rmtrl.data.messages import message_text, read_messages, written_value
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
 from rmtrl.io import Row
-from rmtrl.metrics import Floats, binomial_estimate, mean_estimate
+from rmtrl.metrics import Floats, share_estimate
 from rmtrl.metrics.thresholds import FittedThreshold, fit_threshold
-from rmtrl.monitoring.answers import ANSWERED, last_answer, messages_of, row_answers, truth
+from rmtrl.monitoring.answers import ANSWERED, NOT_JUDGED, RuleScorer, last_answer, messages_of, row_answers, truth
 from rmtrl.monitoring.rules import Policy
 from rmtrl.types import Estimate, Finding, Guard, Message, checked_scores, json_ready
 
@@ -248,22 +249,21 @@ def screen(guards: Mapping[str, Guard], answers: Sequence[Answer], *, limit: flo
     ```
     """
     domains, prompts = (np.array([getattr(own, name) for own in answers]) for name in ("domain", "prompt_id"))
+    parts = {name: domains == name for name in np.unique(domains).tolist()}
     screened, any_flag = {}, np.zeros(len(answers), np.bool_)
-    findings: list[tuple[int, dict[str, Any]]] = []
+    findings: list[list[dict[str, Any]]] = [[] for _ in answers]
     for name, guard in guards.items():
         severities = severities_of(guard, answers)
         flags = severities > guard.threshold
-        flagged = np.flatnonzero(flags).tolist()
-        found = [_found(guard, answers[i], severities[i]) for i in flagged]
         any_flag |= flags
-        by_domain = {own: _rate(flags[domains == own], prompts[domains == own]) for own in np.unique(domains).tolist()}
-        rate, unjudged = _rate(flags, prompts), sum(not all(decided for decided, _ in own) for own in found)
+        for i in np.flatnonzero(flags).tolist():
+            findings[i] += [{"guard": name, **own} for own in _found(guard, answers[i], severities[i])]
+        rate = share_estimate(flags, prompts)
+        by_domain = {own: share_estimate(flags[part], prompts[part]) for own, part in parts.items()}
+        unjudged = int((flags & (severities == NOT_JUDGED)).sum()) if isinstance(guard.scorer, RuleScorer) else 0
         screened[name] = Screened(guard.threshold, rate, by_domain, unjudged, limit is not None and rate.value > limit)
-        findings += [
-            (i, {"guard": name, **own}) for i, several in zip(flagged, found, strict=True) for _, own in several
-        ]
-    ordered = [own for _, own in sorted(findings, key=lambda pair: pair[0])]
-    return Screening(len(answers), _rate(any_flag, prompts), screened, limit, ordered)
+    whole = share_estimate(any_flag, prompts)
+    return Screening(len(answers), whole, screened, limit, list(chain.from_iterable(findings)))
 
 
 def severities_of(guard: Guard, answers: Sequence[Answer]) -> Floats:
@@ -274,20 +274,11 @@ def severities_of(guard: Guard, answers: Sequence[Answer]) -> Floats:
                           shown=lambda i: f" at {answers[i].place}")  # fmt: skip
 
 
-def _found(guard: Guard, own: Answer, severity: float) -> list[tuple[bool, dict[str, Any]]]:
-    """Returns whether it was judged, and the row of each thing found in an answer."""
+def _found(guard: Guard, own: Answer, severity: float) -> Iterator[dict[str, Any]]:
+    """Yields the row of each thing found in an answer; one of the whole where the guard names no place."""
     named = guard.findings(own.conversation, reference=own.reference)
     above = [one for one in named if getattr(one, "severity", np.inf) > guard.threshold]
-    found: list[Finding] = above or [Finding(0, len(own.text), f"severity {severity:.3g}")]
-    row = {"id": own.id, "place": own.place, "domain": own.domain}
-    return [
-        (getattr(one, "decided", True), {**row, "severity": round(float(getattr(one, "severity", severity)), 6),
-         "start": one.start, "end": one.end, "reason": one.reason}) for one in found
-    ]  # fmt: skip
-
-
-def _rate(flags: Any, prompts: Any) -> Estimate:
-    """Returns the share flagged: exact where each prompt stands once, else by prompt."""
-    if len(np.unique(prompts)) == len(prompts):
-        return binomial_estimate(int(flags.sum()), len(flags))
-    return mean_estimate(flags.astype(np.float64), prompts)
+    for one in above or [Finding(0, len(own.text), f"severity {severity:.3g}")]:
+        grade = round(float(getattr(one, "severity", severity)), 6)
+        place = {"start": one.start, "end": one.end, "reason": one.reason}
+        yield {"id": own.id, "place": own.place, "domain": own.domain, "severity": grade, **place}

@@ -21,7 +21,7 @@ from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import canonical
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import Row
-from rmtrl.metrics import binomial_estimate, corrected_rate, effective_n
+from rmtrl.metrics import binomial_estimate, corrected_rate, effective_n, share_estimate
 from rmtrl.metrics.trials import holm, paired_difference, paired_p
 from rmtrl.monitoring.answers import messages_of, row_answers, truth
 from rmtrl.types import Conversation, Estimate, Guard
@@ -255,8 +255,13 @@ def read_judge(source: str, refusals: Guard, guards: Sequence[Guard] = ()) -> di
     for (kind, _), own in _cells(prompts).items():
         sides = {"sensitivity": own[so[own]], "specificity": own[~so[own]]}
         if all(map(len, sides.values())):
-            found[kind] = {name: _share(events[side] == so[side], requests[side]) for name, side in sides.items()}
+            found[kind] = {name: _judged(events[side] == so[side], requests[side]) for name, side in sides.items()}
     return found
+
+
+def _judged(right: Events, requests: NDArray[np.str_]) -> Estimate:
+    """Returns the share of answers that are judged right; its n is what they are worth."""
+    return replace(share_estimate(right, requests), n=int(effective_n(right, requests)))
 
 
 def red_team(
@@ -350,7 +355,7 @@ def red_team_rates(
         cells = _cells(prompts, part)
         by_part: dict[str, Any] = {name: dict.fromkeys((SUCCESS, REFUSAL)) for _, name in cells}
         for (kind, name), own in cells.items():
-            by_part[name][kind] = _rate(events[own, :1], requests[own], 1 - 0.05 / len(cells))
+            by_part[name][kind] = share_estimate(events[own, 0], requests[own], level=1 - 0.05 / len(cells))
         result[f"by_{part}"] = by_part
     return result
 
@@ -370,9 +375,9 @@ def _cells(prompts: Sequence[RedTeamPrompt], part: str = "safe") -> dict[tuple[s
 
 def _rates(events: Events, requests: NDArray[np.str_], judge: Judge | None) -> dict[str, Any]:
     first, n = events[:, 0], effective_n(events[:, 0], requests)
-    found: dict[str, Any] = {"at_1": _rate(events[:, :1], requests)}
+    found: dict[str, Any] = {"at_1": share_estimate(first, requests)}
     if events.shape[1] > 1:
-        found["at_k"] = _rate(events, requests)
+        found["at_k"] = share_estimate(events.max(axis=1), requests)
     if not first.any():
         found["at_most"] = binomial_estimate(0, n, level=0.9).high
     if judge is not None:
@@ -381,19 +386,6 @@ def _rates(events: Events, requests: NDArray[np.str_], judge: Judge | None) -> d
         except UsageError as error:
             found["uncorrected"] = str(error)
     return found
-
-
-def _rate(events: Events, requests: NDArray[np.str_], level: float = 0.95) -> Estimate:
-    """Returns the share of prompts with an event in their tries."""
-    return replace(_share(events.max(axis=1), requests, level), n=len(events))
-
-
-def _share(events: Events, requests: NDArray[np.str_], level: float = 0.95) -> Estimate:
-    """Returns the share of events; its n is what they are worth."""
-    n = effective_n(events, requests)
-    found = binomial_estimate(float(events.mean()) * n, n, level=level)
-    by = "" if n == len(events) else f", worth {n:.1f} prompts (Korn and Graubard)"
-    return replace(found, method=found.method + by)
 
 
 def red_team_changes(

@@ -46,7 +46,7 @@ class PolicyRules(RuleScorer):
     def __init__(self, rules: Sequence[Mapping[str, Any]]) -> None:
         if not isinstance(rules, list | tuple) or not rules:
             raise UsageError(f"the rules are {str(rules)[:60]!r}; wanted a list of them, one or more")
-        self.refusals = RefusalScorer()
+        self.refusals = Guard(RefusalScorer(), DEFAULT_THRESHOLD)
         self.rules = [_rule(number, rule) for number, rule in enumerate(rules, 1)]
 
     def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
@@ -55,8 +55,7 @@ class PolicyRules(RuleScorer):
             if rule.when is not None and not (rule.when.spans(question, clock) or len(asked) > LONGEST_CHARS):
                 continue
             if rule.kind == "must_refuse":
-                messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-                if answer.strip() and self.refusals.kinds([messages]) != ["full"]:
+                if answer.strip() and not self.refusals.flags([asked], [answer])[0]:
                     yield Graded(0, len(answer), rule.name, rule.severity)
                 continue
             spans = [span for pattern in rule.patterns for span in pattern.spans(read, clock)]
@@ -110,23 +109,21 @@ def _phrase(text: str) -> str:
 # ---- the policy file
 
 
-def _classifier(settings: Mapping[str, Any], **more: Any) -> Any:
+def _classifier(settings: Mapping[str, Any]) -> Any:
     from rmtrl.monitoring.classifier import Classifier
 
-    return Classifier.from_pretrained(settings["model"], str(settings["label"]), **more)
+    return Classifier.from_pretrained(settings["model"], str(settings["label"]))
 
 
 KINDS: dict[str, tuple[Callable[[Mapping[str, Any]], Scorer], tuple[str, ...]]] = {
     "secrets": (lambda settings: Secrets(), ()),
     "personal data": (lambda settings: PersonalData(), ()),
-    "toxicity": (lambda own: Toxicity(_classifier(own) if own.get("model") else None), ("model", "label")),
+    "toxicity": (lambda own: _classifier(own) if own.get("model") else Toxicity(), ("model", "label")),
     "factuality": (lambda own: Factuality(_classifier(own) if own.get("model") else None), ("model", "label")),
     "refusals": (lambda settings: RefusalScorer(), ()),
     "rules": (lambda settings: PolicyRules(settings.get("rules", ())), ("rules",)),
-    "classifier": (
-        lambda own: _classifier(own, with_prompt=own.get("with_prompt") is True), ("model", "label", "with_prompt"),
-    ),
-}  # fmt: skip
+    "classifier": (_classifier, ("model", "label")),
+}
 """The kinds of guard a policy file knows: what makes one from its settings, and what these may be."""
 
 

@@ -20,6 +20,7 @@ from rmtrl.metrics import (
     mean_estimate,
     mean_estimates,
     resamples,
+    share_estimate,
 )
 from rmtrl.types import Estimate
 
@@ -192,6 +193,14 @@ def test_effective_n_of_single_prompts_is_their_number_and_of_equal_ones_that_of
     assert effective_n(np.repeat(rng.random(200) < 0.3, 5), groups) == 200
     assert effective_n(rng.random(1000) < 0.3, groups) == pytest.approx(1000, rel=0.15)
     assert 36 / 26 <= effective_n([0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]) < 2  # one group of five, one of one
+
+
+def test_a_share_in_groups_has_the_exact_interval_of_what_they_are_worth():
+    single, events = binomial_estimate(3, 10), [True] * 3 + [False] * 7
+    alike = share_estimate(np.repeat(events, 5), np.repeat(range(10), 5))
+    assert share_estimate(events, range(10)) == single
+    assert (alike.low, alike.high) == pytest.approx((single.low, single.high)) and alike.n == 50
+    assert "worth 10.0 prompts" in alike.method
 
 
 def test_effective_n_does_not_leap_where_the_first_event_appears():

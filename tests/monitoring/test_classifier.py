@@ -6,10 +6,11 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from rmtrl.errors import FreshHeadError, UsageError
+from rmtrl.monitoring.answers import NOT_JUDGED
 from rmtrl.monitoring.classifier import Classifier
-from rmtrl.monitoring.embedded import Factuality, Toxicity
+from rmtrl.monitoring.embedded import Factuality
+from rmtrl.monitoring.rules import Policy
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
-from rmtrl.types import Guard
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_long_answer_is_read_in_windows_that_cover_it(made):
 def test_what_is_beyond_the_windows_is_not_passed_over(made):
     text = "all the words of a long answer " * 800
     *_, last = Classifier(*made, "toxic").findings([{"role": "assistant", "content": text}])
-    assert not last.decided and last.end == len(text) and "64 windows" in last.reason
+    assert last.severity == NOT_JUDGED and last.end == len(text) and "64 windows" in last.reason
 
 
 def test_places_are_those_of_the_original(made):
@@ -55,26 +56,14 @@ def test_places_are_those_of_the_original(made):
     assert text[own.start : own.end].replace("\u200b", "") == "all the words"
 
 
-def test_with_the_prompt_the_pair_is_read_and_a_long_prompt_cut(made):
-    scorer = Classifier(*made, "toxic", with_prompt=True)
-    short, other, long = scorer(["a word", "more", "all the words " * 200], ["a long answer"] * 3)
-    assert len({short, other, long}) == 3
-
-
 def test_an_entailment_model_judges_claims_against_every_part_of_the_reference(made):
     scorer = Classifier(*made, "fine")
     reference, claim = "all the words of a long answer " * 20, "bananas ripen quickly"
-    best = max(probability for *_, probability in scorer.windows((reference, claim), read=0))
+    best = max(probability for *_, probability in scorer.windows(reference, claim))
     assert scorer.entails(reference, claim) == best
     found = Factuality(scorer).findings([{"role": "assistant", "content": claim}], reference=reference)
     assert [own.severity for own in found] == pytest.approx([1 - best])
     assert scorer.entails(reference, claim * 30) == 0
-
-
-def test_a_classifier_stands_in_for_the_word_list(made):
-    scorer = Classifier(*made, "toxic")
-    guard = Guard(Toxicity(scorer), 0.0)
-    assert guard.score(["a long answer"]) == pytest.approx(scorer.score(["a long answer"]))
 
 
 def test_an_unknown_label_is_one_line_with_those_there_are(made):
@@ -91,3 +80,6 @@ def test_a_classifier_is_loaded_and_a_fresh_head_refused(made, tmp_path):
     assert np.allclose(scorer.score(["a word"]), Classifier(model, tokenizer, "toxic").score(["a word"]), atol=1e-6)
     with pytest.raises(FreshHeadError, match="so it would guess"):
         Classifier.from_pretrained(str(tmp_path / "fresh"), "Toxic", device="cpu")
+    settings = f"{{model: {tmp_path / 'trained'}, label: toxic}}"  # in place of the word list
+    policy = Policy.from_yaml(f"{{schema: rmtrl/guard-policy/1, guards: {{toxicity: {settings}}}}}")
+    assert isinstance(policy.guards["toxicity"].scorer, Classifier)

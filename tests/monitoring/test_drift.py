@@ -192,11 +192,11 @@ def test_pairs_with_scores_and_a_calibration(rmtrl, tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"score": 1.0}, "has no prompt"),
-        ({"prompt_id": "a", "refused": 1, "score": "high"}, "the score 'high'"),
-        ({"prompt_id": "a", "refused": None, "scores": [1.0]}, "the scores '[1.0]'"),
+        ({"score": 1.0}, "no prompt"),
+        ({"prompt_id": "a", "refused": 1, "score": "high"}, "score is of type str ('high')"),
+        ({"prompt_id": "a", "refused": None, "scores": [1.0]}, "scores is '[1.0]'"),
         ({"prompt_id": "a", "score": 1.0}, "no refused"),
-        ({"prompt_id": "a", "refused": "no"}, "the refused 'no'"),
+        ({"prompt_id": "a", "refused": "no"}, "refused is of type str ('no')"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(tmp_path, row, said):

@@ -131,7 +131,7 @@ def test_the_limit_is_held_against_the_rate_of_the_file_not_against_its_interval
 def test_rows_of_one_prompt_are_no_independent_draws(read):
     rows = [{"prompt": str(i), "completions": ["x" * (9 if i < 10 else 1)] * 5} for i in range(40)]
     rate = screen(length(), read(*rows)).guards["length"].rate
-    assert (rate.value, rate.n) == (0.25, 200) and "bootstrap" in rate.method
+    assert (rate.value, rate.n) == (0.25, 200) and "worth 40.0 prompts" in rate.method
     assert rate.high - rate.low > 0.2
 
 
