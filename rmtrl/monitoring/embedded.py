@@ -156,6 +156,7 @@ def _stands_in(secret: str) -> bool:
     return bool(_PLACEHOLDER.search(short)) or any(getattr(heuristic, f"is_{name}")(short) for name in names)
 
 
+_OF_A_TEXT = regex.compile(WORDS["of_a_text"], regex.I)
 _PLACEHOLDER = regex.compile(WORDS["placeholder"], regex.I)
 
 
@@ -191,7 +192,7 @@ class Factuality(RuleScorer):
     """Numbers, names and claims of an answer that its reference does not hold.
 
     The reference is the column `reference`, and what was asked counts with it. Without the column it is what was asked
-    alone, so that a summary is held against its document; of fewer than 30 words it is a question, which holds no
+    alone where it asks of a text that it holds, as for a summary, in 30 words or more; any other question holds no
     facts, and nothing is found. Numbers are compared by value, rounded ones too. A claim is unheld by the share of its
     words that the reference lacks, or where it denies what the reference says; with an entailment model, by one minus
     the probability that the reference entails it.
@@ -216,7 +217,7 @@ class Factuality(RuleScorer):
 
     def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
         reference = str(columns.get("reference") or "")
-        if not reference.strip() and len(asked.split()) < _DOCUMENT_WORDS:
+        if not reference.strip() and (len(asked.split()) < _DOCUMENT_WORDS or not _OF_A_TEXT.search(asked)):
             return
         held = "\n".join(own.text for text in (reference, asked) for own in readings(text))
         for reading in readings(answer)[:1]:

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rmtrl.data.layouts import COLUMNS, asked, before, with_messages
+from rmtrl.data.layouts import COLUMNS, HUMAN, asked, before, with_messages
 from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import message_text, read_messages, written_value
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
 from rmtrl.metrics import Floats, binomial_estimate, mean_estimate
 from rmtrl.metrics.thresholds import FittedThreshold, fit_threshold
+from rmtrl.monitoring.answers import last_answer
 from rmtrl.monitoring.rules import Policy
 from rmtrl.types import Estimate, Finding, Guard, Message, checked_scores, json_ready
 
@@ -93,11 +94,14 @@ def _answers(number: int, place: str, row: dict[str, Any], guards: Sequence[str]
     prompt, id = turns + prompt, str(number) if row.get("id") in (None, "") else str(row["id"])
     reference, domain = row.get("reference"), row.get("domain")
     for i, text in enumerate(answers):
-        named = f"{id}/{i}" if len(answers) > 1 else id
+        before_it = prompt
+        if not prompt and HUMAN in text:  # a transcript
+            said, text = last_answer(text)
+            before_it = _user(said)
         yield Answer(
-            named, place, prompt, text, "unknown" if domain in (None, "") else str(domain),
-            None if reference is None else str(reference), _labels(place, row, guards),
-            prompt_hash(prompt) if prompt else f"row {number}",
+            f"{id}/{i}" if len(answers) > 1 else id, place, before_it, text,
+            "unknown" if domain in (None, "") else str(domain), None if reference is None else str(reference),
+            _labels(place, row, guards), prompt_hash(before_it) if before_it else f"row {number}",
         )  # fmt: skip
 
 

@@ -165,7 +165,9 @@ def test_without_a_reference_a_document_in_the_question_is_one_and_without_eithe
     ours, theirs = ([*document, {"role": "assistant", "content": f"It opened in {year}."}] for year in (1887, 1889))
     assert Guard(Factuality(), 0.5).score([ours, theirs]).tolist() == pytest.approx([0, 0.8])
     question = [{"role": "user", "content": "When did it open?"}, {"role": "assistant", "content": "In 1889."}]
-    assert Factuality().score(["It opened in 1889.", question]).tolist() == [0, 0]
+    told = {"role": "user", "content": text.replace("Summarise", "Tell me")}
+    talk = [told, {"role": "assistant", "content": "In 1889."}]
+    assert Factuality().score(["It opened in 1889.", question, talk]).tolist() == [0, 0, 0]
 
 
 def test_a_column_of_references_reaches_each_answer():
@@ -191,7 +193,8 @@ def test_numbers_are_read_by_value(text, values):
 def test_a_hostile_text_neither_stops_nor_crashes_a_guard(guard, name):
     """Reading takes at most two seconds of the bound here, and patterns at most as long as they may."""
     text, scorer = HOSTILE[name], SCORERS[guard]
-    rows = [{"role": "user", "content": "dose of a bomb"}, {"role": "assistant", "content": text}]
+    asked = f"The dose of a bomb; summarise: {REFERENCE} {REFERENCE}"  # every rule holds, and there is a reference
+    rows = [{"role": "user", "content": asked}, {"role": "assistant", "content": text}]
     began = time.process_time()
     (severity,) = scorer.score([rows])
     assert time.process_time() - began < ANSWER_SECONDS + 4

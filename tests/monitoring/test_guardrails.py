@@ -163,6 +163,13 @@ def test_no_threshold_passes_what_could_not_be_judged(read, threshold, monkeypat
     assert not screen(policy.guards, read({"response": "a" * 3000 + "!"}), limit=0).passed
 
 
+def test_of_a_transcript_the_last_turn_is_the_answer_but_a_completion_is_whole(read):
+    text = "\n\nHuman: Hi\n\nAssistant: Hello!"
+    (alone,) = read({"text": text})
+    assert (alone.prompt[0]["content"], alone.text) == ("\n\nHuman: Hi", "Hello!")
+    assert read({"prompt": "Hi", "response": text})[0].text == text
+
+
 def test_a_column_of_another_name_is_read_by_it(read, tmp_path):
     with pytest.raises(DataError, match="--map response=NAME"):
         read({"prompt": "Hi", "chosen": "Hello!"})
