@@ -104,7 +104,8 @@ class Batcher:
         open = True
         while open:
             jobs, open = self._gather()
-            self._answer([job for job in jobs if job.answer.set_running_or_notify_cancel()])
+            if taken := [job for job in jobs if job.answer.set_running_or_notify_cancel()]:
+                self._answer(taken)
 
     def _gather(self) -> tuple[list[_Job], bool]:
         """Returns requests to score together, encoded, and whether more may come."""
