@@ -16,7 +16,7 @@ from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FREE = {"--notes", "--licence", "--purpose", "--reviewer", "--split", "--from-split"}  # a file is a split by any name
 NAMES = {("fresh sample", "--policy")}  # for the record
-OUTPUTS = {"--out", "--rejects", "--export", "--key", "--review", "--fitted"}
+OUTPUTS = {"--out", "--history", "--rejects", "--export", "--key", "--review", "--fitted"}
 
 
 def commands(command, path=()):
@@ -101,6 +101,7 @@ BASES = {
         "generations.jsonl --policy guards.json --fit labelled.jsonl --false-positive-rate 0.05 --fitted OUT",
     ],
     "rerank": ["prompts.jsonl --model rm --policy policy --n 2 --max-new-tokens 2 --out OUT"],
+    "drift": ["pairs.jsonl other.jsonl"],
     "redteam": [
         "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
         "--policy policy --attack plain --requests 1 --max-new-tokens 2 --out OUT",

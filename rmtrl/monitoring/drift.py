@@ -163,6 +163,11 @@ def drift(
     (True, 0.001)
     ```
     """
+    domains = {str(name) for own in (reference, current) for name in np.asarray(own.get(DOMAIN, ()))}
+    if unknown := [name for name in held_out if name not in domains]:
+        raise UsageError(
+            f"got the domain {unknown[0]} to hold out; the rows have {', '.join(sorted(domains)) or 'none'}"
+        )
     sides = {name: _derived(own, calibration, held_out) for name, own in zip(SIDES, (reference, current), strict=True)}
     first, second = sides.values()
     columns = {name: np.concatenate([own, second[name]]) for name, own in first.items() if name in second}

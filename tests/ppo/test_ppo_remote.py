@@ -1,5 +1,7 @@
 """PPO and GRPO against a reward model in another process, and against a server that dies."""
 
+import shutil
+
 import numpy as np
 import ppo_runs
 import pytest
@@ -9,8 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from trl import GRPOConfig, GRPOTrainer
 
 from rmtrl import ComposedReward, PPOConfig, PPOTrainer, RemoteScorer, RewardScorer
+from rmtrl.calibration import calibrate
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import RewardError
+from rmtrl.evaluation.fingerprints import model_fingerprint
+from rmtrl.io import write_json
+from rmtrl.launch.policy import PPORecipeArguments, make_reward
 from rmtrl.ppo.reward_model import TokenReward
 from rmtrl.tiny import make_tiny_tokenizer
 
@@ -115,3 +121,24 @@ def test_a_server_that_dies_stops_training_and_a_checkpoint_goes_on(tmp_path, mo
     one, other = (ppo_runs.figures(run.state.log_history[:-1]) for run in (whole, again))
     for row, twin in zip(one, other, strict=True):
         assert all(row[name] == pytest.approx(twin[name], abs=1e-4) for name in row if isinstance(row[name], float))
+
+
+def test_a_recipe_takes_a_url_and_the_calibration_beside_the_checkpoint_it_names(world, tmp_path):
+    folder = tmp_path / "rm"
+    shutil.copytree(world[-1], folder)
+    scores = np.random.default_rng(0).normal(size=(2, 200))
+    found = calibrate(scores[0] + 1, scores[1], [str(n) for n in range(200)])
+    write_json(folder / "calibration.json", found.with_data({}, model_fingerprint(folder)).as_dict())
+    prompts, completions = list(world[0]["prompt"])[:3], [[{"role": "assistant", "content": "Yes."}]] * 3
+
+    def reward(path):
+        args = PPOConfig(str(tmp_path / "run"), reward_model_path=str(path), bf16=False, use_cpu=True)
+        return make_reward(PPORecipeArguments(), args)
+
+    with served.running(folder) as server:
+        made = reward(f"{server.url}#{folder}")
+        assert isinstance(made.scorer, RemoteScorer)
+        theirs = made(prompts=prompts, completions=completions)
+    own = reward(folder)
+    assert own(prompts=prompts, completions=completions) == pytest.approx(theirs, abs=1e-5)
+    assert np.abs(own.parts_["calibrated"] - own.parts_["score"]).max() > 1e-3

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 import threading
 
 import numpy as np
@@ -259,3 +260,10 @@ def test_text_that_no_tokenizer_makes_tokens_of_is_refused(tokenizer):
 
     with pytest.raises(RenderingError, match="no text gives the tokens of 'good'"):
         text_of(tokenizer, "good", [5, 3, 5, 0, 17, 300], adds=False)
+
+
+def test_without_the_extra_a_url_is_one_line_that_says_how_to_get_it(monkeypatch):
+    for missing in ("httpx", "tenacity"):
+        with monkeypatch.context() as patch, pytest.raises(UsageError, match=rf"needs {missing}.*rmtrl\[remote\]"):
+            patch.setitem(sys.modules, missing, None)
+            RemoteScorer("http://127.0.0.1:1")
