@@ -33,7 +33,7 @@ _YES_OR_NO = re.compile(_DECLARED["yes_or_no"])
 _INFORMS = re.compile(_DECLARED["informs"])
 _HEAD, _TAIL = 8_000, 4_000  # characters read of a longer answer
 _SENTENCE = re.compile(
-    r"[^\n]{25,600}?(?=[,;:—-] (?:but|however|though)\b)"  # a refusal, and the help it turns to
+    r"[^\n.!?]{25,600}?(?=[,;:—-] (?:but|however|though)\b)"  # a refusal, and the help it turns to
     r"|[^\n]{1,600}?(?:[.!?…。]+[\"')\]”’*]*(?=\s|$)|(?=\n)|$)|[^\n]{600}"
 )
 _ITEM = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")

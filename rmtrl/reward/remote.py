@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.messages import message_text
 from rmtrl.errors import ModelError, UsageError
+from rmtrl.io import read_object
 from rmtrl.metrics import step_rewards
-from rmtrl.models import load_tokenizer
+from rmtrl.models import find_file, load_tokenizer
 from rmtrl.reward.checkpoint import stored_rendering
 from rmtrl.reward.rendering import text_of
 from rmtrl.reward.scorer import ModelScorer, RewardScorer
@@ -210,8 +211,13 @@ class RemoteScorer(AsyncReward, ModelScorer):
             tokenizer = load_tokenizer(model, kind="reward model", trust_remote_code=trust_remote_code)
         own: dict[str, Any] = {"batch_tokens": 0, "batch_size": batch_size, "progress": False}
         super().__init__(tokenizer, rendering=stored_rendering(model) if model else None, **own)  # type: ignore[arg-type]
-        if self.protocol == "vllm":
-            _ = self.tokenizer
+        if self.protocol == "vllm" and self.tokenizer.cls_token_id is not None and model:
+            config = find_file(model, "config.json")
+            if config and read_object(Path(config)).get("problem_type") != "regression":
+                raise UsageError(
+                    f"{model} is an encoder whose config.json does not say problem_type regression, so vLLM gives no "
+                    "reward of it; save it anew: RewardScorer.from_pretrained(path).model.save_pretrained(path)"
+                )
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -337,9 +343,11 @@ class RemoteScorer(AsyncReward, ModelScorer):
 
     def _request(self, chunk: Sequence[Any]) -> dict[str, Any]:
         """Returns the body of a request."""
-        if self.protocol == "vllm":  # by default one label goes through a sigmoid
+        if self.protocol == "vllm":
             task = {"task": "classify"} if self.endpoint.url.endswith("/pooling") else {}
-            return {"input": list(chunk), "use_activation": False, **task}
+            # by default one label goes through a sigmoid; of an encoder, this switches off its pooler's own tanh too
+            raw = {"use_activation": False} if self.tokenizer.cls_token_id is None else {}
+            return {"input": list(chunk), **raw, **task}
         if self.protocol == "rmtrl":
             if self.sends_ids:
                 return {"token_ids": list(chunk)}

@@ -267,3 +267,15 @@ def test_without_the_extra_a_url_is_one_line_that_says_how_to_get_it(monkeypatch
         with monkeypatch.context() as patch, pytest.raises(UsageError, match=rf"needs {missing}.*rmtrl\[remote\]"):
             patch.setitem(sys.modules, missing, None)
             RemoteScorer("http://127.0.0.1:1")
+
+
+def test_an_encoder_behind_vllm_is_asked_for_its_own_activation_which_has_to_be_none(serve, checkpoint, tokenizer):
+    tokenizer.add_special_tokens({"cls_token": "<|user|>"})
+    tokenizer.save_pretrained(checkpoint)
+    server = serve(lambda path, body: {"data": [{"index": 0, "probs": [2.0]}], "usage": {"prompt_tokens": 1}})
+    with pytest.raises(UsageError, match="does not say problem_type regression"):
+        RemoteScorer(f"{server.url}/classify", model=checkpoint, **FAST)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"problem_type": "regression"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    scorer = RemoteScorer(f"{server.url}/classify", model=checkpoint, checks=False, **FAST)
+    assert scorer.score_ids([[5, 6]]).tolist() == [2.0] and server.calls[-1].body == {"input": [[5, 6]]}
