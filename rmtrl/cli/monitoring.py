@@ -14,7 +14,6 @@ from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.types import Guard, json_ready
 
 if TYPE_CHECKING:
-    from rmtrl.metrics.thresholds import FittedThreshold
     from rmtrl.monitoring.redteam import RedTeamPrompt
 
 
@@ -93,7 +92,7 @@ def guard(
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
     named = renames(columns, example="response=chosen")
     used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named)
-    fits, notes = dict[str, "FittedThreshold"](), list[str]()
+    fits, notes = dict[str, Any](), list[str]()
     if fit is not None and false_positive_rate is not None:
         labelled = read_answers(fit, list(used.guards), columns=named)
         used, fits = fit_policy(used, labelled, false_positive_rate)

@@ -243,6 +243,19 @@ class DriftTest:
     tests: dict[str, ColumnTest]
 
 
+def known_values(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns which values of a column are not missing, `(N,)`: text that is not "", numbers that are not NaN.
+
+    Example:
+
+    ```python
+    >>> known_values(np.array([0.5, np.nan])).tolist(), known_values(np.array(["", "a"])).tolist()
+    ([True, False], [False, True])
+    ```
+    """
+    return np.asarray(values != "" if values.dtype.kind in "USO" else ~np.isnan(values.astype(float)))
+
+
 def drift_test(
     columns: Mapping[str, ArrayLike], prompts: ArrayLike, current: ArrayLike, *, n_permutations: int = 999,
     alpha: float = 0.05, seed: int = 0,
@@ -330,7 +343,7 @@ class _Counted:
     @classmethod
     def of(cls, values: NDArray[Any], index: NDArray[np.int64], side: NDArray[np.bool_]) -> "_Counted":
         is_text = values.dtype.kind in "USO"
-        known = values != "" if is_text else ~np.isnan(values.astype(float))
+        known = known_values(values)
         prompt, own_side = index[known], side[known]
         w = row_weights(prompt, own_side)
         distinct, cell, number = np.unique(values[known], return_inverse=True, return_counts=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -243,36 +243,34 @@ class RuleScorer(Scorer):
     Subclasses define [`RuleScorer.found`].
     """
 
-    reads: tuple[str, ...] = ()  # columns beside the conversation
-
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
-        """Yields what is wrong with an answer."""
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
+        """Yields what is wrong with an answer; the reference is empty where its row has none."""
         raise NotImplementedError
 
-    def findings(self, conversation: Conversation, **columns: Any) -> list[Finding]:
-        """Returns what is wrong with the last answer and where, in order; columns are cells of its row."""
-        return list(self._graded(*last_answer(conversation), columns))
+    def findings(self, conversation: Conversation, *, reference: Any = None, **columns: Any) -> list[Finding]:
+        """Returns what is wrong with the last answer and where, in order."""
+        return list(self._graded(*last_answer(conversation), reference))
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the severity of each last answer, `(N,)` float32."""
-        return np.array([self._severity(*last_answer(own), {}) for own in conversations], np.float32)
+        return np.array([self._severity(*last_answer(own), None) for own in conversations], np.float32)
 
     def __call__(
-        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
-    ) -> list[float]:
-        """Returns the severity of each completion; of columns such as `reference` each has its own."""
-        given = {name: columns[name] for name in self.reads if columns.get(name) is not None}
-        asked = [conversation_text(prompt) for prompt in prompts]
-        answers = [own if isinstance(own, str) else last_answer(own)[1] for own in completions]
-        rows = enumerate(zip(asked, answers, strict=True))
-        return [self._severity(*row, {name: own[i] for name, own in given.items()}) for i, row in rows]
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], *,
+        reference: Sequence[Any] | None = None, **columns: Any,
+    ) -> list[float]:  # fmt: skip
+        """Returns the severity of each completion, each beside its reference where there are any."""
+        asked = map(conversation_text, prompts)
+        answers = (own if isinstance(own, str) else last_answer(own)[1] for own in completions)
+        references = [None] * len(completions) if reference is None else reference
+        return [self._severity(*row) for row in zip(asked, answers, references, strict=True)]
 
-    def _severity(self, asked: str, answer: str, columns: Mapping[str, Any]) -> float:
-        return max((own.severity for own in self._graded(asked, answer, columns)), default=0.0)
+    def _severity(self, asked: str, answer: str, reference: Any) -> float:
+        return max((own.severity for own in self._graded(asked, answer, reference)), default=0.0)
 
-    def _graded(self, asked: str, answer: str, columns: Mapping[str, Any]) -> list[Graded]:
+    def _graded(self, asked: str, answer: str, reference: Any) -> list[Graded]:
         clock = Clock()
-        found = [own for own in self.found(asked, answer, columns, clock) if own.severity > 0]
+        found = [own for own in self.found(asked, answer, str(reference or ""), clock) if own.severity > 0]
         for pattern in clock.ran_out:
             said = f"not judged: {pattern.name} took over {PATTERN_SECONDS:g} s or found over {_MOST_PLACES:,} places"
             said = f"{said} with the pattern {shorten(pattern.source)!r}"

@@ -64,7 +64,7 @@ class Classifier(RuleScorer):
         model = load_model(path, read, check, kind="text classifier").to(device_or_best(device))
         return cls(model, tokenizer, label)
 
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         """Yields every window of an answer with the probability of the label; what is beyond 64 is not judged."""
         read = readings(answer)[0]
         if not read.text.strip():

@@ -32,6 +32,7 @@ from rmtrl.metrics.drift import (
     distances_of,
     drift_test,
     effect_estimate,
+    known_values,
     psi,
     psi_threshold,
     row_weights,
@@ -236,15 +237,11 @@ def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, he
         if calibration is not None:
             p = calibration.calibrator.predict_proba(np.nan_to_num(columns[MARGIN]))
             columns[EXPECTED] = np.where(np.isnan(margin), np.nan, p)
-    return {name: values for name, values in columns.items() if _known(values).any()}
-
-
-def _known(values: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.asarray(values != "" if values.dtype.kind in "USO" else ~np.isnan(values.astype(float)))
+    return {name: values for name, values in columns.items() if known_values(values).any()}
 
 
 def _mean(values: NDArray[Any], prompts: NDArray[Any]) -> Estimate:
-    known = _known(values)
+    known = known_values(values)
     x = values[known].astype(float)
     return mean_estimate(x, prompts[known], proportion=bool(((x >= 0) & (x <= 1)).all()))
 
@@ -252,7 +249,7 @@ def _mean(values: NDArray[Any], prompts: NDArray[Any]) -> Estimate:
 def _watched(
     name: str, values: NDArray[Any], prompts: NDArray[Any], side: NDArray[np.bool_], test: ColumnTest
 ) -> Watched:
-    known = _known(values)
+    known = known_values(values)
     x, groups, current, distances = values[known], prompts[known], side[known], {}
     parts, means = [~current, current], list[Any]()
     if x.dtype.kind in "US":

@@ -51,7 +51,7 @@ class PersonalData(RuleScorer):
     def __init__(self) -> None:
         _needed("stdnum", "python-stdnum")
 
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         read, taken = readings(answer), bytearray(len(answer))
         for name, kind in _kinds().items():
             for (start, end), text in kind["pattern"].spans(read, clock).items():
@@ -106,7 +106,7 @@ class Secrets(RuleScorer):
     def __init__(self) -> None:
         _needed("detect_secrets", "detect-secrets")
 
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         own = readings(answer)
         for pattern, group, severity, plugin in _detectors():
             for (start, end), secret in pattern.spans(own, clock, group).items():
@@ -167,7 +167,7 @@ class Toxicity(RuleScorer):
     [`~rmtrl.monitoring.classifier.Classifier`] does better.
     """
 
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         own = readings(answer)
         for pattern, severity in _toxic():
             yield from (Graded(*span, pattern.name, severity) for span in pattern.spans(own, clock))
@@ -202,13 +202,10 @@ class Factuality(RuleScorer):
     ```
     """
 
-    reads = ("reference",)
-
     def __init__(self, entailment: Classifier | None = None) -> None:
         self.entailment = entailment
 
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
-        reference = str(columns.get("reference") or "")
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         if not reference.strip() and (len(asked.split()) < _DOCUMENT_WORDS or not _OF_A_TEXT.search(asked)):
             return
         held = "\n".join(own.text for text in (reference, asked) for own in readings(text))

@@ -49,7 +49,7 @@ class PolicyRules(RuleScorer):
         self.refusals = Guard(RefusalScorer(), DEFAULT_THRESHOLD)
         self.rules = [_rule(number, rule) for number, rule in enumerate(rules, 1)]
 
-    def found(self, asked: str, answer: str, columns: Mapping[str, Any], clock: Clock) -> Iterator[Graded]:
+    def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         read, question = readings(answer), readings(asked)
         for rule in self.rules:
             if rule.when is not None and not (rule.when.spans(question, clock) or len(asked) > LONGEST_CHARS):

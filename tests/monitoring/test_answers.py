@@ -65,7 +65,7 @@ class Slow(RuleScorer):
 
     patterns = [Pattern("slow", r"(a+)+$"), Pattern("also slow", r"(a|aa)+$"), Pattern("fast", "zzz")]
 
-    def found(self, asked, answer, columns, clock):
+    def found(self, asked, answer, reference, clock):
         for pattern in self.patterns:
             for span in pattern.spans(readings(answer), clock):
                 yield answers.Graded(*span, pattern.name, 0.2)
