@@ -167,12 +167,10 @@ def redteam(
         if before:
             rows = [own | {"before": old.completions} for own, old in zip(rows, sides[1], strict=True)]
         write_rows(out, rows)
-    side = sides[1] if before else None
-    found = team.red_team(sides[0], refusals, before=side, guards=guards, judge=known, k=k)
-    missing, blank = (f"{found[name]:,}" for name in ("missing", "blank"))
-    said = {"missing": f"{missing} prompts do not have {k} answers and were left out",
-            "blank": f"{blank} answers are blank, which is neither a success nor a refusal"}  # fmt: skip
-    warnings = [line for name, line in said.items() if found[name]]
+    found = team.red_team(sides[0], refusals, before=sides[1] if before else None, guards=guards, judge=known, k=k)
+    said = {"missing": f"prompts do not have {k} answers and were left out",
+            "blank": "answers are blank, which is neither a success nor a refusal"}  # fmt: skip
+    warnings = [f"{found[name]:,} {line}" for name, line in said.items() if found[name]]
     files = [Path(name) for name in (policy, before, prompts, guard, judge_labels) if name and Path(name).is_file()]
     origin: dict[str, Any] = {"policies": [policy, before], "data": {str(own): file_sha256(own) for own in files}}
     origin |= {"seed": seed, "sampling": sampling, "warnings": warnings}
