@@ -129,20 +129,15 @@ def _read(parts: Sequence[tuple[int, int, str]], read: Callable[[str], str]) -> 
     return Reading("".join(pieces), starts, ends)
 
 
-@dataclass(frozen=True)
 class Pattern:
     """A pattern of the `regex` package by its name, whose time is bounded as that of Python's `re` cannot be."""
 
-    name: str
-    source: str
-    flags: int = regex.IGNORECASE
-    compiled: Any = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, name: str, source: str, flags: int = regex.IGNORECASE) -> None:
+        self.name, self.source = name, source
         try:
-            object.__setattr__(self, "compiled", regex.compile(self.source, self.flags))
+            self.compiled = regex.compile(source, flags)
         except (regex.error, RecursionError, OverflowError, TypeError) as error:
-            said = f"{self.name} has the pattern {shorten(str(self.source))!r}: {error}; wanted a regular expression"
+            said = f"{name} has the pattern {shorten(str(source))!r}: {error}; wanted a regular expression"
             raise UsageError(said) from error
 
     def spans(self, read: Sequence[Reading], clock: Clock, group: int = 0) -> dict[tuple[int, int], str]:
