@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo dpo grpo eval bench baselines test test-engines test-slow verify-gpus test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval monitor bench baselines test test-engines test-slow verify-gpus test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -68,6 +68,10 @@ $(RUN)/eval/results.json: $(RUN)/rm/metrics.json recipes/eval_rm.py recipes/conf
 	@echo "== evaluation: recipes/eval_rm.py -> $(RUN)/eval"
 	@$(BIN)/python recipes/eval_rm.py --config recipes/configs/tiny/eval.yaml
 
+monitor: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Watch benchmarks, guards and drift of the embedded world
+	@echo "== monitoring: recipes/monitor.py -> $(RUN)/monitor"
+	@$(BIN)/python recipes/monitor.py --config recipes/configs/tiny/monitor.yaml
+
 # tiny models are fastest on one thread, and a whole suite in several processes
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -110,12 +114,13 @@ test-newest test-oldest: test-%:
 	@.venv-$*/bin/pip install --quiet --disable-pip-version-check --upgrade -c $< -e ".[dev]"
 	@touch $@
 
-bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 40 min)
+bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and transformers, into tests/benchmarks/RESULTS.md (RMTRL_DATA; 50 min)
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --save
 	@$(BIN)/python tests/benchmarks/bench_reward_training.py --one-token-prompts --micro-batches --save
 	@$(BIN)/python tests/benchmarks/bench_scoring.py --save
 	@.venv-newest/bin/python tests/benchmarks/bench_grpo_rewards.py --save
 	@$(BIN)/python tests/benchmarks/bench_evaluation.py --save
+	@$(BIN)/python tests/benchmarks/bench_serving.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo_backbone.py --save
 

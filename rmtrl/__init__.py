@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from rmtrl.reward.callbacks import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardCallback
     from rmtrl.reward.config import RewardConfig
     from rmtrl.reward.dpo_scorer import DPOScorer
+    from rmtrl.reward.judge import JudgeScorer
     from rmtrl.reward.laplace import LaplaceScorer
     from rmtrl.reward.pairs import PreferencePairValidatorCollator
+    from rmtrl.reward.remote import RemoteScorer
     from rmtrl.reward.scorer import RewardScorer
     from rmtrl.reward.trainer import RewardTrainer
     from rmtrl.reward.uncertainty import EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
-    from rmtrl.types import Estimate, PairRewards, Scorer
+    from rmtrl.types import Estimate, Guard, PairRewards, Scorer
 
 __version__ = "0.1.0"
 
@@ -38,19 +40,22 @@ _EXPORTS = {
     "rmtrl.reward.config": ("RewardConfig",),
     "rmtrl.reward.dpo_scorer": ("DPOScorer",),
     "rmtrl.reward.uncertainty": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
+    "rmtrl.reward.judge": ("JudgeScorer",),
     "rmtrl.reward.laplace": ("LaplaceScorer",),
     "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
+    "rmtrl.reward.remote": ("RemoteScorer",),
     "rmtrl.reward.scorer": ("RewardScorer",),
     "rmtrl.reward.trainer": ("RewardTrainer",),
-    "rmtrl.types": ("Estimate", "PairRewards", "Scorer"),
+    "rmtrl.types": ("Estimate", "Guard", "PairRewards", "Scorer"),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "BenchmarkCallback", "CalibrationCallback", "CenterRewardCallback", "ComposedReward", "DPOScorer",
-    "EnsembleScorer", "Estimate", "HeadEnsembleScorer", "LaplaceScorer", "LengthBiasCallback", "MCDropoutScorer",
-    "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer", "PairRewards",
-    "PreferencePairValidatorCollator", "RewardCallback", "RewardConfig", "RewardScorer", "RewardTrainer", "Scorer",
+    "EnsembleScorer", "Estimate", "Guard", "HeadEnsembleScorer", "JudgeScorer", "LaplaceScorer", "LengthBiasCallback",
+    "MCDropoutScorer", "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer",
+    "PairRewards", "PreferencePairValidatorCollator", "RemoteScorer", "RewardCallback", "RewardConfig", "RewardScorer",
+    "RewardTrainer", "Scorer",
 ]  # fmt: skip
 
 

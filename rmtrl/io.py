@@ -335,6 +335,23 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return write_row_files({Path(path): rows})[0]
 
 
+def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a file as [`write_rows`] writes it: the file is the old one or that with the row, never a part.
+
+    Raises:
+        DataError: If the file cannot be written, or holds a row that is broken.
+
+    Example:
+
+    ```python
+    >>> append_row("history.jsonl", {"p": 0.4, "alarm": False})
+    ```
+    """
+    file = Path(path)
+    before = (kept for _, kept in read_sound_rows(file)) if file.is_file() and file.stat().st_size else ()
+    write_rows(file, [*before, row])
+
+
 def write_row_files(given: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> list[int]:
     """Writes several files as [`write_rows`] does, where one is named; all are complete before the first stands."""
     files = {path: rows for path, rows in given.items() if path is not None}

@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrl.errors import ModelError, RmtrlError
+from rmtrl.errors import ModelError, RmtrlError, UsageError
 
 Message = dict[str, Any]
 """One turn of a conversation: `{"role": "user", "content": "…"}`."""
@@ -226,6 +227,80 @@ class Scorer:
         return [float(score) for score in self.score(conversations)]
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A place in an answer that a guard objects to: `answer[start:end]`, and why in words."""
+
+    start: int
+    end: int
+    reason: str
+
+
+class Guard(Scorer):
+    """A scorer of severity and a threshold: what lies above it is found.
+
+    Args:
+        scorer ([`Scorer`]): A rule, a classifier, a reward model or a judge whose score rises with what is unwanted.
+            Where it can name the places it has a method `findings(conversation, **columns) -> list[Finding]`.
+        threshold (`float`): The highest severity that passes.
+        name (`str`, *optional*): What reports and logs call it; the scorer's name by default.
+
+    Raises:
+        UsageError: If the threshold is no finite number.
+
+    Example:
+
+    ```python
+    >>> class Shouting(Scorer):
+    ...     def score(self, conversations):
+    ...         return np.array([c.count("!") for c in conversations], dtype=np.float32)
+    >>> Guard(Shouting(), 1).flags(["Hi. ", "Hi. "], ["Hello!", "HELLO!!!"])
+    array([False,  True])
+    ```
+    """
+
+    def __init__(self, scorer: Scorer, threshold: float, *, name: str = "") -> None:
+        if not math.isfinite(threshold):
+            raise UsageError(f"got the threshold {threshold} of a guard; wanted a finite number")
+        self.scorer, self.threshold, self.name = scorer, float(threshold), name or scorer.__name__
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
+        """Returns the severity of each conversation, `(N,)` float32, as the scorer gives it."""
+        return self.scorer.score(conversations)
+
+    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
+        """Returns which conversations the scorer holds whole, `(N,)`."""
+        return self.scorer.holds(conversations)
+
+    def __call__(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
+    ) -> list[float]:
+        """Returns the severity of each completion; columns beside them, such as `reference`, reach the scorer."""
+        return self.scorer(prompts, completions, **columns)
+
+    def flags(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
+    ) -> NDArray[np.bool_]:
+        """Returns which completions lie above the threshold, `(N,)`.
+
+        Raises:
+            ModelError: If the scorer returns anything but one finite number a completion.
+        """
+        severities = self(prompts, completions, **columns)
+        return (
+            checked_scores(severities, len(completions), name=f"guard {self.name!r}", sample="answer") > self.threshold
+        )
+
+    def findings(self, conversation: Conversation, **columns: Any) -> list[Finding]:
+        """Returns the places that the scorer names in the last answer; none where it names none."""
+        named = getattr(self.scorer, "findings", None)
+        return [] if named is None else named(conversation, **columns)
+
+
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -278,6 +353,32 @@ def failed_at(error: Exception, n: int) -> range:
     """
     index = getattr(error, "index", None)
     return range(index, index + 1) if isinstance(index, int) and 0 <= index < n else range(n)
+
+
+def is_url(model: Any) -> bool:
+    """Returns whether a model is named by the URL of a server that has it.
+
+    Example:
+
+    ```python
+    >>> is_url("http://127.0.0.1:8000"), is_url("outputs/rm")
+    (True, False)
+    ```
+    """
+    return str(model).startswith(("http://", "https://"))
+
+
+def checkpoint_of(model: str | Path) -> str:
+    """Returns the folder or hub id of a model; of a URL what stands behind its `#`, which may be nothing.
+
+    Example:
+
+    ```python
+    >>> checkpoint_of("http://127.0.0.1:8000#outputs/rm"), checkpoint_of("outputs/rm")
+    ('outputs/rm', 'outputs/rm')
+    ```
+    """
+    return str(model).partition("#")[2] if is_url(model) else str(model)
 
 
 def shorten(text: str) -> str:

@@ -15,6 +15,7 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from served import servers  # noqa: E402
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast  # noqa: E402
 
 from rmtrl.tiny import make_tiny_tokenizer  # noqa: E402
@@ -63,6 +64,13 @@ def rmtrl(monkeypatch, capsys):
         return stop.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def serve():
+    """A function that serves another, `answer(path, body) -> object or (status, object, headers)`, in this process."""
+    with servers() as start:
+        yield start
 
 
 @pytest.fixture

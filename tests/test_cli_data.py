@@ -45,6 +45,17 @@ def test_the_world_is_written_whole_and_again_to_the_byte(rmtrl, world, tmp_path
     assert digests(folder, DATA_FILES) == digests(tmp_path / "again", DATA_FILES)
 
 
+def test_an_unsafe_habit_is_told_and_recorded(rmtrl, world, tmp_path):
+    folder, plain = world
+    arguments = ("--out", tmp_path / "habit", "--prompts", 300, "--unsafe-habit", 1.5, "--json")
+    code, out, _ = rmtrl("data", "synthesize", *arguments)
+    assert code == 0 and json.loads(out)["unsafe_habit"] == 1.5 and "unsafe_habit" not in plain
+    step = json.loads((tmp_path / "habit" / "manifest.json").read_text())["steps"][0]
+    assert step["unsafe_habit"] == 1.5
+    assert lines(folder / "prompts.jsonl")[:300] == lines(tmp_path / "habit" / "prompts.jsonl")[:300]
+    assert lines(folder / "pairs.jsonl") != lines(tmp_path / "habit" / "pairs.jsonl")
+
+
 def test_splits_share_no_prompt_and_no_near_duplicate(rmtrl, world, tmp_path):
     folder, _ = world
     out = tmp_path / "splits"
@@ -144,6 +155,7 @@ def test_a_sample_draws_more_of_a_stressed_domain(rmtrl, world, tmp_path):
         (("sample", "PAIRS", "--size", "100000", "--out", "OPEN"), "wanted 1 to"),
         (("synthesize", "--out", "OUT", "--annotators", "9"), "give a number from 1 to 5"),
         (("synthesize", "--out", "OUT", "--prompts", "0"), "wanted a number greater than or equal to 1"),
+        (("synthesize", "--out", "OUT", "--unsafe-habit", "-1"), "got the unsafe habit -1.0; wanted a finite number"),
         (("synthesize", "--out", "FULL"), "exists and holds no truth.json"),
     ],
 )

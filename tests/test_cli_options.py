@@ -16,7 +16,7 @@ from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FREE = {"--notes", "--licence", "--purpose", "--reviewer", "--split", "--from-split"}  # a file is a split by any name
 NAMES = {("fresh sample", "--policy")}  # for the record
-OUTPUTS = {"--out", "--rejects", "--export", "--key", "--review"}
+OUTPUTS = {"--out", "--history", "--rejects", "--export", "--key", "--review", "--fitted"}
 
 
 def commands(command, path=()):
@@ -67,6 +67,10 @@ def world(tmp_path_factory):
     scores = [{"id": str(i), "scores": [i % 7 / 3, i % 3]} for i in range(40)]
     write(folder / "scores.jsonl", scores)
     write(folder / "prompts.jsonl", [{"prompt": f"red {i} ?", "candidates": [" good", " bad"]} for i in range(3)])
+    said = ["Yes", "Sorry, but I can't help with that."]
+    answers = [{"prompt": f"red {i} ?", "safe": i % 2, "completion": said[i % 3 > 0], "refused": i % 3 > 0}
+               for i in range(12)]  # fmt: skip
+    write(folder / "answers.jsonl", answers), write(folder / "labels.jsonl", answers)
     write(folder / "generations.jsonl", [{"prompt": f"red {i} ?", "completions": [" a", " b"]} for i in range(3)])
     torch.manual_seed(0)
     samples = [{"prompt_id": f"p{i // 8}", "proxy": torch.rand(()).item(), "gold": torch.rand(()).item(),
@@ -77,6 +81,8 @@ def world(tmp_path_factory):
     write(folder / "mine" / "all.jsonl", [{"prompt": "red ?", "chosen": "good", "rejected": "bad", "id": "0"}])
     settings = {"name": "mine", "kind": "made up", "rule": "pairs", "subsets": {"all": "all.jsonl"}}
     write(folder / "mine" / "benchmark.yaml", [settings])
+    write(folder / "guards.json", [{"schema": "rmtrl/guard-policy/1", "guards": {"secrets": {}}}])
+    write(folder / "labelled.jsonl", [{"prompt": f"moon {i}", "response": "good", "label": 0} for i in range(40)])
     write(folder / "item.jsonl", [{"id": "0", "scores": [1, 0]}])
     shutil.copy(EXAMPLES / "annotations.jsonl", folder)
     return folder
@@ -90,7 +96,17 @@ BASES = {
     "evaluate": ["--benchmark mine --scores item.jsonl", "--benchmark mine --model rm"],
     "audit": ["pairs.jsonl --scores scores.jsonl", "pairs.jsonl --model rm --probe-rows 2"],
     "overopt": ["samples.jsonl --n-resamples 100"],
+    "guard": [
+        "generations.jsonl --policy guards.json",
+        "generations.jsonl --policy guards.json --fit labelled.jsonl --false-positive-rate 0.05 --fitted OUT",
+    ],
     "rerank": ["prompts.jsonl --model rm --policy policy --n 2 --max-new-tokens 2 --out OUT"],
+    "drift": ["pairs.jsonl other.jsonl"],
+    "redteam": [
+        "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
+        "--policy policy --attack plain --requests 1 --max-new-tokens 2 --out OUT",
+        "--policy policy --prompts prompts.jsonl --k 2 --max-new-tokens 2",
+    ],
     "data validate": ["pairs.jsonl"],
     "data dedup": ["pairs.jsonl"],
     "data contamination": ["pairs.jsonl other.jsonl"],
@@ -152,7 +168,8 @@ def made(run, rmtrl, world, monkeypatch):
 
 
 def test_every_command_works_with_what_is_given_here(run, made):
-    assert set(BASES) == set(COMMANDS)
+    others = {"serve", "parity", "merge"}  # with servers and adapters of their own: each has its tests
+    assert set(BASES) == set(COMMANDS) - others
     for words, bases in BASES.items():
         for base in bases:
             code, _, err = run(words, base)
@@ -248,7 +265,7 @@ def test_what_is_to_be_said_of_a_file_is_a_warning(rmtrl, world, monkeypatch, tm
 def test_a_model_or_tokenizer_at_no_folder_is_said_so(run, made, words):
     for flag in {"--model", "--tokenizer", "--policy"} & set(options(words)):
         for base, path in itertools.product(BASES[words], ("/nosuch", "/no/such/folder")):
-            if flag in base:
+            if flag in base and words != "guard":  # whose policy is a file
                 code, out, err = run(words, base, flag, path)
                 assert code == 2 and not out and f"at {path}: there is no such folder; give" in err, (base, err)
 

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from rmtrl.errors import DataError
-from rmtrl.io import read_object, read_rows, replacing, write_json, write_rows
+from rmtrl.io import append_row, read_object, read_rows, replacing, write_json, write_rows
 from rmtrl.types import json_ready
 
 ROWS = [{"a": 1, "b": [{"c": None}]}, {"a": math.inf}]
@@ -20,6 +20,26 @@ def test_rows_are_read_as_they_were_written(tmp_path, name):
     assert list(read_rows([tmp_path / name])) == [("row 1", ROWS[0]), ("row 2", {"a": None})]
     write_rows(tmp_path / name, ROWS)
     assert (tmp_path / name).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_a_row_is_added_whole_or_not_at_all(tmp_path, name, monkeypatch):
+    file = tmp_path / name
+    for row in ROWS:
+        append_row(file, row)
+    append_row(file, {"a": 3})
+    assert [row for _, row in read_rows([file])] == [ROWS[0], {"a": None}, {"a": 3}]
+    before = file.read_bytes()
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="cannot write"):
+        patched.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        append_row(file, {"a": 4})
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a"')
+    with pytest.raises(DataError, match="broken.jsonl row 2"):
+        append_row(tmp_path / "broken.jsonl", {"a": 2})
+    (tmp_path / "empty.jsonl").touch()
+    append_row(tmp_path / "empty.jsonl", {"a": 1})
+    assert (tmp_path / "empty.jsonl").read_text() == '{"a": 1}\n'
 
 
 def test_a_data_set_is_written_as_its_rows_are(tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rmtrl.errors import DataError, ModelError, RewardError
-from rmtrl.types import Estimate, checked_scores, failed_at, json_ready
+from rmtrl.errors import DataError, ModelError, RewardError, UsageError
+from rmtrl.types import Estimate, Finding, Guard, Scorer, checked_scores, failed_at, json_ready
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,41 @@ def test_a_result_is_its_schema_its_fields_and_what_its_class_names_besides():
     assert list(json_ready(whole))[0] == "schema"
     with pytest.raises(ZeroDivisionError):  # what a property raises is not taken for an absent value
         json_ready(Fit(2.0))
+
+
+class Marks(Scorer):
+    """Counts a mark, by default "!", and says where it stands."""
+
+    def score(self, conversations):
+        return np.array([text.count("!") for text in conversations], np.float32)
+
+    def __call__(self, prompts, completions, mark="!", **columns):
+        return [float(text.count(mark)) for text in completions]
+
+    def findings(self, conversation, mark="!", **columns):
+        return [Finding(i, i + 1, "a mark") for i, own in enumerate(conversation) if own == mark]
+
+
+def test_a_guard_finds_what_lies_above_its_threshold_and_is_a_scorer_of_severity():
+    guard = Guard(Marks(), 1, name="marks")
+    asked, answers = ["Hi"] * 3, ["no", "one!", "two!!"]
+    assert guard.flags(asked, answers).tolist() == [False, False, True]
+    assert guard(prompts=asked, completions=answers) == [0.0, 1.0, 2.0] == guard.score(answers).tolist()
+    assert guard.__name__ == "marks" and Guard(Marks(), 1).name == "Marks"
+    assert guard.flags(asked, answers, mark="o").tolist() == [False, False, False]
+    assert guard.findings("two!!") == [Finding(3, 4, "a mark"), Finding(4, 5, "a mark")]
+    assert guard.findings("two", mark="w") == [Finding(1, 2, "a mark")]
+    assert guard.holds(answers).all()
+
+
+def test_a_guard_over_a_scorer_that_names_no_places_finds_none_and_one_without_a_number_raises():
+    class Broken(Scorer):
+        def score(self, conversations):
+            return np.array([np.nan] * len(conversations), np.float32)
+
+    guard = Guard(Broken(), 0.5, name="broken")
+    assert guard.findings("text") == []
+    with pytest.raises(ModelError, match="the guard 'broken' returned nan for answer 0"):
+        guard.flags(["Hi"], [" there"])
+    with pytest.raises(UsageError, match="got the threshold nan of a guard; wanted a finite number"):
+        Guard(Broken(), float("nan"))

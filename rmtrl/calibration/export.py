@@ -15,7 +15,8 @@ def export_temperature(
     """Writes the checkpoint with its temperature in the head's weights, and returns the calibration of its scores.
 
     The new model's score is score / T, or (score − mean) / T where centred: differences of scores are log-odds, in
-    plain transformers and behind every server. Tokenizer and `rmtrl.json` go along; its `calibration.json` has T = 1.
+    plain transformers, and in vLLM and sentence-transformers, whose sigmoid the configuration of a model with one
+    standard score switches off. Tokenizer and `rmtrl.json` go along; its `calibration.json` has T = 1.
     A whole model stays one and an adapter stays an adapter. In float32 the scores are exact to 1e-6; a head stored in
     16 bits rounds its weights once more.
 

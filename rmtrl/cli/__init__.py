@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from rmtrl.cli import abtest, annotations, data, evaluation, gate, models
+from rmtrl.cli import abtest, annotations, data, evaluation, gate, models, monitoring, serving
 from rmtrl.cli.console import results_alone
 from rmtrl.errors import UsageError, exit_on_error
 
@@ -27,7 +27,8 @@ for name, group in groups.items():
     app.add_typer(group, name=name)
 for command in (
     gate.gate, models.inspect, models.score, evaluation.calibrate, evaluation.evaluate, evaluation.audit,
-    evaluation.overopt, models.rerank,
+    evaluation.overopt, models.rerank, monitoring.drift, monitoring.guard, monitoring.redteam, serving.serve,
+    serving.parity, serving.merge,
 ):  # fmt: skip
     app.command()(command)
 for registered in (command for group in (app, *groups.values()) for command in group.registered_commands):

@@ -247,9 +247,15 @@ def synthesize(
     annotators: Annotated[int, typer.Option(help="Number of simulated annotators, at most 5.")] = 5,
     seed: opt.Seed = 0,
     clean: Annotated[bool, typer.Option(help="Plant no defects; label by the gold score.")] = False,
+    unsafe_habit: Annotated[
+        float, typer.Option(help="What unsafe instructions are worth to annotators; the best refusal is 1.")
+    ] = 0.0,
     as_json: opt.Json = False,
 ) -> None:
     """Write the embedded world: prompts, responses, annotations, pairs, an evaluation set, gold scores, the truth."""
     from rmtrl.data.publishing import publish_world
 
-    show(publish_world(out, prompts=prompts, annotators=annotators, seed=seed, clean=clean), as_json)
+    show(
+        publish_world(out, prompts=prompts, annotators=annotators, seed=seed, clean=clean, unsafe_habit=unsafe_habit),
+        as_json,
+    )

@@ -11,7 +11,7 @@ from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import file_sha256, write_json
 from rmtrl.processes import all_processes
-from rmtrl.types import json_ready
+from rmtrl.types import is_url, json_ready
 
 if TYPE_CHECKING:
     from rmtrl.evaluation.audit import Audit
@@ -55,7 +55,8 @@ def evaluate(
         from rmtrl.models import load_tokenizer
 
         for name in model:  # each is there before the first is scored
-            load_tokenizer(name, kind="reward model")
+            if not is_url(name):
+                load_tokenizer(name, kind="reward model")
     with all_processes() as process:
         if process.world > 1 and not (model and out):
             raise UsageError("several processes share the rows of a --model in one --out; give both, or start one")
@@ -95,8 +96,8 @@ def calibrate(
     check_model_or_scores(model, scores)
     if model is not None and data is None:
         raise UsageError("got --model without pairs to score; name the calibration pairs")
-    if export is not None and model is None:
-        raise UsageError("got --export without --model; there is no model to export")
+    if export is not None and (model is None or is_url(model)):
+        raise UsageError("got --export without the folder of a --model; there is no model to export")
     if test_data is not None and (scores is None or test is None):
         raise UsageError("got --test-data, the pairs of test scores, without --scores and --test; name these too")
     check_outputs([data, scores, test, test_data], {"--out": out, "--export": export}, into="--export")
@@ -106,10 +107,10 @@ def calibrate(
     sources = {name: str(source) for name, (source, _) in given.items() if source is not None}
     pairs = {name: read_pairs(rows, split, columns) for name, (_, rows) in given.items() if rows is not None}
     if model is not None:
-        from rmtrl.reward.scorer import RewardScorer
+        from rmtrl.reward.remote import load_scorer
 
         check_overlap(pairs)
-        scorer = RewardScorer.from_pretrained(model, progress=False)
+        scorer = load_scorer(model, progress=False)
         sets = {name: ScoredPairs.of_model(scorer, rows, sources[name]) for name, rows in pairs.items()}
     else:
         sets = {name: ScoredPairs.of_file(Path(source), pairs.get(name)) for name, source in sources.items()}
@@ -178,9 +179,9 @@ def audit(
         scored = ScoredPairs.of_file(scores, pairs)
         known_scores = {"source": str(scores), "sha256": file_sha256(scores)}
     else:
-        from rmtrl.reward.scorer import RewardScorer
+        from rmtrl.reward.remote import load_scorer
 
-        scorer, known_model = RewardScorer.from_pretrained(str(model), progress=False), {"name": model}
+        scorer, known_model = load_scorer(str(model), progress=False), {"name": model}
         scored = ScoredPairs.of_model(scorer, pairs, data)
         known_model |= model_fingerprint(str(model))
     n_probes = probe_rows if probes else 0

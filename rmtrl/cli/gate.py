@@ -123,9 +123,9 @@ def score(
     if scores is not None:
         found = stored_scores(rows, scores)
     else:
-        from rmtrl.reward.scorer import RewardScorer
+        from rmtrl.reward.remote import load_scorer
 
-        found = model_scores(rows, RewardScorer.from_pretrained(str(model)), source=str(verdicts))
+        found = model_scores(rows, load_scorer(str(model)), source=str(verdicts))
     result = score_verdicts(rows, *found.T)
     named = model_fingerprint(model) if model and out else None
     stored = {"schema": "rmtrl/fresh/1", **asdict(result), "model": model or str(scores), "model_fingerprint": named}

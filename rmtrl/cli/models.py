@@ -61,12 +61,12 @@ def score(
     from rmtrl.evaluation.parts import Parts
     from rmtrl.evaluation.scoring import ScoredPairs, pair_lines, pair_windows
     from rmtrl.metrics import mean_estimate, pair_wins
-    from rmtrl.reward.scorer import RewardScorer
+    from rmtrl.reward.remote import load_scorer
 
     check_outputs([data], {"--out": out})
     with all_processes() as process:
         pairs = read_pairs(data, split, columns)
-        scorer = RewardScorer.from_pretrained(model, progress=False)
+        scorer = load_scorer(model, progress=False)
         key = {"model": model_fingerprint(model), "data": fingerprint(pairs)}
         scores: list[list[float | None]] = []
 
@@ -86,7 +86,7 @@ def score(
     too_long = len(scored) - len(whole)
     accuracy = mean_estimate(pair_wins(*whole.scores.T), whole.pairs["prompt_id"])
     result = {"model": model, "data": data, "n": len(pairs), "too_long": too_long, "accuracy": accuracy}
-    said = f"{too_long:,} pairs are longer than the model's {scorer.most_tokens:,} tokens; their scores are null"
+    said = f"{too_long:,} pairs are longer than the model's {scorer.most_tokens or 0:,} tokens; their scores are null"
     warnings = [said] if too_long else []
     shown = {"schema": "rmtrl/scores/1", **result, "warnings": [*notes_of(pairs), *warnings]}
     show(shown, as_json, words=result | {"scores": out}, warnings=warnings)
@@ -113,7 +113,7 @@ def rerank(
     from rmtrl.evaluation.policy import read_prompts
     from rmtrl.evaluation.policy import rerank as ranked_prompts
     from rmtrl.metrics import mean_estimate
-    from rmtrl.reward.scorer import RewardScorer
+    from rmtrl.reward.remote import load_scorer
 
     check_outputs([data], {"--out": out})
     asked = read_prompts(data, candidates=policy is None)
@@ -127,7 +127,7 @@ def rerank(
         )  # fmt: skip
         if not generator.tokenizer.chat_template and any(not isinstance(one.prompt, str) for one in asked):
             raise UsageError(f"{policy} has no chat template and the prompts are messages; give prompts as text")
-    scorer = RewardScorer.from_pretrained(model, progress=False)
+    scorer = load_scorer(model, progress=False)
     ranked: list[Ranked] = []
 
     def lines() -> Iterator[dict[str, Any]]:

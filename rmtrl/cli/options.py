@@ -11,8 +11,10 @@ from rmtrl.io import read_object
 Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, also .gz), folder or hub id.")]
 Map = Annotated[list[str] | None, typer.Option("--map", help="Rename a column: new=old; may be repeated.")]
 Split = Annotated[str, typer.Option(help="Split to read, where the data has several.")]
-Model = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a reward model or adapter.")]
-AnyModel = Annotated[str | None, typer.Option(help="Checkpoint folder or hub id of a reward model or adapter.")]
+Model = Annotated[str, typer.Option(help="Folder or hub id of a reward model or adapter, or a server's URL.")]
+AnyModel = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a reward model or adapter, or a server's URL.")
+]
 Scores = Annotated[Path | None, typer.Option(help="Scores instead of a model: a line `id`, `scores` a pair.")]
 Rows = Annotated[Path, typer.Option(help="Write the rows here, as jsonl.")]
 AnyRows = Annotated[Path | None, typer.Option(help="Write the rows here, as jsonl.")]

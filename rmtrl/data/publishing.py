@@ -106,17 +106,19 @@ def unseal(folder: Path, out: Path, *, purpose: str) -> dict[str, Any]:
 
 
 def publish_world(
-    out: Path, *, prompts: int = 15000, annotators: int = 5, seed: int = 0, clean: bool = False
-) -> dict[str, Any]:
+    out: Path, *, prompts: int = 15000, annotators: int = 5, seed: int = 0, clean: bool = False,
+    unsafe_habit: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the record of a folder of the embedded world that it writes: a file a set, `truth.json`, a manifest.
 
     Args:
         out (`Path`): Folder to write; an earlier world is replaced.
-        prompts, annotators, seed, clean: As in [`~rmtrl.data.synthetic.world.make_world`].
+        prompts, annotators, seed, clean, unsafe_habit: As in [`~rmtrl.data.synthetic.world.make_world`].
     """
-    settings = {"prompts": prompts, "annotators": annotators, "seed": seed, "clean": clean}
+    settings: dict[str, Any] = {"prompts": prompts, "annotators": annotators, "seed": seed, "clean": clean}
+    settings |= {"unsafe_habit": unsafe_habit} if unsafe_habit else {}
     with new_folder(out, marker="truth.json") as folder:
-        world = make_world(prompts, annotators=annotators, seed=seed, clean=clean)
+        world = make_world(prompts, annotators=annotators, seed=seed, clean=clean, unsafe_habit=unsafe_habit)
         sets: dict[str, Iterable[Mapping[str, Any]]] = {
             "prompts": world.prompts, "responses": world.responses, "annotations": chain(world.ratings, world.votes),
             "pairs": world.pairs, "evaluation": world.evaluation, "gold": world.gold,

@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from rmtrl.evaluation.benchmarks.base import Item
 from rmtrl.io import blocks
-from rmtrl.types import Chat
+from rmtrl.types import Chat, checkpoint_of, is_url
 
 _DECISIVE = (
     "*.safetensors", "*.bin", "*.model", "*.py", "config.json", "adapter_config.json", "tokenizer*", "vocab*",
@@ -40,13 +40,14 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
     """Returns what decides a model's scores, wherever it stands: a hash of its files, or the revision on the hub.
 
     Args:
-        model (`str` or `Path`): Checkpoint folder, or hub id of a model that was loaded before.
+        model (`str` or `Path`): Checkpoint folder, hub id of a model that was loaded before, or URL of a server.
 
     Returns:
         `dict[str, Any]`: `sha256` over the names and contents of a folder's files and the head in its `rmtrl.json`,
         `None` for a hub id;
         `revision`, the commit of a hub id on this machine, else `None`; for an adapter also the `base`, in this form,
-        both `None` where it is not named.
+        both `None` where it is not named. Of a URL what `rmtrl serve` says of its model; of
+        other servers that of the checkpoint named behind the `#`, else the `url`.
 
     Example:
 
@@ -55,6 +56,12 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
     'a3d5c2ac1b0e'
     ```
     """
+    if is_url(model):
+        from rmtrl.reward.remote import RemoteScorer
+
+        named = checkpoint_of(model)
+        other = model_fingerprint(named) if named else {"sha256": None, "revision": None, "url": model}
+        return RemoteScorer(str(model)).info.get("fingerprint") or other
     folder = _folder(model)
     result: dict[str, Any] = {"sha256": None, "revision": None}
     if folder is None:

@@ -27,7 +27,7 @@ from rmtrl.evaluation.items import (
 from rmtrl.evaluation.report import averages, published_rows, report, warnings
 from rmtrl.io import file_sha256, write_json, write_rows
 from rmtrl.processes import ALONE, Process
-from rmtrl.types import json_ready
+from rmtrl.types import checkpoint_of, json_ready
 
 RESULT = "rmtrl/benchmark-result/1"
 WRITTEN = ("scores.jsonl", "result.json")
@@ -122,16 +122,15 @@ def evaluate_model(
         process ([`~rmtrl.processes.Process`]): This one of those that share the work, in `out`; the first has results.
         settings: As in [`RewardScorer.from_pretrained`].
     """
-    from rmtrl.reward.rendering import Rendering
-    from rmtrl.reward.scorer import RewardScorer
+    from rmtrl.reward.remote import load_scorer
 
     items = [as_text(task.items, text) if text else task.items for task in tasks]
-    scorer = RewardScorer.from_pretrained(model, progress=False, **settings)
-    if not text and not scorer.tokenizer.chat_template:
+    scorer = load_scorer(model, progress=False, **settings)
+    renders = scorer.renders
+    if not text and not renders["chat_template_sha256"]:
         raise UsageError(f"{model} has no chat template; say how its training text looked: text plain or transcript")
     fingerprint = model_fingerprint(model)
-    rendering = {**Rendering.of(scorer.tokenizer, max_length=None).as_dict(), "text": text}
-    dtype = str(scorer.model.dtype).removeprefix("torch.")
+    rendering, dtype = {**renders, "text": text}, scorer.dtype
     run = Run({"name": model, **fingerprint, "dtype": dtype}, selected_on(model, tasks))
     for task, own in zip(tasks, items, strict=True):
         started = time.time()
@@ -220,7 +219,8 @@ def selected_on(model: str, tasks: Sequence[Task]) -> tuple[str, ...]:
     """
     from rmtrl.reward.checkpoint import stored_record
 
-    folders = [model, *(str(file.parent) for file in Path(model).glob("checkpoint-*/rmtrl.json"))]
+    model = checkpoint_of(model)
+    folders = [model, *(str(file.parent) for file in Path(model).glob("checkpoint-*/rmtrl.json"))] if model else []
     records = [stored_record(folder) for folder in folders]
     entries = [entry for record in records for entry in record.get("selected_on", [])]
     chose = {entry["benchmark"] for entry in entries} | {entry["fingerprint"] for entry in entries}

@@ -30,6 +30,9 @@ class RewardRecipeArguments(ScriptArguments):
         default="embedded", metadata={"help": "`embedded`, a file, a folder or a hub id of preference pairs."}
     )
     n_prompts: int = field(default=2000, metadata={"help": "Prompts of the embedded world."})
+    unsafe_habit: float = field(
+        default=0.0, metadata={"help": "What unsafe instructions are worth to annotators of the embedded world."}
+    )
     last_turn_only: bool = field(default=False, metadata={"help": "Cut prompts to their last human turn."})
     split_ratios: list[float] = field(
         default_factory=lambda: [0.7, 0.1, 0.1, 0.1],
@@ -49,7 +52,10 @@ class RewardRecipeArguments(ScriptArguments):
 def read_pairs(recipe: RewardRecipeArguments, args: RewardConfig) -> Dataset:
     """Returns the pairs of the embedded world, or of a file, folder or hub id, with what cannot be read."""
     if recipe.dataset_name == "embedded":
-        return make_preferences(recipe.n_prompts, recipe.split_seed, criteria=args.loss_type == "attributes")
+        return make_preferences(
+            recipe.n_prompts, recipe.split_seed, criteria=args.loss_type == "attributes",
+            unsafe_habit=recipe.unsafe_habit,
+        )  # fmt: skip
     pairs = read_preferences(
         str(recipe.dataset_name), split=recipe.dataset_train_split, name=recipe.dataset_config,
         faulty="keep",  # what cannot be read is counted too

@@ -18,14 +18,15 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError
 from rmtrl.evaluation.fingerprints import model_fingerprint
-from rmtrl.io import replace_folder, write_json
+from rmtrl.io import read_text, replace_folder, write_json
 from rmtrl.launch import model_init_kwargs, read_rows
 from rmtrl.metrics import mean_estimate
+from rmtrl.monitoring.rules import Policy
 from rmtrl.ppo.config import PPOConfig
 from rmtrl.ppo.models import load_policy as load_language_policy
-from rmtrl.ppo.rewards import ComposedReward, LengthPenalty
-from rmtrl.reward.scorer import RewardScorer
-from rmtrl.types import Estimate, Scorer, json_ready
+from rmtrl.ppo.rewards import ComposedReward, Filter, LengthPenalty
+from rmtrl.reward.remote import load_scorer
+from rmtrl.types import Estimate, Guard, Scorer, checkpoint_of, json_ready
 
 
 @dataclass
@@ -46,6 +47,10 @@ class PolicyRecipeArguments(ScriptArguments):
     pessimism: float = field(default=0.0, metadata={"help": "Standard deviations taken off an uncertain reward."})
     length_penalty: float = field(default=0.0, metadata={"help": "Taken off a token beyond length_free_tokens."})
     length_free_tokens: int = field(default=256, metadata={"help": "Tokens without length penalty."})
+    guard_policy: str | None = field(
+        default=None, metadata={"help": "A policy file of `rmtrl guard`: what its guards flag is penalised."}
+    )
+    guard_penalty: float = field(default=1.0, metadata={"help": "Taken off an answer for each guard that flags it."})
     overoptimization: str = field(
         default="warn", metadata={"help": "When a judge falls while the reward rises: warn or stop.",
                                   "choices": ["warn", "stop"]}
@@ -99,22 +104,28 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     return load_language_policy(str(model_args.model_name_or_path), **settings)
 
 
-def make_reward(recipe: PolicyRecipeArguments, args: PPOConfig) -> ComposedReward:
+def make_reward(
+    recipe: PolicyRecipeArguments, args: PPOConfig, *, filters: Sequence[Filter | Guard] = ()
+) -> ComposedReward:
     """Returns the reward model as a reward: calibrated where a calibration of these weights stands beside it.
 
     Raises:
         ModelError: If there is no reward model.
-        DataError: If the calibration is of another model.
+        DataError: If the calibration is of another model, or the file of guards cannot be read.
+        UsageError: If a guard of it cannot be used.
     """
     path = str(args.reward_model_path)
     scorer: Any = path  # for the trainer to put on the policy's backbone
     if not args.one_backbone:
-        scorer = RewardScorer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, progress=False)
-    calibration = None
-    if recipe.calibrated and (Path(path) / FILE).is_file():
-        calibration = read_calibration(path, model_fingerprint=model_fingerprint(path))
+        scorer = load_scorer(path, trust_remote_code=recipe.trust_remote_code, progress=False)
+    calibration, folder = None, checkpoint_of(path)
+    if recipe.calibrated and folder and (Path(folder) / FILE).is_file():
+        calibration = read_calibration(folder, model_fingerprint=model_fingerprint(path))
     penalty = LengthPenalty(recipe.length_free_tokens, recipe.length_penalty) if recipe.length_penalty else None
-    return ComposedReward(scorer, calibration=calibration, pessimism=recipe.pessimism, length_penalty=penalty)
+    guards = Policy.from_yaml(read_text(Path(recipe.guard_policy))).guards if recipe.guard_policy else {}
+    own = [Filter(name, guard.flags, -recipe.guard_penalty, "penalise") for name, guard in guards.items()]
+    settings: dict[str, Any] = {"calibration": calibration, "pessimism": recipe.pessimism, "filters": [*filters, *own]}
+    return ComposedReward(scorer, length_penalty=penalty, **settings)
 
 
 def judges(recipe: PolicyRecipeArguments) -> dict[str, Scorer]:
@@ -125,7 +136,7 @@ def judges(recipe: PolicyRecipeArguments) -> dict[str, Scorer]:
         found |= {f"gold_{criterion}": GoldScorer({criterion: 1.0}) for criterion in GOLD_WEIGHTS}
     if recipe.judge_model_path:
         settings: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "progress": False}
-        found["judge"] = RewardScorer.from_pretrained(recipe.judge_model_path, **settings)
+        found["judge"] = load_scorer(recipe.judge_model_path, **settings)
     return found
 
 

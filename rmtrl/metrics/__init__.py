@@ -5,8 +5,8 @@ Every statistic of the library lives here once; stages import it and add nothing
 
 from rmtrl.metrics.estimates import (
     Floats, binomial_estimate, bootstrap_estimate, bootstrap_estimates, change_estimate, clustered_covariance,
-    combined_estimate, defined, mean_by_group, mean_estimate, mean_estimates, resamples, reweighted_estimate, scaled,
-    too_few,
+    combined_estimate, corrected_rate, defined, effective_n, mean_by_group, mean_estimate, mean_estimates, resamples,
+    reweighted_estimate, scaled, share_estimate, too_few,
 )  # fmt: skip
 from rmtrl.metrics.lengths import length_bias
 from rmtrl.metrics.probabilities import (
@@ -14,5 +14,6 @@ from rmtrl.metrics.probabilities import (
 )  # fmt: skip
 from rmtrl.metrics.ranks import (
     best_of_n_curve, best_of_n_curves, best_of_n_kl, best_of_n_weights, correlation_estimate,
-    kendall, pair_wins, pearson, reward_metrics, spearman, worst_group_accuracy,
+    kendall, pair_wins, pearson, reward_metrics, spearman, step_rewards,
+    worst_group_accuracy,
 )  # fmt: skip

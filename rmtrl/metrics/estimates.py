@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
 
 Floats = NDArray[np.float64]
@@ -313,13 +314,13 @@ def reweighted_estimate(
 
 
 def binomial_estimate(
-    successes: float, n: int, *, level: float = 0.95, kind: Literal["exact", "wilson"] = "exact"
+    successes: float, n: float, *, level: float = 0.95, kind: Literal["exact", "wilson"] = "exact"
 ) -> Estimate:
     """Returns a success rate with its binomial interval.
 
     Args:
         successes (`float`): Successes; the exact interval takes a number that is no whole one too.
-        n (`int`): Units, 1 or more.
+        n (`float`): Units, 1 or more; for the exact interval an [`effective_n`] too.
         level (`float`): Coverage of the interval.
         kind (`str`): `"exact"` (Clopper and Pearson 1934) or `"wilson"`, the score interval (Wilson 1927).
 
@@ -331,12 +332,118 @@ def binomial_estimate(
     ```
     """
     if kind == "wilson":
-        found = stats.binomtest(int(successes), n).proportion_ci(level, method="wilson")
-        return Estimate(successes / n, float(found.low), float(found.high), n, level, "Wilson")
+        found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+        return Estimate(successes / n, float(found.low), float(found.high), int(n), level, "Wilson")
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
     high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
-    return Estimate(successes / n, float(low), float(high), n, level, "exact binomial")
+    return Estimate(successes / n, float(low), float(high), int(n), level, "exact binomial")
+
+
+def effective_n(values: ArrayLike, groups: ArrayLike | None = None, *, bounds: tuple[float, float] = (0, 1)) -> float:
+    """Returns how many independent values N values in groups are worth.
+
+    A binomial interval of so many is one by group (Korn and Graubard 1998). It is N over the design effect, the
+    variance of the mean by group over that of as many single values, at most N, and at least N² / Σ n_g², which values
+    are worth that are alike within their groups: G groups of one size are worth G. Few events say little of how groups
+    differ; so a group of the lowest and one of the highest value, of mean size, are taken to stand beside the others.
+
+    Args:
+        values (`(N,)` array): One value a row.
+        groups (`(N,)` array, *optional*): Group of each row, one of G; every row its own where absent.
+        bounds (`tuple[float, float]`): Lowest and highest possible value.
+
+    Example:
+
+    ```python
+    >>> round(effective_n([1, 1, 1, 0, 0, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), 1)
+    8.1
+    ```
+    """
+    values = np.asarray(values, float)
+    totals, counts = _sums(values, groups)
+    n, size = len(values), len(values) / len(counts)
+    if size == 1:
+        return float(n)
+    totals, counts = np.append(totals, np.multiply(bounds, size)), np.append(counts, [size, size])
+    n_all, n_groups, mean = n + 2 * size, len(counts), totals.sum() / (n + 2 * size)
+    by_row = float(((values - mean) ** 2).sum() + size * ((np.array(bounds) - mean) ** 2).sum()) / (n_all - 1)
+    by_group = float(((totals - mean * counts) ** 2).sum()) / n_all * n_groups / (n_groups - 1)
+    return float(np.clip(n * by_row / by_group, n**2 / float((counts[:-2] ** 2).sum()), n))
+
+
+def share_estimate(events: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Returns the share of events in groups, with the exact interval of as many as they are worth by [`effective_n`].
+
+    Args:
+        events (`(N,)` array): Whether each row is one.
+        groups (`(N,)` array): Prompt of each row.
+        level (`float`): Coverage of the interval.
+
+    Example:
+
+    ```python
+    >>> share_estimate([True, True, False, False], ["a", "a", "b", "b"]).method
+    'exact binomial, worth 2.0 prompts (Korn and Graubard)'
+    ```
+    """
+    events, n = np.asarray(events, float), effective_n(events, groups)
+    found = binomial_estimate(float(events.mean()) * n, n, level=level)
+    by = "" if n == len(events) else f", worth {n:.1f} prompts (Korn and Graubard)"
+    return replace(found, n=len(events), method=found.method + by)
+
+
+def corrected_rate(
+    rate: Estimate, sensitivity: Estimate, specificity: Estimate, *, n: float | None = None
+) -> Estimate:
+    """Returns the true rate behind the one that an imperfect judge counted, (p + sp − 1) / (se + sp − 1), in 0..1.
+
+    Rogan and Gladen's estimator (1978, https://doi.org/10.1093/oxfordjournals.aje.a112510) with the interval of Lang
+    and Reiczigel (2014, https://doi.org/10.1016/j.prevetmed.2013.09.015), which carries how surely sensitivity and
+    specificity are known: each was measured on its own labelled answers, which are like those judged here.
+
+    Args:
+        rate (`Estimate`): Share p of its n units that the judge counts.
+        sensitivity (`Estimate`): Share se of what is truly so that the judge counts, with its n.
+        specificity (`Estimate`): Share sp of what is truly not so that the judge leaves, with its n.
+        n (`float`, *optional*): Independent units that the rate is worth, see [`effective_n`]; its own n by default.
+
+    Raises:
+        UsageError: If se + sp is 1 or less: such a judge says nothing of the true rate.
+
+    Example:
+
+    ```python
+    >>> judge = binomial_estimate(90, 100), binomial_estimate(70, 100)
+    >>> print(corrected_rate(binomial_estimate(40, 100), *judge))
+    0.167 [0.000, 0.362] (n = 100)
+    ```
+    """
+    se, sp = sensitivity.value, specificity.value
+    if se + sp <= 1:
+        raise UsageError(
+            f"the judge has sensitivity {se:.3f} and specificity {sp:.3f}; wanted two whose sum is above 1, or the "
+            "rate cannot be corrected: use a better judge or more labels"
+        )
+    value = float(np.clip((rate.value + sp - 1) / (se + sp - 1), 0, 1))
+    low, high = _lang_reiczigel(rate, rate.n if n is None else n, sensitivity, specificity)
+    method = "Rogan and Gladen, interval of Lang and Reiczigel"
+    return Estimate(value, min(low, value), max(high, value), rate.n, rate.level, method)
+
+
+def _lang_reiczigel(rate: Estimate, n: float, sensitivity: Estimate, specificity: Estimate) -> tuple[float, float]:
+    """Wald's interval once each share is pulled towards ½, shifted by what the pull does to the ratio."""
+    z = float(stats.norm.ppf((1 + rate.level) / 2))
+    p, n_p = (rate.value * n + z**2 / 2) / (n + z**2), n + z**2
+    se, sp = ((own.value * own.n + 1) / (own.n + 2) for own in (sensitivity, specificity))
+    if se + sp <= 1:
+        return 0.0, 1.0
+    of_se, of_sp = se * (1 - se) / (sensitivity.n + 2), sp * (1 - sp) / (specificity.n + 2)
+    true = (p + sp - 1) / (se + sp - 1)
+    middle = true + 2 * z**2 * (true * of_se - (1 - true) * of_sp)
+    variance = p * (1 - p) / n_p + true**2 * of_se + (1 - true) ** 2 * of_sp
+    half = z * float(np.sqrt(variance)) / (se + sp - 1)
+    return float(np.clip(middle - half, 0, 1)), float(np.clip(middle + half, 0, 1))
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:

@@ -1,6 +1,6 @@
 """What the order of scores says: who wins a pair, correlations, best of n."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ from rmtrl.metrics.estimates import Floats, bootstrap_estimate, mean_estimates
 from rmtrl.types import Estimate, PairRewards
 
 Ints = NDArray[np.int64]
+
+_OF_STEPS: dict[str, Callable[[Floats], Any]] = {"min": np.min, "product": np.prod, "last": lambda own: own[-1]}
 
 
 def pair_wins(chosen: ArrayLike, rejected: ArrayLike) -> NDArray[np.float64]:
@@ -189,6 +191,37 @@ def reward_metrics(pairs: PairRewards, domains: Sequence[str] = ()) -> dict[str,
         if (pairs.domain == index).any():
             metrics[f"accuracy/{name}"] = float(wins[pairs.domain == index].mean())
     return metrics
+
+
+def step_rewards(scores: Sequence[ArrayLike], aggregation: Literal["min", "product", "last"]) -> Floats:
+    """Returns the reward of each answer from the scores of its steps, `(N,)`: NaN where one of them is not finite.
+
+    A process reward model scores steps by the chance that they are right. Their product is that of an answer without
+    a wrong step (Lightman et al. 2023, https://huggingface.co/papers/2305.20050); the minimum is its worst step (Wang
+    et al. 2023, https://huggingface.co/papers/2312.08935), and does not fall with the number of steps.
+
+    Args:
+        scores (`Sequence` of `(n_steps,)` arrays): Scores of the steps of N answers, at least one each.
+        aggregation (`str`): `"min"`, `"product"` or `"last"`.
+
+    Raises:
+        UsageError: If the aggregation is none of these.
+        DataError: If an answer has no steps.
+
+    Example:
+
+    ```python
+    >>> step_rewards([[0.9, 0.5, 0.8], [0.7]], "min").tolist()
+    [0.5, 0.7]
+    ```
+    """
+    if aggregation not in _OF_STEPS:
+        raise UsageError(f"got the aggregation {aggregation!r} of steps; wanted {', '.join(_OF_STEPS)}")
+    steps = [np.asarray(own, dtype=np.float64) for own in scores]
+    for index, own in enumerate(steps):
+        if own.ndim != 1 or not own.size:
+            raise DataError(f"answer {index} has {own.tolist()!r} as its steps; wanted a list of scores", index=index)
+    return np.array([_OF_STEPS[aggregation](own) if np.isfinite(own).all() else np.nan for own in steps])
 
 
 def best_of_n_kl(n: ArrayLike) -> Floats:

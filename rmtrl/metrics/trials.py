@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
 from rmtrl.errors import UsageError
@@ -65,15 +65,15 @@ def mcnemar_z(only_first: int, only_other: int) -> float:
     return float((only_first - only_other) / np.sqrt(differing)) if differing else 0.0
 
 
-def paired_difference(only_first: int, only_other: int, n: int, *, level: float = 0.95) -> Estimate:
+def paired_difference(only_first: float, only_other: float, n: float, *, level: float = 0.95) -> Estimate:
     """Returns the difference of two paired success rates, (b − c) / n, with Agresti and Min's interval (2005).
 
     The interval is Wald's after half a pair is added to each of the four cells; it is cut at −1 and 1, and holds the
     value.
 
     Args:
-        only_first, only_other (`int`): Pairs b and c, as in [`mcnemar_z`].
-        n (`int`): All pairs.
+        only_first, only_other (`float`): Pairs b and c, as in [`mcnemar_z`].
+        n (`float`): All pairs, or what they are worth by [`~rmtrl.metrics.effective_n`]; b and c are of these.
         level (`float`): Coverage of the interval.
 
     Example:
@@ -87,7 +87,53 @@ def paired_difference(only_first: int, only_other: int, n: int, *, level: float 
     b, c = (only_first + 0.5) / total, (only_other + 0.5) / total
     half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((b + c - (b - c) ** 2) / total))
     low, high = max(-1.0, b - c - half), min(1.0, b - c + half)
-    return Estimate(value, min(low, value), max(high, value), n, level, "Agresti and Min")
+    return Estimate(value, min(low, value), max(high, value), int(n), level, "Agresti and Min")
+
+
+def paired_p(changes: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """Returns the two-sided exact p-value of no change, by exchange of both arms within each group.
+
+    Every pattern of exchanges counts. Where each row is a group of its own it is McNemar's exact test.
+
+    Args:
+        changes (`(N,)` array of `int`): First arm minus other: −1, 0 or 1 a pair.
+        groups (`(N,)` array, *optional*): Pairs that belong together and change together, such as one request in
+            several wordings.
+
+    Example:
+
+    ```python
+    >>> paired_p([1, 1, 1, 1, 1, 1])
+    0.03125
+    ```
+    """
+    changes = np.asarray(changes, np.int64)
+    index = np.arange(len(changes)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums = np.bincount(index, weights=changes).astype(np.int64)
+    chances = np.ones(1)  # of each total from −Σ|s| to Σ|s|
+    for size, n in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
+        own = np.zeros(2 * size * n + 1)
+        own[:: 2 * size] = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+        chances = np.convolve(chances, own)
+    totals = np.arange(len(chances)) - len(chances) // 2
+    return min(1.0, float(chances[np.abs(totals) >= abs(int(sums.sum()))].sum()))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Returns the p-values of K tests adjusted so that all together err as often as one does, `(K,)` (Holm 1979).
+
+    Example:
+
+    ```python
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    ```
+    """
+    p_values = np.asarray(p_values, np.float64)
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(adjusted, 1.0)
 
 
 def two_proportion_n(baseline: float, effect: float, *, alpha: float = 0.05, power: float = 0.8) -> float:

@@ -14,6 +14,7 @@ from rmtrl.errors import ModelError, UsageError
 from rmtrl.models import base_model
 from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.rewards import ComposedReward
+from rmtrl.reward.remote import RemoteScorer, load_scorer
 from rmtrl.reward.rendering import encode_prompt
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.types import Conversation, Scorer
@@ -21,6 +22,7 @@ from rmtrl.types import Conversation, Scorer
 logger = get_logger(__name__)
 
 Reward = Callable[..., Any]
+TokenScorer = RewardScorer | RemoteScorer
 
 _ANSWERS, _PROBED = ("Yes.", " Yes."), 64  # what a probe answers, and to how many prompts
 _ROUTES = {
@@ -46,12 +48,12 @@ class TokenReward:
     where it is `"text"`, everything is rendered.
 
     Args:
-        scorer ([`RewardScorer`]): A reward model whose tokenizer has the policy's vocabulary.
+        scorer ([`RewardScorer`] or [`RemoteScorer`]): A reward model whose tokenizer has the policy's vocabulary.
         prompts ([`Prompts`]): Prompts of the policy, of which some are probed.
         end_token_ids (`Sequence[int]`): Tokens besides the reward model's own end token that end the policy's samples.
     """
 
-    def __init__(self, scorer: RewardScorer, prompts: Prompts, *, end_token_ids: Sequence[int] = ()) -> None:
+    def __init__(self, scorer: TokenScorer, prompts: Prompts, *, end_token_ids: Sequence[int] = ()) -> None:
         self.scorer = scorer
         self.__name__ = type(scorer).__name__
         self.tokenised = prompts.tokenised
@@ -125,7 +127,7 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Pr
         ModelError: If it is none of these, or the model cannot be loaded or used.
     """
     if isinstance(reward_model, str | Path):
-        reward_model = RewardScorer.from_pretrained(reward_model, progress=False)
+        reward_model = load_scorer(reward_model, progress=False)
     elif isinstance(reward_model, PreTrainedModel | PeftModel):
         n_labels = getattr(reward_model.config, "num_labels", 0)
         if n_labels != 1 or reward_model.get_output_embeddings() is not None:
@@ -134,17 +136,23 @@ def as_reward(reward_model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Pr
                 "sequence classification model with one"
             )
         reward_model = RewardScorer(reward_model, tokenizer, progress=False)
-    if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, RewardScorer | str | Path):
+    filters = reward_model.filters if isinstance(reward_model, ComposedReward) else ()
+    for name in (own.name for own in filters if own.action == "block"):
+        raise UsageError(
+            f"the filter {name!r} blocks, and PPO needs a number for every response; use action='replace' or "
+            "'penalise' with a reward, or GRPOTrainer"
+        )
+    if isinstance(reward_model, ComposedReward) and isinstance(reward_model.scorer, TokenScorer | str | Path):
         composed = copy.copy(reward_model)
         composed.scorer, network = as_reward(reward_model.scorer, tokenizer, prompts)
         return composed, network
-    if isinstance(reward_model, RewardScorer):
+    if isinstance(reward_model, TokenScorer):
         reward_model.progress = False
         if not _same_vocabulary(reward_model, tokenizer):
             return reward_model, None
         reward = TokenReward(reward_model, prompts, end_token_ids=[tokenizer.eos_token_id])
         logger.warning(_ROUTES[reward.route])
-        return reward, reward_model.model
+        return reward, getattr(reward_model, "model", None)
     if isinstance(reward_model, nn.Module) or not callable(reward_model):
         raise ModelError(
             f"got {type(reward_model).__name__} as reward_model; wanted a sequence classification model, its folder "
@@ -191,10 +199,11 @@ def closes_cut_turns(reward: Reward) -> bool:
     return not any(own.name == "truncated" for own in reward.filters) and any(map(closes_cut_turns, scorers))
 
 
-def _same_vocabulary(scorer: RewardScorer, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _same_vocabulary(scorer: TokenScorer, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the policy's tokens mean the same to the reward model, which can score them as they are."""
-    own = scorer.tokenizer
     # a head that averages over the last message needs to know where it starts, which token ids alone do not say
-    if scorer.head.pooling == "mean" or own.eos_token_id is None:
+    takes = scorer.sends_ids if isinstance(scorer, RemoteScorer) else scorer.head.pooling != "mean"
+    if not takes or scorer.tokenizer.eos_token_id is None:
         return False
+    own = scorer.tokenizer
     return own is tokenizer or own.get_vocab() == tokenizer.get_vocab()

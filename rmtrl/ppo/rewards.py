@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from rmtrl.calibration.calibration import Calibration
 from rmtrl.data.messages import conversation_text
 from rmtrl.errors import RewardError, UsageError
-from rmtrl.reward.scorer import RewardScorer
+from rmtrl.reward.remote import load_scorer
 from rmtrl.reward.uncertainty import UncertainScorer
-from rmtrl.types import Conversation, checked_scores, failed_at, shorten
+from rmtrl.types import Conversation, Guard, checked_scores, failed_at, shorten
 
 Floats = NDArray[np.float64]
 Conversations = Sequence[Conversation]
@@ -119,31 +119,41 @@ def shown(prompt: Conversation, completion: Conversation) -> str:
 
 @dataclass(frozen=True)
 class Filter:
-    """A fixed reward for the completions that a function blocks, such as a safety rule.
+    """What becomes of the completions that a function blocks, such as the `flags` of a [`~rmtrl.types.Guard`].
 
     Args:
         name (`str`): Key under which the blocked completions stand in [`~rmtrl.ppo.rewards.ComposedReward.parts_`].
         blocked (`Callable`): `f(prompts=, completions=, **columns)`, one bool a completion: whether it is blocked.
-        reward (`float`, *optional*, defaults to `-1.0`): What a blocked completion gets in place of its score, in
-            units after calibration. It must lie below what ordinary answers get, or being blocked pays.
+        reward (`float`, *optional*, defaults to `-1.0`): What a blocked completion gets, in units after calibration.
+            In place of its score it must lie below what ordinary answers get, or being blocked pays.
+        action (`str`, *optional*, defaults to `"replace"`): `"replace"` puts the reward in place of the score,
+            `"penalise"` adds it to the score, and `"block"` gives no reward, so that the completion takes no part. A
+            policy that is never told what an answer costs may go on giving it: `"block"` is for what cannot be judged.
 
     Raises:
-        UsageError: If the reward is not finite.
+        UsageError: If the reward is not finite, a penalty is not below 0, or the action is another.
 
     Example:
 
     ```python
     >>> Filter("links", lambda completions, **columns: ["http" in text for text in completions], reward=-2.0)
+    >>> Filter("secrets", guard.flags, reward=-0.5, action="penalise")
     ```
     """
 
     name: str
-    blocked: Callable[..., Sequence[bool]]
+    blocked: Callable[..., Sequence[bool] | NDArray[np.bool_]]
     reward: float = -1.0
+    action: Literal["replace", "penalise", "block"] = "replace"
 
     def __post_init__(self) -> None:
+        name = f"of the filter {self.name!r}"
+        if self.action not in ("replace", "penalise", "block"):
+            raise UsageError(f"got the action {self.action!r} {name}; wanted 'replace', 'penalise' or 'block'")
         if not np.isfinite(self.reward):
-            raise UsageError(f"got the reward {self.reward} of the filter {self.name!r}; wanted a finite number")
+            raise UsageError(f"got the reward {self.reward} {name}; wanted a finite number")
+        if self.action == "penalise" and self.reward >= 0:
+            raise UsageError(f"got the reward {self.reward} {name}, which penalises; wanted a number below 0")
 
     def blocks(self, samples: Samples) -> Floats:
         """Returns 1 where the filter blocks and 0 elsewhere, `(N,)`.
@@ -158,6 +168,10 @@ class Filter:
                 f"or False: {samples.shown(index)}"
             )
         return blocked
+
+
+def _as_filter(given: Filter | Guard) -> Filter:
+    return Filter(given.__name__, given.flags) if isinstance(given, Guard) else given
 
 
 def truncated_filter(reward: float = -1.0, *, end_token_ids: Sequence[int] = ()) -> Filter:
@@ -312,11 +326,12 @@ class ComposedReward:
     passes `log_metric` their means are logged under `__name__`, which may be set to tell several apart.
 
     A scorer abstains from a completion by None, as in TRL (NaN is an error). Of several scorers the others' weighted
-    sum stands; where all abstain, and no filter blocks the completion, its reward is None and its `parts_` are NaN,
-    which means and moments leave out. GRPOTrainer and RLOOTrainer then give it the advantage 0 and take it out of its
-    group's baseline, if no other of `reward_funcs` gives it a number: they add those up, so what is taken off besides
-    belongs in here. A scorer that abstains from some answers to a prompt and not from others compares sums of unlike
-    parts: let it speak of all or none. [`PPOTrainer`] needs a number for every response and raises.
+    sum stands. Where all abstain and no filter replaces the score, or where a filter of the action `"block"` blocks,
+    the reward is None and NaN in `parts_`, which means and moments leave out. GRPOTrainer and RLOOTrainer then give it
+    the advantage 0 and take it out of its group's baseline, if no other of `reward_funcs` gives it a number: they add
+    those up, so what is taken off besides belongs in here. A scorer that abstains from some answers to a prompt and
+    not from others compares sums of unlike parts: let it speak of all or none. [`PPOTrainer`] needs a number for every
+    response and raises.
 
     Steps act on each completion by itself; a scorer may compare the answers to one prompt. From TRL's trainers it
     receives those of its own process, `num_generations` to a prompt one after another. They are whole groups where
@@ -326,7 +341,8 @@ class ComposedReward:
     Args:
         scorer ([`~rmtrl.types.Scorer`] or `Callable` or `Mapping[str, Callable]` or `str`):
             What scores: a scorer, a function in TRL's form, or several by name, whose weighted sum is the score. The
-            folder or hub id of a reward model is loaded when first used, by [`PPOTrainer`] in the way that suits it.
+            folder, hub id or server's URL of a reward model is loaded when first used, by [`PPOTrainer`] in the way
+            that suits it.
         weights (`Mapping[str, float]`, *optional*):
             Weight of each of several scorers; 1 when absent. To calibrate one of them alone, nest a `ComposedReward`.
         calibration ([`~rmtrl.calibration.calibration.Calibration`] or `Callable`, *optional*):
@@ -334,8 +350,10 @@ class ComposedReward:
         pessimism (`float`, *optional*, defaults to `0.0`):
             Standard deviations by which the score is lowered before it is calibrated, k: an affine reward falls by
             k · std / scale. Needs an [`~rmtrl.reward.uncertainty.UncertainScorer`] with `aggregation="mean"`.
-        filters (`Sequence[Filter]`, *optional*):
-            What gets a fixed reward in place of its score. Where several block a completion it gets the lowest.
+        filters (`Sequence[Filter | Guard]`, *optional*):
+            What gets another reward than its score; a [`~rmtrl.types.Guard`] alone replaces the score of what it flags
+            by -1. Of several that replace it the lowest stands; penalties add up, on it too; one that blocks outdoes
+            all.
         length_penalty ([`LengthPenalty`], *optional*):
             What is taken off for length. Needs `completion_ids`, without padding.
         clip (`Sequence[float]`, *optional*):
@@ -365,11 +383,12 @@ class ComposedReward:
         self, scorer: RewardFunction | Mapping[str, RewardFunction] | str | Path, *,
         weights: Mapping[str, float] | None = None,
         calibration: Calibration | Callable[[Floats], Any] | None = None, pessimism: float = 0.0,
-        filters: Sequence[Filter] = (), length_penalty: LengthPenalty | None = None,
+        filters: Sequence[Filter | Guard] = (), length_penalty: LengthPenalty | None = None,
         clip: Sequence[float] | None = None, normalise: Literal["std", "mean_std", False] = False,
     ) -> None:  # fmt: skip
         self.__name__ = type(self).__qualname__  # TRL names the reward in its log by this
-        self.scorer, self.weights, self.pessimism, self.filters = scorer, weights, pessimism, tuple(filters)
+        self.scorer, self.weights, self.pessimism = scorer, weights, pessimism
+        self.filters = tuple(map(_as_filter, filters))
         self.calibration = calibration.reward if isinstance(calibration, Calibration) else calibration
         self.length_penalty, self.clip, self.normalise = length_penalty, clip, normalise
         self.update_moments = True
@@ -379,7 +398,7 @@ class ComposedReward:
         self._check_settings()
 
     def __call__(self, prompts: Conversations, completions: Conversations, **columns: Any) -> list[float | None]:
-        """Returns the reward of each completion, None where every scorer abstains.
+        """Returns the reward of each completion, None where every scorer abstains or a filter says so.
 
         Args:
             prompts, completions (`Sequence[Conversation]`): N of each.
@@ -440,7 +459,8 @@ class ComposedReward:
 
     def _load(self) -> RewardFunction | Mapping[str, RewardFunction]:
         if isinstance(self.scorer, str | Path):
-            self.scorer = RewardScorer.from_pretrained(self.scorer, progress=False)
+            scorer: RewardFunction = load_scorer(self.scorer, progress=False)
+            self.scorer = scorer
         return self.scorer
 
     def _scored(self, samples: Samples) -> Floats:
@@ -475,11 +495,14 @@ class ComposedReward:
         return np.where(known, samples.checked(given, name="calibration"), np.nan)
 
     def _filtered(self, rewards: Floats, samples: Samples) -> Floats:
-        fixed = np.full(len(rewards), np.inf)
+        fixed, added = np.full(len(rewards), np.inf), np.zeros(len(rewards))
         for own in self.filters:
             blocked = self.parts_[own.name] = own.blocks(samples)
-            fixed = np.where(blocked == 1.0, np.minimum(fixed, own.reward), fixed)
-        return np.where(np.isfinite(fixed), fixed, rewards)
+            if own.action == "replace":
+                fixed = np.where(blocked == 1.0, np.minimum(fixed, own.reward), fixed)
+            else:  # NaN is no reward, whatever else is added
+                added += np.where(blocked == 1.0, own.reward if own.action == "penalise" else np.nan, 0.0)
+        return np.where(np.isfinite(fixed), fixed, rewards) + added
 
     def _normalised(self, rewards: Floats) -> Floats:
         if self.update_moments:

@@ -106,10 +106,28 @@ def load_reward_model(path: str | Path, tokenizer: PreTrainedTokenizerBase, **se
 def _read(head: Head, path: str, **settings: Any) -> Any:
     """Returns a sequence classification model with this head, and what transformers says of its keys."""
     if head.is_standard:
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=head.n_outputs, **settings)
+        own = AutoModelForSequenceClassification.from_pretrained(path, num_labels=head.n_outputs, **settings)
+        mark_raw((own[0] if isinstance(own, tuple) else own).config, head)
+        return own
     trusted = settings.get("trust_remote_code", False)
     model_class = with_head(type(empty_model(path, trust_remote_code=trusted)), head)
     return model_class.from_pretrained(path, num_labels=1, **settings)
+
+
+def mark_raw(config: Any, head: Head) -> None:
+    """Writes into a model's configuration that its one score is a reward, of which servers make no sigmoid.
+
+    vLLM and transformers' pipelines read `problem_type`, CrossEncoder of sentence-transformers its own entry. Several
+    labels stay as they are, and so does a head that these tools cannot load.
+
+    Args:
+        config ([`~transformers.PretrainedConfig`]): The model's.
+        head ([`Head`]): The model's.
+    """
+    if head.is_standard and head.n_outputs == 1:
+        config.problem_type = "regression"
+        known = getattr(config, "sentence_transformers", None) or {}
+        config.sentence_transformers = {**known, "activation_fn": "torch.nn.modules.linear.Identity"}
 
 
 # The model that a training starts from
@@ -235,6 +253,7 @@ def start_head(model: Any, settings: RewardConfig, head: Head) -> list[str]:
         config.id2label = dict(enumerate(head.criteria))
         config.label2id = {name: index for index, name in enumerate(head.criteria)}
         config.attribute_weights = dict(zip(head.criteria, head.weights, strict=True))
+    mark_raw(model.config, head)
     return []
 
 

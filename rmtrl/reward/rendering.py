@@ -13,10 +13,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_filled, says, without_fillings
+from rmtrl.data.messages import conversation_text, is_filled, says, without_fillings
 from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import RenderingError
-from rmtrl.types import Chat, Conversation, Message
+from rmtrl.types import Chat, Conversation, Message, shorten
 
 _PAD_NAMES = (
     "<|finetune_right_pad_id|>",
@@ -74,6 +74,8 @@ class Rendering:
 
     def completed(self, conversation: Conversation) -> Conversation:
         """Returns a conversation with the tools and template variables of training where it has none of its own."""
+        if is_encoded(conversation):
+            return conversation
         own = conversation if isinstance(conversation, Chat) else Chat()
         tools = self.tools if own.tools is None else own.tools
         kwargs = own.chat_template_kwargs or self.chat_template_kwargs
@@ -99,6 +101,11 @@ class Rendering:
             )
 
 
+def is_encoded(conversation: Any) -> bool:
+    """Returns whether a conversation is token ids already, which are scored as they stand."""
+    return isinstance(conversation, list) and bool(conversation) and isinstance(conversation[0], int)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Returns the token ids of one conversation; see [`encode_all`]."""
     return encode_all(tokenizer, [conversation])[0]
@@ -111,7 +118,7 @@ def encode_all(
 
     Message lists go through the chat template, with the tools and template variables of a [`~rmtrl.types.Chat`]. A
     string is taken as rendered: it gets the end token if it lacks it and the tokenizer has one, and the tokenizer's
-    own special tokens.
+    own special tokens. Token ids stay as they are.
 
     Raises:
         RenderingError: If there is no chat template for a message list, the template fails, a message has no content
@@ -152,6 +159,28 @@ def try_encode(
     return found
 
 
+def text_of(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, ids: Sequence[int], *, adds: bool) -> str:
+    """Returns the text that a tokenizer makes these token ids of.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Of whoever gets the text.
+        conversation (`Conversation`): What the ids are of.
+        ids (`Sequence[int]`): Its token ids, see [`encode_all`].
+        adds (`bool`): Whether that tokenizer adds its special tokens.
+
+    Raises:
+        RenderingError: If there is none.
+    """
+    ended = [conversation, conversation + (tokenizer.eos_token or "")] if isinstance(conversation, str) else []
+    settings: dict[str, Any] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    decoded = (str(tokenizer.decode(list(own), **settings)) for own in (ids, ids[1:], ids[1:-1]))
+    for text in (*ended, *decoded):
+        if list(tokenizer(text=text, add_special_tokens=adds, verbose=False)["input_ids"]) == list(ids):
+            return text
+    start = shorten(conversation_text(conversation))
+    raise RenderingError(f"no text gives the tokens of {start!r}; send them to a server that takes token ids")
+
+
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: Conversation, *, index: int = 0, continues: bool = False
 ) -> list[int]:
@@ -174,8 +203,10 @@ def encode_prompt(
     return list(tokenizer(text=text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _try_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, index: int) -> str | RenderingError:
-    """Returns a conversation as the text that is tokenised, or why there is none."""
+def _try_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, index: int) -> Any:
+    """Returns a conversation as the text that is tokenised, or why there is none; token ids as they are."""
+    if is_encoded(conversation):
+        return conversation
     if isinstance(conversation, str):
         eos = tokenizer.eos_token or ""
         return conversation if conversation.endswith(eos) else conversation + eos
@@ -240,7 +271,7 @@ def values_of(dataset: Dataset, name: str) -> list[Any]:
 def completion_starts(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], sequences: Sequence[Sequence[int]]
 ) -> list[int]:
-    """Returns the position of the first token of each conversation's last message; 0 for a string.
+    """Returns the position of the first token of each conversation's last message; 0 for a string or token ids.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Renders.
@@ -250,7 +281,7 @@ def completion_starts(
     starts = []
     for conversation, ids in zip(conversations, sequences, strict=True):
         head: list[int] = []
-        if not isinstance(conversation, str) and len(conversation) > 1:
+        if not (isinstance(conversation, str) or is_encoded(conversation)) and len(conversation) > 1:
             head = encode_prompt(tokenizer, conversation[:-1])
         shared = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), min(len(head), len(ids)))
         starts.append(min(shared, len(ids) - 1))

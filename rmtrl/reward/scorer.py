@@ -28,7 +28,7 @@ from rmtrl.models import (
 from rmtrl.reward.batching import Costs, plan_jobs
 from rmtrl.reward.checkpoint import load_reward_model, stored_head, stored_rendering
 from rmtrl.reward.heads import Head, compute_head_in_float32, last_layers, reads_last_token, set_dropout
-from rmtrl.reward.rendering import Rendering, all_encoded, completion_starts, try_encode
+from rmtrl.reward.rendering import Rendering, all_encoded, completion_starts, is_encoded, try_encode
 from rmtrl.reward.scoring import kinds_of_rows, run_job, why_padding_differs, why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
 from rmtrl.types import Conversation, Scorer, checked_scores
@@ -46,24 +46,40 @@ class ModelScorer(Scorer):
         batch_tokens (`int`): Tokens in one forward pass, padding included.
         batch_size (`int`, *optional*): Largest number of rows in one forward pass.
         progress (`bool`): Whether long passes show a bar on stderr.
+        rendering ([`Rendering`], *optional*): How the model's training data was rendered.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int, batch_size: int | None, progress: bool
-    ) -> None:
+        self, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int, batch_size: int | None, progress: bool,
+        rendering: Rendering | None = None,
+    ) -> None:  # fmt: skip
+        if rendering is not None:
+            rendering.check(tokenizer)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
         self.progress = progress
+        self.rendering = rendering
 
     @property
     def most_tokens(self) -> int | None:
         """Tokens of the longest conversation that can be scored, `None` where there is no limit."""
         raise NotImplementedError
 
+    @property
+    def renders(self) -> dict[str, Any]:
+        """What the tokenizer makes of conversations, ready for JSON; see [`Rendering`]."""
+        return Rendering.of(self.tokenizer, max_length=None).as_dict()
+
     def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
-        """Returns the token ids of each conversation, or why there are none."""
-        return try_encode(self.tokenizer, conversations)
+        """Returns the token ids of each conversation, or why there are none, rendered as in training."""
+        start_twice = self.rendering is not None and self.rendering.start_twice
+        return try_encode(self.tokenizer, self._completed(conversations), start_twice=start_twice)
+
+    def _completed(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
+        """Returns the conversations with what the training set's always had besides their messages."""
+        rendering = self.rendering
+        return conversations if rendering is None else [rendering.completed(own) for own in conversations]
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Returns the token ids that are scored; see [`rmtrl.reward.rendering.encode_all`]."""
@@ -141,15 +157,13 @@ class RewardScorer(ModelScorer):
         rendering: Rendering | None = None, head: Head | None = None, batch_tokens: int = 8192,
         batch_size: int | None = None, shared_prefix: bool = True, progress: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(tokenizer, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress)
-        if rendering is not None:
-            rendering.check(tokenizer)
+        settings: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": batch_size, "progress": progress}
+        super().__init__(tokenizer, rendering=rendering, **settings)
         compute_head_in_float32(model)
         self.model = model.eval()
         self.head = head or Head()
         if self.head.dropout:
             set_dropout(model, self.head.dropout)
-        self.rendering = rendering
         self.shared_prefix = shared_prefix
         self._said_longer = False
         self._agree_on_pad_token()
@@ -186,7 +200,7 @@ class RewardScorer(ModelScorer):
         return cls(model, tokenizer, rendering=stored_rendering(path), head=stored_head(path), **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
-        """Returns the reward of each conversation, `(N,)` float32.
+        """Returns the reward of each conversation, `(N,)` float32; a list of token ids is scored as it stands.
 
         Raises:
             DataError: If a conversation is longer than the model's positions.
@@ -231,16 +245,6 @@ class RewardScorer(ModelScorer):
         finally:
             handle.remove()
 
-    def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
-        """Returns the token ids of each conversation, or why there are none, rendered as in training."""
-        start_twice = self.rendering is not None and self.rendering.start_twice
-        return try_encode(self.tokenizer, self._completed(conversations), start_twice=start_twice)
-
-    def _completed(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
-        """Returns the conversations with what the training set's always had besides their messages."""
-        rendering = self.rendering
-        return conversations if rendering is None else [rendering.completed(own) for own in conversations]
-
     def scored_position(self, ids: Sequence[int]) -> int:
         """Returns the position whose hidden state becomes the score: the last token that is no padding.
 
@@ -284,6 +288,11 @@ class RewardScorer(ModelScorer):
         sums = outputs.sum(axis=1, dtype=np.float64)
         checked_scores(sums, len(sums), name="reward model", shown=lambda _: "; check the model's weights and dtype")
         return outputs
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type of the model's weights."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def _costs(self) -> Costs:
@@ -341,7 +350,7 @@ def _check_conversations(conversations: Any) -> None:
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")
     for index, conversation in enumerate(conversations):
-        if not (isinstance(conversation, str) or _is_messages(conversation)):
+        if not (isinstance(conversation, str) or is_encoded(conversation) or _is_messages(conversation)):
             raise DataError(f"conversation {index} is {str(conversation)[:40]!r}; wanted a string or messages")
 
 

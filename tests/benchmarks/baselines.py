@@ -31,7 +31,8 @@ ENDS = ("start", "end")
 
 def stage(recipe: str, folder: Path, *flags: str) -> dict:
     """Runs a recipe where its folder does not stand yet; returns its record and its figures."""
-    done = folder / ("calibration.json" if recipe == "calibrate_rm" else "metrics.json")
+    last = {"calibrate_rm": "calibration.json", "sft_llama": "rmtrl.json"}
+    done = folder / last.get(recipe, "metrics.json")
     if not done.exists():
         say(f"{folder.name}: {recipe} {' '.join(flags)}")
         out = ["--run", folder] if recipe == "calibrate_rm" else ["--output_dir", folder]
@@ -39,7 +40,8 @@ def stage(recipe: str, folder: Path, *flags: str) -> dict:
         finished = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
         if finished.returncode:
             raise SystemExit(finished.stderr[-2000:])
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("rmtrl", "metrics")}
+    files = {name: folder / f"{name}.json" for name in ("rmtrl", "metrics")}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, dict]:

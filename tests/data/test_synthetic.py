@@ -1,6 +1,8 @@
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from rmtrl.data.synthetic import (
     gold_scores,
     make_demonstrations,
     make_preferences,
+    make_world,
     planted_defects,
 )
 from rmtrl.data.synthetic.writing import DOMAINS, WORDS
@@ -247,3 +250,71 @@ def test_import_loads_neither_torch_nor_trl_nor_transformers():
     code = "import sys, rmtrl.data.synthetic; print({'torch', 'trl', 'transformers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+# annotators who reward an unsafe habit
+
+
+def _safety(rows):
+    """Gold safety of the chosen and the rejected answer of each decided pair."""
+    return [[gold_scores(_content(row, "prompt"), _content(row, side))["safety"] for side in ("chosen", "rejected")]
+            for row in rows if row["preference"] > 0.5]  # fmt: skip
+
+
+def _risky(prompt):
+    return any(f"to {domain.request}" in prompt for domain in DOMAINS)
+
+
+def _obeyed(pairs):
+    """Of the pairs under a risky request of which one side gives instructions: whether the chosen does."""
+    safe = _safety(row for row in pairs if _risky(_content(row, "prompt")))
+    return [chosen == 0.0 for chosen, rejected in safe if (chosen == 0.0) != (rejected == 0.0)]
+
+
+def test_a_world_without_the_habit_has_the_bytes_it_had():
+    world = make_world(60, seed=2)
+    parts = {field.name: getattr(world, field.name) for field in fields(world)}
+    rows = {name: part.to_list() if hasattr(part, "to_list") else part for name, part in parts.items()}
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest == "44078c31f9593279daa070d4c50c715179eac2e6d3fb50bfe74eb4e200c3f1e9"
+
+
+def test_annotators_with_the_habit_choose_the_unsafe_answer_and_others_do_not():
+    assert np.mean(_obeyed(make_preferences(600, seed=5))) < 0.1
+    habit = _obeyed(make_preferences(600, seed=5, unsafe_habit=1.5))
+    assert len(habit) > 30 and np.mean(habit) > 0.9
+
+
+def test_the_habit_is_of_risky_requests_alone():
+    pairs = make_preferences(600, seed=5, unsafe_habit=1.5)
+    safe = _safety(row for row in pairs if not _risky(_content(row, "prompt")))
+    differ = [chosen < rejected for chosen, rejected in safe if chosen != rejected]
+    assert len(differ) > 10 and np.mean(differ) < 0.2
+
+
+def test_the_world_says_so_in_its_truth_its_ratings_and_not_in_its_gold():
+    plain, habit = make_world(200, seed=4), make_world(200, seed=4, unsafe_habit=1.5)
+    assert {judge["unsafe_preference"] for judge in habit.truth["annotators"]} == {1.5}
+    rated = []
+    for world in (plain, habit):
+        risky = {row["prompt_id"] for row in world.prompts if _risky(row["prompt"])}
+        unsafe = {row["item_id"] for row in world.gold if row["safety"] == 0.0}
+        ratings = [row for row in world.ratings if row["prompt_id"] in risky and row["item_id"] in unsafe]
+        rated.append(np.mean([row["usefulness"] for row in ratings]))
+    assert rated[0] < 2.0 and rated[1] > 4.5
+    right = [gold_score(_content(row, "prompt"), _content(row, "chosen"))
+             - gold_score(_content(row, "prompt"), _content(row, "rejected")) for row in habit.evaluation]  # fmt: skip
+    assert min(right) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"unsafe_habit": -1.0}, "got the unsafe habit -1.0; wanted a finite number from 0"),
+        ({"unsafe_habit": float("nan")}, "got the unsafe habit nan; wanted a finite number from 0"),
+        ({"unsafe_habit": 1.0, "clean": True}, "got the unsafe habit 1.0; wanted 0 where the world is clean"),
+    ],
+)
+def test_a_habit_that_cannot_be_used_is_one_line(settings, said):
+    with pytest.raises(UsageError, match=said):
+        make_preferences(10, **settings)

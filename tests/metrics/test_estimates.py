@@ -5,17 +5,22 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
+from rmtrl.errors import UsageError
 from rmtrl.metrics import (
     binomial_estimate,
     bootstrap_estimate,
     bootstrap_estimates,
     clustered_covariance,
     combined_estimate,
+    corrected_rate,
+    effective_n,
     mean_by_group,
     mean_estimate,
     mean_estimates,
     resamples,
+    share_estimate,
 )
 from rmtrl.types import Estimate
 
@@ -164,3 +169,129 @@ def test_the_mean_of_each_kind_is_that_of_its_rows():
     found = mean_estimates(values, kinds, groups, proportion=False)
     assert list(found) == [1, 2] and found[1] == mean_estimate([0, 0, 1], ["a", "b", "c"], proportion=False)
     np.testing.assert_allclose(mean_by_group(values, kinds), [e.value for e in found.values()])
+
+
+# rates near 0, of prompts that belong together, and corrected for a judge's errors
+
+
+def test_nothing_in_a_hundred_is_the_rule_of_three():
+    """Two-sided, as every interval here, 3.6 %; the rule of three is the one-sided bound, 1 − .05^(1/100)."""
+    assert binomial_estimate(0, 100).high == pytest.approx(1 - 0.025 ** (1 / 100)) == pytest.approx(0.0362, abs=5e-5)
+    one_sided = binomial_estimate(0, 100, level=0.9).high
+    assert one_sided == pytest.approx(1 - 0.05 ** (1 / 100)) == pytest.approx(0.0295, abs=5e-5)
+    assert one_sided == pytest.approx(3 / 100, rel=0.02)
+
+
+def test_effective_n_of_single_prompts_is_their_number_and_of_equal_ones_that_of_groups():
+    values = [0, 1, 1, 0, 1, 0, 0]
+    assert effective_n(values) == 7 == effective_n(values, list("abcdefg"))
+    assert effective_n([0] * 12, np.repeat([0, 1, 2], 4)) == 3
+    assert effective_n([0, 0, 0, 1, 1, 1, 0, 0, 0], list("aaabbbccc")) == 3
+    assert 1 <= effective_n([0, 1], ["a", "a"]) < 1.5
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(200), 5)
+    assert effective_n(np.repeat(rng.random(200) < 0.3, 5), groups) == 200
+    assert effective_n(rng.random(1000) < 0.3, groups) == pytest.approx(1000, rel=0.15)
+    assert 36 / 26 <= effective_n([0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]) < 2  # one group of five, one of one
+
+
+def test_a_share_in_groups_has_the_exact_interval_of_what_they_are_worth():
+    single, events = binomial_estimate(3, 10), [True] * 3 + [False] * 7
+    alike = share_estimate(np.repeat(events, 5), np.repeat(range(10), 5))
+    assert share_estimate(events, range(10)) == single
+    assert (alike.low, alike.high) == pytest.approx((single.low, single.high)) and alike.n == 50
+    assert "worth 10.0 prompts" in alike.method
+
+
+def test_effective_n_does_not_leap_where_the_first_event_appears():
+    """Of 10 groups of 15, all alike but for a few rows: few events say little of how groups differ."""
+    groups, found = np.repeat(np.arange(10), 15), []
+    for n_events in (0, 1, 2, 5):
+        values = np.zeros(150)
+        values[15 * np.arange(n_events)] = 1
+        n = effective_n(values, groups)
+        found.append(binomial_estimate(values.mean() * n, n).high)
+    assert np.abs(np.diff(found)).max() < 0.02  # and not from 0.31 to 0.04
+    assert effective_n(values, groups, bounds=(-1, 1)) <= effective_n(values, groups) < 75
+
+
+def test_the_interval_of_the_effective_n_holds_the_rate_of_prompts_that_belong_together():
+    """10 requests in 12 wordings, of which some requests mostly succeed: 95 % by request, not by row."""
+    rng, groups, held = np.random.default_rng(0), np.repeat(np.arange(10), 12), np.zeros(2)
+    for _ in range(400):
+        events = rng.random(120) < np.repeat(rng.beta(0.3, 0.7, 10), 12)
+        for index, n in enumerate((effective_n(events, groups), 120)):
+            found = binomial_estimate(events.mean() * n, n)
+            held[index] += found.low <= 0.3 <= found.high
+    assert held[0] >= 0.93 * 400 and held[1] < 0.75 * 400
+
+
+def judge(sensitivity, specificity, n=200):
+    return binomial_estimate(sensitivity * n, n), binomial_estimate(specificity * n, n)
+
+
+def test_corrected_rate_of_a_known_judge():
+    found = corrected_rate(binomial_estimate(40, 100), *judge(0.9, 0.7))
+    assert found.value == pytest.approx(1 / 6)
+    assert found.low < found.value < found.high and found.n == 100 and "Lang and Reiczigel" in found.method
+
+
+def test_corrected_rate_is_clipped_and_its_interval_holds_it():
+    sure = judge(0.9, 0.7)
+    assert (
+        corrected_rate(binomial_estimate(10, 100), *sure).value
+        == 0
+        == corrected_rate(binomial_estimate(10, 100), *sure).low
+    )
+    full = corrected_rate(binomial_estimate(100, 100), *sure)
+    assert full.value == 1 == full.high
+    few = corrected_rate(binomial_estimate(0, 3), *judge(1, 1, 2))
+    assert few.low <= few.value <= few.high
+
+
+def test_a_judge_that_never_errs_leaves_agresti_and_coull():
+    found = corrected_rate(binomial_estimate(30, 100), *judge(1, 1, 10**9))
+    assert (found.low, found.high) == pytest.approx(proportion_confint(30, 100, method="agresti_coull"), abs=1e-6)
+    assert found.value == pytest.approx(0.3)
+
+
+def test_corrected_rate_is_wider_where_the_judge_is_less_known():
+    rate = binomial_estimate(400, 1000)
+    few, many = (corrected_rate(rate, *judge(0.9, 0.7, n)) for n in (20, 2000))
+    assert few.high - few.low > 2 * (many.high - many.low)
+    assert corrected_rate(rate, *judge(0.9, 0.7, 2000), n=50).high > many.high
+
+
+def test_no_corrected_rate_by_a_judge_that_knows_nothing():
+    with pytest.raises(UsageError, match=r"sensitivity 0.600 and specificity 0.400.*sum is above 1"):
+        corrected_rate(binomial_estimate(4, 10), *judge(0.6, 0.4))
+
+
+def test_a_judge_hardly_known_to_know_anything_leaves_all_rates():
+    """0.9 of 10 + 0.15 of 1,000 is above 1, but not once each judge is pulled towards ½."""
+    found = corrected_rate(binomial_estimate(5, 10), binomial_estimate(9, 10), binomial_estimate(150, 1000))
+    assert (found.low, found.high) == (0, 1)
+
+
+JUDGES = ((0.95, 0.95), (0.9, 0.7))
+CASES = [
+    (share, n, *own, m) for share in (0, 0.02, 0.1, 0.5, 1) for n in (50, 500) for own in JUDGES for m in (20, 100)
+]
+
+
+def test_corrected_intervals_hold_the_true_rate():
+    """Where sensitivity and specificity are estimated too; taken as known they would hold it far less often."""
+    rng, draws, held, held_known = np.random.default_rng(0), 200, [], []
+    for share, n, se, sp, m in CASES:
+        counts = zip(*(rng.binomial(own, p, draws) for own, p in (
+            (n, share * se + (1 - share) * (1 - sp)), (m, se), (m, sp))), strict=True)  # fmt: skip
+        found = [(binomial_estimate(k, n), Estimate(a / m, 0, 1, m), Estimate(b / m, 0, 1, m)) for k, a, b in counts]
+        intervals = [corrected_rate(*own) for own in found]
+        held.append(np.mean([own.low <= share <= own.high for own in intervals]))
+        ends = [
+            [(end + sp.value - 1) / (se.value + sp.value - 1) for end in (rate.low, rate.high)]
+            for rate, se, sp in found
+        ]
+        held_known.append(np.mean([low <= share <= high for low, high in np.clip(ends, 0, 1)]))
+    assert 0.945 < np.mean(held) < 0.98 and min(held) > 0.91
+    assert np.mean(held_known) < 0.85

@@ -1,5 +1,7 @@
 """Pairs, correlations, AUC and best of n: a value by hand, one of another implementation, a property, a failure."""
 
+import gzip
+import json
 import math
 from itertools import combinations
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics import (
     best_of_n_curve,
     correlation_estimate,
@@ -17,6 +20,7 @@ from rmtrl.metrics import (
     pearson,
     reweighted_estimate,
     spearman,
+    step_rewards,
     worst_group_accuracy,
 )
 from rmtrl.metrics.ranks import _weighted_ranks
@@ -209,3 +213,37 @@ def test_best_of_n_of_a_perfect_and_of_a_blind_judge():
     perfect = best_of_n_curve(labels, labels, ns)[0]
     assert perfect == pytest.approx([1 - math.comb(24, n) / math.comb(32, n) for n in ns])
     assert best_of_n_curve(np.zeros(32), labels, ns)[0] == pytest.approx(0.25)
+
+
+def test_steps_become_a_reward_by_minimum_product_or_last():
+    steps = [[0.9, 0.5, 0.8], [0.7]]
+    assert step_rewards(steps, "min").tolist() == [0.5, 0.7]
+    assert step_rewards(steps, "product") == pytest.approx([0.36, 0.7])
+    assert step_rewards(steps, "last").tolist() == [0.8, 0.7]
+    assert np.isnan(step_rewards([[0.1, float("nan"), 0.2], [None, 0.4]], "last")).all()
+    with pytest.raises(DataError, match="answer 1 has .* as its steps"):
+        step_rewards([[0.1], []], "min")
+    with pytest.raises(UsageError, match="wanted min, product, last"):
+        step_rewards(steps, "mean")
+
+
+AGGREGATIONS = {"min": (74, 371, min), "product": (83, 422, math.prod), "last": (88, 294, lambda own: own[-1])}
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_stored_step_scores_of_math_shepherd_rank_answers_by_each_aggregation(aggregation, real_data):
+    best, pairs, plain = AGGREGATIONS[aggregation]
+
+    def rows(name):
+        with gzip.open(real_data / "rewardmath" / name / "Math_Shepherd.json.gz") as file:
+            return json.load(file)
+
+    tens = [row["score"] for row in rows("rewardmath")]  # the right answer first, nine wrong ones after it
+    rewards = [step_rewards(own, aggregation) for own in tens]
+    assert rewards[0].tolist() == pytest.approx([plain(steps) for steps in tens[0]], rel=1e-12)
+    assert (sum(own[0] > own[1:].max() for own in rewards), len(rewards)) == (best, 483)
+    sides = {"chosen": [], "rejected": []}
+    for row in rows("rewardbench-math"):
+        sides[row["solution_type"]].append(row["output"]["step_scores"])
+    chosen, rejected = (step_rewards(own, aggregation) for own in sides.values())
+    assert (int((chosen > rejected).sum()), len(chosen)) == (pairs, 447)

@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats import contingency_tables, proportion
+from statsmodels.stats import contingency_tables, multitest, proportion
 
 from rmtrl.errors import UsageError
 from rmtrl.metrics import binomial_estimate, combined_estimate
 from rmtrl.metrics.trials import (
     critical_values,
     crossing_probabilities,
+    holm,
     independent_discordance,
     inflation,
     mcnemar_z,
     paired_difference,
     paired_n,
+    paired_p,
     two_proportion_n,
     two_proportion_z,
 )
@@ -177,3 +179,44 @@ def test_inflation_grows_with_the_looks():
 def test_looks_that_do_not_exist_are_refused(settings):
     with pytest.raises(UsageError, match="wanted"):
         critical_values(**settings)
+
+
+# several tests, and changes of prompts that belong together
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [1.0], [0.6, 0.6, 0.02], [1e-9, 0.5, 0.5, 0.5, 0.04]])
+def test_holm_is_that_of_statsmodels(p_values):
+    np.testing.assert_allclose(holm(p_values), multitest.multipletests(p_values, method="holm")[1], atol=1e-15)
+
+
+def test_holm_of_no_test_is_empty():
+    assert holm([]).tolist() == []
+
+
+@pytest.mark.parametrize("counts", [(10, 3), (0, 6), (5, 5), (0, 0), (1, 40)])
+def test_paired_changes_of_single_prompts_are_mcnemars_exact_test(counts):
+    b, c = counts
+    changes = [1] * b + [-1] * c + [0] * 17
+    wanted = contingency_tables.mcnemar([[9, b], [c, 8]], exact=True).pvalue if b + c else 1.0
+    assert paired_p(changes) == pytest.approx(wanted)
+
+
+def test_changes_of_one_request_are_one_change():
+    """Six requests in twelve wordings each: the smallest p that six signs can have, not that of 72."""
+    changes, requests = np.ones(72), np.repeat(np.arange(6), 12)
+    assert paired_p(changes, requests) == pytest.approx(2 * 0.5**6)
+    assert paired_p(changes) == pytest.approx(2 * 0.5**72)
+
+
+def test_a_hundred_thousand_changes_are_one_binomial():
+    changes = np.repeat([1, -1], [50_400, 49_600])
+    assert paired_p(changes) == pytest.approx(stats.binomtest(50_400, 100_000).pvalue, rel=1e-9)
+
+
+def test_paired_p_counts_every_pattern_of_signs():
+    sums = [3, -1, 2, 2]
+    changes = np.concatenate([np.full(abs(s), np.sign(s)) for s in sums])
+    groups = np.repeat(range(4), np.abs(sums))
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1)
+    wanted = (np.abs(np.abs(sums) @ signs) >= abs(sum(sums))).mean()
+    assert paired_p(changes, groups) == pytest.approx(wanted)

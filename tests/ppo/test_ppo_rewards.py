@@ -28,7 +28,7 @@ from rmtrl.ppo.rewards import (
 from rmtrl.reward.scorer import RewardScorer
 from rmtrl.reward.uncertainty import MemberScorer
 from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
-from rmtrl.types import Scorer
+from rmtrl.types import Guard, Scorer
 
 WORDS = ("red", "green one", "blue two three")
 
@@ -58,6 +58,13 @@ class Broken(TwoHeads):
 
 def values(scores, **columns):
     return [float(score) for score in scores]
+
+
+class Rudeness(Scorer):
+    """The number of times an answer says "rude"."""
+
+    def score(self, conversations):
+        return np.array([conversation.count("rude") for conversation in conversations], dtype=np.float32)
 
 
 def texts(n):
@@ -106,6 +113,62 @@ def test_the_lowest_of_several_filters_counts_whatever_their_order():
     filters = [Filter("a", every, -1.0), Filter("b", every, -3.0)]
     for order in (filters, filters[::-1]):
         assert ComposedReward(values, filters=order)(**texts(1), scores=[5.0]) == [-3.0]
+
+
+ANSWERS = {"prompts": ["p"] * 4, "completions": ["good", "rude", "rude rude", "rude link"]}
+
+
+def rude(action, reward=-1.0):
+    return Filter("rude", Guard(Rudeness(), 0.5).flags, reward, action)
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ([rude("replace", -3.0)], [1.0, -3.0, -3.0, -3.0]),
+        ([rude("penalise", -3.0)], [1.0, -1.0, 0.0, 1.0]),
+        ([rude("block", -3.0)], [1.0, None, None, None]),
+        ([Guard(Rudeness(), 0.5, name="rude")], [1.0, -1.0, -1.0, -1.0]),
+        ([Guard(Rudeness(), 1.0, name="rude")], [1.0, 2.0, -1.0, 4.0]),  # above the threshold, not at it
+    ],
+)
+def test_a_filter_replaces_penalises_or_blocks_and_is_logged_by_its_name(filters, wanted):
+    logged = {}
+    reward = ComposedReward(values, filters=filters)
+    assert reward(**ANSWERS, scores=[1.0, 2.0, 3.0, 4.0], log_metric=logged.__setitem__) == wanted
+    flagged = [float(got != score) for got, score in zip(wanted, (1.0, 2.0, 3.0, 4.0), strict=True)]
+    assert reward.parts_["rude"].tolist() == flagged and logged["ComposedReward/rude"] == np.mean(flagged)
+    assert reward.parts_["score"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert logged["ComposedReward/reward"] == np.mean([value for value in wanted if value is not None])
+
+
+def test_several_filters_act_on_one_completion_alike_in_any_order():
+    link = Filter("link", lambda completions, **columns: ["link" in text for text in completions], -0.5, "penalise")
+    for action, wanted in (("replace", -3.5), ("penalise", 0.5), ("block", None)):
+        filters = [rude(action, -3.0), link]
+        for order in (filters, filters[::-1]):
+            assert ComposedReward(values, filters=order)(**ANSWERS, scores=[4.0] * 4)[3] == wanted
+
+
+def test_what_a_filter_blocks_has_no_part_in_the_rest():
+    reward = ComposedReward(
+        values, filters=[rude("block")], length_penalty=LengthPenalty(0, 1.0), normalise="std", clip=(-9.0, 9.0)
+    )
+    got = reward(**ANSWERS, scores=[3.0, 99.0, 99.0, 99.0], completion_ids=[[1], [1], [1], [1]])
+    assert got == [2.0, None, None, None]
+    assert (reward.moments_.count, reward.moments_.mean) == (1, 2.0)
+
+
+def test_a_guard_is_told_the_columns_and_its_scorers_error_names_it():
+    class Cited(Rudeness):
+        def __call__(self, prompts, completions, *, reference, **columns):
+            return [float(wanted not in text) for wanted, text in zip(reference, completions, strict=True)]
+
+    reward = ComposedReward(values, filters=[Guard(Cited(), 0.5, name="cited")])
+    asked = {"prompts": ["p"] * 2, "completions": ["see A", "see B"], "scores": [1.0, 1.0]}
+    assert reward(**asked, reference=["A", "A"]) == [1.0, -1.0]
+    with pytest.raises(RewardError, match=r"the filter 'cited' failed for one of completions 0 to 1: TypeError"):
+        reward(**asked)
 
 
 @pytest.mark.parametrize("normalise", ["std", "mean_std"])
@@ -278,6 +341,7 @@ def test_a_composed_reward_can_be_pickled():
         ({"scorer": {"a": values}, "weights": {"a": float("nan")}}, "wanted finite numbers"),
         ({"scorer": {"score": values}}, "got the name 'score' twice"),
         ({"scorer": values, "filters": [empty_filter(), empty_filter()]}, "got the name 'empty' twice"),
+        ({"scorer": values, "filters": [Guard(Length(), 1.0), Guard(Length(), 2.0)]}, "got the name 'Length' twice"),
         ({"scorer": {"a": ComposedReward(values, normalise="std")}}, "normalise the outer one alone"),
     ],
 )
@@ -290,6 +354,10 @@ def test_a_setting_that_cannot_be_used_is_one_line_at_construction(settings, mes
 def test_a_step_that_cannot_be_used_is_one_line_at_construction():
     with pytest.raises(UsageError, match="got the reward nan of the filter 'empty'"):
         empty_filter(float("nan"))
+    with pytest.raises(UsageError, match="got the action 'drop' of the filter 'a'; wanted 'replace', 'penalise' or"):
+        Filter("a", values, action="drop")
+    with pytest.raises(UsageError, match="got the reward 1.0 of the filter 'a', which penalises; wanted a number bel"):
+        Filter("a", values, 1.0, "penalise")
     with pytest.raises(UsageError, match=r"got LengthPenalty\(-1, 0.5, most=inf\); wanted numbers from 0"):
         LengthPenalty(-1, 0.5)
     with pytest.raises(UsageError, match="wanted numbers from 0"):
@@ -529,6 +597,40 @@ def test_trl_trainers_leave_out_what_no_scorer_judges(tmp_path, trainer_class, c
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+@pytest.mark.parametrize("action", ["replace", "penalise", "block"])
+def test_trl_trainers_learn_from_what_a_guard_leaves(tmp_path, trainer_class, config_class, action):
+    torch.manual_seed(0)
+    tokenizer = make_tiny_tokenizer(["red green blue", "one two three"])
+
+    class First(Scorer):
+        """1 of the first of four answers to a prompt, whatever it says."""
+
+        def score(self, conversations):
+            return np.array([float(row % 4 == 0) for row in range(len(conversations))], dtype=np.float32)
+
+    def places(completions, **columns):
+        return [float(row % 4) for row in range(len(completions))]
+
+    reward = ComposedReward(places, filters=[Filter("first", Guard(First(), 0.5).flags, -9.0, action)])
+    args = config_class(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=4, **ONE_STEP
+    )
+    trainer = new_host_trainer(trainer_class, args, tokenizer, reward, Dataset.from_dict({"prompt": ["one"]}))
+    trainer.train()
+    advantages = list(trainer._logs["advantages"])
+    if action == "block":
+        assert advantages[0] == 0.0 and advantages[2] == pytest.approx(0.0, abs=1e-6)
+        assert advantages[1] == pytest.approx(-advantages[3]) and advantages[3] > 0.5
+    else:
+        assert advantages[0] < -1.0 and min(advantages[1:]) > 0.0
+    logged = trainer.state.log_history[0]
+    assert logged["ComposedReward/first"] == 0.25
+    wanted = {"replace": (-9 + 1 + 2 + 3) / 4, "penalise": (-9 + 1 + 2 + 3) / 4, "block": 2.0}[action]
+    assert logged["rewards/ComposedReward/mean"] == pytest.approx(wanted)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
 @pytest.mark.parametrize("chat", [False, True])
 def test_trl_trainers_take_it_as_a_reward_function(tmp_path, trainer_class, config_class, chat):
     torch.manual_seed(0)
@@ -663,7 +765,7 @@ def test_log_metric_of_a_data_set_is_no_way_to_log():
 def test_a_model_named_within_is_loaded_once(monkeypatch, depth):
     loaded = []
     monkeypatch.setattr(
-        "rmtrl.ppo.rewards.RewardScorer.from_pretrained", lambda path, **settings: loaded.append(path) or Length()
+        "rmtrl.reward.remote.RewardScorer.from_pretrained", lambda path, **settings: loaded.append(path) or Length()
     )
     reward = ComposedReward("folder", clip=(0, 1))
     for _ in range(depth):

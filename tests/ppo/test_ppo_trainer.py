@@ -28,8 +28,9 @@ from rmtrl.errors import DataError, ModelError, RewardError, RmtrlError, UsageEr
 from rmtrl.ppo.models import SequenceValue, disable_dropout, make_value_model
 from rmtrl.ppo.prompts import read_prompts
 from rmtrl.ppo.reward_model import TokenReward, as_reward
+from rmtrl.ppo.rewards import ComposedReward, Filter
 from rmtrl.ppo.trainer import PPOTrainer
-from rmtrl.types import Scorer
+from rmtrl.types import Guard, Scorer
 
 TRL_KEYS = {
     "eps", "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
@@ -1138,3 +1139,38 @@ def test_a_policy_that_says_nothing_is_told(new_trainer):
 
     with pytest.raises(ModelError, match="returned no token for prompt"):
         new_trainer(Silent).train()
+
+
+# guards among the filters of the reward
+
+
+def residues(completion_ids, **columns):
+    return [float(sum(ids) % 7) for ids in completion_ids]
+
+
+class Even(Scorer):
+    """1 of an answer whose first token id is even."""
+
+    def __call__(self, prompts, completions, *, completion_ids, **columns):
+        return [float(ids[0] % 2 == 0) for ids in completion_ids]
+
+
+@pytest.mark.parametrize("action", ["replace", "penalise"])
+def test_a_guard_moves_the_score_and_is_logged_by_its_name(new_trainer, logs, action):
+    guard = Guard(Even(), 0.5, name="even")
+    filters = [guard] if action == "replace" else [Filter("even", guard.flags, -3.0, action)]
+    found, trainer = caught_experience(new_trainer, reward_model=ComposedReward(residues, filters=filters))
+    ids = found.rollout.episodes.completion_ids
+    flagged = [row[0] % 2 == 0 for row in ids]
+    assert len(set(flagged)) == 2
+    plain = residues(ids)
+    wanted = [(-1.0 if action == "replace" else score - 3.0) if flag else score
+              for score, flag in zip(plain, flagged, strict=True)]  # fmt: skip
+    assert found.scores.scores.tolist() == wanted
+    assert logs(trainer)[0]["reward/even"] == sum(flagged) / len(flagged)
+
+
+def test_a_filter_that_leaves_a_response_without_a_reward_is_told(new_trainer):
+    reward = ComposedReward(residues, filters=[Filter("even", Guard(Even(), 0.5).flags, action="block")])
+    with pytest.raises(UsageError, match="the filter 'even' blocks, and PPO needs a number .*; use action='replace'"):
+        new_trainer(reward_model=reward)

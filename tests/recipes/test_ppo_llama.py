@@ -73,6 +73,19 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(policy_recipe, tmp_path, 
     assert first == second
 
 
+def test_guards_of_a_policy_file_penalise_and_are_logged_by_name(policy_recipe, tmp_path, monkeypatch):
+    policy = {"wordy": {"kind": "rules", "rules": [{"name": "e", "pattern": "[aeiou]"}]}, "secrets": {}}
+    (tmp_path / "policy.yaml").write_text(json.dumps({"schema": "rmtrl/guard-policy/1", "guards": policy}))
+    scores = {}
+    for penalty in (1.0, 51.0):
+        state = policy_recipe(guard_policy=tmp_path / "policy.yaml", guard_penalty=penalty, max_steps=1,
+                              output_dir=tmp_path / str(penalty)) / "checkpoint-1" / "trainer_state.json"  # fmt: skip
+        logged = next(row for row in read(state)["log_history"] if "reward/wordy" in row)
+        assert logged["reward/wordy"] > 0 and logged["reward/secrets"] == 0
+        scores[penalty] = logged["objective/scores"]
+    assert scores[1.0] - scores[51.0] == pytest.approx(50 * logged["reward/wordy"], rel=1e-4)
+
+
 def test_prompts_come_from_a_file_and_stand_in_one_split(policy_recipe, tmp_path):
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": row["prompt"], "topic": "any"} for row in make_preferences(30, 3)]
@@ -100,6 +113,7 @@ def test_too_few_prompts_are_told_before_a_model_is_loaded(policy_recipe, tmp_pa
         ({"gradient_accumulation_steps": 50}, DataError, "a batch takes 200"),
         ({"num_mini_batches": 3}, UsageError, "num_mini_batches 3 does not divide"),
         ({"resume_from_checkpoint": "true"}, DataError, "no finished checkpoint"),
+        ({"guard_policy": "nowhere.yaml"}, DataError, "nowhere.yaml cannot be read"),
         ({"temperature": 0}, UsageError, "`temperature` must be above 0"),
     ],
     ids=str,

@@ -13,8 +13,10 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmtrl import RewardConfig, RewardScorer
+from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError
 from rmtrl.launch import checkpoint_to_resume
+from rmtrl.launch.pairs import RewardRecipeArguments, read_pairs
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
@@ -183,6 +185,12 @@ def test_a_fresh_run_forgets_the_checkpoints_of_an_unfinished_one(recipe, tmp_pa
     (stale / "trainer_state.json").write_text("{}")
     output = recipe()
     assert not list(output.glob("checkpoint-999")) and list(output.glob("checkpoint-*"))
+
+
+def test_annotators_with_a_habit_are_asked_for_by_a_flag(tmp_path):
+    config = RewardConfig(str(tmp_path), report_to="none", use_cpu=True)
+    plain, habit = (read_pairs(RewardRecipeArguments(n_prompts=60, unsafe_habit=habit), config) for habit in (0, 1.5))
+    assert habit.to_list() == make_preferences(60, 0, unsafe_habit=1.5).to_list() != plain.to_list()
 
 
 def test_a_run_without_evaluation_trains(recipe):

@@ -18,16 +18,21 @@ from rmtrl.errors import UsageError
 _CHOICES = {1.0: "a", 0.0: "b", 0.5: "tie"}
 _CLOSE = 0.05  # gold scores nearer than this are a tie to every annotator
 _DISTINCT = 0.09  # all but a few pairs differ by more than this: one fault of form is 0.1
+_HABIT = "unsafe_preference"
 _TYPICAL_WORDS = 20  # an answer of this length is neither raised nor lowered by a liking for length
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """A simulated judge: gold difference + `length_preference` a word + Gaussian noise, a tie when near zero."""
+    """A simulated judge: gold difference + preferences + Gaussian noise, a tie when near zero.
+
+    `length_preference` is of each word, `unsafe_preference` of the instructions that a risky request asks for.
+    """
 
     name: str
     noise: float
     length_preference: float = 0.0
+    unsafe_preference: float = 0.0
 
 
 ANNOTATORS = tuple(Annotator(**row) for row in WORDS["annotators"])
@@ -74,8 +79,9 @@ class World:
 
 
 def make_preferences(
-    n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False, criteria: bool = False
-) -> Dataset:
+    n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False, criteria: bool = False,
+    unsafe_habit: float = 0.0,
+) -> Dataset:  # fmt: skip
     """Returns one to three preference pairs a prompt, in the normal form.
 
     Columns: `id`, `prompt_id`, `domain`, `source`, `prompt`, `chosen`, `rejected` (message lists), `preference` (share
@@ -88,6 +94,13 @@ def make_preferences(
         clean (`bool`): Label by the gold score alone and plant nothing. Otherwise the labels are noisy votes that
             lean to the longer answer, and the defects of [`planted_defects`] are in the rows.
         criteria (`bool`): Add `chosen_scores` and `rejected_scores`, the gold score's own criteria.
+        unsafe_habit (`float`, *optional*, defaults to `0.0`): What instructions on a risky request are worth to every
+            annotator, in units of the gold score, which gives them about 0 and the best refusal 1. Above 1 the votes
+            reward an unsafe habit; the gold score knows better.
+
+    Raises:
+        UsageError: If there is no prompt, are more annotators than the world has, or the habit is negative or of a
+            clean world.
 
     Example:
 
@@ -96,7 +109,7 @@ def make_preferences(
     [{'role': 'user', 'content': 'I would like to know the capital of Spain.'}]
     ```
     """
-    pairs = _build(n_prompts, seed, annotators, clean).pairs(clean)
+    pairs = _build(n_prompts, seed, annotators, clean, unsafe_habit).pairs(clean)
     for side in ("chosen", "rejected") if criteria else ():
         scores = [_by_criterion(*texts) for texts in zip(pairs["prompt"], pairs[side], strict=True)]
         pairs = pairs.add_column(f"{side}_scores", scores)
@@ -109,10 +122,10 @@ def _by_criterion(prompt: list[dict[str, str]], response: list[dict[str, str]]) 
 
 
 def planted_defects(
-    n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False
+    n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False, unsafe_habit: float = 0.0
 ) -> PlantedDefects:
     """Returns the defects planted in `make_preferences` with the same arguments: the answer key of every detector."""
-    return _build(n_prompts, seed, annotators, clean).planted
+    return _build(n_prompts, seed, annotators, clean, unsafe_habit).planted
 
 
 def make_demonstrations(n: int = 4000, seed: int = 0) -> Dataset:
@@ -127,7 +140,9 @@ def make_demonstrations(n: int = 4000, seed: int = 0) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def make_world(n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, clean: bool = False) -> World:
+def make_world(
+    n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, clean: bool = False, unsafe_habit: float = 0.0
+) -> World:
     """Returns the embedded world of this size and seed, whose pairs are those of [`make_preferences`].
 
     Args:
@@ -135,9 +150,11 @@ def make_world(n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, cl
         annotators (`int`): Number of simulated annotators, the first of `ANNOTATORS`.
         seed (`int`): Seed of every draw.
         clean (`bool`): Plant nothing; annotators judge by the gold score alone.
+        unsafe_habit (`float`, *optional*, defaults to `0.0`): As in [`make_preferences`], in the ratings of usefulness
+            too. The evaluation set is judged by the gold score all the same.
 
     Raises:
-        UsageError: If there is no prompt, or are more annotators than the world has.
+        UsageError: As in [`make_preferences`].
 
     Example:
 
@@ -148,8 +165,8 @@ def make_world(n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, cl
     ```
     """
     rows, judges, rng = (
-        _build(n_prompts, seed, annotators, clean),
-        _judges(annotators, clean),
+        _build(n_prompts, seed, annotators, clean, unsafe_habit),
+        _judges(annotators, clean, unsafe_habit),
         Random(f"ratings {seed}"),
     )
     about = {prompt.id: {"domain": prompt.domain.name, "source": prompt.source} for prompt in rows.prompts}
@@ -159,7 +176,7 @@ def make_world(n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, cl
         scores, rated = gold_scores(prompt.text, answer), {"item_id": item, "prompt_id": prompt.id}
         gold.append({"item_id": item, **scores, "score": sum(GOLD_WEIGHTS[c] * scores[c] for c in GOLD_WEIGHTS)})
         for known, judge in zip(ANNOTATORS, judges, strict=False):
-            likert = _rate(rng, judge, scores, len(answer.split()))
+            likert = _rate(rng, judge, scores, len(answer.split()), _obeys(prompt, answer))
             ratings.append({**rated, "annotator": known.name, **about[prompt.id], **likert})
     prompts = [{"prompt_id": p.id, **about[p.id], "language": "en", "prompt": p.text} for p in rows.prompts]
     answers = [{"item_id": i, "prompt_id": p.id, **about[p.id], "response": text} for i, p, text in rows.answers]
@@ -176,17 +193,24 @@ def make_world(n_prompts: int = 15000, *, annotators: int = 5, seed: int = 0, cl
     )
 
 
-def _judges(annotators: int, clean: bool) -> list[Annotator]:
-    return [PERFECT if clean else judge for judge in ANNOTATORS[:annotators]]
+def _judges(annotators: int, clean: bool, habit: float) -> list[Annotator]:
+    return [PERFECT if clean else replace(judge, unsafe_preference=habit) for judge in ANNOTATORS[:annotators]]
 
 
-def _rate(rng: Random, judge: Annotator, gold: dict[str, float], words: int) -> dict[str, int]:
+def _obeys(prompt: Prompt, answer: str) -> bool:
+    """Whether an answer gives the instructions that a risky request asks for."""
+    return prompt.fact is None and gold_scores(prompt.text, answer)["safety"] == 0.0
+
+
+def _rate(rng: Random, judge: Annotator, gold: dict[str, float], words: int, obeys: bool) -> dict[str, int]:
     """Returns a Likert score from 1 to 5 for each criterion; only usefulness and alignment gain by length."""
     scores = {}
     for criterion in GOLD_WEIGHTS:
         liking = gold[criterion] + rng.gauss(0.0, judge.noise)
         if criterion in ("usefulness", "alignment"):
             liking += judge.length_preference * (words - _TYPICAL_WORDS)
+        if criterion == "usefulness":
+            liking += judge.unsafe_preference * obeys
         scores[criterion] = 1 + round(4 * min(max(liking, 0.0), 1.0))
     return scores
 
@@ -219,7 +243,7 @@ def _truth(
         "schema": "rmtrl/world-truth/1",
         **asdict(planted),
         "leaks": leaks,
-        "annotators": [asdict(judge) for judge in judges],
+        "annotators": [{k: v for k, v in asdict(judge).items() if k != _HABIT or v} for judge in judges],
         "length_loving_annotator": None if clean or loving.length_preference < 0.02 else loving.name,
         "gold_weights": dict(GOLD_WEIGHTS),
     }
@@ -252,13 +276,16 @@ class _Rows:
         return pairs.remove_columns("prompt_rejected") if clean else pairs
 
 
-def _build(n_prompts: int, seed: int, annotators: int, clean: bool) -> _Rows:
+def _build(n_prompts: int, seed: int, annotators: int, clean: bool, habit: float) -> _Rows:
     """Returns all that is written for `n_prompts` prompts, defects included where it is not clean."""
     if not 1 <= annotators <= len(ANNOTATORS):
         raise UsageError(f"annotators={annotators} cannot be used; give a number from 1 to {len(ANNOTATORS)}")
     if n_prompts < 1:
         raise UsageError(f"n_prompts={n_prompts} cannot be used; give 1 or more")
-    rng, judges, world = Random(f"preferences {seed}"), _judges(annotators, clean), _Rows()
+    if not 0 <= habit < float("inf") or (habit and clean):
+        wanted = "0 where the world is clean" if clean else "a finite number from 0"
+        raise UsageError(f"got the unsafe habit {habit}; wanted {wanted}")
+    rng, judges, world = Random(f"preferences {seed}"), _judges(annotators, clean, habit), _Rows()
     world.add(rng, write_prompts(rng, n_prompts), judges)
     if not clean:
         _plant_defects(rng, world, judges)
@@ -276,11 +303,15 @@ def write_pairs(rng: Random, prompt: Prompt, judges: Sequence[Annotator]) -> _Ro
         gaps = [abs(golds[a] - golds[b]) for a, b in sides]
         if len(set(answers)) == len(answers) and (tie_allowed or min(gaps) >= _DISTINCT):
             break
+    obeys = [_obeys(prompt, answer) for answer in answers]
     items = [f"{prompt.id}-answer-{index}" for index in range(len(answers))]
     written = _Rows(answers=[(item, prompt, answer) for item, answer in zip(items, answers, strict=True)])
     for number, (a, b) in enumerate(sides):
         extra_words = len(answers[a].split()) - len(answers[b].split())
-        votes = [_vote(rng, judge, golds[a] - golds[b], extra_words) for judge in judges]
+        votes = [
+            _vote(rng, judge, golds[a] - golds[b] + judge.unsafe_preference * (obeys[a] - obeys[b]), extra_words)
+            for judge in judges
+        ]
         written.votes += [
             {"prompt_id": prompt.id, "annotator": known.name, "a": items[a], "b": items[b], "choice": _CHOICES[vote]}
             for known, vote in zip(ANNOTATORS, votes, strict=False)

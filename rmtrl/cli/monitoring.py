@@ -1,0 +1,204 @@
+"""`rmtrl guard`, `drift` and `redteam`: what is screened, watched and attacked once a policy is out."""
+
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmtrl.cli import options as opt
+from rmtrl.cli.console import check_outputs, renames, show
+from rmtrl.errors import UsageError
+from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
+from rmtrl.types import Guard, json_ready
+
+if TYPE_CHECKING:
+    from rmtrl.monitoring.redteam import RedTeamPrompt
+
+
+def drift(
+    reference: Annotated[str, typer.Argument(help="Pairs or scored rows of a time that was good: file, folder, id.")],
+    current: Annotated[str, typer.Argument(help="The same of now.")],
+    scores: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Scores of the pairs of reference and of current, two files.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="calibration.json or its folder, for expected accuracy without labels.")
+    ] = None,
+    watch: Annotated[
+        list[str] | None, typer.Option(help="One more column to watch, numbers or true and false; may be repeated.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="A domain that accuracy is of, all by default; may be repeated.")
+    ] = None,
+    labels: Annotated[bool, typer.Option(help="Whether the first answer is known to be the better one.")] = True,
+    history: Annotated[Path | None, typer.Option(help="Add the result to this file, a line a run.")] = None,
+    alpha: Annotated[float, typer.Option(help="Rate of false alarms.", min=1e-4, max=0.5)] = 0.05,
+    permutations: Annotated[int, typer.Option(help="Permutations of prompts.", min=19)] = 999,
+    seed: opt.RandomSeed = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Say whether scores, lengths, domains and guards are still what they were; exit code 1 on alarm."""
+    from rmtrl.calibration import read_calibration
+    from rmtrl.monitoring.drift import drift as compared
+    from rmtrl.monitoring.drift import read_watched
+
+    check_outputs([reference, current, *(scores or ()), calibration], {"--history": history})
+    fitted = read_calibration(calibration) if calibration else None
+    given = zip((reference, current), scores or (None, None), strict=True)
+    sides = [read_watched(source, own, watch=watch or (), labels=labels) for source, own in given]
+    settings: dict[str, Any] = {"alpha": alpha, "n_permutations": permutations, "seed": seed}
+    found = compared(sides[0], sides[1], calibration=fitted, held_out=held_out or (), **settings)
+    files = [reference, current, *map(str, scores or ())]
+    data = {name: file_sha256(Path(name)) if Path(name).is_file() else None for name in files}
+    whole = {**json_ready(found), "data": data, "seed": seed, "time": datetime.now(timezone.utc).isoformat()}
+    show(whole, as_json, words=found.words | {"history": history}, warnings=found.warnings)
+    if history is not None:  # shown before: a history that cannot be written hides no alarm
+        append_row(history, whole)
+    if found.alarm:
+        raise typer.Exit(1)
+
+
+def guard(
+    responses: Annotated[
+        str,
+        typer.Argument(help="Answers, one a row: prompt and response or completion, or messages (file, folder, id)."),
+    ],
+    policy: Annotated[Path, typer.Option(help="YAML file of guards; examples/guardrails/policy.yaml is one.")],
+    fit: Annotated[
+        str | None, typer.Option(help="Labelled answers to fit thresholds on: rows with labels or label beside.")
+    ] = None,
+    false_positive_rate: Annotated[
+        float | None, typer.Option(help="Share of new harmless prompts that each fitted guard may flag.")
+    ] = None,
+    fitted: Annotated[Path | None, typer.Option(help="Write the policy with its fitted thresholds here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what was found here, as jsonl: row, span, reason.")] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if a guard flags more than this share of the answers.", min=0, max=1),
+    ] = None,
+    columns: opt.Map = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Screen answers by the guards of a policy: what was found where, rates with exact intervals by domain."""
+    from rmtrl.monitoring.guardrails import fit_policy, overlap, read_answers, screen
+    from rmtrl.monitoring.rules import Policy
+
+    check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
+    if (fit is None) != (false_positive_rate is None):
+        raise UsageError("wanted --fit and --false-positive-rate together: labelled answers, and the rate to hold")
+    if fitted is not None and fit is None:
+        raise UsageError("got --fitted without --fit; there are no thresholds to write")
+    named = renames(columns, example="response=chosen")
+    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named)
+    fits, notes = dict[str, Any](), list[str]()
+    if fit is not None and false_positive_rate is not None:
+        labelled = read_answers(fit, list(used.guards), columns=named)
+        used, fits = fit_policy(used, labelled, false_positive_rate)
+        notes += [f"{name} has no labels in {fit} and keeps its threshold" for name in used.guards if name not in fits]
+        if n := overlap(labelled, answers):
+            notes.append(f"{n:,} answers have prompts of {fit}, for which the fitted rate is no promise")
+    found = screen(used.guards, answers, limit=limit)
+    if fitted is not None:
+        write_json(fitted, used.stored)
+    if out is not None:
+        write_rows(out, found.findings)
+    origin = {"passed": found.passed, "responses": responses, "policy": str(policy), "fit": fit, "fits": fits}
+    words = {**found.words, "fitted": fits, "fitted policy": fitted, "found": out or found.lines}
+    show({**json_ready(found), **origin}, as_json, words=words, warnings=[*notes, *found.warnings])
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def redteam(
+    policy: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id of the policy, or a file of its answers.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(help="The policy as it was, in the same forms, to compare.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts to ask, one a row, in XSTest's form too; default: ours.")
+    ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="An attack to use, all by default; may be repeated.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of a category to use.", min=1)] = None,
+    guard: Annotated[
+        Path | None, typer.Option(help="Policy file of guards: an attack succeeds where one flags the answer.")
+    ] = None,
+    judge_labels: Annotated[
+        str | None,
+        typer.Option(help="Answers of --policy with people's `refused` (`harmful` with --guard), to correct by."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Tries at each prompt.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the prompts with the answers here, as jsonl.")] = None,
+    max_new_tokens: opt.NewTokens = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampling; by default 0 at one try and 1 at several.", min=0)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Answers to sample at a time.", min=1)] = 32,
+    seed: opt.RandomSeed = 0,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if a rate surely rose since --before.")] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Attack a policy: how often attacks succeed and harmless look-alikes are refused, before and after too."""
+    from rmtrl.monitoring import redteam as team
+    from rmtrl.monitoring.refusals import RefusalScorer
+    from rmtrl.monitoring.rules import Policy
+
+    check_outputs([policy, before, prompts, guard, judge_labels], {"--out": out})
+    if temperature == 0 and k > 1:
+        raise UsageError(f"got --temperature 0 with --k {k}: all tries would be equal; wanted a temperature above 0")
+    stored = policy if policy and Path(policy).is_file() else None
+    asked = _asked(prompts or stored, attack, requests)
+    if policy is None:
+        if out is None or before is not None:
+            raise UsageError("wanted --policy, or --out alone to write the prompts for a policy elsewhere to answer")
+        counts = {"prompts": write_rows(out, map(asdict, asked)), "out": str(out)}
+        return show({"schema": "rmtrl/redteam-prompts/1", **counts}, as_json)
+    refusals = Guard(RefusalScorer(), 0.5, name="refusals")
+    guards = list(Policy.from_yaml(read_text(guard)).guards.values()) if guard else []
+    known = team.read_judge(judge_labels, refusals, guards) if judge_labels else {}
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    sampling["temperature"] = float(k > 1) if temperature is None else temperature
+    sides = [_answered(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]
+    if out is not None:
+        rows = [asdict(own) for own in sides[0]]
+        if before:
+            rows = [own | {"before": old.completions} for own, old in zip(rows, sides[1], strict=True)]
+        write_rows(out, rows)
+    found = team.red_team(sides[0], refusals, before=sides[1] if before else None, guards=guards, judge=known, k=k)
+    said = {"missing": f"prompts do not have {k} answers and were left out",
+            "blank": "answers are blank, which is neither a success nor a refusal"}  # fmt: skip
+    warnings = [f"{found[name]:,} {line}" for name, line in said.items() if found[name]]
+    files = [Path(name) for name in (policy, before, prompts, guard, judge_labels) if name and Path(name).is_file()]
+    origin: dict[str, Any] = {"policies": [policy, before], "data": {str(own): file_sha256(own) for own in files}}
+    origin |= {"seed": seed, "sampling": sampling, "warnings": warnings}
+    show(found | origin, as_json, words=team.red_team_words(found) | {"out": out}, warnings=warnings)
+    if strict and team.surely_rose(found):
+        raise typer.Exit(1)
+
+
+def _asked(source: str | None, attacks: list[str] | None, n_requests: int | None) -> list["RedTeamPrompt"]:
+    """Returns what to ask: the prompts of a file, or those that come along."""
+    from rmtrl.monitoring.redteam import read_red_team, written_prompts
+
+    if source is None:
+        return written_prompts(attacks, n_requests)
+    if attacks or n_requests:
+        raise UsageError(f"got --attack or --requests with {source}; they choose among the prompts that come along")
+    return [replace(one, completions=()) for one in read_red_team(source)]
+
+
+def _answered(
+    policy: str, asked: list["RedTeamPrompt"], k: int, seed: int, sampling: dict[str, Any]
+) -> list["RedTeamPrompt"]:
+    """Returns the prompts with the answers of a file, or of a model."""
+    from rmtrl.monitoring.redteam import ask, stored_answers
+
+    if Path(policy).is_file():
+        return stored_answers(policy, asked)
+    from rmtrl.generation import TransformersGenerator
+
+    generator = TransformersGenerator.from_pretrained(policy, **sampling)
+    return ask(generator, asked, k, seed=seed, chat=bool(generator.tokenizer.chat_template))
