@@ -124,7 +124,7 @@ bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and 
 	@$(BIN)/python tests/benchmarks/bench_ppo.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo_backbone.py --save
 
-baselines: $(RUN)/sft/config.json ## Compare PPO, GRPO, RLOO and DPO over three seeds, into examples/baselines/README.md (half an hour)
+baselines: $(RUN)/sft/config.json ## Compare PPO, GRPO and DPO over three seeds, into examples/baselines/README.md (half an hour)
 	@$(BIN)/python tests/benchmarks/baselines.py 1 2 3 --save
 
 lint: $(VENV)/.installed ## Check style and formatting
