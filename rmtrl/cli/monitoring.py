@@ -1,5 +1,6 @@
 """`rmtrl guard`, `drift` and `redteam`: what is screened, watched and attacked once a policy is out."""
 
+import sys
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, renames, show
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.types import Guard, json_ready
 
@@ -45,6 +46,8 @@ def drift(
     from rmtrl.monitoring.drift import read_watched
 
     check_outputs([reference, current, *(scores or ()), calibration], {"--history": history})
+    if history is not None:
+        append_row(history)  # tried before the work
     fitted = read_calibration(calibration) if calibration else None
     given = zip((reference, current), scores or (None, None), strict=True)
     sides = [read_watched(source, own, watch=watch or (), labels=labels) for source, own in given]
@@ -54,8 +57,13 @@ def drift(
     data = {name: file_sha256(Path(name)) if Path(name).is_file() else None for name in files}
     whole = {**json_ready(found), "data": data, "seed": seed, "time": datetime.now(timezone.utc).isoformat()}
     show(whole, as_json, words=found.words | {"history": history}, warnings=found.warnings)
-    if history is not None:  # shown before: a history that cannot be written hides no alarm
-        append_row(history, whole)
+    try:  # shown before: a history that cannot be written hides no alarm
+        if history is not None:
+            append_row(history, whole)
+    except DataError as error:
+        if not found.alarm:
+            raise
+        print(f"rmtrl: warning: {error}", file=sys.stderr)
     if found.alarm:
         raise typer.Exit(1)
 

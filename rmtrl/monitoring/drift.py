@@ -53,8 +53,8 @@ class Watched:
 
     Args:
         name (`str`): Of the column.
-        reference, current ([`Estimate`] or `dict[str, Estimate]`): Mean of each side, or the share of each category;
-            their intervals resample prompts.
+        reference, current ([`Estimate`] or `dict[str, Estimate]`): Mean of each side, or the share of each category,
+            of rows that weigh as in the effect; their intervals resample prompts.
         effect ([`Estimate`]): From [`~rmtrl.metrics.drift.effect_estimate`].
         rows, prompts, missing (`dict[str, int]`): By side: rows with a value, their prompts, rows without.
         distances (`dict[str, float]`): KS, energy and Wasserstein distance of numbers.
@@ -80,7 +80,8 @@ class Watched:
         """The values that people read."""
         means = {side: own if isinstance(own := getattr(self, side), Estimate) else "" for side in SIDES}
         ps = {"test": self.test.name, "p": self.test.p, "adjusted p": self.test.adjusted_p}
-        size = {"effect": f"{self.effect.value:+.3f}", "prompts": "/".join(map(str, self.prompts.values()))}
+        effect = "not defined" if np.isnan(self.effect.value) else f"{self.effect.value:+.3f}"
+        size = {"effect": effect, "prompts": "/".join(map(str, self.prompts.values()))}
         return {"": self.name, **means, **size, **ps, "PSI": f"{self.psi:.3f} (threshold {self.psi_threshold:.3f})"}
 
 
@@ -240,10 +241,10 @@ def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, he
     return {name: values for name, values in columns.items() if known_values(values).any()}
 
 
-def _mean(values: NDArray[Any], prompts: NDArray[Any]) -> Estimate:
+def _mean(values: NDArray[Any], prompts: NDArray[Any], weights: NDArray[Any] | None = None) -> Estimate:
     known = known_values(values)
-    x = values[known].astype(float)
-    return mean_estimate(x, prompts[known], proportion=bool(((x >= 0) & (x <= 1)).all()))
+    x, w = values[known].astype(float), None if weights is None else weights[known]
+    return mean_estimate(x, prompts[known], weights=w, proportion=bool(((x >= 0) & (x <= 1)).all()))
 
 
 def _watched(
@@ -251,14 +252,15 @@ def _watched(
 ) -> Watched:
     known = known_values(values)
     x, groups, current, distances = values[known], prompts[known], side[known], {}
+    w = row_weights(groups, current)
     parts, means = [~current, current], list[Any]()
     if x.dtype.kind in "US":
         kinds = np.unique(x)
-        means = [{str(kind): _mean(x[part] == kind, groups[part]) for kind in kinds} for part in parts]
+        means = [{str(kind): _mean(x[part] == kind, groups[part], w[part]) for kind in kinds} for part in parts]
         counts = np.stack([(x[part][:, None] == kinds).sum(axis=0) for part in parts])
     else:
-        x, w = x.astype(float), row_weights(groups, current)
-        means = [_mean(x[part], groups[part]) for part in parts]
+        x = x.astype(float)
+        means = [_mean(x[part], groups[part], w[part]) for part in parts]
         counts = decile_counts(x[~current], x[current])
         distances = distances_of(x[~current], x[current], w[~current], w[current])
     counted, n_prompts = [int(part.sum()) for part in parts], [len(np.unique(groups[part])) for part in parts]

@@ -88,6 +88,23 @@ def test_columns_carry_effect_counts_and_psi_with_the_threshold_of_their_prompts
     assert flagged.test.adjusted_p > 0.05 and found.shared_prompts == 0
 
 
+def test_means_and_effect_have_the_same_rows_weights():
+    """Simpson: each prompt's current rows are higher, but most of them are of the prompts that are low."""
+    prompts = np.arange(40)
+    low = prompts % 2 == 0
+    first, second = np.repeat(prompts, np.where(low, 1, 5)), np.repeat(prompts, np.where(low, 5, 1))
+    rng = np.random.default_rng(0)
+    reference, current = (
+        {"prompt_id": own, "score": 10.0 * (own % 2) + shift + rng.normal(0, 0.1, len(own))}
+        for own, shift in ((first, 0.0), (second, 1.0))
+    )
+    (score,) = drift(reference, current).columns
+    assert current["score"].mean() < reference["score"].mean()
+    assert score.effect.value > 0 and score.reference.low <= score.reference.value <= score.reference.high
+    assert score.current.value - score.reference.value == pytest.approx(1.0, abs=0.1)
+    assert score.current.n == len(second)
+
+
 def test_accuracy_is_of_the_held_out_domains():
     own, other = labelled(300), labelled(300, seed=1, prefix="q")
     other["margin"] = np.where(other["domain"] == "code", -np.abs(other["margin"]), np.abs(other["margin"]))
@@ -141,6 +158,7 @@ def test_the_command_alarms_with_exit_code_1_and_keeps_a_history(rmtrl, tmp_path
 
 def test_an_unfinished_write_leaves_the_history_and_a_broken_one_is_no_input(rmtrl, tmp_path, monkeypatch):
     first, history = write(tmp_path / "a.jsonl", rows_of(40)), tmp_path / "history.jsonl"
+    other = write(tmp_path / "b.jsonl", rows_of(40, shift=3.0, seed=1))
     assert rmtrl("drift", first, first, "--history", history)[0] == 0
     before = history.read_bytes()
 
@@ -148,14 +166,16 @@ def test_an_unfinished_write_leaves_the_history_and_a_broken_one_is_no_input(rmt
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pathlib.Path.replace", killed)
+        patched.setattr("os.write", killed)
         code, _, err = rmtrl("drift", first, first, "--history", history)
-    assert code == 2 and "cannot write" in err and history.read_bytes() == before
+        assert code == 2 and "cannot write" in err and history.read_bytes() == before
+        code, out, err = rmtrl("drift", first, other, "--history", history)
+    assert code == 1 and "DRIFT" in out and "warning: cannot write" in err and history.read_bytes() == before
     assert rmtrl("drift", first, first, "--history", history)[0] == 0
     assert history.read_bytes().startswith(before) and len(history.read_text().splitlines()) == 2
     history.write_text("{half")
-    code, _, err = rmtrl("drift", first, first, "--history", history)
-    assert code == 2 and "history.jsonl row 1" in err and history.read_text() == "{half"
+    code, out, err = rmtrl("drift", first, other, "--history", history)
+    assert code == 2 and "history.jsonl row 1" in err and history.read_text() == "{half" and not out
     code, _, err = rmtrl("drift", first, first, "--history", first)
     assert code == 2 and "read as input" in err
 
