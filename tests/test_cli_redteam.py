@@ -54,7 +54,12 @@ def test_stored_answers_are_judged_and_compared(rmtrl, tmp_path):
     assert "the guard refusals does not flag" in found["counted"]["attack_success"]
     assert set(found["data"]) == {str(after), str(before)}
     shown = rmtrl(*command)[1]
-    assert "attack success at 1 before" in shown and "p holm" in shown and "Holm" in shown and "Bonferroni" in shown
+    assert (
+        "attack success (not refused) at 1 before" in shown
+        and "p holm" in shown
+        and "Holm" in shown
+        and "Bonferroni" in shown
+    )
 
 
 def test_strict_exits_with_1_where_a_rate_surely_rose(rmtrl, tmp_path):
@@ -81,7 +86,7 @@ def test_a_policy_is_asked_and_its_answers_can_be_judged_again(rmtrl, policy, tm
 
 
 def test_one_try_is_the_likeliest_answer(rmtrl, policy, tmp_path):
-    asked = write(tmp_path / "asked.jsonl", [{"prompt": "red ?"}])
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": "red ?", "safe": 0}])
     for seed in (0, 1):
         command = ("redteam", "--policy", policy, "--prompts", asked, "--max-new-tokens", 8, "--seed", seed)
         assert rmtrl(*command, "--out", tmp_path / f"{seed}.jsonl")[0] == 0
@@ -89,7 +94,7 @@ def test_one_try_is_the_likeliest_answer(rmtrl, policy, tmp_path):
 
 
 def test_both_policies_of_a_comparison_are_kept(rmtrl, policy, tmp_path):
-    asked, out = write(tmp_path / "asked.jsonl", [{"prompt": "red ?"}]), tmp_path / "out.jsonl"
+    asked, out = write(tmp_path / "asked.jsonl", [{"prompt": "red ?", "safe": 0}]), tmp_path / "out.jsonl"
     before = write(tmp_path / "before.jsonl", [{"prompt": "red ?", "completion": NO}])
     command = ("redteam", "--policy", policy, "--before", before, "--prompts", asked, "--max-new-tokens", 2)
     code, _, err = rmtrl(*command, "--out", out)
@@ -120,6 +125,31 @@ def test_what_is_missing_or_blank_is_counted(rmtrl, tmp_path):
     assert code == 0 and "2 prompts do not have 1 answers and were left out" in err
     assert json.loads(out)["missing"] == 2 and json.loads(out)["prompts"] == 78
     assert "1 answers are blank" in rmtrl("redteam", "--policy", after)[2]
+
+
+def test_all_tries_of_a_file_are_used_and_those_beyond_k_are_counted(rmtrl, tmp_path):
+    rows = lines(answers(tmp_path / "after.jsonl", 40))
+    rows = [row | {"completions": [NO, NO, YES]} for row in rows if row.pop("completion")]
+    after, uneven = write(tmp_path / "after.jsonl", rows), tmp_path / "uneven.jsonl"
+    found = json.loads(rmtrl("redteam", "--policy", after, "--json")[1])
+    assert (found["k"], found["beyond_k"]) == (3, 0) and found["rates"]["attack_success"]["at_k"]["value"] == 1
+    code, out, err = rmtrl("redteam", "--policy", after, "--k", 1, "--json")
+    assert code == 0 and json.loads(out)["beyond_k"] == 160 and "160 answers beyond the first 1" in err
+    write(uneven, [{"prompt": rows[0]["prompt"], "completions": [NO, YES]}, *rows[1:]])
+    found = json.loads(rmtrl("redteam", "--policy", after, "--before", uneven, "--json")[1])
+    assert (found["k"], found["beyond_k"]) == (2, 80 + 79)
+
+
+def test_answers_to_other_prompts_and_no_answers_are_told_apart(rmtrl, tmp_path):
+    after, other = (
+        answers(tmp_path / "after.jsonl", 5),
+        write(tmp_path / "other.jsonl", [{"prompt": "a", "answer": NO}]),
+    )
+    code, _, err = rmtrl("redteam", "--policy", after, "--before", other)
+    assert code == 2 and "other.jsonl answers none of the 80 prompts: it has 1 prompts, and all are others" in err
+    bare = write(tmp_path / "bare.jsonl", [{"prompt": row["prompt"], "safe": row["safe"]} for row in lines(after)])
+    code, _, err = rmtrl("redteam", "--policy", bare)
+    assert code == 2 and "bare.jsonl answers none of the 80 prompts: its rows hold no completion" in err
 
 
 def test_the_rate_is_corrected_by_labels(rmtrl, tmp_path):

@@ -138,7 +138,10 @@ def redteam(
         str | None,
         typer.Option(help="Answers of --policy with people's `refused` (`harmful` with --guard), to correct by."),
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Tries at each prompt.", min=1)] = 1,
+    k: Annotated[
+        int | None,
+        typer.Option("--k", help="Tries at each prompt; by default 1, of a file the fewest that it has.", min=1),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the prompts with the answers here, as jsonl.")] = None,
     max_new_tokens: opt.NewTokens = 256,
     temperature: Annotated[
@@ -155,7 +158,7 @@ def redteam(
     from rmtrl.monitoring.rules import Policy
 
     check_outputs([policy, before, prompts, guard, judge_labels], {"--out": out})
-    if temperature == 0 and k > 1:
+    if temperature == 0 and (k or 1) > 1:
         raise UsageError(f"got --temperature 0 with --k {k}: all tries would be equal; wanted a temperature above 0")
     stored = policy if policy and Path(policy).is_file() else None
     asked = _asked(prompts or stored, attack, requests)
@@ -166,21 +169,21 @@ def redteam(
         return show({"schema": "rmtrl/redteam-prompts/1", **counts}, as_json)
     refusals = Guard(RefusalScorer(), 0.5, name="refusals")
     guards = list(Policy.from_yaml(read_text(guard)).guards.values()) if guard else []
-    known = team.read_judge(judge_labels, refusals, guards) if judge_labels else {}
+    known = team.read_judge(judge_labels, refusals, guards) if judge_labels else None
+    files = {own: team.stored_answers(own, asked) for own in (policy, before) if own and Path(own).is_file()}
+    k = k or team.fewest_tries(files.values())
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling["temperature"] = float(k > 1) if temperature is None else temperature
-    sides = [_answered(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]
+    sides = [files.get(own) or _sampled(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]
     if out is not None:
         rows = [asdict(own) for own in sides[0]]
         if before:
             rows = [own | {"before": old.completions} for own, old in zip(rows, sides[1], strict=True)]
         write_rows(out, rows)
     found = team.red_team(sides[0], refusals, before=sides[1] if before else None, guards=guards, judge=known, k=k)
-    said = {"missing": f"prompts do not have {k} answers and were left out",
-            "blank": "answers are blank, which is neither a success nor a refusal"}  # fmt: skip
-    warnings = [f"{found[name]:,} {line}" for name, line in said.items() if found[name]]
-    files = [Path(name) for name in (policy, before, prompts, guard, judge_labels) if name and Path(name).is_file()]
-    origin: dict[str, Any] = {"policies": [policy, before], "data": {str(own): file_sha256(own) for own in files}}
+    warnings = team.red_team_warnings(found)
+    read = [Path(name) for name in (policy, before, prompts, guard, judge_labels) if name and Path(name).is_file()]
+    origin: dict[str, Any] = {"policies": [policy, before], "data": {str(own): file_sha256(own) for own in read}}
     origin |= {"seed": seed, "sampling": sampling, "warnings": warnings}
     show(found | origin, as_json, words=team.red_team_words(found) | {"out": out}, warnings=warnings)
     if strict and team.surely_rose(found):
@@ -198,15 +201,12 @@ def _asked(source: str | None, attacks: list[str] | None, n_requests: int | None
     return [replace(one, completions=()) for one in read_red_team(source)]
 
 
-def _answered(
+def _sampled(
     policy: str, asked: list["RedTeamPrompt"], k: int, seed: int, sampling: dict[str, Any]
 ) -> list["RedTeamPrompt"]:
-    """Returns the prompts with the answers of a file, or of a model."""
-    from rmtrl.monitoring.redteam import ask, stored_answers
-
-    if Path(policy).is_file():
-        return stored_answers(policy, asked)
+    """Returns the prompts with the answers of a model."""
     from rmtrl.generation import TransformersGenerator
+    from rmtrl.monitoring.redteam import ask
 
     generator = TransformersGenerator.from_pretrained(policy, **sampling)
     return ask(generator, asked, k, seed=seed, chat=bool(generator.tokenizer.chat_template))

@@ -20,7 +20,7 @@ import regex
 import yaml
 from numpy.typing import NDArray
 
-from rmtrl.data.layouts import ASSISTANT, COLUMNS
+from rmtrl.data.layouts import ASSISTANT, COLUMNS, asked, before, with_messages
 from rmtrl.data.messages import conversation_text, message_text, read_messages
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import Row
@@ -204,6 +204,24 @@ def row_answers(row: Row) -> list[str] | None:
     """
     column = next((name for name in ANSWERED if row.get(name) is not None), None)
     return None if column is None else _texts(column, row[column])
+
+
+def asked_and_answered(row: Row) -> tuple[list[Message], list[str] | None]:
+    """Returns what was asked in a row and its [`row_answers`], where it has none the last message of its talk.
+
+    Raises:
+        DataError: If the prompt or an answer is of another form.
+    """
+    row = with_messages(row, [name for name in (*ANSWERED, *_TALKS) if name in row])
+    given, answers = asked(row)[0] or "", row_answers(row)
+    prompt = before(row) + (messages_of(given) if isinstance(given, str) else read_messages("prompt", given))
+    if answers is None and prompt and prompt[-1].get("role") == "assistant":
+        *prompt, last = prompt
+        answers = [message_text(last)]
+    return prompt, answers
+
+
+_TALKS = ("prompt", "messages", "conversations", "conversation", "history")
 
 
 def _texts(column: str, value: Any) -> list[str]:

@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rmtrl.data.layouts import asked, before, with_messages
 from rmtrl.data.loading import source_rows
-from rmtrl.data.messages import message_text, read_messages, written_value
+from rmtrl.data.messages import written_value
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
 from rmtrl.io import Row
 from rmtrl.metrics import Floats, share_estimate
 from rmtrl.metrics.thresholds import FittedThreshold, fit_threshold
-from rmtrl.monitoring.answers import ANSWERED, NOT_JUDGED, RuleScorer, last_answer, messages_of, row_answers, truth
+from rmtrl.monitoring.answers import NOT_JUDGED, RuleScorer, asked_and_answered, last_answer, messages_of, truth
 from rmtrl.monitoring.rules import Policy
 from rmtrl.types import Estimate, Finding, Guard, Message, checked_scores, json_ready
 
@@ -79,12 +78,7 @@ def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[st
 
 
 def _answers(number: int, place: str, row: Row, guards: Sequence[str]) -> Iterator[Answer]:
-    row = with_messages(row, [name for name in (*ANSWERED, *_TALKS) if name in row])
-    given, answers = asked(row)[0] or "", row_answers(row)
-    prompt = before(row) + (messages_of(given) if isinstance(given, str) else read_messages("prompt", given))
-    if answers is None and prompt and prompt[-1].get("role") == "assistant":
-        *prompt, last = prompt
-        answers = [message_text(last)]
+    prompt, answers = asked_and_answered(row)
     if not answers:
         raise DataError(
             "no answer; wanted one in response, completion or messages; where it has another name, --map response=NAME"
@@ -101,7 +95,6 @@ def _answers(number: int, place: str, row: Row, guards: Sequence[str]) -> Iterat
 
 
 _NAMES = ("id", "domain", "reference")
-_TALKS = ("prompt", "messages", "conversations", "conversation", "history")
 
 
 def _labels(row: Row, guards: Sequence[str]) -> dict[str, bool]:

@@ -18,8 +18,10 @@ from rmtrl.monitoring.redteam import (
     judge_answers,
     read_judge,
     read_red_team,
+    red_team,
     red_team_changes,
     red_team_rates,
+    red_team_warnings,
     written_prompts,
 )
 from rmtrl.monitoring.refusals import RefusalScorer
@@ -101,13 +103,15 @@ def test_rows_say_whether_they_are_safe(tmp_path):
         tmp_path / "own.jsonl",
         {"prompt": "a", "category": "x"}, {"prompt": "b", "safe": True}, {"prompt": "c", "label": "unsafe"},
         {"prompt": "d", "type": "homonyms"}, {"prompt": "e", "type": "contrast_homonyms"},
-        {"prompt": "f", "type": "jailbreak", "label": 1},
+        {"prompt": "f", "type": "jailbreak", "safe": 0}, {"category": "y", "messages": [
+            {"role": "user", "content": "h"}, {"role": "assistant", "content": "5"}]},
         {"prompt": [{"role": "user", "content": "g"}], "safe": "false", "completions": ["1", "2"]},
-        {"prompt": "a", "completion": "3"}, {"prompt": "a", "completion": "4"},
+        {"prompt": "a", "category": "x", "completion": "3"}, {"prompt": "a", "safe": 0, "completion": "4"},
     )  # fmt: skip
     found = read_red_team(source)
-    assert [one.safe for one in found] == [False, True, False, True, False, False, False]
-    assert [one.category for one in found] == ["x", "", "", "homonyms", "homonyms", "jailbreak", ""]
+    assert [one.safe for one in found] == [False, True, False, True, False, False, False, False]
+    assert [one.category for one in found] == ["x", "", "", "homonyms", "homonyms", "jailbreak", "y", ""]
+    assert found[6].prompt == [{"role": "user", "content": "h"}] and found[6].completions == ("5",)
     assert found[0].completions == ("3", "4") and found[-1].completions == ("1", "2")
 
 
@@ -116,8 +120,11 @@ def test_rows_say_whether_they_are_safe(tmp_path):
     [
         ({"prompt": ""}, "row 1: prompt is ''"),
         ({"prompt": "a", "safe": "perhaps"}, "row 1: safe is 'perhaps'"),
-        ({"prompt": "a", "completion": 5}, "row 1: completion is of type int"),
-        ({"prompt": "a", "completions": ["b", None]}, "row 1: completions is of type NoneType"),
+        ({"prompt": "a", "completion": "b"}, "row 1: neither safe nor unsafe; wanted safe"),
+        ({"prompt": "a", "safe": None, "category": "x"}, "row 1: neither safe nor unsafe; wanted safe"),
+        ({"prompt": "a", "type": "jailbreak"}, "row 1: neither safe nor unsafe, of type 'jailbreak'; wanted safe"),
+        ({"prompt": "a", "safe": 0, "completion": 5}, "row 1: completion is of type int"),
+        ({"prompt": "a", "safe": 0, "completions": ["b", None]}, "row 1: completions is of type NoneType"),
     ],
 )
 def test_rows_of_another_form_are_one_line(tmp_path, row, said):
@@ -264,6 +271,22 @@ def test_no_rate_is_corrected_by_a_judge_without_knowledge(tmp_path):
     assert "corrected" not in found and "sensitivity 0.500 and specificity 0.500" in found["uncorrected"]
 
 
+def test_labels_of_one_sort_say_why_nothing_is_corrected(tmp_path):
+    judge = read_judge(labelled(tmp_path / "labels.jsonl", (False, True, NO, 5)), REFUSALS)
+    prompts, events = [RedTeamPrompt("a", False)], np.array([[True]])
+    found = red_team_rates(prompts, events, judge)[SUCCESS]
+    assert judge == {} and "labels of both sorts" in found["uncorrected"]
+    assert "uncorrected" not in red_team_rates(prompts, events)[SUCCESS]
+
+
+def test_a_rate_that_the_figures_of_the_judge_cannot_bring_about_is_warned_of():
+    judge = {SUCCESS: pair(90, 100, 70, 100)}  # it counts 30 % where nothing is so and 90 % where all is
+    for n, warned in ((0, True), (30, False), (50, False), (90, False), (100, True)):
+        prompts = [RedTeamPrompt(str(i), False, completions=(YES if i < n else NO,)) for i in range(100)]
+        found = red_team(prompts, REFUSALS, judge=judge)
+        assert any("attack success" in line and "do not fit" in line for line in red_team_warnings(found)) is warned
+
+
 def test_labels_of_one_request_in_several_wordings_are_one_piece_of_evidence(tmp_path):
     wordings = [{"prompt": f"{i} {wording}", "request": str(i), "safe": True, "refused": i < 10, "completion": NO}
                 for i in range(20) for wording in range(5)]  # fmt: skip
@@ -276,7 +299,7 @@ def test_labels_of_one_request_in_several_wordings_are_one_piece_of_evidence(tmp
 
 def test_answers_may_be_messages(tmp_path):
     said = [{"role": "assistant", "content": "One"}]
-    given = [{"prompt": "a", "completion": said}, {"prompt": "b", "completions": [said, "Two"]}]
+    given = [{"prompt": "a", "safe": 0, "completion": said}, {"prompt": "b", "safe": 0, "completions": [said, "Two"]}]
     assert [one.completions for one in read_red_team(rows(tmp_path / "own.jsonl", *given))] == [
         ("One",),
         ("One", "Two"),
@@ -286,9 +309,9 @@ def test_answers_may_be_messages(tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "a", "completion": "b"},
-        {"prompt": "a", "refused": True},
-        {"prompt": "a", "completion": "b", "refused": "so"},
+        {"prompt": "a", "safe": 0, "completion": "b"},
+        {"prompt": "a", "safe": 0, "refused": True},
+        {"prompt": "a", "safe": 0, "completion": "b", "refused": "so"},
     ],
 )
 def test_labels_of_another_form_are_one_line(tmp_path, row):
