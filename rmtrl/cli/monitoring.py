@@ -42,21 +42,33 @@ def drift(
 ) -> None:
     """Say whether scores, lengths, domains and guards are still what they were; exit code 1 on alarm."""
     from rmtrl.calibration import read_calibration
+    from rmtrl.metrics.drift import known_values
     from rmtrl.monitoring.drift import drift as compared
     from rmtrl.monitoring.drift import read_watched
 
     check_outputs([reference, current, *(scores or ()), calibration], {"--history": history})
+    same_scores = scores is None or scores[0] == scores[1]
+    if same_scores and Path(reference).resolve() == Path(current).resolve():
+        raise UsageError(f"reference and current are the same, {reference}; wanted two times, or two --scores")
     if history is not None:
         append_row(history)  # tried before the work
     fitted = read_calibration(calibration) if calibration else None
     given = zip((reference, current), scores or (None, None), strict=True)
     sides = [read_watched(source, own, watch=watch or (), labels=labels) for source, own in given]
+    for name in watch or ():
+        if not any(known_values(own[name]).any() for own in sides):
+            raise UsageError(f"--watch {name}: {name} has no values on either side")
     settings: dict[str, Any] = {"alpha": alpha, "n_permutations": permutations, "seed": seed}
     found = compared(sides[0], sides[1], calibration=fitted, held_out=held_out or (), **settings)
     files = [reference, current, *map(str, scores or ())]
     data = {name: file_sha256(Path(name)) if Path(name).is_file() else None for name in files}
     whole = {**json_ready(found), "data": data, "seed": seed, "time": datetime.now(timezone.utc).isoformat()}
-    show(whole, as_json, words=found.words | {"history": history}, warnings=found.warnings)
+    notes = [*found.warnings]
+    if fitted and not found.expected_accuracy:
+        notes.append("--calibration says nothing: no row has a margin, so there is no expected accuracy")
+    if held_out and not found.accuracy:
+        notes.append("--held-out says nothing: no pair of it has a label, so there is no accuracy")
+    show(whole, as_json, words=found.words | {"history": history}, warnings=notes)
     try:  # shown before: a history that cannot be written hides no alarm
         if history is not None:
             append_row(history, whole)
