@@ -34,9 +34,10 @@ RawRow = tuple[str, Row | str]
 
 
 class BrokenLine(str):
-    """What is wrong with a line of JSON, and the line as it stands there."""
+    """What is wrong with a line of JSON, the line as it stands, and the row if it is whole but for half pairs."""
 
     line = ""
+    row: Row | None = None
 
 
 LARGE_BYTES, LARGE_ROWS = 20_000_000, 50_000
@@ -107,7 +108,7 @@ def read_sound_rows(path: Path, *, wanted: str = "wanted one JSON object a line"
     try:
         for place, row in read_rows([path]):
             if isinstance(row, str):
-                raise DataError(f"{path} {place} {row}; {wanted}")
+                raise DataError(f"{path} {place} {row}" + f"; {wanted}" * ("; wanted" not in row))
             yield f"{path} {place}", row
             empty = False
     except OSError as error:
@@ -219,7 +220,7 @@ def _object(line: bytes) -> Row | str:
     except DataError as error:
         row = f"{error}: {line[:40].decode(errors='replace').strip()!r}"
     if isinstance(row, str):
-        row = BrokenLine(row)
+        row = row if isinstance(row, BrokenLine) else BrokenLine(row)
         row.line = line.decode(errors="backslashreplace").rstrip("\r\n")
     return row
 
@@ -230,7 +231,9 @@ def _checked(row: Any) -> Row | str:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        return "holds half of a surrogate pair (\\ud800 to \\udfff); mend its text"
+        broken = BrokenLine("holds half of a surrogate pair (\\ud800 to \\udfff); mend its text")
+        broken.row = row
+        return broken
     return row
 
 

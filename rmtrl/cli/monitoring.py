@@ -102,7 +102,7 @@ def guard(
     as_json: opt.Json = False,
 ) -> None:
     """Screen answers by the guards of a policy: what was found where, rates with exact intervals by domain."""
-    from rmtrl.monitoring.guardrails import fit_policy, overlap, read_answers, screen
+    from rmtrl.monitoring.guardrails import fit_policy, fit_warnings, overlap, read_answers, screen
     from rmtrl.monitoring.rules import Policy
 
     check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
@@ -111,12 +111,14 @@ def guard(
     if fitted is not None and fit is None:
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
     named = renames(columns, example="response=chosen")
-    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named)
-    fits, notes = dict[str, Any](), list[str]()
+    fits, notes, skipped = dict[str, Any](), list[str](), list[dict[str, str]]()
+    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named, skipped=skipped)
+    notes += [f"{len(skipped):,} rows were skipped, first {own['place']}: {own['reason']}" for own in skipped[:1]]
     if fit is not None and false_positive_rate is not None:
         labelled = read_answers(fit, list(used.guards), columns=named)
         used, fits = fit_policy(used, labelled, false_positive_rate)
         notes += [f"{name} has no labels in {fit} and keeps its threshold" for name in used.guards if name not in fits]
+        notes += fit_warnings(fits)
         if n := overlap(labelled, answers):
             notes.append(f"{n:,} answers have prompts of {fit}, for which the fitted rate is no promise")
     found = screen(used.guards, answers, limit=limit)
@@ -124,8 +126,16 @@ def guard(
         write_json(fitted, used.stored)
     if out is not None:
         write_rows(out, found.findings)
-    origin = {"passed": found.passed, "responses": responses, "policy": str(policy), "fit": fit, "fits": fits}
-    words = {**found.words, "fitted": fits, "fitted policy": fitted, "found": out or found.lines}
+    origin = {
+        "passed": found.passed,
+        "responses": responses,
+        "policy": str(policy),
+        "fit": fit,
+        "fits": fits,
+        "skipped": skipped,
+    }
+    places = {"found": found.lines} if out is None else {"out": out}
+    words = {**found.words, "skipped": len(skipped) or None, "fitted": fits, "fitted policy": fitted, **places}
     show({**json_ready(found), **origin}, as_json, words=words, warnings=[*notes, *found.warnings])
     if not found.passed:
         raise typer.Exit(1)

@@ -70,7 +70,7 @@ def parity(
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the reward model that should be served.")],
     url: Annotated[str, typer.Option(help="URL of the server; its path says what it speaks, as in RemoteScorer.")],
     rows: Annotated[int, typer.Option(help="Pairs to compare, the first ones.", min=1)] = 200,
-    tolerance: Annotated[float, typer.Option(help="Difference up to which scores are equal.", min=0)] = 1e-4,
+    tolerance: Annotated[float, typer.Option(help="Difference up to which scores are equal.", min=0)] = 1e-5,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "RMTRL_API_KEY",
     columns: opt.Map = None,
     split: opt.Split = "train",
@@ -88,11 +88,13 @@ def parity(
         return RewardScorer.from_pretrained(model, dtype=dtype, progress=False)
 
     served = RemoteScorer(url, model=model, api_key_env=api_key_env, checks=False)
-    found = compare(load("float32"), served, pairs, tolerance=tolerance, rounded=load)
+    other = (served.other_model() or ("",))[0]
+    found = compare(load("float32"), served, pairs, tolerance=tolerance, rounded=load, other=other)
     whole: dict[str, Any] = json_ready(found) | {"model": model, "url": url, "data": data}
     verdict = "equal" if found.equal else f"not equal: {', '.join(found.causes) or 'for no reason that is known'}"
     words = {name: getattr(found, name) for name in ("n", "not_held", "largest_difference", "flipped", "unexplained")}
-    show(whole, as_json, words={"verdict": verdict, **words})
+    small = {name: f"{words[name]:.2g}" for name in ("largest_difference", "unexplained")}
+    show(whole, as_json, words={"verdict": verdict, **words, **small})
     if not found.equal:
         raise typer.Exit(1)
 
@@ -101,7 +103,7 @@ def merge(
     adapter: Annotated[str, typer.Argument(help="Folder or hub id of a reward model that is an adapter.")],
     out: Annotated[Path, typer.Option(help="Folder to write, or an earlier merge to replace.")],
     dtype: Annotated[str, typer.Option(help="Type of the weights, such as float32; the base's own: auto.")] = "auto",
-    tolerance: Annotated[float, typer.Option(help="Difference up to which scores are equal.", min=0)] = 1e-4,
+    tolerance: Annotated[float, typer.Option(help="Equal up to this, relative above 1.", min=0)] = 1e-4,
     as_json: opt.Json = False,
 ) -> None:
     """Write base and adapter as one plain checkpoint, in place once its scores are proven equal."""

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rmtrl.data.provenance import is_same_model
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
-from rmtrl.evaluation.fingerprints import is_same_model, model_fingerprint, stored_fingerprint
+from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.scoring import is_number
 from rmtrl.io import read_object
 from rmtrl.metrics import binomial_estimate, scaled

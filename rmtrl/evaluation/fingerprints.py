@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
+from rmtrl.data.provenance import checkpoint_fingerprint
 from rmtrl.evaluation.benchmarks.base import Item
-from rmtrl.io import blocks
 from rmtrl.types import Chat, checkpoint_of, is_url
-
-_DECISIVE = (
-    "*.safetensors", "*.bin", "*.model", "*.py", "config.json", "adapter_config.json", "tokenizer*", "vocab*",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-)  # fmt: skip
 
 
 def items_fingerprint(items: Sequence[Item]) -> str:
@@ -62,45 +55,7 @@ def model_fingerprint(model: str | Path) -> dict[str, Any]:
         named = checkpoint_of(model)
         other = model_fingerprint(named) if named else {"sha256": None, "revision": None, "url": model}
         return RemoteScorer(str(model)).info.get("fingerprint") or other
-    folder = _folder(model)
-    result: dict[str, Any] = {"sha256": None, "revision": None}
-    if folder is None:
-        return result
-    if Path(model).is_dir():
-        result["sha256"] = _folder_sha256(folder)
-    else:
-        result["revision"] = folder.name
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        result["base"] = model_fingerprint(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
-    return result
-
-
-def _folder(model: str | Path) -> Path | None:
-    """Returns where a model's files stand on this machine: its folder, or the cached one of a loaded hub id."""
-    if not str(model):  # an adapter's base that has no name; as a path it would be the working directory
-        return None
-    if Path(model).is_dir():
-        return Path(model)
-    for name in ("adapter_config.json", "config.json"):
-        found = try_to_load_from_cache(str(model), name)
-        if isinstance(found, str):
-            return Path(found).parent
-    return None
-
-
-def _folder_sha256(folder: Path) -> str:
-    files = {path for pattern in _DECISIVE for path in folder.glob(pattern) if path.name != "training_args.bin"}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        for block in blocks(path):
-            digest.update(block)
-    record = folder / "rmtrl.json"
-    head = json.loads(record.read_text(encoding="utf-8")).get("head") if record.is_file() else None
-    if head:
-        digest.update(json.dumps(head, sort_keys=True).encode())
-    return digest.hexdigest()
+    return checkpoint_fingerprint(model)
 
 
 def stored_fingerprint(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -111,13 +66,3 @@ def stored_fingerprint(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
         if isinstance(found, Mapping) and (found.get("sha256") or found.get("revision")):
             return found
     return None
-
-
-def is_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
-    """Returns whether two fingerprints are of one model; None where they have nothing in common to compare."""
-    keys = [key for key in ("sha256", "revision") if one.get(key) and other.get(key)]
-    own = all(one[key] == other[key] for key in keys) if keys else None
-    bases = one.get("base"), other.get("base")
-    if own and all(isinstance(base, Mapping) for base in bases):
-        return is_same_model(*bases) is not False  # type: ignore[arg-type]
-    return own

@@ -27,8 +27,8 @@ class Parity:
     Args:
         n (`int`): Pairs compared.
         not_held (`int`): Pairs left out, which the model does not hold.
-        tolerance (`float`): Largest difference of scores that are taken for equal, relative above 1.
-        largest_difference (`float`): That was found, in the same measure.
+        tolerance (`float`): Largest difference of scores that are taken for equal.
+        largest_difference (`float`): That was found.
         flipped ([`Estimate`]): Share of the pairs whose order is another.
         causes (`tuple[str, ...]`): What explains the difference, if anything does.
         unexplained (`float`): Largest difference from what the causes give.
@@ -51,8 +51,8 @@ class Parity:
 
 
 def compare(
-    trained: Any, served: Any, pairs: Sequence[Mapping[str, Any]], *, tolerance: float = 1e-4,
-    rounded: Callable[[str], Any] | None = None,
+    trained: Any, served: Any, pairs: Sequence[Mapping[str, Any]], *, tolerance: float = 1e-5,
+    rounded: Callable[[str], Any] | None = None, other: str = "",
 ) -> Parity:  # fmt: skip
     """Returns how far the scores of a server are from those of the model that it should have.
 
@@ -64,8 +64,9 @@ def compare(
         trained ([`~rmtrl.evaluation.scoring.TokenScorer`]): The model, in float32.
         served ([`~rmtrl.types.Scorer`]): The server.
         pairs ([`~datasets.Dataset`] or rows): Pairs with a prompt.
-        tolerance (`float`): Difference up to which scores are equal, relative above 1.
+        tolerance (`float`): Difference up to which scores are equal.
         rounded (`Callable`, *optional*): Loads the model in a type, `"float16"` or `"bfloat16"`.
+        other (`str`, *optional*): The sha256 of what is served, where it is known to be another model.
 
     Raises:
         DataError: If the model holds none of the pairs.
@@ -82,13 +83,15 @@ def compare(
     prompts = [row["prompt_id"] for row, fits in zip(pairs, held, strict=True) if fits]
     flips = np.sign(_margins(own)) != np.sign(_margins(theirs))
     causes, left = ((), off) if off <= tolerance else _causes(trained, ids, own, theirs, tolerance, rounded)
+    if other and off > tolerance:
+        causes = (f"another model is served (sha256 {other[:12]}…)", *causes)
     flipped = mean_estimate(flips, prompts)
     return Parity(len(prompts), int((~held).sum()), tolerance, off, flipped, causes, left)
 
 
 def _off(own: Floats, theirs: Floats) -> float:
-    """Returns the largest difference, relative above 1."""
-    return float((np.abs(theirs - own) / np.maximum(1.0, np.abs(own))).max())
+    """Returns the largest difference."""
+    return float(np.abs(theirs - own).max())
 
 
 def _margins(scores: Floats) -> Floats:

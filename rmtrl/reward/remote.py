@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.messages import message_text
+from rmtrl.data.provenance import checkpoint_fingerprint, is_same_model
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.io import read_object
 from rmtrl.metrics import step_rewards
@@ -123,7 +124,7 @@ class Endpoint:
         status = answer.status_code
         if status in _AGAIN or status >= 500:
             raise _Again(f"HTTP {status}: {_words(answer)}", answer.headers.get("Retry-After", ""))
-        if status == 404 and method == "GET":  # what is asked of a server by the way
+        if 400 <= status < 500 and method == "GET":  # what is asked of a server by the way
             return {}
         if status != 200:
             raise ModelError(f"{url} refused with HTTP {status}: {_words(answer)}")
@@ -158,7 +159,7 @@ class RemoteScorer(AsyncReward, ModelScorer):
 
     What it returns is whole, or an error: a request that fails is made again a few times and then raises, and so does
     an answer that is short, long, not finite, or of another count of tokens than was sent. Before its first scores are
-    taken, a server is given some texts twice, together and alone.
+    taken, a server is given some texts twice, together and alone, and `rmtrl serve` is asked whether it holds `model`.
 
     Args:
         url (`str`):
@@ -207,7 +208,8 @@ class RemoteScorer(AsyncReward, ModelScorer):
         self.protocol, address = _addressed(url.rstrip("/"), protocol)
         self.endpoint = Endpoint(address, **settings)
         self.steps, self.checks, self._tried = steps, checks, False
-        if (model := model or named) and tokenizer is None:
+        self.model = model = model or named
+        if model and tokenizer is None:
             tokenizer = load_tokenizer(model, kind="reward model", trust_remote_code=trust_remote_code)
         own: dict[str, Any] = {"batch_tokens": 0, "batch_size": batch_size, "progress": False}
         super().__init__(tokenizer, rendering=stored_rendering(model) if model else None, **own)  # type: ignore[arg-type]
@@ -241,15 +243,30 @@ class RemoteScorer(AsyncReward, ModelScorer):
     @cached_property
     def info(self) -> dict[str, Any]:
         """What the server says of its model: `/info` of `rmtrl serve`, `max_tokens` of vLLM, else nothing."""
-        base = self.endpoint.url
-        for path in _PATHS[self.protocol]:
-            base = base.removesuffix(path)
         if self.protocol == "rmtrl":
-            return dict(self.endpoint.asked("GET", f"{base}/info"))
+            return self._told("/info")
         if self.protocol == "vllm":
-            models = self.endpoint.asked("GET", f"{base.removesuffix('/v1')}/v1/models").get("data")
+            models = self._told("/v1/models").get("data")
             return {"max_tokens": models[0].get("max_model_len")} if models else {}
         return {}
+
+    def _told(self, path: str) -> dict[str, Any]:
+        """Returns what the server says at another path, nothing where it has none."""
+        base = self.endpoint.url
+        for own in _PATHS[self.protocol]:
+            base = base.removesuffix(own)
+        return dict(self.endpoint.asked("GET", base.removesuffix("/v1") + path))
+
+    def other_model(self) -> tuple[str, str] | None:
+        """Returns the sha256 of what `rmtrl serve` holds and of the model named, where they are known to differ."""
+        folder = Path(self.model or "")
+        if not self.model or not any(any(folder.glob(f"*.{kind}")) for kind in ("safetensors", "bin")):
+            return None
+        theirs = (self.info if self.protocol == "rmtrl" else self._told("/info")).get("fingerprint")
+        if not isinstance(theirs, dict) or not theirs.get("sha256"):
+            return None
+        own = checkpoint_fingerprint(folder)
+        return (theirs["sha256"], own["sha256"]) if is_same_model(theirs, own) is False else None
 
     @property
     def most_tokens(self) -> int | None:
@@ -317,7 +334,13 @@ class RemoteScorer(AsyncReward, ModelScorer):
         return self._asked(samples)
 
     def _try(self, samples: list[Any]) -> None:
-        """Raises where a text's score is another beside others, and warns of what looks like a sigmoid."""
+        """Raises where another model is held or a text's score moves, and warns of what looks like a sigmoid."""
+        if differ := self.other_model():
+            theirs, own = (sha256[:12] for sha256 in differ)
+            raise ModelError(
+                f"{self.endpoint.url} holds another model (sha256 {theirs}…) than {self.model} ({own}…); name the one "
+                "that it holds, or serve this"
+            )
         together, alone = self._asked([*samples, samples[0]]), self._asked(samples[:1])
         off = float(np.abs(together[[0, -1]] - alone).max())
         if off > _OFF * max(1.0, abs(float(alone[0]))):

@@ -30,13 +30,15 @@ def pairs_file(tmp_path, rows):
     return path
 
 
-def classify(scorer, change=lambda ids: ids, shape=lambda score: score):
+def classify(scorer, change=lambda ids: ids, shape=lambda score: score, fingerprint=None):
     """Answers as vLLM's /classify does, whatever it is asked for: token ids changed, scores shaped."""
     lock = threading.Lock()
 
     def answer(path, body):
         if path == "/v1/models":
             return {"data": [{"id": "rm", "max_model_len": 256}]}
+        if path == "/info":
+            return (404, {}, {}) if fingerprint is None else {"fingerprint": fingerprint}
         with lock:
             scores = scorer.score_ids([change(ids) for ids in body["input"]])
         rows = [{"index": i, "probs": [float(shape(score))]} for i, score in enumerate(scores.tolist())]
@@ -87,6 +89,34 @@ def test_the_models_own_scores_are_equal(rmtrl, serve, folder, pairs_file):
     found = json.loads(out)
     assert code == 0 and found["equal"] and found["causes"] == [] and found["n"] == 40
     assert found["flipped"]["value"] == 0 and found["flipped"]["n"] == 40
+
+
+def test_another_model_is_named_and_small_differences_are_seen_and_absolute(rmtrl, serve, folder, pairs_file):
+    other = {"sha256": "72d3" * 16, "revision": None}
+    scorer = RewardScorer.from_pretrained(folder)
+    server = serve(classify(scorer, shape=lambda score: score * 1.7 - 40, fingerprint=other))
+    command = ["parity", pairs_file, "--model", folder, "--url", f"{server.url}/classify"]
+    code, out, _ = rmtrl(*command, "--json")
+    assert code == 1 and json.loads(out)["causes"] == ["another model is served (sha256 72d372d372d3…)"]
+    shifted = serve(classify(scorer, shape=lambda score: score + 2e-4))
+    command[-1] = f"{shifted.url}/classify"
+    code, out, _ = rmtrl(*command)
+    assert code == 1 and "0.0002" in out and "0.000 " not in out.split("flipped")[0]
+
+    class Far(RewardScorer):
+        """Scores far from 0, where relative differences are small ones."""
+
+        far = 1000.0
+
+        def score(self, conversations):
+            return super().score(conversations) + self.far
+
+    class Farther(Far):
+        far = 1000.5
+
+    given = [{"prompt": "red ? ", "chosen": "good", "rejected": "bad", "prompt_id": "a"}]
+    found = compare(Far(scorer.model, scorer.tokenizer), Farther(scorer.model, scorer.tokenizer), given)
+    assert found.largest_difference == pytest.approx(0.5, abs=1e-3) and found.tolerance == 1e-5
 
 
 def test_flipped_pairs_are_counted_and_pairs_not_held_left_out(folder, rows):

@@ -11,6 +11,7 @@ import pytest
 
 from rmtrl import RemoteScorer, RewardScorer
 from rmtrl.errors import ModelError, RenderingError, UsageError
+from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.reward.remote import load_scorer
 
 FAST = {"attempts": 3, "most_wait": 0.01, "timeout": 5.0}
@@ -217,9 +218,7 @@ def test_the_server_is_tried_before_its_scores_are_taken(serve, caplog):
 def test_a_count_of_tokens_that_is_not_ours_raises(serve, checkpoint):
     def answer(path, body):
         told = of_model(RewardScorer.from_pretrained(checkpoint))(path, body)
-        return (
-            told if path == "/v1/models" else told | {"usage": {"prompt_tokens": told["usage"]["prompt_tokens"] + 5}}
-        )
+        return told if "usage" not in told else told | {"usage": {"prompt_tokens": told["usage"]["prompt_tokens"] + 5}}
 
     scorer = RemoteScorer(f"{serve(answer).url}/classify", model=checkpoint, **FAST)
     with pytest.raises(ModelError, match="read 33 tokens of 2 texts, sent were 28: a second start token"):
@@ -253,6 +252,25 @@ def test_a_url_is_loaded_as_a_model_is(serve, checkpoint):
     assert isinstance(load_scorer(checkpoint, progress=False), RewardScorer)
     with pytest.raises(UsageError, match="wanted rmtrl, vllm"):
         RemoteScorer("http://127.0.0.1:1", "sglang")
+
+
+@pytest.mark.parametrize("path", ["", "/classify", "/predict"])
+def test_a_server_that_holds_another_model_than_the_folder_is_refused(path, serve, checkpoint):
+    own, local = model_fingerprint(checkpoint), of_model(RewardScorer.from_pretrained(checkpoint))
+    held = dict(own)
+
+    def answer(path, body):
+        return {"max_tokens": 256, "head": None, "fingerprint": held} if path == "/info" else local(path, body)
+
+    server = serve(answer)
+    assert len(RemoteScorer(f"{server.url}{path}", model=checkpoint, **FAST).score(CHATS)) == len(CHATS)
+    held["sha256"] = "72d3" * 16
+    line = rf"holds another model \(sha256 72d372d372d3…\) than {checkpoint} \({own['sha256'][:12]}…\)"
+    with pytest.raises(ModelError, match=line):
+        RemoteScorer(f"{server.url}{path}#{checkpoint}", **FAST).score(CHATS)
+    for weights in checkpoint.glob("*.safetensors"):  # of the tokenizer alone nothing can be told
+        weights.unlink()
+    assert len(RemoteScorer(f"{server.url}{path}", model=checkpoint, **FAST).score(CHATS)) == len(CHATS)
 
 
 def test_text_that_no_tokenizer_makes_tokens_of_is_refused(tokenizer):
