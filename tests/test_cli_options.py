@@ -71,6 +71,7 @@ def world(tmp_path_factory):
     answers = [{"prompt": f"red {i} ?", "safe": i % 2, "completion": said[i % 3 > 0], "refused": i % 3 > 0}
                for i in range(12)]  # fmt: skip
     write(folder / "answers.jsonl", answers), write(folder / "labels.jsonl", answers)
+    write(folder / "asked.jsonl", [{"prompt": f"red {i} ?", "safe": i % 2} for i in range(3)])
     write(folder / "generations.jsonl", [{"prompt": f"red {i} ?", "completions": [" a", " b"]} for i in range(3)])
     torch.manual_seed(0)
     samples = [{"prompt_id": f"p{i // 8}", "proxy": torch.rand(()).item(), "gold": torch.rand(()).item(),
@@ -105,7 +106,7 @@ BASES = {
     "redteam": [
         "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
         "--policy policy --attack plain --requests 1 --max-new-tokens 2 --out OUT",
-        "--policy policy --prompts prompts.jsonl --k 2 --max-new-tokens 2",
+        "--policy policy --prompts asked.jsonl --k 2 --max-new-tokens 2",
     ],
     "data validate": ["pairs.jsonl"],
     "data dedup": ["pairs.jsonl"],

@@ -175,6 +175,7 @@ def redteam(
     as_json: opt.Json = False,
 ) -> None:
     """Attack a policy: how often attacks succeed and harmless look-alikes are refused, before and after too."""
+    from rmtrl.models import load_tokenizer
     from rmtrl.monitoring import redteam as team
     from rmtrl.monitoring.refusals import RefusalScorer
     from rmtrl.monitoring.rules import Policy
@@ -192,6 +193,9 @@ def redteam(
     refusals = Guard(RefusalScorer(), 0.5, name="refusals")
     guards = list(Policy.from_yaml(read_text(guard)).guards.values()) if guard else []
     known = team.read_judge(judge_labels, refusals, guards) if judge_labels else None
+    for own in (policy, before):
+        if own and not Path(own).is_file():
+            load_tokenizer(own)  # one that is no model either is said before files are read
     files = {own: team.stored_answers(own, asked) for own in (policy, before) if own and Path(own).is_file()}
     k = k or team.fewest_tries(files.values())
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
