@@ -20,7 +20,7 @@ import numpy as np
 
 from rmtrl import RewardScorer
 from rmtrl.data.synthetic import make_preferences
-from rmtrl.errors import UsageError, exit_on_error
+from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.evaluation.run import evaluate_model, read_tasks, summary
 from rmtrl.evaluation.scoring import score_conversations
@@ -80,6 +80,7 @@ def main() -> None:
     if (recipe.reference is None) != (recipe.current is None):
         raise UsageError("got one of reference and current; give both, or neither for the embedded world")
     out, tasks = Path(recipe.output_dir), read_tasks(recipe.benchmarks)
+    append_row(out / "history.jsonl")  # tried before the work
     settings = {"device": "cpu" if recipe.use_cpu else None, "trust_remote_code": recipe.trust_remote_code}
     guards = Policy.from_yaml(read_text(Path(recipe.policy))).guards if recipe.policy else {}
     sources = {"reference": recipe.reference, "current": recipe.current}
@@ -109,7 +110,12 @@ def main() -> None:
     print(table({"guards, current": screened.words, "benchmarks": results, "out": str(out / "monitor.json")}))
     for warning in (*changed.warnings, *screened.warnings):
         print(f"warning: {warning}", file=sys.stderr)
-    append_row(out / "history.jsonl", json_ready({**verdict, "p": changed.p, "benchmarks": results}))
+    try:
+        append_row(out / "history.jsonl", json_ready({**verdict, "p": changed.p, "benchmarks": results}))
+    except DataError as error:  # which hides no alarm
+        if not alarms:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
     if alarms:
         raise SystemExit(1)
 

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
@@ -33,9 +34,10 @@ RawRow = tuple[str, Row | str]
 
 
 class BrokenLine(str):
-    """What is wrong with a line of JSON, and the line as it stands there."""
+    """What is wrong with a line of JSON, the line as it stands, and the row if it is whole but for half pairs."""
 
     line = ""
+    row: Row | None = None
 
 
 LARGE_BYTES, LARGE_ROWS = 20_000_000, 50_000
@@ -106,7 +108,7 @@ def read_sound_rows(path: Path, *, wanted: str = "wanted one JSON object a line"
     try:
         for place, row in read_rows([path]):
             if isinstance(row, str):
-                raise DataError(f"{path} {place} {row}; {wanted}")
+                raise DataError(f"{path} {place} {row}" + f"; {wanted}" * ("; wanted" not in row))
             yield f"{path} {place}", row
             empty = False
     except OSError as error:
@@ -218,7 +220,7 @@ def _object(line: bytes) -> Row | str:
     except DataError as error:
         row = f"{error}: {line[:40].decode(errors='replace').strip()!r}"
     if isinstance(row, str):
-        row = BrokenLine(row)
+        row = row if isinstance(row, BrokenLine) else BrokenLine(row)
         row.line = line.decode(errors="backslashreplace").rstrip("\r\n")
     return row
 
@@ -229,7 +231,9 @@ def _checked(row: Any) -> Row | str:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        return "holds half of a surrogate pair (\\ud800 to \\udfff); mend its text"
+        broken = BrokenLine("holds half of a surrogate pair (\\ud800 to \\udfff); mend its text")
+        broken.row = row
+        return broken
     return row
 
 
@@ -335,11 +339,15 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return write_row_files({Path(path): rows})[0]
 
 
-def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Adds a row to a file as [`write_rows`] writes it: the file is the old one or that with the row, never a part.
+def append_row(path: str | Path, row: Mapping[str, Any] | None = None) -> None:
+    """Adds a row to a file as [`write_rows`] writes it, whole or not at all; writers wait for each other.
+
+    Args:
+        path (`str` or `Path`): File of rows; made where there is none.
+        row (`Mapping[str, Any]`, *optional*): What to add; without it the file is only tried.
 
     Raises:
-        DataError: If the file cannot be written, or holds a row that is broken.
+        DataError: If the file cannot be written, holds a row that is broken, or ends within a line.
 
     Example:
 
@@ -347,20 +355,50 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     >>> append_row("history.jsonl", {"p": 0.4, "alarm": False})
     ```
     """
+    import fcntl  # POSIX has it alone
+
     file = Path(path)
-    before = (kept for _, kept in read_sound_rows(file)) if file.is_file() and file.stat().st_size else ()
-    write_rows(file, [*before, row])
+    _check_row_file(file)
+    line = b"" if row is None else f"{_json(row)}\n".encode()
+    line = gzip.compress(line, mtime=0) if line and file.suffix == ".gz" else line
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+b", buffering=0) as to:
+            fcntl.flock(to, fcntl.LOCK_EX)
+            if size := to.seek(0, os.SEEK_END):
+                deque(read_sound_rows(file), 0)
+                to.seek(-1, os.SEEK_END)
+                if file.suffix != ".gz" and to.read(1) != b"\n":
+                    raise DataError(f"{file} ends without a line break: end its last line, or remove it")
+            _add(to.fileno(), line, size)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _add(to: int, line: bytes, size: int) -> None:
+    """Writes a line at once to the end of a file of a size, or leaves it at that."""
+    try:
+        if line and os.write(to, line) < len(line):
+            raise OSError("the line was written in part, and taken back")
+        os.fsync(to)
+    except OSError:
+        os.ftruncate(to, size)
+        raise
 
 
 def write_row_files(given: Mapping[Path | None, Iterable[Mapping[str, Any]]]) -> list[int]:
     """Writes several files as [`write_rows`] does, where one is named; all are complete before the first stands."""
     files = {path: rows for path, rows in given.items() if path is not None}
     for path in files:
-        if suffix_of(path) in (".parquet", ".csv"):
-            raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
+        _check_row_file(path)
     with ExitStack() as complete:  # left in reverse, so that the first file takes its place first
         beside = {path: complete.enter_context(replacing(path)) for path in reversed(files)}
         return [_write_lines(beside[path], path, rows) for path, rows in files.items()]
+
+
+def _check_row_file(path: Path) -> None:
+    if suffix_of(path) in (".parquet", ".csv"):
+        raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_aggregate_shows_people_the_first_items(rmtrl, file, tmp_path):
     assert "geo-1-a" not in rmtrl(*arguments, "--out", tmp_path / "items.jsonl")[1]
     rows = [{"item_id": f"i{k:02}", "prompt_id": "p", "annotator": "ann", "safety": 3} for k in range(23)]
     stdout = rmtrl("annotations", "aggregate", file(rows), "--quorum", "1")[1]
-    assert "p, i19" in stdout and "p, i20" not in stdout and "3 more; see --out or --json" in stdout
+    assert "p, i19" in stdout and "p, i20" not in stdout and "3 more; see --json" in stdout
 
 
 def test_pairs_of_votes_can_be_read_and_validated(rmtrl, tmp_path):

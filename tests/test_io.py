@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset
@@ -31,15 +34,42 @@ def test_a_row_is_added_whole_or_not_at_all(tmp_path, name, monkeypatch):
     assert [row for _, row in read_rows([file])] == [ROWS[0], {"a": None}, {"a": 3}]
     before = file.read_bytes()
     with monkeypatch.context() as patched, pytest.raises(DataError, match="cannot write"):
-        patched.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        write = os.write
+        patched.setattr("os.write", lambda to, line: write(to, line[:3]))  # the disk is full
         append_row(file, {"a": 4})
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a"')
     with pytest.raises(DataError, match="broken.jsonl row 2"):
         append_row(tmp_path / "broken.jsonl", {"a": 2})
+    (tmp_path / "cut.jsonl").write_text('{"a": 1}')
+    with pytest.raises(DataError, match="cut.jsonl ends without a line break"):
+        append_row(tmp_path / "cut.jsonl", {"a": 2})
+    with pytest.raises(DataError, match="name it .jsonl"):
+        append_row(tmp_path / "rows.csv", {"a": 2})
     (tmp_path / "empty.jsonl").touch()
     append_row(tmp_path / "empty.jsonl", {"a": 1})
     assert (tmp_path / "empty.jsonl").read_text() == '{"a": 1}\n'
+
+
+def test_without_a_row_a_file_is_only_tried(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    append_row(tmp_path / "rows.jsonl")
+    assert (tmp_path / "rows.jsonl").read_text() == '{"a": 1}\n'
+    (tmp_path / "rows.jsonl").write_text('{"a"\n')
+    with pytest.raises(DataError, match="rows.jsonl row 1"):
+        append_row(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="cannot write"):
+        append_row(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rows_of_many_writers_are_all_kept(tmp_path, name):
+    code = (
+        "import sys; from rmtrl.io import append_row\nfor i in range(20): append_row(sys.argv[1], {'a': 'x' * 9000})"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / name]) for _ in range(4)]
+    assert [own.wait() for own in writers] == [0] * 4
+    assert [row for _, row in read_rows([tmp_path / name])] == [{"a": "x" * 9000}] * 80
 
 
 def test_a_data_set_is_written_as_its_rows_are(tmp_path):

@@ -1,5 +1,6 @@
 """`rmtrl guard`, `drift` and `redteam`: what is screened, watched and attacked once a policy is out."""
 
+import sys
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, renames, show
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.types import Guard, json_ready
 
@@ -41,21 +42,40 @@ def drift(
 ) -> None:
     """Say whether scores, lengths, domains and guards are still what they were; exit code 1 on alarm."""
     from rmtrl.calibration import read_calibration
+    from rmtrl.metrics.drift import known_values
     from rmtrl.monitoring.drift import drift as compared
     from rmtrl.monitoring.drift import read_watched
 
     check_outputs([reference, current, *(scores or ()), calibration], {"--history": history})
+    same_scores = scores is None or scores[0] == scores[1]
+    if same_scores and Path(reference).resolve() == Path(current).resolve():
+        raise UsageError(f"reference and current are the same, {reference}; wanted two times, or two --scores")
+    if history is not None:
+        append_row(history)  # tried before the work
     fitted = read_calibration(calibration) if calibration else None
     given = zip((reference, current), scores or (None, None), strict=True)
     sides = [read_watched(source, own, watch=watch or (), labels=labels) for source, own in given]
+    for name in watch or ():
+        if not any(known_values(own[name]).any() for own in sides):
+            raise UsageError(f"--watch {name}: {name} has no values on either side")
     settings: dict[str, Any] = {"alpha": alpha, "n_permutations": permutations, "seed": seed}
     found = compared(sides[0], sides[1], calibration=fitted, held_out=held_out or (), **settings)
     files = [reference, current, *map(str, scores or ())]
     data = {name: file_sha256(Path(name)) if Path(name).is_file() else None for name in files}
     whole = {**json_ready(found), "data": data, "seed": seed, "time": datetime.now(timezone.utc).isoformat()}
-    show(whole, as_json, words=found.words | {"history": history}, warnings=found.warnings)
-    if history is not None:  # shown before: a history that cannot be written hides no alarm
-        append_row(history, whole)
+    notes = [*found.warnings]
+    if fitted and not found.expected_accuracy:
+        notes.append("--calibration says nothing: no row has a margin, so there is no expected accuracy")
+    if held_out and not found.accuracy:
+        notes.append("--held-out says nothing: no pair of it has a label, so there is no accuracy")
+    show(whole, as_json, words=found.words | {"history": history}, warnings=notes)
+    try:  # shown before: a history that cannot be written hides no alarm
+        if history is not None:
+            append_row(history, whole)
+    except DataError as error:
+        if not found.alarm:
+            raise
+        print(f"rmtrl: warning: {error}", file=sys.stderr)
     if found.alarm:
         raise typer.Exit(1)
 
@@ -82,7 +102,7 @@ def guard(
     as_json: opt.Json = False,
 ) -> None:
     """Screen answers by the guards of a policy: what was found where, rates with exact intervals by domain."""
-    from rmtrl.monitoring.guardrails import fit_policy, overlap, read_answers, screen
+    from rmtrl.monitoring.guardrails import fit_policy, fit_warnings, overlap, read_answers, screen
     from rmtrl.monitoring.rules import Policy
 
     check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
@@ -91,12 +111,14 @@ def guard(
     if fitted is not None and fit is None:
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
     named = renames(columns, example="response=chosen")
-    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named)
-    fits, notes = dict[str, Any](), list[str]()
+    fits, notes, skipped = dict[str, Any](), list[str](), list[dict[str, str]]()
+    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named, skipped=skipped)
+    notes += [f"{len(skipped):,} rows were skipped, first {own['place']}: {own['reason']}" for own in skipped[:1]]
     if fit is not None and false_positive_rate is not None:
         labelled = read_answers(fit, list(used.guards), columns=named)
         used, fits = fit_policy(used, labelled, false_positive_rate)
         notes += [f"{name} has no labels in {fit} and keeps its threshold" for name in used.guards if name not in fits]
+        notes += fit_warnings(fits)
         if n := overlap(labelled, answers):
             notes.append(f"{n:,} answers have prompts of {fit}, for which the fitted rate is no promise")
     found = screen(used.guards, answers, limit=limit)
@@ -104,8 +126,16 @@ def guard(
         write_json(fitted, used.stored)
     if out is not None:
         write_rows(out, found.findings)
-    origin = {"passed": found.passed, "responses": responses, "policy": str(policy), "fit": fit, "fits": fits}
-    words = {**found.words, "fitted": fits, "fitted policy": fitted, "found": out or found.lines}
+    origin = {
+        "passed": found.passed,
+        "responses": responses,
+        "policy": str(policy),
+        "fit": fit,
+        "fits": fits,
+        "skipped": skipped,
+    }
+    places = {"found": found.lines} if out is None else {"out": out}
+    words = {**found.words, "skipped": len(skipped) or None, "fitted": fits, "fitted policy": fitted, **places}
     show({**json_ready(found), **origin}, as_json, words=words, warnings=[*notes, *found.warnings])
     if not found.passed:
         raise typer.Exit(1)

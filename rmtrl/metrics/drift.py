@@ -65,6 +65,8 @@ def psi_threshold(n: float, m: float, bins: int = 10, *, level: float = 0.95) ->
 def decile_counts(reference: ArrayLike, current: ArrayLike, bins: int = 10) -> NDArray[np.int64]:
     """Returns how many values of each side lie between the deciles of the reference, `(2, B)`; equal deciles are one.
 
+    Where there are no more distinct values than `bins`, each has a cell; a constant reference has one of its own.
+
     Example:
 
     ```python
@@ -73,10 +75,13 @@ def decile_counts(reference: ArrayLike, current: ArrayLike, bins: int = 10) -> N
     ```
     """
     sides = np.asarray(reference, float), np.asarray(current, float)
-    edges = np.unique(np.quantile(sides[0], np.arange(1, bins) / bins, method="inverted_cdf"))
-    edges = edges[edges < sides[0].max()]  # each the largest value of its bin; the last bin has what lies above
-    cells = [np.searchsorted(edges, own) for own in sides]
-    return np.stack([np.bincount(own, minlength=len(edges) + 1) for own in cells])
+    edges, top = np.unique(np.concatenate(sides)), sides[0].max()
+    if len(edges) > bins:
+        edges = np.unique(np.quantile(sides[0], np.arange(1, bins) / bins, method="inverted_cdf"))
+        edges = edges[edges < top] if edges[0] < top else np.array([np.nextafter(top, -np.inf), top])
+    cells = [np.searchsorted(edges, own) for own in sides]  # an edge is the largest value of its cell
+    counts = np.stack([np.bincount(own, minlength=len(edges) + 1) for own in cells])
+    return counts[:, counts.any(axis=0)]
 
 
 def distances_of(
@@ -135,7 +140,8 @@ def effect_estimate(values: ArrayLike, prompts: ArrayLike, current: ArrayLike) -
     """Returns how far current is from reference, with an interval that resamples prompts.
 
     Of numbers Cohen's d, the difference of means over the standard deviation within sides; of text Cohen's
-    w = √(Σ (q − p)² / pooled share), which noise can only raise. Rows weigh as in [`row_weights`].
+    w = √(Σ (q − p)² / pooled share), which noise can only raise. Rows weigh as in [`row_weights`]. NaN, not defined,
+    where each side is constant and they differ: any difference is infinitely many deviations of 0.
 
     Args:
         values (`(N,)` array): As a column of [`drift_test`], without missing ones; of both sides.
@@ -164,7 +170,9 @@ def effect_estimate(values: ArrayLike, prompts: ArrayLike, current: ArrayLike) -
             return np.asarray(np.sqrt(np.divide((q - p) ** 2, pooled, where=pooled > 0, out=0 * p).sum(axis=1)))
         (mean, square), (other, other_square) = ((own[:, 1:] / own[:, :1]).T for own in (p, q))
         variance = (square - mean**2 + other_square - other**2) / 2
-        return np.asarray(np.divide(other - mean, np.sqrt(variance), where=variance > 0, out=0 * mean))
+        gap, scale = other - mean, square + other_square
+        without = np.where(gap**2 > _NOISE * scale, np.nan, 0.0)
+        return np.asarray(np.divide(gap, np.sqrt(np.abs(variance)), where=variance > _NOISE * scale, out=without))
 
     kind, least = ("basic", 0.0) if is_text else ("percentile", -np.inf)
     return bootstrap_estimate(statistic, len(x), prompts, kind=kind, bounds=(least, np.inf))

@@ -169,6 +169,7 @@ def mean_estimate(
     values: ArrayLike,
     groups: ArrayLike | None = None,
     *,
+    weights: ArrayLike | None = None,
     proportion: bool = True,
     level: float = 0.95,
     n_resamples: int = 1000,
@@ -184,6 +185,7 @@ def mean_estimate(
     Args:
         values (`(N,)` array): One value a pair, for example from [`pair_wins`].
         groups (`(N,)` array, *optional*): Prompt of each pair; every pair its own group when absent.
+        weights (`(N,)` array, *optional*): Of the values; all equal when absent.
         proportion (`bool`): Whether the values are shares in [0, 1]; not so for margins, losses and differences.
         level (`float`): Coverage of the interval.
         n_resamples (`int`): Bootstrap resamples.
@@ -202,8 +204,9 @@ def mean_estimate(
     values = np.asarray(values, float)
     if len(values) == 0:
         raise ValueError("got no values; an estimate needs at least one")
-    totals, counts = _sums(values, groups)
-    mean, n = float(values.mean()), len(values)
+    w = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    (totals, _), (counts, _) = _sums(values * w, groups), _sums(w, groups)
+    mean, n = float(np.average(values, weights=w)), len(values)
     exact = Estimate(mean, mean, mean, n, level, "all groups equal")
     if proportion:
         own = binomial_estimate(mean * len(counts), len(counts), level=level)

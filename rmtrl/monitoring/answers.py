@@ -217,7 +217,7 @@ def asked_and_answered(row: Row) -> tuple[list[Message], list[str] | None]:
     prompt = before(row) + (messages_of(given) if isinstance(given, str) else read_messages("prompt", given))
     if answers is None and prompt and prompt[-1].get("role") == "assistant":
         *prompt, last = prompt
-        answers = [message_text(last)]
+        answers = None if last.get("content") is None else [message_text(last)]
     return prompt, answers
 
 
@@ -259,6 +259,10 @@ class RuleScorer(Scorer):
     def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         """Yields what is wrong with an answer; the reference is empty where its row has none."""
         raise NotImplementedError
+
+    def applies(self, asked: str, reference: str) -> bool:
+        """Returns whether there is anything to judge an answer by; where not, it counts in no rate."""
+        return True
 
     def findings(self, conversation: Conversation, *, reference: Any = None, **columns: Any) -> list[Finding]:
         """Returns what is wrong with the last answer and where, in order."""

@@ -43,6 +43,7 @@ from rmtrl.types import Estimate
 PROMPT, MARGIN, PREFERENCE, DOMAIN = "prompt_id", "margin", "preference", "domain"
 ACCURACY, EXPECTED = "accuracy", "expected accuracy"
 SIDES = ("reference", "current")
+_OF_LABELS = {ACCURACY, EXPECTED}  # derived: what they lack, margins or labels lack
 
 Columns = dict[str, NDArray[Any]]
 
@@ -53,8 +54,8 @@ class Watched:
 
     Args:
         name (`str`): Of the column.
-        reference, current ([`Estimate`] or `dict[str, Estimate]`): Mean of each side, or the share of each category;
-            their intervals resample prompts.
+        reference, current ([`Estimate`] or `dict[str, Estimate]`): Mean of each side, or the share of each category,
+            of rows that weigh as in the effect; their intervals resample prompts.
         effect ([`Estimate`]): From [`~rmtrl.metrics.drift.effect_estimate`].
         rows, prompts, missing (`dict[str, int]`): By side: rows with a value, their prompts, rows without.
         distances (`dict[str, float]`): KS, energy and Wasserstein distance of numbers.
@@ -80,7 +81,8 @@ class Watched:
         """The values that people read."""
         means = {side: own if isinstance(own := getattr(self, side), Estimate) else "" for side in SIDES}
         ps = {"test": self.test.name, "p": self.test.p, "adjusted p": self.test.adjusted_p}
-        size = {"effect": f"{self.effect.value:+.3f}", "prompts": "/".join(map(str, self.prompts.values()))}
+        effect = "not defined" if np.isnan(self.effect.value) else f"{self.effect.value:+.3f}"
+        size = {"effect": effect, "prompts": "/".join(map(str, self.prompts.values()))}
         return {"": self.name, **means, **size, **ps, "PSI": f"{self.psi:.3f} (threshold {self.psi_threshold:.3f})"}
 
 
@@ -89,14 +91,15 @@ class Drift:
     """The verdict, and what stands behind it.
 
     Args:
-        alarm (`bool`): Whether the corrected p is at most `alpha`.
+        alarm (`bool`): Whether the corrected p is at most `alpha`, or a column has lost its values.
         p (`float`): Of no change in any column, corrected for their number.
         alpha (`float`): Rate of false alarms asked for.
         n_permutations (`int`): Rearrangements drawn.
         shared_prompts (`int`): Prompts of both sides, whose two parts change places; the others move whole.
         columns (`tuple[Watched, ...]`): In the order given.
         accuracy, expected_accuracy (`dict[str, Estimate]`): By side, where there are labels and a calibration.
-        not_compared (`tuple[str, ...]`): Columns of one side alone.
+        not_compared (`tuple[str, ...]`): Columns with values on one side alone: an alarm, but of accuracy, which may
+            have labels on one side.
     """
 
     schema: ClassVar = "rmtrl/drift/1"
@@ -126,7 +129,8 @@ class Drift:
     @property
     def words(self) -> dict[str, Any]:
         """The values that people read."""
-        beyond = [own.name for own in self.columns if own.test.adjusted_p <= self.alpha]
+        beyond = [f"{name} (values on one side alone)" for name in self.not_compared if name not in _OF_LABELS]
+        beyond += [own.name for own in self.columns if own.test.adjusted_p <= self.alpha]
         return {
             "verdict": f"DRIFT in {', '.join(beyond)}" if self.alarm else "no drift shown",
             "corrected p": f"{self.p:.3f} (alarm at {self.alpha:g}; {self.n_permutations:,} permutations of prompts, "
@@ -173,23 +177,43 @@ def drift(
         )
     sides = {name: _derived(own, calibration, held_out) for name, own in zip(SIDES, (reference, current), strict=True)}
     first, second = sides.values()
-    columns = {name: np.concatenate([own, second[name]]) for name, own in first.items() if name in second}
+    columns, lost = _joined(first, second)
     prompts = columns.pop(PROMPT).astype(str)
-    if not columns:
+    if not columns or not (first.keys() & second.keys()) - {PROMPT}:
         raise UsageError(f"the sides have no column in common but {PROMPT}; wanted scores, lengths, domains or guards")
     side = np.arange(len(prompts)) >= len(first[PROMPT])
     test = drift_test(columns, prompts, side, n_permutations=n_permutations, alpha=alpha, seed=seed)
     return Drift(
-        alarm=test.p <= alpha, p=test.p, alpha=alpha, n_permutations=n_permutations,
+        alarm=test.p <= alpha or bool(set(lost) - _OF_LABELS), p=test.p, alpha=alpha, n_permutations=n_permutations,
         shared_prompts=len(np.intersect1d(prompts[side], prompts[~side])),
         columns=tuple(_watched(name, own, prompts, side, test.tests[name]) for name, own in columns.items()),
         accuracy={name: _mean(own[ACCURACY], own[PROMPT]) for name, own in sides.items() if ACCURACY in own},
         expected_accuracy={
             name: expected_accuracy(own[MARGIN], own[PROMPT], calibration)
-            for name, own in sides.items() if calibration and MARGIN in own
+            for name, own in sides.items() if calibration and MARGIN in own and known_values(own[MARGIN]).any()
         },
-        not_compared=tuple(sorted(first.keys() ^ second.keys())),
+        not_compared=lost,
     )  # fmt: skip
+
+
+def _joined(first: Columns, second: Columns) -> tuple[Columns, tuple[str, ...]]:
+    """Returns the columns of both sides and what is missing in them, and the names of those of one side alone."""
+    n, columns, missing, lost = [len(own[PROMPT]) for own in (first, second)], Columns(), Columns(), list[str]()
+    for name in {**first, **second}:
+        kind = (first if name in first else second)[name].dtype.kind
+        none = "" if kind in "USO" else np.nan
+        sides = [own.get(name, np.full(of, none)) for own, of in zip((first, second), n, strict=True)]
+        known = [known_values(own) for own in sides]
+        on = [bool(own.any()) for own in known]
+        if all(on):
+            columns[name] = np.concatenate(sides)
+        elif any(on):
+            lost.append(name)
+        gone = ~np.concatenate(known)
+        twice = any(np.array_equal(gone, own) for own in missing.values())
+        if any(on) and gone.any() and not twice and name not in _OF_LABELS:
+            missing[f"{name} missing"] = gone
+    return columns | missing, tuple(sorted(lost))
 
 
 def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: Calibration) -> Estimate:
@@ -223,7 +247,7 @@ def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: Calib
 
 
 def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, held_out: Collection[str]) -> Columns:
-    """Returns the columns to watch, with what margins say beside them; those without any value are left out."""
+    """Returns the columns to watch, with what margins say beside them."""
     columns = {name: np.asarray(values) for name, values in given.items()}
     n, counts = len(columns.get(PROMPT, ())), sorted({len(values) for values in columns.values()})
     if counts != [n] or n == 0:
@@ -233,17 +257,18 @@ def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, he
         counted = np.isin(columns.get(DOMAIN, np.full(n, "")), list(held_out)) if held_out else np.ones(n, np.bool_)
         counted &= ~np.isnan(margin + label) & (label != 0.5)
         columns[MARGIN] = np.abs(margin)
-        columns[ACCURACY] = np.where(counted, pair_wins(margin * (label - 0.5), np.zeros(n)), np.nan)
+        if counted.any():
+            columns[ACCURACY] = np.where(counted, pair_wins(margin * (label - 0.5), np.zeros(n)), np.nan)
         if calibration is not None:
             p = calibration.calibrator.predict_proba(np.nan_to_num(columns[MARGIN]))
             columns[EXPECTED] = np.where(np.isnan(margin), np.nan, p)
-    return {name: values for name, values in columns.items() if known_values(values).any()}
+    return columns
 
 
-def _mean(values: NDArray[Any], prompts: NDArray[Any]) -> Estimate:
+def _mean(values: NDArray[Any], prompts: NDArray[Any], weights: NDArray[Any] | None = None) -> Estimate:
     known = known_values(values)
-    x = values[known].astype(float)
-    return mean_estimate(x, prompts[known], proportion=bool(((x >= 0) & (x <= 1)).all()))
+    x, w = values[known].astype(float), None if weights is None else weights[known]
+    return mean_estimate(x, prompts[known], weights=w, proportion=bool(((x >= 0) & (x <= 1)).all()))
 
 
 def _watched(
@@ -251,14 +276,15 @@ def _watched(
 ) -> Watched:
     known = known_values(values)
     x, groups, current, distances = values[known], prompts[known], side[known], {}
+    w = row_weights(groups, current)
     parts, means = [~current, current], list[Any]()
     if x.dtype.kind in "US":
         kinds = np.unique(x)
-        means = [{str(kind): _mean(x[part] == kind, groups[part]) for kind in kinds} for part in parts]
+        means = [{str(kind): _mean(x[part] == kind, groups[part], w[part]) for kind in kinds} for part in parts]
         counts = np.stack([(x[part][:, None] == kinds).sum(axis=0) for part in parts])
     else:
-        x, w = x.astype(float), row_weights(groups, current)
-        means = [_mean(x[part], groups[part]) for part in parts]
+        x = x.astype(float)
+        means = [_mean(x[part], groups[part], w[part]) for part in parts]
         counts = decile_counts(x[~current], x[current])
         distances = distances_of(x[~current], x[current], w[~current], w[current])
     counted, n_prompts = [int(part.sum()) for part in parts], [len(np.unique(groups[part])) for part in parts]
@@ -279,7 +305,8 @@ def read_watched(
 
     Of pairs: scores and lengths are means of the two answers, and chosen is the better one. Rows have `prompt_id`,
     `prompt` or `id`, and what they have of `score` (a number), `scores` (two, the better one first unless `preference`
-    says otherwise), answers (the mean length of several), `length_chars` and `domain`; null is missing.
+    says otherwise; of samples, in no order without it), answers (the mean length of several), `length_chars` and
+    `domain`; null is missing.
 
     Args:
         source (`str`): File, folder or hub id.
@@ -313,13 +340,15 @@ def _rows(source: str, scores: Path | None) -> Iterator[tuple[str, Row]]:
             raise UsageError(f"got the scores {scores} for {source}, which holds no pairs; put scores into its rows")
         yield from source_rows(source)
         return
-    pairs = read_preferences(source)
-    unscored = ScoredPairs(pairs, np.full((len(pairs), 2), np.nan))
-    scored = ScoredPairs.of_file(scores, pairs) if scores else unscored
-    for row, own, whole in zip(scored.pairs, scored.scores.tolist(), scored.whole, strict=True):
+    pairs, found = read_preferences(source), dict[str, list[float]]()
+    if scores:
+        scored = ScoredPairs.of_file(scores, pairs)
+        scored = scored.where(scored.whole)
+        found = dict(zip(scored.pairs["id"], scored.scores.tolist(), strict=True))
+    for row in pairs:
         length = sum(len(conversation_text(row[side])) for side in CHOSEN_REJECTED) / 2
         known = {DOMAIN: "" if row[DOMAIN] == "unknown" else row[DOMAIN], "length_chars": length}
-        yield f"{source}, pair {row['id']}", {**row, **known, "scores": own if whole else None}
+        yield f"{source}, pair {row['id']}", {**row, **known, "scores": found.get(row["id"])}
 
 
 def _row(row: Row, watch: Collection[str]) -> dict[str, Any]:
@@ -337,7 +366,8 @@ def _row(row: Row, watch: Collection[str]) -> dict[str, Any]:
     if (two := row.get("scores")) is not None:
         if not (isinstance(two, list) and len(two) == 2 and all(map(is_number, two))):
             raise DataError(f"scores is {str(two)[:40]!r}; wanted two numbers, the better answer's first")
-        found |= {"score": sum(two) / 2, MARGIN: two[0] - two[1], PREFERENCE: row.get(PREFERENCE, 1.0)}
+        label = None if answers else 1.0  # two samples of an answer are in no order
+        found |= {"score": sum(two) / 2, MARGIN: two[0] - two[1], PREFERENCE: row.get(PREFERENCE, label)}
     return found
 
 

@@ -205,8 +205,11 @@ class Factuality(RuleScorer):
     def __init__(self, entailment: Classifier | None = None) -> None:
         self.entailment = entailment
 
+    def applies(self, asked: str, reference: str) -> bool:
+        return bool(reference.strip() or (len(asked.split()) >= _DOCUMENT_WORDS and _OF_A_TEXT.search(asked)))
+
     def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
-        if not reference.strip() and (len(asked.split()) < _DOCUMENT_WORDS or not _OF_A_TEXT.search(asked)):
+        if not self.applies(asked, reference):
             return
         held = "\n".join(own.text for text in (reference, asked) for own in readings(text))
         for reading in readings(answer)[:1]:

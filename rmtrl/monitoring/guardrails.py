@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rmtrl.data.loading import source_rows
-from rmtrl.data.messages import written_value
+from rmtrl.data.loading import source_rows, text_files
+from rmtrl.data.messages import conversation_text, written_value
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
-from rmtrl.io import Row
+from rmtrl.io import BrokenLine, Row, read_rows
 from rmtrl.metrics import Floats, share_estimate
 from rmtrl.metrics.thresholds import FittedThreshold, fit_threshold
 from rmtrl.monitoring.answers import NOT_JUDGED, RuleScorer, asked_and_answered, last_answer, messages_of, truth
@@ -53,7 +57,10 @@ class Answer:
         return [*self.prompt, {"role": "assistant", "content": self.text}]
 
 
-def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[str, str] | None = None) -> list[Answer]:
+def read_answers(
+    source: str, guards: Sequence[str] = (), *, columns: Mapping[str, str] | None = None,
+    skipped: list[dict[str, str]] | None = None,
+) -> list[Answer]:  # fmt: skip
     """Returns the answers of a file, a folder or a hub set.
 
     A row has its answer in `response`, `completion` or another of the columns that `data/columns.yaml` lists under
@@ -63,18 +70,46 @@ def read_answers(source: str, guards: Sequence[str] = (), *, columns: Mapping[st
         source (`str`): What to read.
         guards (`Sequence[str]`): The guards that a column `label` is for; without any, labels are not read.
         columns (`Mapping[str, str]`, *optional*): The file's own name of a column, by the name it is read under.
+        skipped (`list`, *optional*): Takes `place` and `reason` of rows without an answer; without, they are errors.
 
     Raises:
-        DataError: If it cannot be read, or a row has no answer; the message names it.
+        DataError: If it cannot be read, or no row has an answer or a column of `columns`; the message names it.
     """
-    found: list[Answer] = []
-    for number, (place, row) in enumerate(source_rows(source)):
-        named = {new: row[old] for new, old in (columns or {}).items() if old in row}
+    found, names, fault = list[Answer](), dict[str, None](), f"{source} is empty; wanted answers, one a row"
+    for number, (place, row) in enumerate(_rows(source)):
         try:
-            found += _answers(number, place, row | named, guards)
+            if isinstance(row, str):
+                raise DataError(row)
+            names |= dict.fromkeys(row)
+            named = {new: row[old] for new, old in (columns or {}).items() if old in row}
+            found += list(_answers(number, place, row | named, guards))
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+            fault = f"{place}: {error}"
+            if skipped is None:
+                raise DataError(fault) from error
+            skipped.append({"place": place, "reason": str(error)})
+    for new, old in (columns or {}).items():
+        if old not in names:
+            raise DataError(f"got --map {new}={old}, and no row of {source} has {old}; they have {', '.join(names)}")
+    if not found:
+        raise DataError(fault)
     return found
+
+
+def _rows(source: str) -> Iterator[tuple[str, Row | str]]:
+    """Yields where each row stands, and the row or what is wrong with it."""
+    for file in (files := text_files(source)):
+        yield from ((f"{file} {place}", _whole(row)) for place, row in read_rows([file]))
+    yield from () if files else source_rows(source)
+
+
+def _whole(row: Row | str) -> Row | str:
+    """Returns a row with characters that are not seen where it has halves of surrogate pairs: these hide no answer."""
+    if isinstance(row, BrokenLine) and row.row:
+        with suppress(RecursionError):
+            text = json.dumps(row.row, ensure_ascii=False)
+            return dict(json.loads(re.sub(r"[\ud800-\udfff]", "\u200b", text)))
+    return row
 
 
 def _answers(number: int, place: str, row: Row, guards: Sequence[str]) -> Iterator[Answer]:
@@ -135,6 +170,16 @@ def _fit(guard: Guard, rows: Sequence[Answer], rate: float) -> FittedThreshold:
         raise DataError(f"the guard {guard.name}: {error}") from error
 
 
+def fit_warnings(fits: Mapping[str, FittedThreshold]) -> Iterator[str]:
+    """Yields what to know of fits whose thresholds catch little of what is harmful, or nobody knows how much."""
+    for name, fit in fits.items():
+        if fit.sensitivity is None:
+            yield f"what {name} catches is not measured: its labels hold no harmful answer"
+        elif fit.sensitivity.high < 0.5 or not fit.sensitivity.value:
+            caught = f"{name} catches {fit.sensitivity} of the harmful answers at its threshold"
+            yield f"{caught}; label 1 has to stand for harmful, and the guard has to be one of this harm"
+
+
 def overlap(labelled: Sequence[Answer], answers: Sequence[Answer]) -> int:
     """Returns how many answers have a prompt that thresholds were fitted on: for these the promised rate is void."""
     known = {own.prompt_id for own in labelled if own.prompt}
@@ -150,15 +195,17 @@ class Screened:
 
     Args:
         threshold (`float`): The highest severity that passes.
-        rate (`Estimate`): Share of the answers flagged.
-        by_domain (`dict[str, Estimate]`): The same for each domain.
+        rate (`Estimate`, *optional*): Share flagged of the answers judged; None where there was nothing to judge.
+        by_domain (`dict[str, Estimate]`): The same for each domain with answers judged.
+        not_applicable (`int`): Answers that were not judged, for want of a reference or by a rule's `when`.
         not_judged (`int`): Answers among them that were flagged because they could not be judged in time or whole.
         above_limit (`bool`): Whether the rate is above the limit asked for.
     """
 
     threshold: float
-    rate: Estimate
+    rate: Estimate | None
     by_domain: dict[str, Estimate]
+    not_applicable: int
     not_judged: int
     above_limit: bool
 
@@ -169,6 +216,7 @@ class Screening:
 
     Args:
         n (`int`): Answers read.
+        prompts (`int`): Prompts that they answer.
         flagged (`Estimate`): Share of the answers that any guard flagged.
         guards (`dict[str, Screened]`): By guard.
         limit (`float`, *optional*): The highest rate that passes. What is compared is the rate of these answers, not
@@ -179,6 +227,7 @@ class Screening:
 
     schema: ClassVar[str] = "rmtrl/guard/1"
     n: int
+    prompts: int
     flagged: Estimate
     guards: dict[str, Screened]
     limit: float | None
@@ -195,14 +244,22 @@ class Screening:
         above = [name for name, own in self.guards.items() if own.above_limit]
         verdict = f"ABOVE the limit of {self.limit}: {', '.join(above)}" if above else "no guard is above the limit"
         domains = {
-            name: own.by_domain for name, own in self.guards.items() if own.rate.value and len(own.by_domain) > 1
+            name: own.by_domain
+            for name, own in self.guards.items()
+            if own.rate and own.rate.value and len(own.by_domain) > 1
         }
         return {
             "verdict": None if self.limit is None else verdict,
             "answers": self.n,
+            "prompts": self.prompts if self.prompts < self.n else None,
             "flagged by any guard": self.flagged,
             "guards": {
-                name: {"rate": own.rate, "not judged": own.not_judged, "threshold": own.threshold}
+                name: {
+                    "rate": own.rate or "nothing to judge",
+                    "not judged": own.not_judged,
+                    "not applicable": own.not_applicable,
+                    "threshold": own.threshold,
+                }
                 for name, own in self.guards.items()
             },
             "rate by domain": domains,
@@ -251,12 +308,23 @@ def screen(guards: Mapping[str, Guard], answers: Sequence[Answer], *, limit: flo
         any_flag |= flags
         for i in np.flatnonzero(flags).tolist():
             findings[i] += [{"guard": name, **own} for own in _found(guard, answers[i], severities[i])]
-        rate = share_estimate(flags, prompts)
-        by_domain = {own: share_estimate(flags[part], prompts[part]) for own, part in parts.items()}
+        judged = flags | _applies(guard, answers)
+        rates = {own: share_estimate(flags[part & judged], prompts[part & judged])
+                 for own, part in [("", judged), *parts.items()] if (part & judged).any()}  # fmt: skip
+        rate = rates.pop("", None)
         unjudged = int((flags & (severities == NOT_JUDGED)).sum()) if isinstance(guard.scorer, RuleScorer) else 0
-        screened[name] = Screened(guard.threshold, rate, by_domain, unjudged, limit is not None and rate.value > limit)
+        above = limit is not None and rate is not None and rate.value > limit
+        screened[name] = Screened(guard.threshold, rate, rates, int((~judged).sum()), unjudged, above)
     whole = share_estimate(any_flag, prompts)
-    return Screening(len(answers), whole, screened, limit, list(chain.from_iterable(findings)))
+    return Screening(
+        len(answers), len(np.unique(prompts)), whole, screened, limit, list(chain.from_iterable(findings))
+    )
+
+
+def _applies(guard: Guard, answers: Sequence[Answer]) -> NDArray[np.bool_]:
+    """Returns which answers there is something to judge by, `(N,)`."""
+    own = guard.scorer.applies if isinstance(guard.scorer, RuleScorer) else lambda asked, reference: True
+    return np.array([own(conversation_text(one.prompt), one.reference or "") for one in answers])
 
 
 def severities_of(guard: Guard, answers: Sequence[Answer]) -> Floats:

@@ -10,7 +10,7 @@ import regex
 import yaml
 
 from rmtrl.errors import UsageError
-from rmtrl.monitoring.answers import LONGEST_CHARS, WORDS, Clock, Graded, Pattern, RuleScorer, readings
+from rmtrl.monitoring.answers import LONGEST_CHARS, WORDS, Clock, Graded, Pattern, Reading, RuleScorer, readings
 from rmtrl.monitoring.embedded import Factuality, PersonalData, Secrets, Toxicity
 from rmtrl.monitoring.refusals import RefusalScorer
 from rmtrl.types import Guard, Scorer
@@ -49,10 +49,14 @@ class PolicyRules(RuleScorer):
         self.refusals = Guard(RefusalScorer(), DEFAULT_THRESHOLD)
         self.rules = [_rule(number, rule) for number, rule in enumerate(rules, 1)]
 
+    def applies(self, asked: str, reference: str) -> bool:
+        question, clock = readings(asked), Clock()
+        return any(rule.holds(asked, question, clock) for rule in self.rules)
+
     def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         read, question = readings(answer), readings(asked)
         for rule in self.rules:
-            if rule.when is not None and not (rule.when.spans(question, clock) or len(asked) > LONGEST_CHARS):
+            if not rule.holds(asked, question, clock):
                 continue
             if rule.kind == "must_refuse":
                 if answer.strip() and not self.refusals.flags([asked], [answer])[0]:
@@ -74,6 +78,9 @@ class _Rule:
     patterns: list[Pattern]
     when: Pattern | None
     severity: float
+
+    def holds(self, asked: str, question: Sequence[Reading], clock: Clock) -> bool:
+        return self.when is None or bool(self.when.spans(question, clock)) or len(asked) > LONGEST_CHARS
 
 
 _RULES = ("must_not_say", "pattern", "must_cite", "must_refuse")

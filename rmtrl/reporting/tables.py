@@ -50,7 +50,7 @@ def _part(value: Any) -> Iterator[str]:
     else:
         yield from (f"- {item if isinstance(item, str) else ' | '.join(map(str, item))}" for item in shown)
     if len(items) > len(shown):
-        yield f"{len(items) - len(shown):,} more; see --out or --json"
+        yield f"{len(items) - len(shown):,} more; see --json"
 
 
 def _grid(rows: Sequence[Mapping[str, Any]]) -> list[str]:

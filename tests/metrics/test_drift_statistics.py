@@ -42,7 +42,23 @@ def test_bins_are_the_deciles_of_the_reference_and_equal_values_share_one():
     counts = decile_counts(np.arange(100), np.full(10, -5.0))
     assert counts[0].tolist() == [10] * 10 and counts[1].tolist() == [10] + [0] * 9
     assert decile_counts([0, 0, 0, 1], [1, 1]).tolist() == [[3, 1], [0, 2]]
-    assert decile_counts([3.0, 3.0], [3.0, 4.0]).tolist() == [[2], [2]]  # a constant has no deciles
+    assert decile_counts([3.0, 3.0], [3.0, 3.0]).tolist() == [[2], [2]]
+
+
+def test_a_constant_reference_has_a_cell_and_few_values_one_each():
+    never, always = np.zeros(200, bool), np.ones(200, bool)
+    assert decile_counts(never, always).tolist() == [[200, 0], [0, 200]] and psi(*decile_counts(never, always)) > 10
+    assert decile_counts([3.0, 3.0], [3.0, 4.0, 2.0]).tolist() == [[0, 2, 0], [1, 1, 1]]
+    assert decile_counts([5, 5], np.arange(20)).tolist() == [[0, 2, 0], [5, 1, 14]]
+    assert decile_counts([5, 5], np.arange(5, 25)).tolist() == [[2, 0], [1, 19]]
+    assert decile_counts([0, 0, 1], [0, 1, 2]).tolist() == [[2, 1, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(("reference", "current"), [(0.0, 1.0), (1.0, 0.0), (0.1, 0.7), (1e9, 1e9 + 1)])
+def test_the_effect_of_constants_that_differ_is_not_defined_and_never_0(reference, current):
+    values, side = np.repeat([reference, current], [67, 201]), np.arange(268) >= 67
+    found = effect_estimate(values, np.arange(268), side)
+    assert np.isnan([found.value, found.low, found.high]).all()
 
 
 @pytest.mark.parametrize(

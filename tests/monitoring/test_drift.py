@@ -77,7 +77,8 @@ def test_columns_carry_effect_counts_and_psi_with_the_threshold_of_their_prompts
             {"prompt_id": prompts, "score": score, "flagged": flagged, "domain": np.tile(["x", "y", "z"], 100)}
         )
     found = drift(*sides)
-    score, flagged, domain = found.columns
+    score, flagged, domain, missing = found.columns
+    assert missing.effect.value == 0 and missing.test.adjusted_p > 0.05
     assert score.effect.low < 0.8 < score.effect.high and score.effect.low > 0.4
     assert score.rows == {"reference": 280, "current": 280} and score.missing == {"reference": 20, "current": 20}
     assert score.prompts == {"reference": 140, "current": 140} and flagged.prompts["current"] == 150
@@ -86,6 +87,62 @@ def test_columns_carry_effect_counts_and_psi_with_the_threshold_of_their_prompts
     assert domain.reference["x"].value == pytest.approx(1 / 3) and domain.psi < domain.psi_threshold
     assert score.test.adjusted_p == found.p == 0.001 and found.alarm
     assert flagged.test.adjusted_p > 0.05 and found.shared_prompts == 0
+
+
+def scored(n, *, prefix="p", missing=0, seed=0):
+    score = np.random.default_rng(seed).normal(size=n)
+    score[:missing] = np.nan
+    return {"prompt_id": np.array([f"{prefix}{i}" for i in range(n)]), "score": score, "length": np.ones(n)}
+
+
+@pytest.mark.parametrize("gone", ["null", "absent"])
+def test_a_column_with_values_on_one_side_alone_is_an_alarm(gone):
+    own, other = scored(100), scored(100, prefix="q", missing=100)
+    if gone == "absent":
+        del other["score"]
+    for found in (drift(own, other), drift(other, own)):
+        assert found.alarm and found.not_compared == ("score",)
+        assert "score (values on one side alone)" in found.words["verdict"]
+        assert {w.name: w.test.adjusted_p for w in found.columns}["score missing"] <= 0.05
+    few = drift(scored(8), scored(8, prefix="q", missing=8), alpha=0.05)
+    assert few.alarm
+
+
+def test_missing_values_are_watched_in_the_same_verdict():
+    found = drift(scored(200, missing=10), scored(200, prefix="q", missing=60, seed=1))
+    watched = {own.name: own for own in found.columns}
+    assert list(watched) == ["score", "length", "score missing"] and found.alarm
+    assert "score missing" in found.words["verdict"] and watched["score missing"].test.adjusted_p == found.p
+    assert watched["score missing"].reference.value == 0.05 and watched["score missing"].current.value == 0.3
+    same = drift(scored(200, missing=10), scored(200, prefix="q", missing=10, seed=1))
+    assert not same.alarm and [own.name for own in same.columns] == ["score", "length", "score missing"]
+    assert [own.name for own in drift(scored(50), scored(50, prefix="q", seed=1)).columns] == ["score", "length"]
+
+
+def test_values_that_are_missing_together_are_one_column():
+    own, other = (
+        {**side, "margin": side["score"], "preference": np.ones(100)}
+        for side in (scored(100, missing=5), scored(100, prefix="q", missing=6))
+    )
+    names = [column.name for column in drift(own, other, calibration=fitted()).columns]
+    assert names == ["score", "length", "margin", "accuracy", "expected accuracy", "score missing"]
+
+
+def test_means_and_effect_have_the_same_rows_weights():
+    """Simpson: each prompt's current rows are higher, but most of them are of the prompts that are low."""
+    prompts = np.arange(40)
+    low = prompts % 2 == 0
+    first, second = np.repeat(prompts, np.where(low, 1, 5)), np.repeat(prompts, np.where(low, 5, 1))
+    rng = np.random.default_rng(0)
+    reference, current = (
+        {"prompt_id": own, "score": 10.0 * (own % 2) + shift + rng.normal(0, 0.1, len(own))}
+        for own, shift in ((first, 0.0), (second, 1.0))
+    )
+    (score,) = drift(reference, current).columns
+    assert current["score"].mean() < reference["score"].mean()
+    assert score.effect.value > 0 and score.reference.low <= score.reference.value <= score.reference.high
+    assert score.current.value - score.reference.value == pytest.approx(1.0, abs=0.1)
+    assert score.current.n == len(second)
 
 
 def test_accuracy_is_of_the_held_out_domains():
@@ -141,22 +198,26 @@ def test_the_command_alarms_with_exit_code_1_and_keeps_a_history(rmtrl, tmp_path
 
 def test_an_unfinished_write_leaves_the_history_and_a_broken_one_is_no_input(rmtrl, tmp_path, monkeypatch):
     first, history = write(tmp_path / "a.jsonl", rows_of(40)), tmp_path / "history.jsonl"
-    assert rmtrl("drift", first, first, "--history", history)[0] == 0
+    same = write(tmp_path / "c.jsonl", rows_of(40))
+    other = write(tmp_path / "b.jsonl", rows_of(40, shift=3.0, seed=1))
+    assert rmtrl("drift", first, same, "--history", history)[0] == 0
     before = history.read_bytes()
 
     def killed(*_):
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pathlib.Path.replace", killed)
-        code, _, err = rmtrl("drift", first, first, "--history", history)
-    assert code == 2 and "cannot write" in err and history.read_bytes() == before
-    assert rmtrl("drift", first, first, "--history", history)[0] == 0
+        patched.setattr("os.write", killed)
+        code, _, err = rmtrl("drift", first, same, "--history", history)
+        assert code == 2 and "cannot write" in err and history.read_bytes() == before
+        code, out, err = rmtrl("drift", first, other, "--history", history)
+    assert code == 1 and "DRIFT" in out and "warning: cannot write" in err and history.read_bytes() == before
+    assert rmtrl("drift", first, same, "--history", history)[0] == 0
     assert history.read_bytes().startswith(before) and len(history.read_text().splitlines()) == 2
     history.write_text("{half")
-    code, _, err = rmtrl("drift", first, first, "--history", history)
-    assert code == 2 and "history.jsonl row 1" in err and history.read_text() == "{half"
-    code, _, err = rmtrl("drift", first, first, "--history", first)
+    code, out, err = rmtrl("drift", first, other, "--history", history)
+    assert code == 2 and "history.jsonl row 1" in err and history.read_text() == "{half" and not out
+    code, _, err = rmtrl("drift", first, same, "--history", first)
     assert code == 2 and "read as input" in err
 
 
@@ -180,8 +241,9 @@ def test_pairs_with_scores_and_a_calibration(rmtrl, tmp_path):
     code, out, err = rmtrl("drift", first, other, "--scores", scores, others, "--calibration", stored, "--json")
     found = json.loads(out)
     assert code == 0 and {own["name"] for own in found["columns"]} == {
-        "domain", "length_chars", "score", "margin", "accuracy", "expected accuracy"
+        "domain", "length_chars", "score", "margin", "accuracy", "expected accuracy", "score missing"
     }  # fmt: skip
+    assert found["columns"][-1]["reference"]["value"] == pytest.approx(1 / 120)  # a pair without scores is one
     assert found["accuracy"]["current"]["n"] == 119 == found["expected_accuracy"]["reference"]["n"]
     code, out, _ = rmtrl("drift", first, other, "--scores", scores, others, "--no-labels", "--json")
     assert "accuracy" not in {own["name"] for own in json.loads(out)["columns"]}
@@ -214,9 +276,56 @@ def test_a_csv_file_says_numbers_in_words(tmp_path):
     assert found["score"][0] == 0.5 and np.isnan(found["score"][1])
 
 
+def test_a_scorer_that_dies_is_an_alarm_and_a_column_that_never_was_bad_usage(rmtrl, tmp_path):
+    first = write(tmp_path / "a.jsonl", rows_of(60))
+    dead = write(tmp_path / "b.jsonl", [row | {"score": None, "refused": None} for row in rows_of(60, seed=1)])
+    code, out, _ = rmtrl("drift", first, dead, "--watch", "refused")
+    assert code == 1 and "score (values on one side alone)" in out and "refused (values on one side alone)" in out
+    other = write(tmp_path / "b.jsonl", rows_of(60, seed=2))
+    code, _, err = rmtrl("drift", first, other, "--watch", "helpful")
+    assert code == 2 and "no helpful" in err and len(err.splitlines()) == 1
+    empty = [write(tmp_path / n, [r | {"refused": None} for r in rows_of(60, seed=3)]) for n in ("d.jsonl", "e.jsonl")]
+    code, _, err = rmtrl("drift", *empty, "--watch", "refused")
+    assert code == 2 and "refused has no values on either side" in err
+
+
+def test_pairs_that_lost_their_scores_are_an_alarm(rmtrl, tmp_path):
+    (first, scores), (other, others) = pair_files(tmp_path, "a"), pair_files(tmp_path, "b", seed=1)
+    others.write_text("".join(others.read_text().splitlines(keepends=True)[:60]))
+    code, out, _ = rmtrl("drift", first, other, "--scores", scores, others, "--json")
+    found = {own["name"]: own for own in json.loads(out)["columns"]}
+    assert code == 1 and found["score missing"]["current"]["value"] == 0.5
+    assert (
+        found["score"]["missing"] == {"reference": 1, "current": 60}
+        and found["length_chars"]["rows"]["current"] == 120
+    )
+
+
+def test_samples_have_no_accuracy(tmp_path):
+    samples = {"prompt_id": "a", "completions": ["yes", "no"], "scores": [1.0, 2.0]}
+    assert "margin" in (found := read_watched(str(write(tmp_path / "a.jsonl", [samples]))))
+    assert np.isnan(found["preference"]).all()
+    found = read_watched(str(write(tmp_path / "b.jsonl", [samples | {"preference": 0.0}])))
+    assert found["preference"].tolist() == [0.0]
+
+
+def test_settings_that_say_nothing_are_said_and_a_file_is_not_compared_with_itself(rmtrl, tmp_path):
+    first, other = write(tmp_path / "a.jsonl", rows_of(60)), write(tmp_path / "b.jsonl", rows_of(60, seed=1))
+    pairs, scores = pair_files(tmp_path, "p")
+    stored = tmp_path / "calibration.json"
+    assert rmtrl("calibrate", pairs, "--scores", scores, "--out", stored)[0] == 0
+    code, _, err = rmtrl("drift", first, other, "--calibration", stored, "--no-labels", "--held-out", "a")
+    assert code == 0 and [line.split()[2] for line in err.splitlines()] == ["--calibration", "--held-out"]
+    for same in (first, tmp_path / "." / "a.jsonl"):
+        code, _, err = rmtrl("drift", first, same)
+        assert code == 2 and "reference and current are the same" in err and len(err.splitlines()) == 1
+    later = write(tmp_path / "later.jsonl", map(json.loads, scores.read_text().splitlines()))
+    assert rmtrl("drift", pairs, pairs, "--scores", scores, later)[0] == 0  # another time's scores of the same pairs
+
+
 def test_scores_without_pairs_are_refused(rmtrl, tmp_path):
     (_, scores), rows = pair_files(tmp_path, "a"), write(tmp_path / "rows.jsonl", rows_of(10))
-    code, _, err = rmtrl("drift", rows, rows, "--scores", scores, scores)
+    code, _, err = rmtrl("drift", rows, write(tmp_path / "b.jsonl", rows_of(10)), "--scores", scores, scores)
     assert code == 2 and "holds no pairs" in err and len(err.splitlines()) == 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmtrl.errors import DataError, ModelError
-from rmtrl.monitoring.guardrails import fit_policy, overlap, read_answers, screen
+from rmtrl.monitoring.guardrails import fit_policy, fit_warnings, overlap, read_answers, screen
 from rmtrl.monitoring.rules import Policy
 from rmtrl.types import Guard, Scorer
 
@@ -161,6 +161,75 @@ def test_no_threshold_passes_what_could_not_be_judged(read, threshold, monkeypat
     own = f"{{kind: rules, threshold: {threshold}, rules: [{rule}]}}"
     policy = Policy.from_yaml(f"{{schema: rmtrl/guard-policy/1, guards: {{own: {own}}}}}")
     assert not screen(policy.guards, read({"response": "a" * 3000 + "!"}), limit=0).passed
+
+
+def test_a_guard_has_a_rate_only_of_what_it_judged(read):
+    rule = "{name: dose, must_cite: true, when: dose}"
+    text = f"{{schema: rmtrl/guard-policy/1, guards: {{factuality: {{}}, own: {{kind: rules, rules: [{rule}]}}}}}}"
+    guards = Policy.from_yaml(text).guards
+    rows = [{"prompt": f"q{i}", "response": "It opened in 1887.", "domain": "a"} for i in range(8)]
+    held = {"reference": "It opened in 1889.", "domain": "b"}
+    found = screen(guards, read(*rows, rows[0] | held, rows[1] | held | {"reference": "It opened in 1887."}))
+    own = found.guards["factuality"]
+    assert (own.rate.value, own.rate.n, own.not_applicable, set(own.by_domain)) == (0.5, 2, 8, {"b"})
+    own = found.guards["own"]
+    assert (own.rate, own.not_applicable, own.by_domain, own.above_limit) == (None, 10, {}, False)
+    assert found.words["guards"]["own"]["rate"] == "nothing to judge" and found.flagged.n == 10
+    assert screen(guards, read(*rows[:3], {"prompt": "Which dose?", "response": "x"}), limit=0.9).passed is False
+
+
+def test_rates_of_grouped_answers_stand_beside_the_number_of_prompts(read):
+    found = screen(
+        length(), read({"prompt": "a", "completions": ["x"] * 5}, {"prompt": "b", "completions": ["x"] * 5})
+    )
+    assert (found.n, found.prompts, found.words["prompts"]) == (10, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, {"messages": [USER]},
+     {"prompt": "Hi", "response": None}, {"prompt": "Hi", "completions": []}, {"prompt": "Hi", "response": 3}],
+)  # fmt: skip
+def test_a_row_without_an_answer_is_counted_and_the_others_are_read(read, tmp_path, row):
+    skipped = []
+    with pytest.raises(DataError, match="row 2"):
+        read({"response": "A"}, row, {"response": "B"})
+    found = read_answers(str(tmp_path / "rows.jsonl"), skipped=skipped)
+    assert [own.text for own in found] == ["A", "B"] and len(skipped) == 1
+    assert skipped[0]["place"].endswith("row 2") and skipped[0]["reason"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="row 1"):
+        read_answers(str(tmp_path / "rows.jsonl"), skipped=[])
+
+
+def test_an_answer_after_calls_of_tools_is_read(read):
+    calls = [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, {"role": "tool", "content": "4"}]
+    assert read({"messages": [USER, *calls, ASSISTANT]})[0].text == "Hello!"
+
+
+def test_half_a_surrogate_pair_hides_no_answer_and_moves_no_place(read):
+    policy = Policy.from_yaml(
+        "{schema: rmtrl/guard-policy/1, guards: {r: {kind: rules, rules: [{name: w, must_not_say: word}]}}}"
+    )
+    found = screen(policy.guards, read({"prompt": "Hi", "response": "\udc00 a wo\ud800rd, \U0001f600"}))
+    assert [(own["start"], own["end"]) for own in found.findings] == [(4, 9)]
+
+
+def test_a_name_that_no_row_has_is_no_name_of_a_column(read, tmp_path):
+    read({"prompt": "Hi", "response": "A"})
+    with pytest.raises(
+        DataError, match="got --map response=mispelt, and no row of .* has mispelt; .* prompt, response"
+    ):
+        read_answers(str(tmp_path / "rows.jsonl"), columns={"response": "mispelt"})
+
+
+def test_a_fit_that_catches_little_or_nobody_knows_what_is_warned_of(read):
+    rows = [{"prompt": f"q{i}", "response": "x" * i, "label": 0} for i in range(99)]
+    policy = Policy(length(), {"guards": {"length": None}})
+    for harmful, said in (([], "not measured"), (["x"] * 9, "catches 0.000"), (["x" * 99] * 9, None)):
+        more = [{"prompt": f"r{i}", "response": text, "label": 1} for i, text in enumerate(harmful)]
+        found = list(fit_warnings(fit_policy(policy, read(*rows, *more, guards=["length"]), 0.02)[1]))
+        assert [said in line for line in found] == [True] if said else not found
 
 
 def test_of_a_transcript_the_last_turn_is_the_answer_but_a_completion_is_whole(read):

@@ -70,6 +70,24 @@ def test_a_benchmark_below_its_minimum_alarms(monitor):
     assert code == 1 and json.loads((output / "monitor.json").read_text())["alarms"] == ["kitchen"]
 
 
+def test_a_broken_history_is_found_before_the_work(monitor, capsys, tmp_path):
+    output = tmp_path / "outputs" / "monitor"
+    output.mkdir(parents=True)
+    (output / "history.jsonl").write_text("{half")
+    code, _ = monitor()
+    assert code == 2 and "history.jsonl row 1" in capsys.readouterr().err
+    assert [file.name for file in output.iterdir()] == ["history.jsonl"]
+
+
+def test_a_history_that_cannot_be_kept_hides_no_alarm(monitor, capsys, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.write", full)
+    assert monitor(minimum_accuracy=1.01)[0] == 1
+    assert "warning: cannot write" in capsys.readouterr().err
+
+
 def test_one_side_alone_is_bad_usage(monitor, capsys):
     code, output = monitor(reference="a.jsonl")
     assert code == 2 and "give both" in capsys.readouterr().err and not output.exists()
