@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from rmtrl.data.loading import source_rows, text_files
 from rmtrl.data.messages import conversation_text, written_value
@@ -302,7 +303,7 @@ def screen(guards: Mapping[str, Guard], answers: Sequence[Answer], *, limit: flo
     parts = {name: domains == name for name in np.unique(domains).tolist()}
     screened, any_flag = {}, np.zeros(len(answers), np.bool_)
     findings: list[list[dict[str, Any]]] = [[] for _ in answers]
-    for name, guard in guards.items():
+    for name, guard in tqdm(guards.items(), desc="Screening", unit="guard", delay=2):
         severities = severities_of(guard, answers)
         flags = severities > guard.threshold
         any_flag |= flags

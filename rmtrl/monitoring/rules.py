@@ -98,7 +98,12 @@ def _rule(number: int, rule: Any) -> _Rule:
     listed = [value] if isinstance(value, str) else value
     if value is True and kind in ("must_cite", "must_refuse"):
         patterns = [WORDS["citation"]] if kind == "must_cite" else []
-    elif kind != "must_refuse" and isinstance(listed, list) and listed and all(isinstance(one, str) for one in listed):
+    elif (
+        kind != "must_refuse"
+        and isinstance(listed, list)
+        and listed
+        and all(isinstance(one, str) and one.strip() for one in listed)
+    ):
         patterns = [_phrase(one) for one in listed] if kind == "must_not_say" else listed
     else:
         raise UsageError(
@@ -162,11 +167,13 @@ class Policy:
         ```
         """
         try:
-            stored = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
+            stored = yaml.load(text, _Distinct)  # a safe loader
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise UsageError(f"the policy is not YAML ({' '.join(str(error).split())[:200]})") from error
         if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-            raise UsageError(f"the policy is not of the schema {SCHEMA}; see examples/guardrails/policy.yaml")
+            raise UsageError(
+                f"the policy does not say its form; add schema: {SCHEMA}, see examples/guardrails/policy.yaml"
+            )
         guards, unknown = stored.get("guards"), sorted(map(str, set(stored) - {"schema", "guards"}))
         if unknown or not isinstance(guards, dict) or not guards:
             raise UsageError(f"the policy has {', '.join(unknown) or 'no guards'}; wanted schema and guards, by name")
@@ -180,6 +187,16 @@ class Policy:
             given = stored[name] if isinstance(stored[name], dict) else {"kind": stored[name] or name}
             stored[name] = {**given, "threshold": threshold, "fit": record}
         return Policy(guards, {**self.stored, "guards": stored})
+
+
+class _Distinct(yaml.SafeLoader):
+    """Reads YAML whose mappings have each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} stands twice in one mapping{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def _guard(name: str, settings: Any) -> Guard:
@@ -196,4 +213,9 @@ def _guard(name: str, settings: Any) -> Guard:
     threshold = settings.get("threshold", DEFAULT_THRESHOLD)
     if type(threshold) not in (int, float):
         raise UsageError(f"the guard {name} has the threshold {threshold!r}; wanted a number")
-    return Guard(make(settings), threshold, name=name)
+    scorer = make(settings)
+    most = max((rule.severity for rule in getattr(scorer, "rules", ())), default=1)
+    if "fit" not in settings and not 0 <= threshold < most:
+        wanted = f"wanted a number from 0 to below {most}, or it never or always finds something"
+        raise UsageError(f"the guard {name} has the threshold {threshold}; {wanted}")
+    return Guard(scorer, threshold, name=name)

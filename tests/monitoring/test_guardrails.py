@@ -158,7 +158,7 @@ def test_what_could_not_be_judged_is_flagged_and_counted(read, monkeypatch):
 def test_no_threshold_passes_what_could_not_be_judged(read, threshold, monkeypatch):
     monkeypatch.setattr("rmtrl.monitoring.answers.PATTERN_SECONDS", 0.05)
     rule = '{name: slow, pattern: "(a+)+$"}'
-    own = f"{{kind: rules, threshold: {threshold}, rules: [{rule}]}}"
+    own = f"{{kind: rules, threshold: {threshold}, fit: {{}}, rules: [{rule}]}}"
     policy = Policy.from_yaml(f"{{schema: rmtrl/guard-policy/1, guards: {{own: {own}}}}}")
     assert not screen(policy.guards, read({"response": "a" * 3000 + "!"}), limit=0).passed
 

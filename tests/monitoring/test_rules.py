@@ -69,6 +69,7 @@ def test_the_severity_of_a_rule_is_that_of_its_breach():
      ({"name": "a", "pattern": "x", "must_cite": True}, "one of"), ({"name": "a", "patern": "x"}, "one of"),
      ({"name": "a", "pattern": True}, "has pattern: 'True'; wanted texts"),
      ({"name": "a", "must_not_say": []}, "wanted texts"), ({"name": "a", "must_refuse": "x"}, "wanted texts or true"),
+     ({"name": "a", "pattern": ["x", ""]}, "wanted texts"), ({"name": "a", "must_not_say": " "}, "wanted texts"),
      ({"name": "a", "pattern": "x", "severity": 2}, "severity 2"), ({"name": "a", "pattern": "("}, "rule a has"),
      ({"name": "a", "pattern": "x", "when": "["}, r"rule a \(when\) has")],
 )  # fmt: skip
@@ -104,7 +105,12 @@ def test_thresholds_are_written_and_read_again():
      (policy(secrets={"model": "x"}), "has model; wanted threshold"),
      (policy(toxicity={"model": "x"}), "lacks label"), (policy(c={"kind": "classifier", "label": "x"}), "lacks model"),
      (policy(secrets={"threshold": "high"}), "threshold 'high'"), (policy(rules={}), "wanted a list"),
-     (policy(secrets={"threshold": float("nan")}), "finite")],
+     (policy(secrets={"threshold": float("nan")}), "threshold nan; wanted a number from 0"),
+     (policy(secrets={"threshold": 1}), "threshold 1; wanted a number from 0 to below 1, or it never or always finds"),
+     (policy(secrets={"threshold": -0.1}), "threshold -0.1"),
+     (policy(own={"kind": "rules", "rules": [{"name": "a", "pattern": "x", "severity": 0.3}]}), "to below 0.3"),
+     ("{schema: rmtrl/guard-policy/1, guards: {secrets: {}, secrets: {}}}", "'secrets' stands twice"),
+     ("{guards: {secrets: {}}}", "add schema: rmtrl/guard-policy/1")],
 )  # fmt: skip
 def test_a_policy_that_cannot_be_used_is_one_line(text, said):
     with pytest.raises(UsageError, match=said) as error:
