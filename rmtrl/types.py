@@ -70,6 +70,12 @@ class Chat(list[Message]):
         return self._with(found) if isinstance(index, slice) else found
 
 
+def check_pairs(prompts: Sequence[Any], completions: Sequence[Any]) -> None:
+    """Raises where there is not one completion a prompt."""
+    if len(prompts) != len(completions):
+        raise UsageError(f"got {len(prompts)} prompts and {len(completions)} completions; wanted one each")
+
+
 def chats(prompts: Sequence[Conversation], columns: Mapping[str, Any]) -> list[Conversation]:
     """Returns each prompt with its entry of the columns `tools` and `chat_template_kwargs`, where there are any."""
     given = {name: columns[name] for name in ("tools", "chat_template_kwargs") if columns.get(name) is not None}
@@ -222,6 +228,7 @@ class Scorer:
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the scores of `prompts[i] + completions[i]` as TRL's trainers expect them."""
+        check_pairs(prompts, completions)
         asked = chats(prompts, columns)
         conversations = [p + c for p, c in zip(asked, completions, strict=True)]  # type: ignore[operator]
         return [float(score) for score in self.score(conversations)]

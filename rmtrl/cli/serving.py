@@ -11,11 +11,11 @@ import typer
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import read_pairs, show
 from rmtrl.errors import UsageError
-from rmtrl.types import json_ready
+from rmtrl.types import is_url, json_ready
 
 
 def serve(
-    model: opt.Model,
+    model: Annotated[str, typer.Option(help="Folder or hub id of a reward model or adapter.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="What answers call the model; its path by default.")] = None,
@@ -36,6 +36,8 @@ def serve(
         from rmtrl.serving.server import Server, create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"rmtrl serve needs {error.name}; pip install 'rmtrl[serve]'") from error
+    if is_url(model):
+        raise UsageError(f"got --model {model}; rmtrl serve serves a folder or a hub id")
     keys = _keys(api_key_env)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

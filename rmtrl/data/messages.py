@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmtrl.errors import DataError
@@ -226,3 +226,17 @@ def _inner(feature: Any) -> Any:
 
 def _is_null(feature: Any) -> bool:
     return getattr(feature, "dtype", None) == "null"
+
+
+def half_character(given: Sequence[Any]) -> int | None:
+    """Returns the place of the first conversation with a lone surrogate, which UTF-8 cannot hold; None: none has one.
+
+    Example:
+
+    ```python
+    >>> half_character(["a", "\\ud83d"])
+    1
+    ```
+    """
+    texts = (json.dumps([own, getattr(own, "__dict__", {})], ensure_ascii=False, default=repr) for own in given)
+    return next((index for index, text in enumerate(texts) if re.search("[\ud800-\udfff]", text)), None)

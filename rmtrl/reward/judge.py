@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from rmtrl.data.messages import message_text
 from rmtrl.errors import ModelError, UsageError
 from rmtrl.metrics import mean_estimate
-from rmtrl.reward.remote import AsyncReward, Endpoint
-from rmtrl.types import Conversation, Estimate, Scorer, shorten
+from rmtrl.reward.remote import AsyncReward, Endpoint, sendable
+from rmtrl.types import Conversation, Estimate, Scorer, check_pairs, shorten
 
 RATING = """Rate how well the answer serves whoever wrote the prompt: right, useful, honest, safe. Length is no merit.
 
@@ -77,7 +77,7 @@ class JudgeScorer(AsyncReward, Scorer):
             Name of the model there.
         rating, comparison (`str`, *optional*):
             What the judge is told, with `{prompt}`, `{answer}`, `{low}` and `{high}`, or `{prompt}`, `{first}` and
-            `{second}`.
+            `{second}`; other braces stay as they are.
         low, high (`float`, *optional*, default to `1` and `10`):
             Ends of the ratings.
         sampling (`Mapping[str, Any]`, *optional*):
@@ -86,7 +86,7 @@ class JudgeScorer(AsyncReward, Scorer):
             As in [`Endpoint`], `api_key_env` among them.
 
     Raises:
-        UsageError: If an end is not below the other.
+        UsageError: If an end is not below the other, or a prompt does not show what is judged.
 
     Example:
 
@@ -105,6 +105,12 @@ class JudgeScorer(AsyncReward, Scorer):
     ) -> None:  # fmt: skip
         if not low < high:
             raise UsageError(f"got ratings from {low:g} to {high:g}; wanted the lower end first")
+        for name, told, shows in (
+            ("rating", rating, "prompt answer"), ("comparison", comparison, "prompt first second")
+        ):  # fmt: skip
+            if lacks := [field for field in shows.split()[1:] if f"{{{field}}}" not in told]:
+                known = ", ".join(f"{{{field}}}" for field in shows.split())
+                raise UsageError(f"the {name} has {known} and no other text to show; wanted {{{lacks[0]}}} in it")
         path = "/chat/completions"
         self.endpoint = Endpoint(url.rstrip("/").removesuffix(path) + path, **settings)
         self.model, self.rating, self.comparison, self.low, self.high = model, rating, comparison, low, high
@@ -124,6 +130,7 @@ class JudgeScorer(AsyncReward, Scorer):
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float | None]:
         """Returns the ratings of the completions as TRL's trainers expect them, None where the judge abstains."""
+        check_pairs(prompts, completions)
         rated = self._rated(list(zip(prompts, completions, strict=True)))
         return [None if np.isnan(own) else float(own) for own in rated]
 
@@ -135,9 +142,11 @@ class JudgeScorer(AsyncReward, Scorer):
         Raises:
             As [`JudgeScorer.score`].
         """
+        check_pairs(prompts, first)
+        check_pairs(prompts, second)
         pairs = list(zip(map(_text, prompts), map(_text, first), map(_text, second), strict=True))
         orders = [*pairs, *((prompt, b, a) for prompt, a, b in pairs)]
-        asked = [self.comparison.format(prompt=prompt, first=a, second=b) for prompt, a, b in orders]
+        asked = [_filled(self.comparison, prompt=prompt, first=a, second=b) for prompt, a, b in orders]
         verdicts = [_VERDICTS.get(mark or "", np.nan) for mark in self._marks(asked)]
         shown = np.array(verdicts, dtype=np.float64).reshape(2, -1)
         ahead = np.stack([shown[0], 1 - shown[1]])
@@ -152,14 +161,14 @@ class JudgeScorer(AsyncReward, Scorer):
 
     def _rated(self, cut: Sequence[tuple[Conversation, Conversation]]) -> NDArray[np.float32]:
         """Returns the rating of each answer to its prompt."""
-        ends = {"low": self.low, "high": self.high}
-        asked = [self.rating.format(prompt=_text(prompt), answer=_text(answer), **ends) for prompt, answer in cut]
+        ends = {"low": f"{self.low:g}", "high": f"{self.high:g}"}
+        asked = [_filled(self.rating, prompt=_text(prompt), answer=_text(answer), **ends) for prompt, answer in cut]
         ratings = np.array([self._number(mark) for mark in self._marks(asked)], dtype=np.float32)
         self.abstained_ = int(np.isnan(ratings).sum())
         return ratings
 
     def _number(self, mark: str | None) -> float:
-        known = mark is not None and re.fullmatch(r"-?\d+(\.\d+)?", mark)
+        known = mark is not None and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", mark)
         return float(mark or 0) if known and self.low <= float(mark or 0) <= self.high else np.nan
 
     def _marks(self, asked: Sequence[str]) -> list[str | None]:
@@ -167,7 +176,10 @@ class JudgeScorer(AsyncReward, Scorer):
         bodies = [
             {"model": self.model, "messages": [{"role": "user", "content": text}], **self.sampling} for text in asked
         ]
-        found = [_MARK.findall(self._reply(told)) for told in self.endpoint.post_all(bodies)]
+        with sendable(asked):
+            replies = map(self._reply, self.endpoint.post_all(bodies))
+            # what is thought is no verdict; some templates open the thought themselves
+            found = [_MARK.findall(own.rpartition("</think>")[2].partition("<think>")[0]) for own in replies]
         return [marks[0].strip() if len(marks) == 1 else None for marks in found]
 
     def _reply(self, told: Any) -> str:
@@ -176,6 +188,11 @@ class JudgeScorer(AsyncReward, Scorer):
         except (KeyError, TypeError, IndexError) as error:
             said = f"{self.endpoint.url} answered {shorten(repr(told))}"
             raise ModelError(f"{said}; wanted what chat completions answer") from error
+
+
+def _filled(told: str, **fields: str) -> str:
+    """Returns what a judge is told, with its fields filled in and all other braces as they are."""
+    return re.sub(r"\{(\w+)(:g)?\}", lambda found: fields.get(found[1], found[0]), told)
 
 
 def _text(conversation: Conversation) -> str:

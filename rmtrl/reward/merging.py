@@ -37,13 +37,13 @@ def merge_adapter(adapter: str | Path, out: str | Path, *, tolerance: float = 1e
     2.4e-07
     ```
     """
-    scorer = RewardScorer.from_pretrained(adapter, progress=False, **settings)
-    model: Any = scorer.model
-    _check_mergeable(model, adapter)
-    probes = [ids for pair in probe_pairs(base_model(model)) for ids in pair]
-    before = scorer.score_ids(probes)
-    merged, record = model.merge_and_unload(safe_merge=True), stored_record(adapter)
     with new_folder(out, marker="merged.json") as beside:
+        scorer = RewardScorer.from_pretrained(adapter, progress=False, **settings)
+        model: Any = scorer.model
+        _check_mergeable(model, adapter)
+        probes = [ids for pair in probe_pairs(base_model(model)) for ids in pair]
+        before = scorer.score_ids(probes)
+        merged, record = model.merge_and_unload(safe_merge=True), stored_record(adapter)
         merged.save_pretrained(beside)
         scorer.tokenizer.save_pretrained(beside)
         if record:

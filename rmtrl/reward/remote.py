@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import os
+import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import message_text
+from rmtrl.data.messages import half_character, message_text
 from rmtrl.data.provenance import checkpoint_fingerprint, is_same_model
-from rmtrl.errors import ModelError, UsageError
+from rmtrl.errors import ModelError, RenderingError, UsageError
 from rmtrl.io import read_object
 from rmtrl.metrics import step_rewards
 from rmtrl.models import find_file, load_tokenizer
 from rmtrl.reward.checkpoint import stored_rendering
 from rmtrl.reward.rendering import text_of
-from rmtrl.reward.scorer import ModelScorer, RewardScorer
+from rmtrl.reward.scorer import ModelScorer, RewardScorer, check_conversations
 from rmtrl.types import Chat, Conversation, Scorer, checked_scores, is_url, shorten
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "rmtrl": ("/score",), "vllm": ("/classify", "/pooling"), "tei": ("/predict",), "openrlhf": ("/get_reward",),
     "slime": ("/slime",),
 }  # fmt: skip
+_KEY = "RMTRL_API_KEY"
 _AGAIN = (408, 429)  # and all from 500 on
 _PROBED, _NOISE, _OFF = 16, 1e-3, 0.1  # texts a server is tried with; what 16 bits may do to a score, what they do not
 
@@ -57,13 +60,23 @@ class Endpoint:
         timeout (`float`): Seconds that a server may keep silent.
         most_wait (`float`): Longest time between two tries, in seconds; one that the server asks for may be longer.
         concurrency (`int`): Requests at a time.
-        api_key_env (`str`): Name of the environment variable that holds the key, where one is needed.
+        api_key_env (`str`): Name of the environment variable that holds the key; only the default may be unset.
+
+    Raises:
+        UsageError: If the URL has no scheme, a setting is unknown, or the variable named is not set.
     """
 
     def __init__(
         self, url: str, *, attempts: int = 5, timeout: float = 120.0, most_wait: float = 30.0, concurrency: int = 4,
-        api_key_env: str = "RMTRL_API_KEY",
+        api_key_env: str = _KEY, **unknown: Any,
     ) -> None:  # fmt: skip
+        if unknown:
+            known = "attempts, timeout, most_wait, concurrency or api_key_env"
+            raise UsageError(f"got the setting {next(iter(unknown))!r}; wanted {known}")
+        if not is_url(url):
+            raise UsageError(f"{url} is no URL without its scheme; write http://{url}")
+        if api_key_env != _KEY and not os.environ.get(api_key_env):
+            raise UsageError(f"the environment variable {api_key_env} is not set or empty; put the key there")
         self.url, self.attempts, self.timeout, self.most_wait = url, attempts, timeout, most_wait
         self.concurrency, self.api_key_env = concurrency, api_key_env
         try:
@@ -127,7 +140,8 @@ class Endpoint:
         if 400 <= status < 500 and method == "GET":  # what is asked of a server by the way
             return {}
         if status != 200:
-            raise ModelError(f"{url} refused with HTTP {status}: {_words(answer)}")
+            key = f"; put its key in the environment variable {self.api_key_env}" if status == 401 else ""
+            raise ModelError(f"{url} refused with HTTP {status}: {_words(answer)}{key}")
         try:
             return answer.json()
         except ValueError as error:
@@ -143,6 +157,18 @@ def _words(answer: Any) -> str:
     for name in ("error", "message", "detail"):
         said = said.get(name, said) if isinstance(said, dict) else said
     return " ".join(str(said).split())[:300] or "no words"
+
+
+@contextmanager
+def sendable(samples: Sequence[Any]) -> Iterator[None]:
+    """Names the sample that holds half a character, where this block fails over one."""
+    try:
+        yield
+    except (UnicodeEncodeError, TypeError, RenderingError) as error:
+        if (index := half_character(samples)) is None:
+            raise
+        line = f"conversation {index} holds half a character, a lone surrogate that UTF-8 cannot hold; mend its text"
+        raise UsageError(line, index=index) from error
 
 
 class AsyncReward:
@@ -303,9 +329,11 @@ class RemoteScorer(AsyncReward, ModelScorer):
                 number a conversation.
             RenderingError: If a conversation cannot be rendered as in training.
         """
-        if self.sends_ids:
-            return self.score_ids(self.encode_all(conversations))
-        return self._scored(conversations if self._tokenizer is None else self._texts(conversations))
+        check_conversations(conversations)
+        with sendable(conversations):
+            if self.sends_ids:
+                return self.score_ids(self.encode_all(conversations))
+            return self._scored(conversations if self._tokenizer is None else self._texts(conversations))
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Returns the reward of each token sequence, `(N,)` float32.
@@ -455,4 +483,6 @@ def load_scorer(model: str | Path, **settings: Any) -> Any:
     """
     if is_url(model):
         return RemoteScorer(str(model), trust_remote_code=settings.get("trust_remote_code", False))
+    if re.fullmatch(r"[\w.-]+:\d+([/#].*)?", str(model)) and not Path(model).exists():
+        raise UsageError(f"{model} is no folder or hub id; of a server write http://{model}")
     return RewardScorer.from_pretrained(model, **settings)

@@ -214,7 +214,7 @@ class RewardScorer(ModelScorer):
         Raises:
             As [`RewardScorer.score`].
         """
-        _check_conversations(conversations)
+        check_conversations(conversations)
         sequences = self.encode_all(conversations)
         if self.head.pooling != "mean":
             return self._run(sequences, None)
@@ -345,7 +345,7 @@ class RewardScorer(ModelScorer):
             logger.warning(said)
 
 
-def _check_conversations(conversations: Any) -> None:
+def check_conversations(conversations: Any) -> None:
     """Raises for what is no list of conversations."""
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")

@@ -82,6 +82,8 @@ class Gate:
         async def sent(message: Any) -> None:
             nonlocal status
             status = message.get("status", status)
+            if self.draining and message["type"] == "http.response.start":  # no request comes on a closing connection
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         self.active += 1
@@ -98,7 +100,8 @@ class Gate:
         if self.draining and scope["path"] not in _WHILE_DRAINING:
             await fault(503, "the server is stopping; ask another, or come again")(scope, receive, send)
         elif not self._has_key(dict(scope["headers"]), scope["path"]):
-            line = "got no key of this server; wanted it as 'Authorization: Bearer KEY'"
+            got = "a wrong key" if dict(scope["headers"]).get(b"authorization") else "no key"
+            line = f"got {got}; wanted one of this server's as 'Authorization: Bearer KEY'"
             await fault(401, line)(scope, receive, send)
         else:
             try:
@@ -114,8 +117,9 @@ class Gate:
                 await self._until_gone(scope, body, receive, send)
 
     def _has_key(self, headers: dict[bytes, bytes], path: str) -> bool:
-        given = headers.get(b"authorization", b"")
-        matches = [hmac.compare_digest(given, b"Bearer " + key) for key in self.keys]  # of all: no early end
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = given if scheme.lower() == b"bearer" else b""
+        matches = [hmac.compare_digest(given, key) for key in self.keys]  # of all: no early end
         return any(matches) or not self.keys or path in _OPEN
 
     async def _body(self, receive: Any) -> bytes | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rmtrl import __version__
 from rmtrl.calibration.calibration import FILE as CALIBRATION
 from rmtrl.calibration.calibration import Calibration, read_calibration
+from rmtrl.data.messages import half_character
 from rmtrl.data.templates import TEMPLATE_ERRORS, rendered
 from rmtrl.errors import DataError, RenderingError, RmtrlError
 from rmtrl.evaluation.fingerprints import model_fingerprint
@@ -155,6 +156,8 @@ class ServedModel:
         except RmtrlError:
             raise
         except (*TEMPLATE_ERRORS, RecursionError) as error:  # of a template or a tokenizer, over what was sent
+            if (place := half_character(conversations)) is not None:
+                raise DataError(f"conversation {place} holds half a character, a lone surrogate; mend it") from error
             raise DataError(f"a conversation cannot be tokenised: {shorten(str(error) or repr(error))}") from error
         for index, ids in enumerate(encoded):
             if len(ids) > (self.max_tokens or len(ids)):

@@ -132,8 +132,9 @@ def scores_of(scored: Scored, served: ServedModel) -> dict[str, Any]:
     """Returns the answer of `/score`; a probability is that of beating an answer of average reward."""
     calibration = served.calibration
     low, high = (None, None) if scored.bounds is None else scored.bounds.tolist()
-    rewards = probabilities = None
-    if calibration is not None:
+    rewards: list[float] | None = None if calibration is None else []
+    probabilities = rewards
+    if calibration is not None and scored.n_tokens:
         rewards = calibration.reward(scored.scores).tolist()
         probabilities = calibration.calibrator.predict_proba(scored.scores - calibration.mean_reward).tolist()
     return {

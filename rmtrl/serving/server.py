@@ -167,7 +167,8 @@ def _add_faults(app: FastAPI) -> None:
         if isinstance(first["input"], bytes):
             return fault(422, "the body is not said to be JSON; send it with 'Content-Type: application/json'")
         where = ".".join(map(str, first["loc"][1:])) or "the body"
-        return fault(422, f"{shorten(where)}: got {shorten(repr(first['input']))}; {first['msg']}")
+        wanted = "leave it out" if first["type"] == "none_required" else first["msg"].removeprefix("Value error, ")
+        return fault(422, f"{shorten(where)}: got {shorten(repr(first['input']))}; {wanted}")
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:

@@ -42,7 +42,22 @@ def test_ratings_are_read_and_given_in_trls_form(serve):
 
 
 @pytest.mark.parametrize(
-    "reply", ["7", "[[11]]", "[[0]]", "[[7]] or [[8]]", "[[seven]]", "[[nan]]", "[[7/10]]", "[[]]", "", None]
+    "reply",
+    [
+        "7",
+        "[[11]]",
+        "[[0]]",
+        "[[7]] or [[8]]",
+        "[[seven]]",
+        "[[nan]]",
+        "[[7/10]]",
+        "[[]]",
+        "",
+        None,
+        "[[٧]]",
+        "<think>[[5]]",
+        "<think>[[5]]</think>",
+    ],
 )
 def test_a_reply_that_is_not_one_rating_is_an_abstention(reply, serve):
     judge = JudgeScorer(serve(saying(lambda text: reply if "bad" in text else "[[7]]")).url, "m", **FAST)
@@ -51,6 +66,33 @@ def test_a_reply_that_is_not_one_rating_is_an_abstention(reply, serve):
     assert np.isnan(judge.score(["bad"])).tolist() == [True]
     reward = ComposedReward({"judge": judge, "one": lambda completions, **columns: [1.0] * len(completions)})
     assert reward(prompts=["p"] * 2, completions=["good", "bad"]) == [8.0, 1.0]
+
+
+def test_what_is_thought_is_no_verdict(serve):
+    for reply in ("<think>[[5]]</think>[[8]]", "[[5]] or [[6]]</think> So: [[8]]"):  # some templates open it
+        assert JudgeScorer(serve(saying(lambda text, reply=reply: reply)).url, "m", **FAST).score(["a"]) == [8.0]
+
+
+def test_prompts_of_ones_own_may_hold_braces_and_must_show_the_answer(serve):
+    server = serve(saying(lambda text: "[[8]]"))
+    judge = JudgeScorer(server.url, "m", rating='{prompt}|{answer}|{low:g}-{high}|{"score": 3}|{x}', **FAST)
+    judge(prompts=["{answer}"], completions=["B"])
+    assert server.calls[0].body["messages"][0]["content"] == '{answer}|B|1-10|{"score": 3}|{x}'
+    for own in ({"rating": "{prompt} {reply}"}, {"comparison": "{first}"}):
+        with pytest.raises(UsageError, match=r"wanted \{(answer|second)\} in it"):
+            JudgeScorer(server.url, "m", **own)
+
+
+def test_what_a_judge_cannot_be_asked_is_one_line(serve):
+    judge = JudgeScorer(serve(saying(lambda text: "[[A]]")).url, "m", **FAST)
+    with pytest.raises(UsageError, match="conversation 1 holds half a character"):
+        judge.score(["a", "\ud800"])
+    with pytest.raises(UsageError, match="conversation 1 holds half a character"):
+        judge.compare(["p", "q"], ["a", "b"], ["c", "\ud800"])
+    with pytest.raises(UsageError, match="got 1 prompts and 2 completions"):
+        judge(prompts=["a"], completions=["b", "c"])
+    with pytest.raises(UsageError, match="got 1 prompts and 2 completions"):
+        judge.compare(["a"], ["a"], ["b", "c"])
 
 
 def test_pairs_are_asked_in_both_orders_and_agreement_is_reported(serve):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rmtrl import RemoteScorer, RewardScorer
-from rmtrl.errors import ModelError, RenderingError, UsageError
+from rmtrl.errors import DataError, ModelError, RenderingError, UsageError
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.reward.remote import load_scorer
 
@@ -271,6 +271,44 @@ def test_a_server_that_holds_another_model_than_the_folder_is_refused(path, serv
     for weights in checkpoint.glob("*.safetensors"):  # of the tokenizer alone nothing can be told
         weights.unlink()
     assert len(RemoteScorer(f"{server.url}{path}", model=checkpoint, **FAST).score(CHATS)) == len(CHATS)
+
+
+@pytest.mark.parametrize("path", ["", "#", "/classify#", "/get_reward"])
+def test_half_a_character_is_one_line_with_the_place_of_its_conversation(path, serve, checkpoint):
+    url = serve(of_model(RewardScorer.from_pretrained(checkpoint))).url + path
+    scorer = RemoteScorer(url + str(checkpoint) if "#" in path else url, checks=False, **FAST)
+    with pytest.raises(UsageError, match="conversation 1 holds half a character") as failed:
+        scorer.score([TEXTS[0], "a \ud83d b", TEXTS[1]])
+    assert failed.value.index == 1
+
+
+@pytest.mark.parametrize("url", ["localhost:18700", "127.0.0.1:18700/classify", "rm.local:80#outputs/rm"])
+def test_a_url_without_its_scheme_is_said_at_once(url, rmtrl, tmp_path):
+    for named in (lambda: RemoteScorer(url), lambda: load_scorer(url)):
+        with pytest.raises(UsageError, match=f"write http://{url.partition('#')[0]}"):
+            named()
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a ", "chosen": "good", "rejected": "bad"}))
+    code, _, err = rmtrl("score", tmp_path / "pairs.jsonl", "--model", url, "--out", tmp_path / "scores.jsonl")
+    assert code == 2 and f"write http://{url.partition('#')[0]}" in err, err
+
+
+def test_keys_that_are_named_must_be_set_and_a_401_says_where_the_key_goes(serve, monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    url = serve(lambda path, body: (401, {"error": "got no key"}, {})).url
+    with pytest.raises(UsageError, match="MY_KEY is not set or empty"):
+        RemoteScorer(url, api_key_env="MY_KEY")
+    with pytest.raises(ModelError, match="got no key; .*in the environment variable RMTRL_API_KEY"):
+        RemoteScorer(url, checks=False, **FAST).score(TEXTS)
+
+
+def test_what_is_no_list_of_conversations_or_no_setting_is_one_line(serve):
+    url = serve(n_scores).url
+    with pytest.raises(DataError, match="takes a list of them"):
+        RemoteScorer(url, **FAST).score("abc")
+    with pytest.raises(UsageError, match="got 2 prompts and 1 completions"):
+        RemoteScorer(url, **FAST)(prompts=["a", "b"], completions=["c"])
+    with pytest.raises(UsageError, match="got the setting 'tries'; wanted attempts, "):
+        RemoteScorer(url, tries=3)
 
 
 def test_text_that_no_tokenizer_makes_tokens_of_is_refused(tokenizer):

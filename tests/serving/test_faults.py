@@ -79,7 +79,7 @@ def said(answer, status, kind, words):
         (b'{"conversations": [[]]}', 422, "invalid", "conversation 0"),
         (b'{"conversations": [[{"role": "user", "content": null}]]}', 422, "invalid", "no content"),
         (b'{"conversations": [[{"content": "a"}]]}', 422, "invalid", "role"),
-        (b'{"conversations": ["\\ud800"]}', 422, "invalid", ""),
+        (b'{"conversations": ["a", "\\ud800"]}', 422, "invalid", "conversation 1 holds half a character"),
         (b'{"conversations": [[{"role": "user", "content": [{"type": "text", "text": "\\ud800"}]}]]}',
          422, "invalid", ""),
         (b'{"conversations": [[{"role": "\\udfff", "content": "a"}]]}', 422, "invalid", ""),
@@ -140,14 +140,16 @@ def test_a_body_that_does_not_come(scorer):
 
 def test_keys(scorer):
     with running(scorer, keys=["first", "sécond"]) as client:
-        for given in (None, "first", "Bearer", "Bearer firs", "Bearer first2"):
+        for given in (None, "", "first", "Bearer", "Bearer firs", "Bearer first2"):
             headers = {} if given is None else {"Authorization": given}
             answer = client.post("/score", json=ONE, headers=headers)
             said(answer, 401, "unauthorized", "Authorization: Bearer KEY")
+            assert ("got a wrong key" if given else "got no key") in answer.text
             assert answer.headers["www-authenticate"] == "Bearer" and "first" not in answer.text
         for key in ("first", "sécond"):
             headers = {"Authorization": f"Bearer {key}".encode()}
             assert client.post("/score", json=ONE, headers=headers).status_code == 200
+        assert client.post("/score", json=ONE, headers={"Authorization": "bearer first"}).status_code == 200
         assert client.get("/health").status_code == 200
         assert client.get("/info").status_code == client.get("/metrics").status_code == 401
 
@@ -245,6 +247,7 @@ def test_while_it_drains_what_was_taken_is_answered_and_what_comes_is_refused(he
         assert (health.status_code, health.json()) == (503, {"status": "draining"})
         held.go.set()
         assert [own.result().status_code for own in taken] == [200] * 3
+        assert {own.result().headers["connection"] for own in taken} == {health.headers["connection"]} == {"close"}
         until(lambda: client.server.should_exit or not client.server.started or not client.server.gate.active)
 
 

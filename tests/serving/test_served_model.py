@@ -31,6 +31,8 @@ def test_rewards_and_probabilities_are_those_of_the_calibration_beside_the_model
     with running(served) as client:
         answer = client.post("/score", json={"conversations": TEXTS}).json()
         info = client.get("/info").json()
+        empty = client.post("/score", json={"conversations": []})
+    assert empty.status_code == 200 and empty.json()["rewards"] == empty.json()["probabilities"] == []
     scores, t = np.array(answer["scores"]), made.temperature.temperature_
     np.testing.assert_allclose(scores, served.scorer.score(TEXTS), atol=1e-5)
     np.testing.assert_allclose(answer["rewards"], (scores - made.mean_reward) / t)
@@ -45,6 +47,12 @@ def test_a_calibration_of_other_weights_is_not_served(checkpoint, rmtrl):
         ServedModel.from_pretrained(checkpoint, device="cpu")
     code, out, err = rmtrl("serve", "--model", checkpoint, "--port", 0, "--device", "cpu")
     assert (code, out) == (2, "") and "is of another model" in err.splitlines()[-1]
+
+
+def test_a_url_is_nothing_to_serve(rmtrl):
+    code, out, err = rmtrl("serve", "--model", "http://127.0.0.1:1", "--port", 0)
+    assert (code, out) == (2, "") and "serves a folder or a hub id" in err.splitlines()[-1]
+    assert "server's URL" not in rmtrl("serve", "--help")[1]
 
 
 def test_a_model_of_several_heads_gives_bounds(model, tokenizer):
