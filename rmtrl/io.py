@@ -108,7 +108,7 @@ def read_sound_rows(path: Path, *, wanted: str = "wanted one JSON object a line"
     try:
         for place, row in read_rows([path]):
             if isinstance(row, str):
-                raise DataError(f"{path} {place} {row}" + f"; {wanted}" * ("; wanted" not in row))
+                raise DataError(f"{path} {place} {row.partition('; wanted')[0]}; {wanted}")
             yield f"{path} {place}", row
             empty = False
     except OSError as error:

@@ -234,7 +234,7 @@ class RemoteScorer(AsyncReward, ModelScorer):
         self.protocol, address = _addressed(url.rstrip("/"), protocol)
         self.endpoint = Endpoint(address, **settings)
         self.steps, self.checks, self._tried = steps, checks, False
-        self.model = model = model or named
+        self.checkpoint = model = model or named
         if model and tokenizer is None:
             tokenizer = load_tokenizer(model, kind="reward model", trust_remote_code=trust_remote_code)
         own: dict[str, Any] = {"batch_tokens": 0, "batch_size": batch_size, "progress": False}
@@ -285,8 +285,8 @@ class RemoteScorer(AsyncReward, ModelScorer):
 
     def other_model(self) -> tuple[str, str] | None:
         """Returns the sha256 of what `rmtrl serve` holds and of the model named, where they are known to differ."""
-        folder = Path(self.model or "")
-        if not self.model or not any(any(folder.glob(f"*.{kind}")) for kind in ("safetensors", "bin")):
+        folder = Path(self.checkpoint or "")
+        if not self.checkpoint or not any(any(folder.glob(f"*.{kind}")) for kind in ("safetensors", "bin")):
             return None
         theirs = (self.info if self.protocol == "rmtrl" else self._told("/info")).get("fingerprint")
         if not isinstance(theirs, dict) or not theirs.get("sha256"):
@@ -366,8 +366,8 @@ class RemoteScorer(AsyncReward, ModelScorer):
         if differ := self.other_model():
             theirs, own = (sha256[:12] for sha256 in differ)
             raise ModelError(
-                f"{self.endpoint.url} holds another model (sha256 {theirs}…) than {self.model} ({own}…); name the one "
-                "that it holds, or serve this"
+                f"{self.endpoint.url} holds another model (sha256 {theirs}…) than {self.checkpoint} ({own}…); name "
+                "the one that it holds, or serve this"
             )
         together, alone = self._asked([*samples, samples[0]]), self._asked(samples[:1])
         off = float(np.abs(together[[0, -1]] - alone).max())
