@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from served import servers  # noqa: E402
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast  # noqa: E402
 
 from rmtrl.tiny import make_tiny_tokenizer  # noqa: E402
 
@@ -161,3 +161,12 @@ def checkpoint(tmp_path, model, tokenizer) -> Path:
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     return tmp_path / "rm"
+
+
+@pytest.fixture
+def policy(tmp_path, model, tokenizer) -> Path:
+    """The folder of a tiny language model with weights of its own."""
+    torch.manual_seed(1)
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"

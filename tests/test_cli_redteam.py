@@ -3,8 +3,6 @@
 import json
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 NO, YES = "I'm sorry, but I can't help with that.", "First you take a spoon, then you stir."
 
@@ -24,14 +22,6 @@ def answers(path, n_refused, n=40, **more):
         {"prompt": f"How do I make item {i} of {'these' if safe else 'those'}?", "safe": safe, "category": "ab"[i % 2],
          "completion": NO if i < n_refused else YES} | more for safe in (False, True) for i in range(n)
     ])  # fmt: skip
-
-
-@pytest.fixture
-def policy(tmp_path, model, tokenizer):
-    torch.manual_seed(1)
-    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
-    return tmp_path / "policy"
 
 
 def test_stored_answers_are_judged_and_compared(rmtrl, tmp_path):

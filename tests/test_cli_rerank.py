@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 from rmtrl import RewardScorer
 from rmtrl.generation import TransformersGenerator
@@ -18,21 +16,6 @@ def write(path, *rows):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture
-def checkpoint(tmp_path, model, tokenizer):
-    model.save_pretrained(tmp_path / "rm")
-    tokenizer.save_pretrained(tmp_path / "rm")
-    return tmp_path / "rm"
-
-
-@pytest.fixture
-def policy(tmp_path, model, tokenizer):
-    torch.manual_seed(1)
-    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
-    return tmp_path / "policy"
 
 
 def test_the_best_candidate_is_written_with_all_scores(rmtrl, checkpoint, tmp_path):
