@@ -175,7 +175,7 @@ def test_usage_that_cannot_be_is_one_line_and_exit_code_2(rmtrl, data, scores, c
         (['{"id": "id-0", "scores": [1, 1%s]}' % ("0" * 400)], "finite or null"),
         (['{"id": "id-0", "scores": [1, 1%s]}' % ("0" * 5000)], "row 1 is not JSON that can be read"),
         (["[" * 100_000 + "]" * 100_000], "is not JSON that can be read"),
-        (["1"], "row 1 is not a JSON object; wanted one object a line"),
+        (["1"], 'row 1 is not a JSON object; wanted {"id": "a", "scores"'),
         (['{"id": "id-0", "scores": [1, NaN]}'], "finite or null"),
         (['{"id": "id-0", "scores": [1, 2]}'] * 2, "'id-0' stands twice"),
         (['{"id": "id-0", "scores": null}'], "none of the 1 pairs"),

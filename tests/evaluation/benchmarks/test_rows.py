@@ -27,7 +27,7 @@ def test_parquet_and_a_folder_from_the_hub_are_read(tmp_path):
     [
         ('{"id": 1}\n{"id": \n', "rows.jsonl row 2 is not JSON"),
         ('[{"id": 1}', "rows.jsonl, a list that is not JSON"),
-        ('{"id": 1}\n3\n', "rows.jsonl row 2 is not a JSON object; wanted one object a line"),
+        ('{"id": 1}\n3\n', "rows.jsonl row 2 is not a JSON object; give the benchmark's own file"),
         ("\n", "rows.jsonl is empty; give the benchmark's own file"),
     ],
 )
