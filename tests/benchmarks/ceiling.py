@@ -4,7 +4,7 @@
     RMTRL_DATA=… OMP_NUM_THREADS=1 python tests/benchmarks/ceiling.py votes [--save]
 
 What is varied, what counts as a miss and why stands in PROTOCOL.md. A cell that is finished is a file in `--out`; a
-run that was stopped goes on with the next one. World w of a cell has the seed (cell's number, w).
+run that was stopped goes on with the next one. World w of a cell has the seed (1, cell's number, w).
 """
 
 import argparse
@@ -122,7 +122,7 @@ def run_cell(index, family, number, kind, n, worlds):
     """Estimates `(worlds, 2, 3)` of one cell and how often the right family is the likelier, with the truth."""
     skills, found, likelier = skills_of(number, kind), [], 0
     for world in range(worlds):
-        votes = draw_votes(np.random.default_rng([index, world]), n, family, skills)
+        votes = draw_votes(np.random.default_rng([1, index, world]), n, family, skills)
         ceiling = fitted(votes)
         found.append([[e.value, e.low, e.high] for e in (ceiling.one_vote, ceiling.majority)])
         if family == "sides" and world < FEW:
