@@ -211,7 +211,8 @@ def simulate(options):
 def votes_section(options):
     rows = [*panda_rows(), *embedded_rows()]
     header = ["votes", "ceiling", "against one vote", "against the majority", "log likelihood", "n"]
-    lines = ["`tests/benchmarks/ceiling.py votes`. Intervals by prompt.", "", *table(header, rows), ""]
+    lines = ["`tests/benchmarks/ceiling.py votes`. Intervals by prompt. PandaLM's makers left out pairs on which their "]
+    lines += ["people differed much: its ceiling is that of the pairs that they kept.", "", *table(header, rows), ""]
     lines += ["Beside it, against the majority of the votes; a tied label is no label:", ""]
     lines += table(
         ["model", "accuracy", "of the way from a coin to the ceiling", "n"], [*panda_models(), *embedded_models()]
