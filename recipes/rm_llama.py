@@ -9,6 +9,7 @@ figures that count are those of the test split. Writes `<output_dir>/`: checkpoi
 one before; after a kill, `--resume_from_checkpoint true` goes on from the last finished checkpoint there.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import json
 import time
 from pathlib import Path

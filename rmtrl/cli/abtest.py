@@ -12,7 +12,7 @@ from rmtrl.errors import UsageError
 from rmtrl.io import read_object, write_json, write_rows
 from rmtrl.types import json_ready
 
-app = typer.Typer(help="Compare two policies by a planned experiment.", no_args_is_help=True)
+app = typer.Typer(name="abtest", help="Compare two policies by a planned experiment.", no_args_is_help=True)
 
 PlanFile = Annotated[Path, typer.Argument(help="Plan, as `rmtrl abtest plan` writes it.")]
 UNBALANCED = 0.001
