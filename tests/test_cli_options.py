@@ -186,7 +186,7 @@ def test_every_command_works_with_what_is_given_here(run, made):
 
 # what programs read: a key may come, none goes
 KEYS = {
-    "rmtrl/abtest-assignment/1": "control new out plan repeated ids schema treatment units",
+    "rmtrl/abtest-assignment/1": "control new out plan repeated_ids schema treatment units",
     "rmtrl/abtest-plan/1": (
         "alpha baseline block bounds critical_values discordant effect hash n paired power safety_alpha "
         "safety_maximum schema seed"
@@ -233,7 +233,7 @@ KEYS = {
         "a_preferred accuracy model model_fingerprint pairs policy reviewed_by reviewers schema tied_scores "
         "ties truncated"
     ),
-    "rmtrl/gate/1": "evidence not_asked ready reasons run schema thresholds",
+    "rmtrl/gate/1": "evidence not_asked ready reasons run schema score thresholds",
     "rmtrl/guard/1": "findings fit fits flagged guards limit n passed policy prompts responses schema skipped",
     "rmtrl/inspection/1": "data model reward row schema scored_position side tokens",
     "rmtrl/overoptimization/1": (

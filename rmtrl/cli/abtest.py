@@ -74,7 +74,7 @@ def assign(
     found = assign_units(given, made, before)
     write_rows(out, assignment_rows(found, made))
     counts: dict[str, Any] = {"units": len(found), "new": len(found) - len(before)}
-    counts |= {"repeated ids": len(given) - len(set(given)), **{arm: list(found.values()).count(arm) for arm in ARMS}}
+    counts |= {"repeated_ids": len(given) - len(set(given)), **{arm: list(found.values()).count(arm) for arm in ARMS}}
     show({"schema": "rmtrl/abtest-assignment/1", **counts, "plan": made.hash, "out": str(out)}, as_json)
 
 
