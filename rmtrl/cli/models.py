@@ -119,12 +119,15 @@ def compare(
     """Compare policies, such as the checkpoints of a run, on the same prompts by a reward model or by references."""
     from rmtrl.evaluation.fingerprints import model_fingerprint
     from rmtrl.evaluation.policy import METRICS, compare_policies, evaluate_policies, policy_lines, read_prompts
+    from rmtrl.models import load_tokenizer
     from rmtrl.reward.remote import load_scorer
 
     if (model is None) == (metric is None):
         raise UsageError("wanted either --model or --metric, and one of them")
     if twice := [own for own, count in Counter(policy).items() if count > 1]:
         raise UsageError(f"got --policy {twice[0]} twice; name each policy once")
+    for own in policy:  # each is there before the first is asked
+        load_tokenizer(own, kind="language model")
     if baseline is not None and baseline not in policy:
         raise UsageError(f"got --baseline {baseline}; wanted one of the policies: {', '.join(policy)}")
     check_outputs([data, *policy], {"--out": out})
