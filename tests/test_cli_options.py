@@ -125,6 +125,7 @@ BASES = {
     "data synthesize": ["--out OUT --prompts 20"],
     "annotations agreement": ["annotations.jsonl"],
     "annotations aggregate": ["annotations.jsonl"],
+    "annotations ceiling": ["annotations.jsonl --accuracy 0.7 --n 50 --delta 0.1 --differ 0.4"],
     "annotations pairs": ["annotations.jsonl"],
     "fresh sample": [
         "generations.jsonl --out OUT --key KEY --n 2",
@@ -201,13 +202,17 @@ KEYS = {
         "scale schema seed target votes"
     ),
     "rmtrl/audit/1": (
-        "curve data domains figures model n probes prompts reasons reweighted schema scores seed "
+        "ceiling curve data domains figures model n probes prompts reasons reweighted schema scores seed "
         "ties_left_out unit verdict without_scores"
     ),
     "rmtrl/calibration/1": (
         "after after_is before data domains dropped exported isotonic kind made_worse mean_reward model "
         "model_fingerprint n nll_change prompts reason reward_range schema temperature temperature_estimate "
         "test_after test_before warnings within_prompt_std"
+    ),
+    "rmtrl/ceiling/1": (
+        "accuracy alpha annotators ceiling closed conflicts criteria data delta differ items kept n other_family "
+        "pairs pairs_needed power ratings reasons rejected schema votes"
     ),
     "rmtrl/comparison/1": (
         "baseline compared data data_sha256 fingerprints metric model out policies prompts sampling schema"
