@@ -40,7 +40,7 @@ def test_not_ready_says_why_and_exits_with_1(rmtrl, evidence, lenient):
     given = evidence(test_accuracy=accuracy(0.92), fresh_accuracy=accuracy(0.64, reviewed_by="human"))
     code, out, err = rmtrl("gate", given, "--thresholds", lenient)
     lines = out.splitlines()
-    assert code == 1 and err == "" and lines[-1] == "not ready"
+    assert code == 1 and err == "" and lines[-1].startswith("not ready (score -2.5")
     assert lines[0].startswith("NO       fresh_accuracy") and "0.640 [0.571, 0.703] (n = 200)" in lines[0]
     assert lines[1].startswith("warning  lineage") and any("test_accuracy" in line for line in lines[2:-1])
 

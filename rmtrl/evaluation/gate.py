@@ -1,5 +1,6 @@
 """The readiness gate: whether a reward model is fit to train a policy on, and why not."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -10,7 +11,7 @@ import yaml
 from rmtrl.errors import UsageError
 from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding
 from rmtrl.evaluation.scoring import is_number
-from rmtrl.types import json_ready
+from rmtrl.types import Estimate, json_ready
 
 SCHEMA = "rmtrl/thresholds/1"
 Compare = Literal["value", "interval"]
@@ -124,6 +125,9 @@ class Reason:
         value, low, high (`float`, *optional*): The figure.
         n (`int`, *optional*): Pairs behind it.
         source (`str`): Where it is from.
+        distance (`float`, *optional*): How far the figure is on the good side of its thresholds, below 0 on the bad
+            side, in units of the half of its interval that points towards the threshold. 1: the end of the interval
+            stands on it. None without evidence; NaN of an exact count, which has no interval to measure by.
     """
 
     check: str
@@ -136,6 +140,7 @@ class Reason:
     high: float | None = None
     n: int | None = None
     source: str = ""
+    distance: float | None = None
 
     json_also: ClassVar = ("line",)
 
@@ -156,15 +161,28 @@ class Decision:
         not_asked (`tuple[str, ...]`): Evidence that the thresholds do not ask for.
     """
 
+    json_also: ClassVar = ("score",)
     schema: ClassVar = "rmtrl/gate/1"
 
     ready: bool
     reasons: tuple[Reason, ...]
     not_asked: tuple[str, ...] = ()
 
+    @property
+    def score(self) -> float | None:
+        """The smallest distance of the figures whose checks stop; None where one of them has no evidence.
+
+        It orders models; the verdict is not its sign. Exact counts, such as overlap, and findings have no distance:
+        they decide the verdict only.
+        """
+        asked = [reason.distance for reason in self.reasons if reason.stops and reason.check not in FINDINGS]
+        known = [distance for distance in asked if distance is not None and not math.isnan(distance)]
+        return min(known) if known and None not in asked else None
+
     def __str__(self) -> str:
         unasked = (f"{'-':<8} {name:<24} not asked" for name in self.not_asked)
-        return "\n".join([*(reason.line for reason in self.reasons), *unasked, "ready" if self.ready else "not ready"])
+        said = ("ready" if self.ready else "not ready") + ("" if self.score is None else f" (score {self.score:+.2f})")
+        return "\n".join([*(reason.line for reason in self.reasons), *unasked, said])
 
 
 def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
@@ -204,13 +222,25 @@ def _judge(name: str, item: Figure | Finding | None, check: Check, compare: Comp
     estimate, got = item.estimate, str(item)
     low, high = (estimate.low, estimate.high) if compare == "interval" else (estimate.value, estimate.value)
     passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
+    distance = _distance(estimate, check)
     if lacking := _lacking(item, check.n, {**check.where, **_ALWAYS.get(name, {})}):
-        passed, got = False, f"no evidence: {lacking}, got {item}"
+        passed, got, distance = False, f"no evidence: {lacking}, got {item}", None
     elif compare == "interval":
         wanted += " at the unfavourable end"
     passed = passed and item.conditions.get("calibration") != WORSENED
     value, low, high = (json_ready(end) for end in (estimate.value, estimate.low, estimate.high))  # unknown: None
-    return Reason(name, passed, stops, got, wanted, value, low, high, estimate.n, item.source)
+    return Reason(name, passed, stops, got, wanted, value, low, high, estimate.n, item.source, distance)
+
+
+def _distance(estimate: Estimate, check: Check) -> float | None:
+    """Returns the [`Reason.distance`] of a figure; None where its interval is not known."""
+    below, above = estimate.value - estimate.low, estimate.high - estimate.value
+    if not math.isfinite(below + above):
+        return None
+    bounds = ((check.minimum, 1, below, above), (check.maximum, -1, above, below))
+    gaps = [(sign * (estimate.value - end), *sides) for end, sign, *sides in bounds if end is not None]
+    halves = [(gap, (good if gap >= 0 else bad) or (below + above) / 2) for gap, good, bad in gaps]
+    return min(gap / half if half else math.nan for gap, half in halves)
 
 
 def _lacking(figure: Figure, n: int, where: Mapping[str, Any]) -> str:

@@ -357,3 +357,65 @@ def test_an_audit_of_the_training_pairs_is_no_evidence():
 )
 def test_files_of_other_forms_are_no_traceback(files):
     assert not judge(collect(files)).ready
+
+
+# the score
+
+
+def scored(checks, **items):
+    return judge(Evidence.from_dict({"schema": "rmtrl/evidence/1", **items}), thresholds(checks))
+
+
+@pytest.mark.parametrize(
+    ("check", "item", "distance"),
+    [
+        ({"minimum": 0.8}, {"value": 0.9, "low": 0.85, "high": 0.92}, 2.0),  # the side towards the threshold
+        ({"minimum": 0.8}, {"value": 0.7, "low": 0.5, "high": 0.74}, -2.5),
+        ({"maximum": 0.05}, {"value": 0.04, "low": 0.03, "high": 0.06}, 0.5),
+        ({"maximum": 0.05}, {"value": 0.08, "low": 0.06, "high": 0.2}, -1.5),
+        ({"minimum": 0.2, "maximum": 0.9}, {"value": 0.8, "low": 0.7, "high": 0.85}, 2.0),  # the nearer of two
+        ({"minimum": 0.8}, {"value": 1.0, "low": 0.9, "high": 1.0}, 2.0),
+        ({"maximum": 0.5}, {"value": 0.4, "low": 0.2, "high": 0.4}, 1.0),  # no width on that side: half of the whole
+    ],
+)
+def test_a_distance_counts_half_widths_of_the_figures_own_interval(check, item, distance):
+    decision = scored({"ece": check}, ece=item | {"n": 100})
+    assert decision.reasons[0].distance == pytest.approx(distance) and decision.score == pytest.approx(distance)
+    assert decision.ready == (distance >= 0)
+
+
+def test_the_score_is_the_smallest_distance_of_the_figures_that_stop():
+    checks = {
+        "test_accuracy": {"minimum": 0.8},
+        "ece": {"maximum": 0.05},
+        "gamma": {"maximum": 0.1, "otherwise": "warn"},
+    }
+    decision = scored(checks, test_accuracy=accuracy(0.9), ece=figure(0.03), gamma=figure(0.4))
+    assert decision.score == decision.reasons[1].distance == pytest.approx(1.0)
+    assert decision.reasons[2].distance == pytest.approx(-15.0) and decision.ready  # it warns, no more
+    assert json_ready(decision)["score"] == pytest.approx(1.0)
+    assert str(decision).splitlines()[-1] == "ready (score +1.00)"
+
+
+def test_without_one_of_the_figures_asked_for_there_is_no_score():
+    checks = {"test_accuracy": {"minimum": 0.8}, "ece": {"maximum": 0.05, "n": 1000}}
+    for items in ({}, {"ece": figure(0.03)}):  # missing; of too few pairs
+        decision = scored(checks, test_accuracy=accuracy(0.9), **items)
+        assert decision.score is None and decision.reasons[1].distance is None
+        assert str(decision).splitlines()[-1] == "not ready"
+    assert scored({"length_audit": {"passed": True}}, length_audit=READY["length_audit"]).score is None
+
+
+def test_exact_counts_and_findings_decide_the_verdict_and_not_the_score():
+    checks = {"overlap": {"maximum": 0}, "length_audit": {"passed": True}, "ece": {"maximum": 0.05}}
+    items = {"overlap": figure(3, half=0), "length_audit": {"passed": False, "said": "convicted"}}
+    decision = scored(checks, **items, ece=figure(0.03))
+    assert not decision.ready and decision.score == pytest.approx(1.0)
+    assert json_ready(decision)["reasons"][0]["distance"] is None
+    json.dumps(json_ready(decision), allow_nan=False)
+
+
+def test_an_interval_that_is_not_known_gives_no_score():
+    for low, high in ((0.0, math.nan), (-math.inf, math.inf)):
+        evidence = Evidence(nll_gain=Figure(Estimate(0.05, low, high, 200)))
+        assert judge(evidence, thresholds({"nll_gain": {"minimum": -0.01}})).score is None
