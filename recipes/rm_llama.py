@@ -34,7 +34,7 @@ from rmtrl.launch import (
     start_stage,
     unusual_settings,
 )
-from rmtrl.launch.pairs import SCHEMA, RewardRecipeArguments, checked_splits, read_pairs
+from rmtrl.launch.pairs import SCHEMA, RewardRecipeArguments, checked_splits, label_ceiling, read_pairs
 from rmtrl.models import load_tokenizer
 from rmtrl.reward.report import pair_figures, summary
 from rmtrl.types import json_ready
@@ -78,10 +78,10 @@ def main() -> None:
     if splits.spillover is not None:
         sample = splits.train.shuffle(args.seed).select(range(min(len(splits.train), 1000)))
         reported |= {"train": sample, "spillover": splits.spillover}
-    figures, scores = {}, {}
+    figures, scores, ceilings = {}, {}, {"test": label_ceiling(recipe, pairs)}
     for name, split in reported.items():
         scores[name] = trainer.predict(split, metric_key_prefix=name).predictions
-        figures[name] = pair_figures(trainer.pairs_, split["prompt_id"], split["domain"])
+        figures[name] = pair_figures(trainer.pairs_, split["prompt_id"], split["domain"], ceilings.get(name))
     if not trainer.is_world_process_zero():
         return
 

@@ -204,3 +204,18 @@ def test_pairs_of_one_prompt_or_with_one_id_are_one_line_and_exit_code_2(rmtrl, 
     for path, said in ((one, f"{ROWS} pairs and 1 prompt"), (twice, "ids of the pairs are not unique")):
         code, out, err = rmtrl("audit", path, "--scores", by_worth)
         assert code == 2 and not out and len(err.splitlines()) == 1 and said in err
+
+
+def test_an_audit_says_the_ceiling_of_pairs_whose_votes_are_known(rmtrl, tmp_path, by_worth):
+    cells = ['{"ann": 1, "bo": 1, "cy": 1}', '{"ann": 1, "bo": 0, "cy": 1}', '{"ann": 1, "bo": 1, "cy": 1}', None]
+    known = write(tmp_path / "known.jsonl", [pair(i) | {"votes_by_annotator": cells[i % 4]} for i in range(ROWS)])
+    report = json.loads(rmtrl("audit", known, "--scores", by_worth, "--json")[1])
+    assert (
+        report["ceiling"]["votes_a_pair"] == {"0": 60, "3": 180} and 0.5 < report["ceiling"]["majority"]["value"] < 1
+    )
+    assert "against the majority of" in rmtrl("audit", known, "--scores", by_worth)[1]
+
+
+def test_an_audit_without_votes_says_nothing_of_a_ceiling(rmtrl, data, by_worth):
+    assert json.loads(rmtrl("audit", data, "--scores", by_worth, "--json")[1])["ceiling"] is None
+    assert "ceiling" not in rmtrl("audit", data, "--scores", by_worth)[1]

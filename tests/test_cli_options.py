@@ -120,6 +120,7 @@ BASES = {
     "data synthesize": ["--out OUT --prompts 20"],
     "annotations agreement": ["annotations.jsonl"],
     "annotations aggregate": ["annotations.jsonl"],
+    "annotations ceiling": ["annotations.jsonl --accuracy 0.7 --n 50 --delta 0.1 --differ 0.4"],
     "annotations pairs": ["annotations.jsonl"],
     "report": ["run"],
     "fresh sample": [

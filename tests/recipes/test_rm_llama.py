@@ -49,6 +49,8 @@ def test_a_run_leaves_a_checkpoint_its_record_and_its_figures(recipe, capsys):
     assert "Intended use" in (output / "README.md").read_text()
     said = capsys.readouterr().out
     assert "test accuracy" in said and "length alone" in said and "next" in said
+    assert "against the majority of 5 votes" in said and metrics["test"]["ceiling"]["votes_a_pair"].keys() == {"5"}
+    assert metrics["test"]["closed"]["value"] < 1
     assert str(output) in said
 
 

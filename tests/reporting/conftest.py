@@ -16,14 +16,16 @@ from rmtrl.evaluation.scoring import WORST, ScoredPairs
 from rmtrl.io import write_json, write_rows
 from rmtrl.launch.policy import paired_figures
 from rmtrl.metrics import mean_estimate
+from rmtrl.metrics.ceiling import Ceiling
 from rmtrl.monitoring.drift import drift
 from rmtrl.monitoring.guardrails import read_answers, screen
 from rmtrl.monitoring.rules import Policy
 from rmtrl.reporting.plots import reliability_diagram, save_figure
 from rmtrl.reward.report import pair_figures
-from rmtrl.types import PairRewards, json_ready
+from rmtrl.types import Estimate, PairRewards, json_ready
 
 N = 240
+LIMIT = Ceiling(900, {3: 900}, Estimate(0.8, 0.78, 0.82, 900), Estimate(0.913, 0.88, 0.92, 900), -1.0, "all is well")
 POLICY = "{schema: rmtrl/guard-policy/1, guards: {secrets: {}, refusals: {}}}"
 
 
@@ -67,7 +69,7 @@ def write_run(folder):
     data |= {"reasons": {"duplicate_pair": 40, "too_long": 0}, "domains": {"cooking": 80, "law": 80, "sports": 80}}
     write_json(folder / "sft/rmtrl.json", record("rmtrl/sft/1", data={"name": "embedded", "rows": 7000}))
     write_json(folder / "rm/rmtrl.json", record("rmtrl/reward-model/1", data=data, splits=splits))
-    test = json_ready(pair_figures(rewards(scored), ids, domains))
+    test = json_ready(pair_figures(rewards(scored), ids, domains, LIMIT))
     write_json(folder / "rm/metrics.json", {"schema": "rmtrl/reward-metrics/1", "validation": test, "test": test})
     fitted = calibrate(chosen, rejected, ids, domains).with_test(*scored_pairs(1).scores.T, ids)
     write_json(folder / "rm/calibration.json", fitted.as_dict())

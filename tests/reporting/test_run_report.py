@@ -46,6 +46,10 @@ class Page(HTMLParser):
         return [attrs["id"] for tag, attrs in self.elements if tag == "h2"]
 
 
+def figure(value):
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 900}
+
+
 def page_of(folder, **settings):
     return Page(write_report(read_run(folder, **settings)).read_text(encoding="utf-8"))
 
@@ -65,6 +69,7 @@ def test_every_part_shows_the_figures_of_its_file(whole_run):
     for name in ("accuracy", "length_accuracy"):
         own = test[name]
         assert f"{100 * own['value']:.1f} % [{100 * own['low']:.1f}, {100 * own['high']:.1f}], n = 240" in said
+    assert "ceiling: the most that these labels allow 91.3 % [88.0, 92.0], n = 900" in said
     assert all(domain in said for domain in ("cooking", "law", "sports"))
     calibration = read_object(whole_run / "rm/calibration.json")
     assert f"{calibration['test_after']['ece']['value']:.3f}" in page.part("reliability", "margins")
@@ -103,6 +108,16 @@ MISSING = {
     "drift.json": "rmtrl drift REFERENCE CURRENT --json",
     f"rm/{WORST}": "rmtrl audit TEST_PAIRS --model",
 }
+
+
+def test_a_ceiling_of_votes_beside_the_run_is_shown(run_folder, edit):
+    edit(run_folder / "rm/metrics.json", lambda stored: stored["test"].pop("ceiling"))
+    asked = "the ceiling, the most that these labels allow. rmtrl annotations ceiling VOTES --json"
+    assert asked in page_of(run_folder).part("accuracy", "reliability")
+    limit = {"one_vote": figure(0.8), "majority": figure(0.913), "assumed": "all is well"}
+    (run_folder / "ceiling.json").write_text(json.dumps({"schema": "rmtrl/ceiling/1", "ceiling": limit}))
+    said = page_of(run_folder).part("accuracy", "reliability")
+    assert "91.3 % [90.3, 92.3], n = 900 of their majorities" in said and "all is well" in said and asked not in said
 
 
 @pytest.mark.parametrize("file", MISSING)
