@@ -3,10 +3,10 @@
     python tests/benchmarks/anytime_stop.py 1 2 3 4 5 6 7 8 [--save] [--folder outputs/anytime_stop]
 
 PROTOCOL.md says what is varied and what counts as failure. False stops are of simulated runs that are never worse than
-their reference. For the other part each seed is an embedded world of its own with few pairs, a reward model of the
-tiny recipe trained and calibrated on them, and one PPO run at a low KL weight, evaluated every other update on prompts
-that nothing else has read: gold and reward of each answer are stored, and labels are drawn from that bank. A run whose
-file stands is not made again. A verdict says which of two answers to a prompt gold prefers.
+their reference. The other part: a reward model of the tiny recipe and, for each seed, one PPO run against it at a low
+KL weight with prompts of its own, evaluated every other update on prompts that nothing else has read. Gold and reward
+of each answer are stored, and labels are drawn from that bank. A run whose file stands is not made again. A verdict
+says which of two answers to a prompt gold prefers.
 """
 
 import argparse
@@ -22,25 +22,25 @@ from transformers import AutoTokenizer, TrainerControl, TrainerState, set_seed
 from workloads import machine
 from worlds import ROOT, over_seeds, quiet, say, short, table, write_section
 
-from rmtrl import OveroptimizationCallback, PPOCallback, PPOConfig, PPOTrainer
+from rmtrl import OveroptimizationCallback, PPOCallback, PPOConfig, PPOTrainer, RewardScorer
 from rmtrl.data.synthetic.gold import GoldScorer
 from rmtrl.io import write_json
-from rmtrl.launch.policy import PPORecipeArguments, make_reward, read_prompt_splits
+from rmtrl.launch.policy import PPORecipeArguments, read_prompt_splits
 from rmtrl.metrics import binomial_estimate
 from rmtrl.metrics.anytime import spread, wagered
 from rmtrl.ppo.evaluation import PolicyEvaluation, Progress, PromptMeans
 from rmtrl.ppo.verdicts import Labels
 
 ALPHA, N_RUNS, N_DRAWS = 0.05, 2000, 200
-RM_PROMPTS, KL_COEF, UPDATES, EVERY, N_BANK = 400, 0.02, 60, 2, 600
+RM_SEED, KL_COEF, UPDATES, EVERY, N_BANK = 100, 0.02, 40, 2, 320
 OF_RUN = dict(kl_coef=KL_COEF, max_steps=UPDATES, per_device_train_batch_size=64, gradient_accumulation_steps=1,
               per_device_eval_batch_size=200, num_eval_generations=1, bf16=False, eval_strategy="steps",
-              eval_steps=EVERY, eval_on_start=True, save_strategy="no", lr_scheduler_type="constant")  # fmt: skip
-REFERENCES = (10, 20, 30, 40, 50)
-BUDGETS = (75, 150, 300, 600)
+              eval_steps=EVERY, eval_on_start=True, save_strategy="no", logging_strategy="no",
+              lr_scheduler_type="constant")  # fmt: skip
+REFERENCES = (8, 16, 24, 32)
+BUDGETS = (75, 150, 300)
 LOOKS = (1, 2, 3, 4, 6, 10)
 NEVER = 10**6
-PER_LOOK = 1.0  # of the labels that each look would have of the budget
 
 
 # runs that never fall
@@ -154,7 +154,7 @@ def run_ppo(folder: Path, start: Path, rm: Path, seed: int) -> list[dict]:
         set_seed(seed)
         trainer = PPOTrainer(
             args, AutoTokenizer.from_pretrained(start), str(start), train_dataset=prompts["train"],
-            reward_model=make_reward(recipe, args), eval_dataset=prompts["validation"],
+            reward_model=RewardScorer.from_pretrained(rm, progress=False), eval_dataset=prompts["validation"],
             eval_scorers={"gold": GoldScorer()}, callbacks=[bank],
         )  # fmt: skip
         trainer.train()
@@ -164,11 +164,10 @@ def run_ppo(folder: Path, start: Path, rm: Path, seed: int) -> list[dict]:
 
 def run_seed(seed: int, folder: Path) -> list[dict]:
     """Returns the bank of a seed: its looks in order."""
-    start, rm = folder / "sft", folder / f"{seed}-rm"
+    start, rm = folder / "sft", folder / "rm"
     stage("sft_llama", start)
-    seeds = ["--seed", str(seed), "--split_seed", str(seed)]
-    stage("rm_llama", rm, *seeds, "--n_prompts", str(RM_PROMPTS), "--model_name_or_path", str(start))
-    stage("calibrate_rm", rm)
+    seeds = ["--seed", str(RM_SEED), "--split_seed", str(RM_SEED)]
+    stage("rm_llama", rm, *seeds, "--model_name_or_path", str(start))
     return run_ppo(folder / f"{seed}-ppo", start, rm, seed)
 
 
@@ -207,7 +206,7 @@ def by_gold(prompts: list, now: list, reference: list) -> list[float]:
 
 def trickle(bank: Drawn, budget: int, draw: int, *, references: tuple[int, ...] = REFERENCES, rounds: int = 5):
     """Returns the look of the stop, the last without one; whether there is one; the labels; the reference's look."""
-    per_look = max(1, round(budget / len(bank.found) * PER_LOOK))
+    per_look = max(1, round(budget / len(bank.found)))
     labels = Labels(by_gold, references=references, per_look=per_look, rounds=rounds, budget=budget, seed=draw)
     said = [bool(labels.look(found, first=True)[0]) for found in bank.found]  # after the first nobody is asked
     look = said.index(True) if said[-1] else len(said) - 1
