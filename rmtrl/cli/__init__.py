@@ -16,7 +16,7 @@ import typer
 
 import rmtrl.quiet  # noqa: F401
 from rmtrl import __version__
-from rmtrl.cli import abtest, annotations, data, evaluation, gate, models, monitoring, serving, setup
+from rmtrl.cli import abtest, annotations, data, evaluation, gate, models, monitoring, reporting, serving, setup
 from rmtrl.cli.console import results_alone
 from rmtrl.errors import UsageError, exit_on_error, near
 
@@ -28,7 +28,7 @@ PANELS: dict[str, tuple[Any, ...]] = {
     "Train": (setup.doctor, setup.recipes),
     "Judge": (
         models.inspect, models.score, evaluation.evaluate, evaluation.calibrate, evaluation.audit, evaluation.overopt,
-        gate.fresh, gate.gate,
+        gate.fresh, gate.gate, reporting.report,
     ),
     "Use": (models.rerank, models.compare, abtest.app, serving.serve, serving.parity, serving.merge),
     "Watch": (monitoring.guard, monitoring.redteam, monitoring.drift),
