@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo dpo grpo eval monitor bench baselines test test-engines test-slow verify-gpus test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval monitor report picture bench baselines test test-engines test-slow docs verify-gpus test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -72,6 +72,13 @@ monitor: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Watch benchmarks, guards
 	@echo "== monitoring: recipes/monitor.py -> $(RUN)/monitor"
 	@$(BIN)/python recipes/monitor.py --config recipes/configs/tiny/monitor.yaml
 
+report: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Write outputs/tiny/report.html from what the stages left
+	@$(BIN)/rmtrl report $(RUN)
+
+picture: report ## Take examples/report.png, the README's picture, with chromium
+	@chromium --headless --no-sandbox --hide-scrollbars --window-size=900,1100 --screenshot=examples/report.png \
+	    file://$(CURDIR)/$(RUN)/report.html
+
 # tiny models are fastest on one thread, and a whole suite in several processes
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -86,6 +93,9 @@ $(VENV)/.engines: $(VENV)/.installed
 
 test-engines: $(VENV)/.engines ## Run the tests of DDP, FSDP2, DeepSpeed and two machines, on the CPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "engines and not slow" -n 2 --dist loadfile
+
+docs: $(RUN)/ppo/metrics.json $(RUN)/eval/results.json ## Run every command and Python block of README.md and the guides
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m documents tests/test_documents.py -n 2
 
 verify-gpus: $(VENV)/.engines ## Compare every engine with one process on this machine's GPUs: a table for an issue
 	@$(BIN)/python tests/benchmarks/verify_gpus.py
@@ -124,7 +134,7 @@ bench: $(VENV)/.installed .venv-newest/.installed ## Compare speed with TRL and 
 	@$(BIN)/python tests/benchmarks/bench_ppo.py --save
 	@$(BIN)/python tests/benchmarks/bench_ppo_backbone.py --save
 
-baselines: $(RUN)/sft/config.json ## Compare PPO, GRPO and DPO over three seeds, into examples/baselines/README.md (half an hour)
+baselines: $(RUN)/sft/config.json ## Compare PPO, GRPO and DPO over three seeds, into examples/ppo_grpo_dpo/README.md (half an hour)
 	@$(BIN)/python tests/benchmarks/baselines.py 1 2 3 --save
 
 lint: $(VENV)/.installed ## Check style and formatting

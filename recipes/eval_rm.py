@@ -18,7 +18,7 @@ from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
 from rmtrl.evaluation.run import Task, evaluate_model, in_words, read_tasks, summary
-from rmtrl.launch import parse_recipe
+from rmtrl.launch import parse_recipe, report_run
 from rmtrl.processes import all_processes
 from rmtrl.reporting.tables import table
 
@@ -104,6 +104,7 @@ def main() -> None:
         if process.rank == 0:
             summary([run], out, started=started)
             print(table(in_words([run])))
+            report_run(out)
 
 
 if __name__ == "__main__":

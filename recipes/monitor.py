@@ -25,7 +25,7 @@ from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.evaluation.run import evaluate_model, read_tasks, summary
 from rmtrl.evaluation.scoring import score_conversations
 from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
-from rmtrl.launch import parse_recipe
+from rmtrl.launch import parse_recipe, report_run
 from rmtrl.monitoring.drift import drift
 from rmtrl.monitoring.guardrails import read_answers, screen, severities_of
 from rmtrl.monitoring.rules import Policy
@@ -116,6 +116,7 @@ def main() -> None:
         if not alarms:
             raise
         print(f"warning: {error}", file=sys.stderr)
+    report_run(out)
     if alarms:
         raise SystemExit(1)
 

@@ -301,3 +301,73 @@ def test_coverage_refuses_judgments_none_of_which_can_be_used_and_counts_some(rm
     judgments = json.loads(stdout)["judgments"]
     assert code == 0 and (judgments["n"], judgments["rejected"]) == (32, 2)
     assert "2 of the 32 judgments cannot be used (1 broken_json, 1 abstention)" in stderr
+
+
+@pytest.fixture
+def votes(file):
+    """Three annotators on 100 pairs: 70 unanimous, ten on which each alone is of another mind."""
+
+    def write(names=("ann", "bo", "cy"), name="votes.jsonl"):
+        alone = [None] * 70 + [0] * 10 + [1] * 10 + [2] * 10
+        rows = [
+            {"prompt_id": f"p{i}", "annotator": who, "a": "x", "b": "y", "choice": "b" if one == j else "a"}
+            for i, one in enumerate(alone) for j, who in enumerate(names)
+        ]  # fmt: skip
+        return file(rows, name)
+
+    return write
+
+
+def test_ceiling_reports_both_families_the_gap_and_the_pairs_needed(rmtrl, votes):
+    asked = ("--accuracy", 0.7, "--n", 400, "--delta", 0.1, "--differ", 0.4)
+    code, stdout, stderr = rmtrl("annotations", "ceiling", votes(), *asked, "--json")
+    report = json.loads(stdout)
+    assert code == 0 and stderr == "" and report["schema"] == "rmtrl/ceiling/1" and report["kept"] == 300
+    found, other = report["ceiling"], report["other_family"]
+    assert set(found["majority"]) == {"value", "low", "high", "n", "level", "method"} and found["majority"]["n"] == 100
+    assert found["majority"]["value"] < other["majority"]["value"] and found["votes_a_pair"] == {"3": 100}
+    assert report["accuracy"]["value"] == 0.7
+    assert report["closed"]["value"] == pytest.approx(0.2 / (found["majority"]["value"] - 0.5))
+    assert report["closed"]["low"] < report["closed"]["value"] < report["closed"]["high"]
+    assert report["pairs_needed"] == 312  # Connor's 311.6
+
+
+def test_ceiling_without_how_often_models_differ_takes_independent_ones(rmtrl, votes):
+    stdout = rmtrl("annotations", "ceiling", votes(), "--accuracy", 0.7, "--n", 400, "--delta", 0.05, "--json")[1]
+    report = json.loads(stdout)
+    assert report["differ"] == pytest.approx(0.7 * 0.25 + 0.3 * 0.75) and report["pairs_needed"] > 1000
+
+
+def test_ceiling_for_people(rmtrl, votes):
+    code, stdout, _ = rmtrl("annotations", "ceiling", votes(), "--accuracy", 0.7, "--n", 400)
+    assert code == 0 and re.search(
+        r"^ceiling +0\.\d{3} \[.*against the majority of 3 votes, .* against one$", stdout, re.M
+    )
+    assert "taken for granted" in stdout and "of the way from a coin to it" in stdout and "None" not in stdout
+
+
+def test_one_vote_a_pair_says_no_evidence(rmtrl, votes):
+    code, stdout, _ = rmtrl("annotations", "ceiling", votes(["ann"]), "--accuracy", 0.7, "--n", 400)
+    assert code == 0 and "no evidence: a ceiling shows only where" in stdout and "of the way" not in stdout
+    report = json.loads(rmtrl("annotations", "ceiling", votes(["ann"]), "--json")[1])
+    assert report["ceiling"]["majority"] is None and report["closed"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--accuracy", 0.7), "wanted both, the accuracy and the pairs it is of"),
+        (("--delta", 0.1), "got --delta or --differ alone"),
+        (("--differ", 0.1), "got --delta or --differ alone"),
+        (("--delta", 0.5, "--differ", 0.1), "got the effect 0.5 and 0.1 discordant pairs"),
+        (("--delta", 0, "--differ", 0.1), "got the effect 0"),
+    ],
+)
+def test_what_ceiling_cannot_use_is_one_line(rmtrl, votes, options, said):
+    code, stdout, stderr = rmtrl("annotations", "ceiling", votes(), *options)
+    assert code == 2 and stdout == "" and said in stderr and len(stderr.splitlines()) == 1
+
+
+def test_ratings_have_no_ceiling(rmtrl, file):
+    code, _, stderr = rmtrl("annotations", "ceiling", file([row for row in LINES if "item_id" in row]))
+    assert code == 2 and "got no votes, and ratings have no ceiling" in stderr and len(stderr.splitlines()) == 1

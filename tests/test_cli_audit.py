@@ -59,6 +59,11 @@ def test_a_length_meter_is_convicted_from_its_scores_alone(rmtrl, data, by_lengt
     assert json.loads((tmp_path / "a" / "b" / "audit.json").read_text()) == found
     plots = sorted(path.name for path in (tmp_path / "a" / "b" / "plots").iterdir())
     assert plots == ["margin_against_length.png", "reward_against_length.png"]
+    scores = {row["id"]: row["scores"] for row in map(json.loads, by_length.read_text().splitlines())}
+    worst = [json.loads(line) for line in (tmp_path / "a" / "b" / "worst_pairs.jsonl").read_text().splitlines()]
+    margins = sorted(chosen - rejected for chosen, rejected in scores.values() if chosen < rejected)
+    assert [row["scores"][0] - row["scores"][1] for row in worst] == pytest.approx(margins[:100])
+    assert all(row["scores"] == scores[row["id"]] and {"prompt", "chosen", "rejected"} <= set(row) for row in worst)
 
 
 def test_a_fair_model_is_acquitted_and_strict_is_content(rmtrl, data, by_worth):
@@ -199,3 +204,18 @@ def test_pairs_of_one_prompt_or_with_one_id_are_one_line_and_exit_code_2(rmtrl, 
     for path, said in ((one, f"{ROWS} pairs and 1 prompt"), (twice, "ids of the pairs are not unique")):
         code, out, err = rmtrl("audit", path, "--scores", by_worth)
         assert code == 2 and not out and len(err.splitlines()) == 1 and said in err
+
+
+def test_an_audit_says_the_ceiling_of_pairs_whose_votes_are_known(rmtrl, tmp_path, by_worth):
+    cells = ['{"ann": 1, "bo": 1, "cy": 1}', '{"ann": 1, "bo": 0, "cy": 1}', '{"ann": 1, "bo": 1, "cy": 1}', None]
+    known = write(tmp_path / "known.jsonl", [pair(i) | {"votes_by_annotator": cells[i % 4]} for i in range(ROWS)])
+    report = json.loads(rmtrl("audit", known, "--scores", by_worth, "--json")[1])
+    assert (
+        report["ceiling"]["votes_a_pair"] == {"0": 60, "3": 180} and 0.5 < report["ceiling"]["majority"]["value"] < 1
+    )
+    assert "against the majority of" in rmtrl("audit", known, "--scores", by_worth)[1]
+
+
+def test_an_audit_without_votes_says_nothing_of_a_ceiling(rmtrl, data, by_worth):
+    assert json.loads(rmtrl("audit", data, "--scores", by_worth, "--json")[1])["ceiling"] is None
+    assert "ceiling" not in rmtrl("audit", data, "--scores", by_worth)[1]

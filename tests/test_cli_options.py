@@ -15,7 +15,7 @@ from rmtrl.tiny import make_tiny_llama, make_tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FREE = {"--notes", "--licence", "--purpose", "--reviewer", "--split", "--from-split"}  # a file is a split by any name
-NAMES = {("fresh sample", "--policy")}  # for the record
+NAMES = {("fresh sample", "--policy"), ("report", "--policy")}  # for the record; a hub id, of which little is known
 OUTPUTS = {"--out", "--history", "--rejects", "--export", "--key", "--review", "--fitted"}
 
 
@@ -84,6 +84,8 @@ def world(tmp_path_factory):
     write(folder / "mine" / "benchmark.yaml", [settings])
     write(folder / "guards.json", [{"schema": "rmtrl/guard-policy/1", "guards": {"secrets": {}}}])
     write(folder / "labelled.jsonl", [{"prompt": f"moon {i}", "response": "good", "label": 0} for i in range(40)])
+    (folder / "run").mkdir()
+    write(folder / "run" / "fresh.json", [{"schema": "rmtrl/fresh/1", "accuracy": {"value": 0.9, "n": 200}}])
     write(folder / "item.jsonl", [{"id": "0", "scores": [1, 0]}])
     shutil.copy(EXAMPLES / "annotations.jsonl", folder)
     return folder
@@ -118,7 +120,9 @@ BASES = {
     "data synthesize": ["--out OUT --prompts 20"],
     "annotations agreement": ["annotations.jsonl"],
     "annotations aggregate": ["annotations.jsonl"],
+    "annotations ceiling": ["annotations.jsonl --accuracy 0.7 --n 50 --delta 0.1 --differ 0.4"],
     "annotations pairs": ["annotations.jsonl"],
+    "report": ["run"],
     "fresh sample": [
         "generations.jsonl --out OUT --key KEY --n 2",
         "prompts.jsonl --out OUT --key KEY --n 2 --model policy --max-new-tokens 8",

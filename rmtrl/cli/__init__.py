@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from rmtrl.cli import abtest, annotations, data, evaluation, gate, models, monitoring, serving
+from rmtrl.cli import abtest, annotations, data, evaluation, gate, models, monitoring, reporting, serving
 from rmtrl.cli.console import results_alone
 from rmtrl.errors import UsageError, exit_on_error
 
@@ -28,7 +28,7 @@ for name, group in groups.items():
 for command in (
     gate.gate, models.inspect, models.score, evaluation.calibrate, evaluation.evaluate, evaluation.audit,
     evaluation.overopt, models.rerank, monitoring.drift, monitoring.guard, monitoring.redteam, serving.serve,
-    serving.parity, serving.merge,
+    serving.parity, serving.merge, reporting.report,
 ):  # fmt: skip
     app.command()(command)
 for registered in (command for group in (app, *groups.values()) for command in group.registered_commands):

@@ -1,5 +1,6 @@
 """`rmtrl annotations …`: how far annotators agree, scores of items, preference pairs."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -164,6 +165,53 @@ def pairs(
     both = source is None and votes and len(annotations.ratings)
     _show("pairs", files, annotations, settings | {"counts": made.counts}, as_json, words={"pairs": made.counts},
           warnings=[*(used if both else ()), *made.warnings])  # fmt: skip
+
+
+@app.command()
+def ceiling(
+    files: Files,
+    accuracy: Annotated[
+        float | None, typer.Option(help="A model's accuracy against the majority of these votes.", min=0, max=1)
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Pairs that the accuracy is of.", min=1)] = None,
+    delta: Annotated[float | None, typer.Option(help="Say how many pairs tell models this far apart.")] = None,
+    differ: Annotated[
+        float | None, typer.Option(help="Share of pairs on which the two choose differently; it needs no labels.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Chance of finding a difference where there is none.")] = 0.05,
+    power: Annotated[float, typer.Option(help="Chance of finding this one.")] = 0.8,
+    rejects: opt.Rejects = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Report the highest accuracy that any model could reach against these votes, and how near to it one is."""
+    from rmtrl.metrics import binomial_estimate
+    from rmtrl.metrics.ceiling import Votes, accuracy_ceiling, better_family
+    from rmtrl.metrics.trials import independent_discordance, paired_n
+
+    check_outputs(files, {"--rejects": rejects})
+    if (accuracy is None) != (n is None):
+        raise UsageError("got one of --accuracy and --n; wanted both, the accuracy and the pairs it is of, or neither")
+    if differ is None and delta is not None and accuracy is not None:
+        differ = independent_discordance(accuracy, delta)
+    if (delta is None) != (differ is None):
+        raise UsageError("got --delta or --differ alone; wanted both, or --delta with --accuracy and --n")
+    needed = None if delta is None or differ is None else math.ceil(paired_n(differ, delta, alpha=alpha, power=power))
+    own = None if accuracy is None or n is None else binomial_estimate(accuracy * n, n)
+    annotations = read_judgments(files)
+    votes = annotations.votes
+    if votes.empty:
+        raise DataError("got no votes, and ratings have no ceiling; wanted lines with annotator, a, b and choice")
+    patterns, prompts = Votes.of(votes.pair, votes.annotator, votes.choice), votes.groupby("pair").prompt_id.first()
+    found, other = accuracy_ceiling(patterns, prompts), accuracy_ceiling(patterns, prompts, family="sides")
+    closed = own and found.closed_by(own)
+    write_row_files({rejects: annotations.rejects})
+    gap = {"accuracy": own, "closed": closed, "delta": delta, "differ": differ, "alpha": alpha, "power": power}
+    result = {"ceiling": found, "other_family": other, **gap, "pairs_needed": needed}
+    shown: dict[str, Any] = {"ceiling": str(found)}
+    if found.majority:
+        shown |= {"taken for granted": found.assumed, f"ceiling if {other.assumed}": str(other)}
+    shown |= {"of the way from a coin to it": closed, f"pairs to tell models {delta} apart": needed}
+    _show("ceiling", files, annotations, result, as_json, words=shown, warnings=better_family(found, other))
 
 
 def _check_options(context: typer.Context, source: str) -> None:

@@ -9,7 +9,7 @@ import typer
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import file_sha256, write_json
+from rmtrl.io import file_sha256, write_json, write_rows
 from rmtrl.processes import all_processes
 from rmtrl.types import is_url, json_ready
 
@@ -153,7 +153,7 @@ def audit(
     data: opt.Data,
     model: opt.AnyModel = None,
     scores: opt.Scores = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and plots.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json, plots and the worst pairs.")] = None,
     probes: Annotated[bool, typer.Option(help="Also edit answers and see what it does; needs --model.")] = True,
     probe_rows: Annotated[int, typer.Option(help="Chosen answers to edit, drawn at random.", min=2)] = 200,
     target_mix: Annotated[
@@ -169,10 +169,11 @@ def audit(
     from rmtrl.data.provenance import fingerprint
     from rmtrl.evaluation.audit import CONVICTED, audit_pairs
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.scoring import ScoredPairs
+    from rmtrl.evaluation.scoring import WORST, ScoredPairs
 
     check_model_or_scores(model, scores)
-    check_outputs([data, scores], {"--out": out and out / "audit.json"})
+    for name in ("audit.json", WORST):
+        check_outputs([data, scores], {"--out": out and out / name})
     pairs = read_pairs(data, split, columns)
     scorer, known_model, known_scores = None, None, None
     if scores is not None:
@@ -191,7 +192,7 @@ def audit(
     origin = {"model": known_model, "scores": known_scores, "data": known_data, "seed": seed}
     whole = {**json_ready(found), **origin}
     if out is not None:
-        _write_audit(out, whole, found)
+        _write_audit(out, whole, found, scored)
     missing = found.without_scores
     warnings = [f"{missing:,} pairs have no scores and were left out"] if missing else []
     show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
@@ -199,7 +200,8 @@ def audit(
         raise typer.Exit(1)
 
 
-def _write_audit(out: Path, whole: dict[str, Any], found: "Audit") -> None:
+def _write_audit(out: Path, whole: dict[str, Any], found: "Audit", scored: "ScoredPairs") -> None:
+    from rmtrl.evaluation.scoring import WORST
     from rmtrl.reporting.plots import margin_against_length, reward_against_length, save_figure
 
     scores, lengths, unit = found.scores, found.lengths, found.unit
@@ -207,6 +209,7 @@ def _write_audit(out: Path, whole: dict[str, Any], found: "Audit") -> None:
     save_figure(rewards, out / "plots" / "reward_against_length.png")
     margins = margin_against_length(scores[0] - scores[1], lengths[0] - lengths[1], unit=unit)
     save_figure(margins, out / "plots" / "margin_against_length.png")
+    write_rows(out / WORST, scored.worst())
     write_json(out / "audit.json", whole)
 
 

@@ -17,6 +17,7 @@ from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.probes import Probe, probe
 from rmtrl.evaluation.scoring import SIDES, ScoredPairs
 from rmtrl.metrics import Floats, mean_estimate, mean_estimates, pair_wins, reweighted_estimate, scaled
+from rmtrl.metrics.ceiling import Ceiling, ceiling_of_cells
 from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
 from rmtrl.types import Chat, Estimate
 
@@ -51,6 +52,7 @@ class Audit:
         domains (`dict[str, Estimate]`): Accuracy by domain.
         reweighted (`dict`, *optional*): The `target_mix` of domains, and the `accuracy` under it.
         probes (`tuple[Probe, ...]`): What edits did.
+        ceiling (`Ceiling`, *optional*): The highest accuracy any model could reach, where votes are known.
     """
 
     schema: ClassVar = "rmtrl/audit/1"
@@ -69,6 +71,7 @@ class Audit:
     domains: dict[str, Estimate] = field(default_factory=dict)
     reweighted: dict[str, Any] | None = None
     probes: tuple[Probe, ...] = ()
+    ceiling: Ceiling | None = None
 
     @property
     def words(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ class Audit:
         return {
             "pairs": self.n, "prompts": self.prompts, "lengths in": self.unit,
             "without scores": self.without_scores, "ties left out": self.ties_left_out,
-            "figures": self.figures | mixed,
+            "figures": self.figures | mixed, "ceiling": self.ceiling and str(self.ceiling),
             "accuracy by domain": self.domains if len(self.domains) > 1 else {},
             "edits, changes in standard deviations of the rewards": [
                 {"edit": one.name, "change": one.effect, "raised": one.raised and one.raised.value,
@@ -190,6 +193,7 @@ def audit_pairs(
         UsageError: If the mix cannot be.
     """
     ties = np.array(scored.column("preference") or [1.0] * len(scored)) == 0.5
+    cells = scored.column("votes_by_annotator")
     without, tied = n - int(scored.whole.sum()), int((scored.whole & ties).sum())
     kept = scored.where(scored.whole & ~ties)
     if not len(kept):
@@ -206,6 +210,7 @@ def audit_pairs(
         without_scores=without, ties_left_out=tied,
         domains=mean_estimates(wins, np.array(domains, str), prompts, seed=seed),
         reweighted={"target_mix": target_mix, "accuracy": mixed} if mixed else None,
+        ceiling=ceiling_of_cells(cells, scored.pairs["prompt_id"]) if cells else None,
         probes=_probed(scorer, kept.pairs, probe_rows, seed) if scorer is not None and probe_rows else (),
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The pairs of a reward recipe: read, validated and split, the same again from the record of a run."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from rmtrl.data.clusters import with_clusters
 from rmtrl.data.preferences import last_turn_only, read_preferences
 from rmtrl.data.provenance import fingerprint
 from rmtrl.data.splits import Splits, check_overlap, make_splits
-from rmtrl.data.synthetic import make_preferences
+from rmtrl.data.synthetic import make_preferences, make_world
 from rmtrl.data.validation import ValidationResult, validate
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import read_object
+from rmtrl.metrics.ceiling import Ceiling, ceiling_of_cells
 from rmtrl.reward.config import RewardConfig
 
 SCHEMA = "rmtrl/reward-model/1"
@@ -61,6 +63,20 @@ def read_pairs(recipe: RewardRecipeArguments, args: RewardConfig) -> Dataset:
         faulty="keep",  # what cannot be read is counted too
     )  # fmt: skip
     return last_turn_only(pairs) if recipe.last_turn_only else pairs
+
+
+def label_ceiling(recipe: RewardRecipeArguments, pairs: Dataset) -> Ceiling:
+    """Returns the highest accuracy any model could reach against labels of pairs, ties and rejects among them.
+
+    The votes behind the labels are those of the embedded world, or stand in the column `votes_by_annotator`.
+    """
+    if recipe.dataset_name == "embedded":
+        points, given = {"a": 1.0, "b": 0.0, "tie": 0.5}, defaultdict[tuple[str, ...], dict[str, float]](dict)
+        for vote in make_world(recipe.n_prompts, seed=recipe.split_seed, unsafe_habit=recipe.unsafe_habit).votes:
+            given[vote["prompt_id"], vote["a"], vote["b"]][vote["annotator"]] = points[vote["choice"]]
+        return ceiling_of_cells(list(given.values()), [prompt_id for prompt_id, *_ in given])
+    cells = pairs["votes_by_annotator"] if "votes_by_annotator" in pairs.column_names else None
+    return ceiling_of_cells(cells, list(map(str, pairs["prompt_id"])))  # a row that cannot be read has no prompt
 
 
 def checked_splits(

@@ -5,8 +5,8 @@ Every statistic of the library lives here once; stages import it and add nothing
 
 from rmtrl.metrics.estimates import (
     Floats, binomial_estimate, bootstrap_estimate, bootstrap_estimates, change_estimate, clustered_covariance,
-    combined_estimate, corrected_rate, defined, effective_n, mean_by_group, mean_estimate, mean_estimates, resamples,
-    reweighted_estimate, scaled, share_estimate, too_few,
+    combined_estimate, corrected_rate, defined, effective_n, mean_by_group, mean_estimate, mean_estimates,
+    ratio_estimate, resamples, reweighted_estimate, scaled, share_estimate, too_few,
 )  # fmt: skip
 from rmtrl.metrics.lengths import length_bias
 from rmtrl.metrics.probabilities import (

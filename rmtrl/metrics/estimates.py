@@ -486,6 +486,31 @@ def combined_estimate(
     return Estimate(value, value - low, value + high, n, estimates[0].level, method)
 
 
+def ratio_estimate(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """Returns the ratio of two independent estimates, with an interval from theirs (MOVER-R, Donner and Zou 2012).
+
+    The interval is all numbers where that of the denominator reaches 0, or twice its value.
+
+    Args:
+        numerator (`Estimate`): Of any sign.
+        denominator (`Estimate`): Above 0; of the same level.
+
+    Example:
+
+    ```python
+    >>> print(ratio_estimate(Estimate(2.0, 1.0, 3.0, 50), Estimate(4.0, 4.0, 4.0, 50)))
+    0.500 [0.250, 0.750] (n = 50)
+    ```
+    """
+    x, y = numerator.value, denominator.value
+    low, high, n = -np.inf, np.inf, numerator.n
+    if 0 < denominator.low <= denominator.high < 2 * y:
+        for_low, for_high = (y_end * (2 * y - y_end) for y_end in (denominator.high, denominator.low))
+        low = (x * y - np.sqrt((x * y) ** 2 - numerator.low * (2 * x - numerator.low) * for_low)) / for_low
+        high = (x * y + np.sqrt((x * y) ** 2 - numerator.high * (2 * x - numerator.high) * for_high)) / for_high
+    return Estimate(x / y, float(low), float(high), n, numerator.level, "MOVER-R")
+
+
 def clustered_covariance(scores: ArrayLike, information: ArrayLike, groups: ArrayLike) -> Floats:
     """Returns the sandwich covariance by group, I⁻¹ (Σ_g s_g s_gᵀ) I⁻¹ · G / (G − 1), `(K, K)` (Liang and Zeger 1986).
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rmtrl.metrics import (
+    Floats,
     combined_estimate,
     length_bias,
     mean_estimate,
@@ -13,36 +14,51 @@ from rmtrl.metrics import (
     pair_wins,
     worst_group_accuracy,
 )
-from rmtrl.types import PairRewards
+from rmtrl.metrics.ceiling import Ceiling
+from rmtrl.types import Estimate, PairRewards
 
 
-def pair_figures(pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:
+def pair_figures(
+    pairs: PairRewards, prompt_ids: Sequence[str], domains: Sequence[str], ceiling: Ceiling | None = None
+) -> dict[str, Any]:
     """Returns the figures of one split: estimates with intervals by prompt, extremes, and accuracy by domain.
 
     Args:
         pairs ([`PairRewards`]): The N pairs of the split.
         prompt_ids (`Sequence[str]`): Prompt of each pair; pairs of one prompt are resampled together.
         domains (`Sequence[str]`): Domain of each pair.
+        ceiling ([`~rmtrl.metrics.ceiling.Ceiling`], *optional*): Of the labels of these pairs.
     """
     decided = pairs.label != 0.5
     pairs, groups, names = pairs.decided, np.asarray(prompt_ids)[decided], np.asarray(domains)[decided]
     wins = pair_wins(pairs.chosen, pairs.rejected)
     by_length = pair_wins(pairs.chosen_length_tokens, pairs.rejected_length_tokens)
-    rewards = np.concatenate([pairs.chosen, pairs.rejected])
+    rewards, accuracy = np.concatenate([pairs.chosen, pairs.rejected]), mean_estimate(wins, groups)
     return {
         "ties": int((~decided).sum()),
-        "accuracy": mean_estimate(wins, groups),
+        "accuracy": accuracy,
+        **({} if ceiling is None else {"ceiling": ceiling, "closed": ceiling.closed_by(accuracy)}),
         "length_accuracy": mean_estimate(by_length, groups),
         "accuracy_over_length": mean_estimate(wins - by_length, groups, proportion=False),
         "loss": mean_estimate(pairs.loss, groups, proportion=False),
         "margin": mean_estimate(pairs.margin, groups, proportion=False),
+        "margin_histogram": _histogram(pairs.margin),
         "reward": {key: float(getattr(rewards, key)()) for key in ("min", "mean", "std", "max")},
         "length_bias": length_bias(
             pairs.chosen, pairs.rejected, pairs.chosen_length_tokens, pairs.rejected_length_tokens
         ),
         "accuracy_by_domain": mean_estimates(wins, names, groups),
+        "length_accuracy_by_domain": mean_estimates(by_length, names, groups),
         "worst_domain": dict([worst_group_accuracy(wins, names, groups)]),
     }
+
+
+def _histogram(values: Floats, bins: int = 30) -> dict[str, list[Any]]:
+    """Returns edges and counts of about so many equal bins, with 0 at an edge: what is below it is wrong."""
+    width = float(np.ptp(np.append(values, 0.0))) / bins or 1.0
+    first, last = np.floor(np.append(values, 0.0).min() / width), np.floor(np.append(values, 0.0).max() / width) + 1
+    counts, edges = np.histogram(values, np.arange(first, last + 1) * width)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def summary(folder: str, counts: Mapping[str, Any], sizes: Mapping[str, int], figures: Mapping[str, Any]) -> str:
@@ -65,6 +81,7 @@ def summary(folder: str, counts: Mapping[str, Any], sizes: Mapping[str, int], fi
             f"splits by prompt     {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; no prompt in two",
             f"validation accuracy  {validation['accuracy']}  (the checkpoint was chosen on it)",
             f"test accuracy        {test['accuracy']}",
+            *([f"ceiling              {test['ceiling']}{_closed(test['closed'])}"] if "ceiling" in test else []),
             f"length alone         {test['length_accuracy']}",
             f"worst domain         {worst[0]}: {worst[1]}",
             f"margin, rewards      {test['margin']}; rewards {reward['min']:.2f} to {reward['max']:.2f}, "
@@ -116,6 +133,10 @@ def overfitting(figures: Mapping[str, Any]) -> list[str]:
         f"train to spillover   {shown}; spread of rewards train / test {spread:.2f}",
         f"overfitting          {'; '.join(said)}",
     ]
+
+
+def _closed(share: Estimate | None) -> str:
+    return f"; {share:.2f} of the way there from a coin" if share else ""
 
 
 def _verdict(test: Mapping[str, Any]) -> str:

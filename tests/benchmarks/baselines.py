@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
-    parser.add_argument("--save", action="store_true", help="put the figures into examples/baselines/README.md")
+    parser.add_argument("--save", action="store_true", help="put the figures into examples/ppo_grpo_dpo/README.md")
     arguments = parser.parse_args()
     if not (START / "config.json").exists():
         raise SystemExit(f"no supervised start at {START}; run make sft")
@@ -106,7 +106,7 @@ def main() -> None:
     kind = f"means of {n} seeds, 95 % intervals by t over seeds" if n > 1 else "one seed, 95 % intervals over prompts"
     command = f"`tests/benchmarks/baselines.py {' '.join(map(str, arguments.seeds))}`"
     lines = [f"{command}; {machine()}. Gains since the start on 400 test prompts, {kind}.", "", *rows(runs)]
-    write_section("Figures", lines, save=arguments.save, path=ROOT / "examples" / "baselines" / "README.md")
+    write_section("Figures", lines, save=arguments.save, path=ROOT / "examples" / "ppo_grpo_dpo" / "README.md")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Preference pairs from votes or ratings: unanimous pairs to train on, disputed ones routed apart, all counted."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,7 @@ ROUTES = ("train", "review_or_hold_out", "tie")
 MIN_GAP = 0.05
 MIN_VOTES = 2  # one vote agrees with nothing
 _ROUNDING = 1e-9
+_VOTES = "votes_by_annotator"
 _VOTE_COUNTS = ["votes_a", "votes_b", "votes_tie"]
 
 
@@ -73,7 +75,8 @@ def pairs_from_votes(
 
     `preference` is the share of the votes for chosen by weight, a tie counting half; `weight` is the weight of the
     votes, their number where none carries a weight. A share of ½ has the first item as chosen. Ties stay among the
-    pairs with preference ½.
+    pairs with preference ½. Where disputed pairs are kept, `votes_by_annotator` is what each annotator gave the first
+    item, as JSON, from which [`~rmtrl.metrics.ceiling.ceiling_of_cells`] knows how far a model can get.
 
     Args:
         annotations ([`Annotations`]): The judgments.
@@ -116,6 +119,10 @@ def pairs_from_votes(
     unanimous = np.where(table.votes_tie > 0, "tie", "train")
     route = np.where(agreement < 1, "review_or_hold_out", unanimous)
     table = table.assign(agreement=agreement, route=route, share=table.points / table.weight)
+    if disputed == "weight":  # of unanimous pairs alone they would say that nobody ever disagrees
+        given = annotations.votes[trust > 0].groupby(PAIR)
+        cells = {pair: json.dumps(dict(zip(own.annotator, own.points, strict=True))) for pair, own in given}
+        table[_VOTES] = [cells[pair] for pair in table[PAIR].itertuples(index=False, name=None)]
     return _pair_set(annotations, table, disputed, counts)
 
 
@@ -183,7 +190,7 @@ def _pair_set(annotations: Annotations, table: pd.DataFrame, disputed: str, coun
         preference=np.maximum(texts.share, 1 - texts.share),
     )
     aside = (texts.route == "review_or_hold_out") & (disputed != "weight")
-    pair = ["prompt", "chosen", "rejected", "preference", "rating_gap", "weight", "route", "agreement"]
+    pair = ["prompt", "chosen", "rejected", "preference", "rating_gap", "weight", "route", "agreement", _VOTES]
     sides = ["prompt", "a", "b", "response_a", "response_b", "route", "agreement", *_VOTE_COUNTS]
     pairs = _dataset(texts[~aside], pair, messages)
     review = _dataset(texts[aside], sides if disputed == "adjudicate" else pair, messages)
@@ -217,7 +224,7 @@ def _dataset(table: pd.DataFrame, columns: list[str], messages: bool) -> Dataset
     text, number = Value("string"), Value("float64")
     form = List(ExactJson()) if messages else text
     kinds = dict.fromkeys(("prompt", "chosen", "rejected", "response_a", "response_b"), form)
-    kinds |= dict.fromkeys(("a", "b", "route"), text) | dict.fromkeys(_VOTE_COUNTS, Value("int64"))
+    kinds |= dict.fromkeys(("a", "b", "route", _VOTES), text) | dict.fromkeys(_VOTE_COUNTS, Value("int64"))
     names = ["id", "prompt_id", "domain", "source"]
     features = dict.fromkeys(names, text) | {name: kinds.get(name, number) for name in columns}
     return dataset_of(table[[*names, *columns]].to_dict("records"), Features(features))

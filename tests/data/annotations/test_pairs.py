@@ -11,6 +11,7 @@ from rmtrl.data.annotations.reading import read_annotations
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.validation import validate
 from rmtrl.errors import DataError, UsageError
+from rmtrl.metrics.ceiling import Votes, accuracy_ceiling, ceiling_of_cells
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "annotations.jsonl"
 NAMES = ("ann", "bo", "chi", "di")
@@ -75,6 +76,26 @@ def test_weighted_pairs_carry_the_vote_share(read):
     assert len(made.review) == 0 and made.counts == {
         "n": 6, "kept": 6, "review": 0, "train": 2, "review_or_hold_out": 3, "tie": 1, "too_few_votes": 0,
         "missing_text": 0}  # fmt: skip
+
+
+def test_pairs_that_keep_the_disputed_ones_say_who_voted_for_what(read, tmp_path):
+    rows = by_prompt(pairs_from_votes(read(VOTES), disputed="weight").pairs)
+    assert json.loads(rows["most"]["votes_by_annotator"]) == {"ann": 1, "bo": 1, "chi": 0}
+    assert json.loads(rows["none"]["votes_by_annotator"]) == {"ann": 1, "bo": 0, "chi": 0.5}
+    for disputed in ("adjudicate", "slice"):  # unanimous pairs alone would say that nobody ever disagrees
+        assert "votes_by_annotator" not in pairs_from_votes(read(VOTES), disputed=disputed).pairs.column_names
+    weighted = pairs_from_votes(read(VOTES), disputed="weight", annotator_weights={"bo": 0}, min_votes=1).pairs
+    assert json.loads(by_prompt(weighted)["most"]["votes_by_annotator"]) == {"ann": 1, "chi": 0}
+
+
+def test_a_file_of_pairs_has_the_ceiling_of_its_votes(read, tmp_path):
+    choices = [("a", "a", "a")] * 60 + [("a", "b", "a"), ("b", "b", "a"), ("tie", "a", "a")] * 15
+    annotations = read([vote for i, own in enumerate(choices) for vote in votes_on(f"pair {i}", *own)])
+    pairs_from_votes(annotations, disputed="weight").pairs.to_json(tmp_path / "pairs.jsonl")
+    pairs, votes = read_preferences(tmp_path / "pairs.jsonl"), annotations.votes
+    found = ceiling_of_cells(pairs["votes_by_annotator"], pairs["prompt_id"])
+    wanted = accuracy_ceiling(Votes.of(votes.pair, votes.annotator, votes.choice))
+    assert found.majority.value == pytest.approx(wanted.majority.value) and found.votes_a_pair == {3: 105}
 
 
 def test_adjudicated_pairs_are_set_apart_without_a_label(read):

@@ -1,6 +1,6 @@
 """Trains a reward model of a million parameters on the embedded world and scores two answers; about a minute on a CPU.
 
-python examples/train_and_score.py
+python examples/from_trl/train_and_score.py
 """
 
 from rmtrl import LengthBiasCallback, MarginCallback, RewardConfig, RewardScorer, RewardTrainer
