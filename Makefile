@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft rm calibrate ppo dpo grpo eval monitor bench baselines test test-engines test-slow docs verify-gpus test-newest test-oldest lint type clean
+.PHONY: help install sft rm calibrate ppo dpo grpo eval monitor report picture bench baselines test test-engines test-slow docs verify-gpus test-newest test-oldest lint type clean
 
 help: ## Show what can be made
 	@echo "make TARGET, where TARGET is one of:"
@@ -71,6 +71,13 @@ $(RUN)/eval/results.json: $(RUN)/rm/metrics.json recipes/eval_rm.py recipes/conf
 monitor: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Watch benchmarks, guards and drift of the embedded world
 	@echo "== monitoring: recipes/monitor.py -> $(RUN)/monitor"
 	@$(BIN)/python recipes/monitor.py --config recipes/configs/tiny/monitor.yaml
+
+report: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Write outputs/tiny/report.html from what the stages left
+	@$(BIN)/rmtrl report $(RUN)
+
+picture: report ## Take examples/report.png, the README's picture, with chromium
+	@chromium --headless --no-sandbox --hide-scrollbars --window-size=900,1100 --screenshot=examples/report.png \
+	    file://$(CURDIR)/$(RUN)/report.html
 
 # tiny models are fastest on one thread, and a whole suite in several processes
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal

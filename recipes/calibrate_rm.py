@@ -8,6 +8,7 @@ reports on test, and writes `calibration.json` and `plots/reliability.png` into 
 also writes the model with its temperature in the head's weights.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.evaluation.scoring import SIDES, conversation
 from rmtrl.io import write_json
-from rmtrl.launch import parse_recipe
+from rmtrl.launch import parse_recipe, report_run
 from rmtrl.launch.pairs import held_out, read_record
 from rmtrl.metrics import reliability_curve
 from rmtrl.reporting.plots import reliability_diagram, save_figure
@@ -82,6 +83,7 @@ def main() -> None:
     print(table(summary(result) | {"written to": f"{run / FILE}, {png}"}))
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    report_run(run)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@
 
 Pairs are read, validated (rejects are counted) and split by prompt. The best checkpoint is chosen on validation; the
 figures that count are those of the test split. Writes `<output_dir>/`: checkpoint, `rmtrl.json` (what made it),
-`metrics.json` and `rejects.jsonl`. Training happens in `<output_dir>.partial`, and the finished folder replaces the
-one before; after a kill, `--resume_from_checkpoint true` goes on from the last finished checkpoint there.
+`metrics.json`, `worst_pairs.jsonl` and `rejects.jsonl`; beside it the run's `report.html`. Training happens in
+`<output_dir>.partial`, and the finished folder replaces the one before; after a kill, `--resume_from_checkpoint true`
+goes on from the last finished checkpoint there.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import json
 import time
 from pathlib import Path
@@ -19,13 +21,16 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import exit_on_error
-from rmtrl.io import replace_folder, write_json
+from rmtrl.evaluation.scoring import WORST, ScoredPairs
+from rmtrl.io import replace_folder, write_json, write_rows
 from rmtrl.launch import (
     evaluate_often,
     model_init_kwargs,
     n_parameters,
     parse_recipe,
     prepare_folder,
+    push_records,
+    report_run,
     stage_record,
     start_stage,
     unusual_settings,
@@ -74,9 +79,9 @@ def main() -> None:
     if splits.spillover is not None:
         sample = splits.train.shuffle(args.seed).select(range(min(len(splits.train), 1000)))
         reported |= {"train": sample, "spillover": splits.spillover}
-    figures, ceilings = {}, {"test": label_ceiling(recipe, pairs)}
+    figures, scores, ceilings = {}, {}, {"test": label_ceiling(recipe, pairs)}
     for name, split in reported.items():
-        trainer.predict(split, metric_key_prefix=name)
+        scores[name] = trainer.predict(split, metric_key_prefix=name).predictions
         figures[name] = pair_figures(trainer.pairs_, split["prompt_id"], split["domain"], ceilings.get(name))
     if not trainer.is_world_process_zero():
         return
@@ -89,9 +94,12 @@ def main() -> None:
     record["splits"] = {n: {"pairs": len(d), "fingerprint": fingerprint(d)} for n, d in splits.as_dict().items()}
     record["figures"] = {"chosen on": "validation", "reported on": "test"}
     write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record | {"schema": SCHEMA})
+    write_rows(folder / WORST, ScoredPairs(splits.test, scores["test"]).worst())
     valid.rejects.to_json(folder / "rejects.jsonl")
     replace_folder(folder, final)
     print(summary(str(final), valid.as_dict(), splits.sizes(), figures))
+    report_run(final)
+    push_records(trainer, final)
 
 
 if __name__ == "__main__":

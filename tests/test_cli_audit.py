@@ -59,6 +59,11 @@ def test_a_length_meter_is_convicted_from_its_scores_alone(rmtrl, data, by_lengt
     assert json.loads((tmp_path / "a" / "b" / "audit.json").read_text()) == found
     plots = sorted(path.name for path in (tmp_path / "a" / "b" / "plots").iterdir())
     assert plots == ["margin_against_length.png", "reward_against_length.png"]
+    scores = {row["id"]: row["scores"] for row in map(json.loads, by_length.read_text().splitlines())}
+    worst = [json.loads(line) for line in (tmp_path / "a" / "b" / "worst_pairs.jsonl").read_text().splitlines()]
+    margins = sorted(chosen - rejected for chosen, rejected in scores.values() if chosen < rejected)
+    assert [row["scores"][0] - row["scores"][1] for row in worst] == pytest.approx(margins[:100])
+    assert all(row["scores"] == scores[row["id"]] and {"prompt", "chosen", "rejected"} <= set(row) for row in worst)
 
 
 def test_a_fair_model_is_acquitted_and_strict_is_content(rmtrl, data, by_worth):

@@ -5,6 +5,8 @@ import hashlib
 import json
 
 import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
 from rmtrl.data.design import augment
 from rmtrl.data.preferences import read_preferences
@@ -85,6 +87,36 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(rmtrl, worl
     assert digests(tmp_path / "a", names) != digests(tmp_path / "c", names)
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["inputs"]["steps"][0]["command"] == "rmtrl data synthesize"
+
+
+def test_a_folder_of_splits_has_a_card_by_which_every_split_but_the_sealed_one_is_loaded(rmtrl, world, tmp_path):
+    folder, _ = world
+    arguments = (
+        "--out",
+        tmp_path / "s",
+        "--sealed",
+        "0.1",
+        "--holdout-domains",
+        "geography",
+        "--licence",
+        "CC-BY-4.0",
+    )
+    found = json.loads(
+        rmtrl("data", "split", folder / "pairs.jsonl", *arguments, "--notes", "of our own", "--json")[1]
+    )
+    card = DatasetCard.load(tmp_path / "s" / "README.md")
+    assert card.data.license_name == "CC-BY-4.0" and "of our own" in card.text
+    assert "sealed" in card.text and "do not publish" in card.text
+    loaded = load_dataset(str(tmp_path / "s"))
+    assert set(loaded) == set(found["splits"]) - {"sealed"}
+    for name, own in loaded.items():
+        record = found["splits"][name]
+        assert len(own) == record["rows"] == len(read_preferences(tmp_path / "s", split=name))
+        assert (
+            f"| {name} | {record['rows']} | {record['prompts']} | " in card.text and record["fingerprint"] in card.text
+        )
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert "README.md" in manifest["files"]
 
 
 def test_every_opening_of_the_sealed_split_is_counted(rmtrl, world, tmp_path):

@@ -9,11 +9,13 @@ import typer
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_model_or_scores, check_outputs, read_pairs, renames, show
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import file_sha256, write_json
+from rmtrl.io import file_sha256, write_json, write_rows
 from rmtrl.processes import all_processes
 from rmtrl.types import is_url, json_ready
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from rmtrl.evaluation.audit import Audit
     from rmtrl.evaluation.scoring import ScoredPairs
 
@@ -35,7 +37,8 @@ def evaluate(
     as_json: opt.Json = False,
 ) -> None:
     """Score benchmarks and report their figures with intervals; several models make a table."""
-    from rmtrl.evaluation.run import WRITTEN, evaluate_model, in_words, judge_scores, read_tasks, run_folders, summary
+    from rmtrl.evaluation.run import WRITTEN, in_words, judge_scores, read_tasks, run_folders, summary
+    from rmtrl.evaluation.run import evaluate as evaluate_model
 
     started = time.time()
     if bool(model) == bool(scores):
@@ -91,7 +94,6 @@ def calibrate(
     from rmtrl.calibration.export import check_export, export_temperature
     from rmtrl.data.splits import check_overlap
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.scoring import ScoredPairs
 
     check_model_or_scores(model, scores)
     if model is not None and data is None:
@@ -106,14 +108,7 @@ def calibrate(
     given = {"calibration": (data if model else scores, data), "test": (test, test if model else test_data)}
     sources = {name: str(source) for name, (source, _) in given.items() if source is not None}
     pairs = {name: read_pairs(rows, split, columns) for name, (_, rows) in given.items() if rows is not None}
-    if model is not None:
-        from rmtrl.reward.remote import load_scorer
-
-        check_overlap(pairs)
-        scorer = load_scorer(model, progress=False)
-        sets = {name: ScoredPairs.of_model(scorer, rows, sources[name]) for name, rows in pairs.items()}
-    else:
-        sets = {name: ScoredPairs.of_file(Path(source), pairs.get(name)) for name, source in sources.items()}
+    sets = _scored(model, sources, pairs)
     kept = {name: _with_scores(own, sources[name]) for name, own in sets.items()}
     check_overlap({name: own.pairs for name, own in kept.items() if own.named})
     first = kept["calibration"]
@@ -136,6 +131,20 @@ def calibrate(
     show({**whole, "model": model, "dropped": dropped}, as_json, words=words, warnings=warnings)
 
 
+def _scored(model: str | None, sources: dict[str, str], pairs: "dict[str, Dataset]") -> "dict[str, ScoredPairs]":
+    """Returns sets of pairs with the scores of a model, or without one with those that the sources are."""
+    from rmtrl.data.splits import check_overlap
+    from rmtrl.evaluation.scoring import ScoredPairs
+
+    if model is None:
+        return {name: ScoredPairs.of_file(Path(source), pairs.get(name)) for name, source in sources.items()}
+    from rmtrl.reward.remote import load_scorer
+
+    check_overlap(pairs)
+    scorer = load_scorer(model, progress=False)
+    return {name: ScoredPairs.of_model(scorer, rows, sources[name]) for name, rows in pairs.items()}
+
+
 def _with_scores(scored: "ScoredPairs", source: str) -> "ScoredPairs":
     if not scored.whole.any():
         raise DataError(f"none of the {len(scored):,} pairs of {source} has scores; are all over the model's length?")
@@ -153,7 +162,7 @@ def audit(
     data: opt.Data,
     model: opt.AnyModel = None,
     scores: opt.Scores = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and plots.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json, plots and the worst pairs.")] = None,
     probes: Annotated[bool, typer.Option(help="Also edit answers and see what it does; needs --model.")] = True,
     probe_rows: Annotated[int, typer.Option(help="Chosen answers to edit, drawn at random.", min=2)] = 200,
     target_mix: Annotated[
@@ -169,10 +178,11 @@ def audit(
     from rmtrl.data.provenance import fingerprint
     from rmtrl.evaluation.audit import CONVICTED, audit_pairs
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.scoring import ScoredPairs
+    from rmtrl.evaluation.scoring import WORST, ScoredPairs
 
     check_model_or_scores(model, scores)
-    check_outputs([data, scores], {"--out": out and out / "audit.json"})
+    for name in ("audit.json", WORST):
+        check_outputs([data, scores], {"--out": out and out / name})
     pairs = read_pairs(data, split, columns)
     scorer, known_model, known_scores = None, None, None
     if scores is not None:
@@ -191,7 +201,7 @@ def audit(
     origin = {"model": known_model, "scores": known_scores, "data": known_data, "seed": seed}
     whole = {**json_ready(found), **origin}
     if out is not None:
-        _write_audit(out, whole, found)
+        _write_audit(out, whole, found, scored)
     missing = found.without_scores
     warnings = [f"{missing:,} pairs have no scores and were left out"] if missing else []
     show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
@@ -199,7 +209,8 @@ def audit(
         raise typer.Exit(1)
 
 
-def _write_audit(out: Path, whole: dict[str, Any], found: "Audit") -> None:
+def _write_audit(out: Path, whole: dict[str, Any], found: "Audit", scored: "ScoredPairs") -> None:
+    from rmtrl.evaluation.scoring import WORST
     from rmtrl.reporting.plots import margin_against_length, reward_against_length, save_figure
 
     scores, lengths, unit = found.scores, found.lengths, found.unit
@@ -207,6 +218,7 @@ def _write_audit(out: Path, whole: dict[str, Any], found: "Audit") -> None:
     save_figure(rewards, out / "plots" / "reward_against_length.png")
     margins = margin_against_length(scores[0] - scores[1], lengths[0] - lengths[1], unit=unit)
     save_figure(margins, out / "plots" / "margin_against_length.png")
+    write_rows(out / WORST, scored.worst())
     write_json(out / "audit.json", whole)
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from rmtrl.errors import UsageError
 from rmtrl.io import blocks, file_sha256, replacing
 
+CARD_MARK = "<!-- written by rmtrl and replaced by it; take this line out to keep words of your own -->"
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 _DECISIVE = (
     "*.safetensors", "*.bin", "*.model", "*.py", "config.json", "adapter_config.json", "tokenizer*", "vocab*",

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from rmtrl.data.clusters import with_clusters
-from rmtrl.data.provenance import fingerprint, manifest, new_folder
+from rmtrl.data.provenance import CARD_MARK, fingerprint, manifest, new_folder
 from rmtrl.data.splits import check_overlap, group_column, make_splits
 from rmtrl.data.synthetic.world import make_world
 from rmtrl.errors import DataError, UsageError
@@ -23,7 +23,7 @@ def publish_splits(
     pairs: Dataset, out: Path, *, source: str, near_duplicates: float | None = None, licence: str = "",
     notes: str = "", **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns the record of a folder of splits that it writes: a file a split, `splits.json` and `manifest.json`.
+    """Returns the record of a folder of splits that it writes: a file a split, `splits.json`, a manifest and a card.
 
     Args:
         pairs (`Dataset`): Pairs in the normal form.
@@ -66,6 +66,7 @@ def publish_splits(
         for name, rows in splits.items():
             write_rows(folder / _file(name), rows)
         write_json(folder / "splits.json", record)
+        (folder / "README.md").write_text(_card(record, out.resolve().name, source, licence, notes), encoding="utf-8")
         written = manifest(
             sources=[{"data": source, "licence": licence, **record["input"]}],
             steps=[{"command": "rmtrl data split", **settings}],
@@ -134,6 +135,30 @@ def publish_world(
         )  # fmt: skip
         write_json(folder / "manifest.json", written)
     return {"schema": "rmtrl/world/1", "out": str(out), **settings, "rows": rows}
+
+
+def _card(record: Mapping[str, Any], name: str, source: str, licence: str, notes: str) -> str:
+    """Returns the card of a folder of splits: its head names every file but the sealed one to those who load it."""
+    from huggingface_hub import DatasetCardData
+
+    splits = record["splits"]
+    files = [{"split": key, "path": own["file"]} for key, own in splits.items() if key != "sealed"]
+    config = {"config_name": "default", "data_files": files}
+    known: dict[str, Any] = {"license": "other", "license_name": licence} if licence else {}
+    head = DatasetCardData(pretty_name=name, tags=["preference", "rmtrl"], configs=[config], **known).to_yaml()
+    names = ("rows", "prompts", "domains", "fingerprint")
+    rows = [["split", *names], ["---"] * 5, *([key, *map(own.get, names)] for key, own in splits.items())]
+    sealed = "- `sealed.jsonl.gz` is for one final figure: open it with `rmtrl data unseal`, and do not publish it.\n"
+    return (
+        f"---\n{head}\n---\n{CARD_MARK}\n\n# {name}\n\nPairs of answers, the preferred one as `chosen`, split by "
+        f"`{record['grouped_by']}` so that no prompt, and no near copy of one, stands in two splits.\n\n"
+        + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+        + f"\n- From {source}, {record['input']['rows']:,} pairs, fingerprint `{record['input']['fingerprint']}`.\n"
+        "- Choose checkpoints on validation, calibrate on calibration, and report on test alone.\n"
+        + sealed * ("sealed" in splits)
+        + "- `splits.json` says how they were made, `manifest.json` from what.\n"
+        + f"\n{notes}\n" * bool(notes)
+    )
 
 
 def _file(name: str) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SIDES = ("chosen", "rejected")
+WORST = "worst_pairs.jsonl"
 _WINDOW_PAIRS = 1000  # scored at a time: enough to find rows of like length, little to hold
 _FORM = 'wanted {"id": "a", "scores": [1.5, 0.2]} a line, chosen first, both finite or null'
 _LARGEST = sys.float_info.max
@@ -182,6 +183,14 @@ class ScoredPairs:
     def column(self, name: str) -> list[Any] | None:
         """Returns a column of the pairs, None where they have none of this name."""
         return list(self.pairs[name]) if name in self.pairs.column_names else None
+
+    def worst(self, n: int = 100) -> list[dict[str, Any]]:
+        """Returns the rows of the pairs that are ranked most wrongly, at most n, each with its `scores`; no ties."""
+        margins = self.scores[:, 0] - self.scores[:, 1]
+        wrong = np.flatnonzero((margins < 0) & (np.array(self.column("preference") or [1.0] * len(self)) != 0.5))
+        wrong = wrong[np.argsort(margins[wrong], kind="stable")][:n]
+        rows = zip(self.pairs.select(wrong), self.scores[wrong].tolist(), strict=True)
+        return [{**row, "scores": scores} for row, scores in rows]
 
 
 def score_pairs(

@@ -19,8 +19,11 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 
 from rmtrl.data.loading import load_rows
 from rmtrl.data.provenance import environment
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, RmtrlError, UsageError
 from rmtrl.io import read_object
+from rmtrl.processes import cpu_has_bf16
+from rmtrl.reporting.cards import write_card
+from rmtrl.reporting.report import read_run, write_report
 
 _LARGE_PARAMETERS = 100_000_000
 _USUAL = {
@@ -51,7 +54,7 @@ def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[
         arguments = ["--config", str(default_config), *arguments]
     if not torch.accelerator.is_available():
         known = {setting.name for kind in dataclass_types for setting in fields(kind)}
-        needed = {"use_cpu": "true"} | ({} if _cpu_has_bf16() else {"bf16": "false"})
+        needed = {"use_cpu": "true"} | ({} if cpu_has_bf16() else {"bf16": "false"})
         arguments = [*(f"--{name}={value}" for name, value in needed.items() if name in known), *arguments]
     try:
         return tuple(_Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(arguments))
@@ -64,10 +67,6 @@ def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help for the settings")  # argparse would print hundreds of lines of usage
-
-
-def _cpu_has_bf16() -> bool:
-    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def read_rows(recipe: ScriptArguments) -> Dataset:
@@ -137,6 +136,7 @@ def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> t
             "replace; give another --output_dir"
         )
     args.output_dir = f"{final}.partial"
+    args.hub_model_id = args.hub_model_id or (final.name if args.push_to_hub else None)
     return final, checkpoint_to_resume(args)
 
 
@@ -224,6 +224,46 @@ def n_parameters(trainer: Trainer) -> int:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     spread = (weight.ds_numel - weight.numel() for weight in model.parameters() if hasattr(weight, "ds_numel"))
     return int(model.num_parameters() + sum(spread))
+
+
+STAGES = ("sft", "rm", "ppo", "grpo", "dpo", "eval", "monitor")
+"""Names of folders that belong to the run they stand in."""
+
+
+def report_run(folder: Path) -> None:
+    """Writes the report and the reward model's card of the run that a finished stage belongs to, or says why not.
+
+    An open wandb run gets the report and a reference to the stage's folder as artifacts.
+
+    Args:
+        folder (`Path`): The stage's; one of another name than [`STAGES`] is a run of its own.
+    """
+    try:
+        run = read_run(folder.parent if folder.name in STAGES else folder)
+        page = write_report(run)
+        write_card(run)
+    except RmtrlError as error:
+        print(f"warning: no report: {error}", file=sys.stderr)
+        return
+    print(f"report: {page}")
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        report, stage = (wandb.Artifact(f"{wandb.run.id}-{kind}", type=kind) for kind in ("report", "model"))
+        report.add_file(str(page))
+        stage.add_reference(folder.resolve().as_uri(), checksum=False)
+        for artifact in (stage, report):
+            wandb.run.log_artifact(artifact)
+
+
+def push_records(trainer: Trainer, folder: Path) -> None:
+    """Sends card, records and plots of a finished stage to the hub, where the trainer has sent the weights."""
+    from huggingface_hub import HfApi
+
+    if trainer.args.push_to_hub:
+        HfApi(token=trainer.args.hub_token).upload_folder(
+            repo_id=str(trainer.hub_model_id), folder_path=folder, allow_patterns=["README.md", "*.json", "plots/*"],
+            commit_message="Figures and card", revision=trainer.args.hub_revision,
+        )  # fmt: skip
 
 
 def stage_record(

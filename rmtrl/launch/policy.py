@@ -19,7 +19,7 @@ from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer
 from rmtrl.errors import DataError
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.io import read_text, replace_folder, write_json
-from rmtrl.launch import model_init_kwargs, read_rows
+from rmtrl.launch import model_init_kwargs, read_rows, report_run
 from rmtrl.metrics import mean_estimate
 from rmtrl.monitoring.rules import Policy
 from rmtrl.ppo.config import PPOConfig
@@ -178,6 +178,7 @@ def finish_stage(
     write_json(folder / "rmtrl.json", {**record, "figures": {"chosen on": "validation", "reported on": "test"}})
     replace_folder(folder, final)
     print(summary(str(final), figures))
+    report_run(final)
 
 
 def summary(folder: str, figures: Mapping[str, Mapping[str, Estimate]]) -> str:

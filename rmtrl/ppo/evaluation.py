@@ -13,7 +13,7 @@ from rmtrl.metrics import mean_estimate
 from rmtrl.metrics.ranks import correlation_estimate
 from rmtrl.ppo.prompts import Prompts
 from rmtrl.ppo.rollout import Episodes
-from rmtrl.types import Estimate
+from rmtrl.types import Conversation, Estimate
 
 logger = get_logger(__name__)
 
@@ -107,12 +107,16 @@ class PolicyEvaluation:
         figures (`dict[str, Estimate]`): The figures, keyed without prefix.
         now ([`PromptMeans`]): The same by prompt.
         progress ([`Progress`]): What it compares with, this evaluation included.
+        prompts (`(P,)` sequence): The prompts as a reward sees them.
+        answers (`(P,)` sequence): The first response to each, as text or as one message.
     """
 
     prefix: str
     figures: Mapping[str, Estimate]
     now: PromptMeans
     progress: Progress
+    prompts: Sequence[Conversation] = ()
+    answers: Sequence[Conversation] = ()
 
 
 class PPOCallback(TrainerCallback):

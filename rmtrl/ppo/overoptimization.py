@@ -4,16 +4,18 @@ import logging
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import linregress, norm, studentized_range, t
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from rmtrl.errors import UsageError
 from rmtrl.metrics import change_estimate, too_few
 from rmtrl.ppo.evaluation import PolicyEvaluation, PPOCallback, PromptMeans
-from rmtrl.types import Estimate
+from rmtrl.ppo.verdicts import Evidence, Labels
+from rmtrl.types import Estimate, json_ready
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def simultaneous_level(evaluations: int, level: float = 0.95) -> float:
     return float(2 * norm.cdf(studentized_range.ppf(level, evaluations, np.inf) / np.sqrt(2)) - 1)
 
 
-class OveroptimizationCallback(PPOCallback):
+class OveroptimizationCallback(PPOCallback, ExportableState):
     """Warns, or ends the training, once the judge's score falls while the reward that is trained on does not.
 
     With a judge (one of `eval_scorers`: a gold or held-out scorer) an evaluation is suspect if the judge's mean fell
@@ -62,6 +64,12 @@ class OveroptimizationCallback(PPOCallback):
       al. 2023, https://huggingface.co/papers/2310.03716, found 70 to 90 % in usual runs): the gain at equal length,
       the intercept of its line over the change of length, is below half of it.
 
+    With `labels` a few verdicts a look, of people, a judge or held-out labels, say whether the policy is worse than
+    its start or a later checkpoint: see [`~rmtrl.ppo.verdicts.Labels`], which needs no plan of evaluations. Once it
+    surely is, each evaluation is suspect. `judge`, `proxy` and `n_evaluations` play no part then. Logged are
+    `{prefix}_labels` asked for so far; `_labels_won`, `_tied` and `_lost` against the present reference, that of
+    `_labels_reference_step`; and `_labels_capital`. The evidence is kept in the checkpoints.
+
     In TRL's trainers, such as GRPOTrainer, [`~rmtrl.ppo.watch.PolicyWatch`] hands it their evaluations.
 
     A limit on KL is `max_kl` of [`PPOConfig`]: how much is too much depends on reward model and policy. Logged are
@@ -73,6 +81,8 @@ class OveroptimizationCallback(PPOCallback):
     Args:
         judge (`str`, *optional*):
             Name of the scorer that judges; `None` for none.
+        labels ([`Labels`] or what it takes, *optional*):
+            Verdicts, in place of the judge.
         action (`str`, *optional*, defaults to `"warn"`):
             `"warn"`, or `"stop"` to end the training too.
         patience (`int`, *optional*, defaults to `1`):
@@ -97,24 +107,42 @@ class OveroptimizationCallback(PPOCallback):
     """
 
     def __init__(
-        self, judge: str | None = "gold", *, action: Literal["warn", "stop"] = "warn", patience: int = 1,
-        proxy: str = "reward", n_evaluations: int | None = None,
+        self, judge: str | None = "gold", *, labels: Any = None, action: Literal["warn", "stop"] = "warn",
+        patience: int = 1, proxy: str = "reward", n_evaluations: int | None = None,
     ) -> None:  # fmt: skip
         if action not in ("warn", "stop"):
             raise UsageError(f"`action` must be 'warn' or 'stop', got {action!r}")
         if patience < 1:
             raise UsageError(f"`patience` must be 1 or more, got {patience}")
-        self.judge, self.action, self.patience, self.proxy = judge, action, patience, proxy
+        self.labels = labels if labels is None or isinstance(labels, Labels) else Labels(labels)
+        self.judge, self.action, self.patience, self.proxy = judge if labels is None else None, action, patience, proxy
         self.n_evaluations = n_evaluations
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps: the settings, and what the verdicts have shown."""
+        names = ("judge", "action", "patience", "proxy", "n_evaluations")
+        settings = {name: getattr(self, name) for name in names} | ({"labels": False} if self.labels else {})
+        evidence = json_ready(self.labels.evidence) if self.labels else {}
+        return {"args": settings, "attributes": {"evidence": evidence}}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        """Takes up what the checkpoint kept that the run goes on from."""
+        kept: Any = state.stateful_callbacks
+        stored = kept.setdefault(type(self).__name__, self.state())  # a list where there are several watches
+        for one in stored if isinstance(stored, list) else [stored]:
+            if self.labels and one["attributes"]["evidence"]:
+                self.labels.evidence = {name: Evidence(**own) for name, own in one["attributes"]["evidence"].items()}
 
     def on_policy_evaluation(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, evaluation: PolicyEvaluation
     ) -> dict[str, float]:
-        """Returns whether overoptimization is suspected and whether there is an alarm, and the judge's change."""
-        level = self._level(args, state, evaluation)
-        if self.judge is None:
-            finding, logs = self._proxy_alone(evaluation, level), dict[str, float]()
+        """Returns whether overoptimization is suspected and whether there is an alarm, and what it is judged by."""
+        if self.labels:
+            finding, logs = self.labels.look(evaluation, first=state.is_world_process_zero)
+        elif self.judge is None:
+            finding, logs = self._proxy_alone(evaluation, self._level(args, state, evaluation)), dict[str, float]()
         else:
+            level = self._level(args, state, evaluation)
             finding, logs = self._against_judge(self.judge, evaluation, level)
         key = f"{evaluation.prefix}_overoptimization_suspected"
         before = [row[key] for row in state.log_history if key in row]

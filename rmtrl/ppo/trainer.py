@@ -511,7 +511,9 @@ class PPOTrainer(PPOBase):
             now = PromptMeans.of(self.state.global_step, rows, n)
             key = sampling_key(prompts.digest, n, scores)
             progress = evaluation.next_progress(self.progress_.get(prefix), now, key, scores, prefix)
-            found = PolicyEvaluation(prefix, figures | progress.gains(now), now, progress)
+            answers = [prompts.answer(row // n, rows[row]["completion"]) for row in range(0, len(rows), n)]
+            gained = figures | progress.gains(now)
+            found = PolicyEvaluation(prefix, gained, now, progress, prompts.prompts, answers)
             self.progress_[prefix] = progress
             self.evaluation_ |= {f"{prefix}_{key}": estimate for key, estimate in found.figures.items()}
             self.samples_[prefix] = tables["eval" if alone else prefix] = rows

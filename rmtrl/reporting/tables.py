@@ -29,11 +29,11 @@ def table(values: Mapping[str, Any]) -> str:
 
 
 def _lines(values: Mapping[str, Any]) -> Iterator[str]:
-    cells = {name: _cell(value) for name, value in values.items() if name not in _FOR_PROGRAMS}
-    yield from _aligned([(_label(name), cell) for name, cell in cells.items() if cell])
+    cells = {name: cell(value) for name, value in values.items() if name not in _FOR_PROGRAMS}
+    yield from _aligned([(label(name), cell) for name, cell in cells.items() if cell])
     for name in (name for name, cell in cells.items() if cell is None):
         part = list(_part(values[name]))
-        yield from ("", _label(name), *part) if part else ()
+        yield from ("", label(name), *part) if part else ()
 
 
 def _part(value: Any) -> Iterator[str]:
@@ -56,10 +56,10 @@ def _part(value: Any) -> Iterator[str]:
 def _grid(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a line a row under a line of names; empty where a value does not fit a cell."""
     names = [name for name in rows[0] if name not in _FOR_PROGRAMS]
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    cells = [[cell(row.get(name)) for name in names] for row in rows]
     if any(cell is None for row in cells for cell in row):
         return []
-    return _aligned([list(map(_label, names)), *cells])
+    return _aligned([list(map(label, names)), *cells])
 
 
 def _aligned(rows: Sequence[Sequence[str | None]]) -> list[str]:
@@ -69,7 +69,7 @@ def _aligned(rows: Sequence[Sequence[str | None]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _cell(value: Any) -> str | None:
+def cell(value: Any) -> str | None:
     """Returns a value in a few words, "" for one that is empty; None where it needs lines of its own."""
     if value is None or value in ([], {}):
         return ""
@@ -80,8 +80,8 @@ def _cell(value: Any) -> str | None:
     if isinstance(value, float):
         return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
     if isinstance(value, Mapping):
-        low, high = (_cell(value.get(end)) or "?" for end in ("low", "high"))
-        return None if _is_nested(value) else f"{_cell(value['value'])} [{low}, {high}] (n = {value['n']:,})"
+        low, high = (cell(value.get(end)) or "?" for end in ("low", "high"))
+        return None if _is_nested(value) else f"{cell(value['value'])} [{low}, {high}] (n = {value['n']:,})"
     if isinstance(value, list):
         joined = ", ".join(map(str, value))
         return None if len(joined) > 60 or any(isinstance(item, list | Mapping) for item in value) else joined
@@ -93,5 +93,5 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"value", "low", "high", "n"} <= set(value)
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     return _LABELS.get(name, str(name).replace("_", " "))

@@ -3,6 +3,7 @@
 | key (`eval_`-prefixed in evaluation) | callback | what it is |
 |---|---|---|
 | `margin_std`, `margin_min`, `margin_max` | [`MarginCallback`] | spread and extremes of chosen minus rejected |
+| `accuracy_low`, `accuracy_high` | [`MarginCallback`], evaluation | 95 % interval, pair by pair (Wilson) |
 | `margin_histogram` (tracker only) | [`MarginCallback`] | its distribution |
 | `length_spearman` | [`LengthBiasCallback`] | rank correlation of reward and response length, pairs centred |
 | `accuracy_chosen_longer`, `accuracy_chosen_shorter` | [`LengthBiasCallback`] | accuracy on the two kinds of pairs |
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
-from rmtrl.metrics import length_bias, reward_metrics
+from rmtrl.metrics import binomial_estimate, length_bias, pair_wins, reward_metrics
 from rmtrl.reward.pairs import REASONS
 from rmtrl.types import PairRewards
 
@@ -88,15 +89,29 @@ def log_histogram(state: TrainerState, name: str, values: NDArray[np.float64]) -
 
 
 class MarginCallback(RewardCallback):
-    """Logs the spread, the extremes and the histogram of the margin."""
+    """Logs the spread, the extremes and the histogram of the margin, and in evaluation the interval of its sign.
+
+    Example:
+
+    ```python
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=[MarginCallback()])
+    ```
+    """
 
     def on_rewards(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
     ) -> dict[str, float]:
-        """Returns `margin_std`, `margin_min` and `margin_max`."""
-        margin = pairs.margin
+        """Returns `margin_std`, `margin_min` and `margin_max`, in evaluation `accuracy_low` and `accuracy_high` too.
+
+        The interval takes each pair for a prompt of its own: where prompts have several pairs it is too narrow.
+        """
+        margin, decided, logs = pairs.margin, pairs.decided, {}
+        if prefix and len(decided):
+            wins = pair_wins(decided.chosen, decided.rejected)
+            own = binomial_estimate(round(wins.sum()), len(wins), kind="wilson")
+            logs = {"accuracy_low": own.low, "accuracy_high": own.high}
         log_histogram(state, f"{prefix}margin_histogram", margin)
-        return {
+        return logs | {
             "margin_std": float(margin.std()),
             "margin_min": float(margin.min()),
             "margin_max": float(margin.max()),
@@ -104,7 +119,14 @@ class MarginCallback(RewardCallback):
 
 
 class LengthBiasCallback(RewardCallback):
-    """Logs how far rewards follow the length of the response, in tokens; see [`rmtrl.metrics.length_bias`]."""
+    """Logs how far rewards follow the length of the response, in tokens; see [`rmtrl.metrics.length_bias`].
+
+    Example:
+
+    ```python
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=[LengthBiasCallback()])
+    ```
+    """
 
     def on_rewards(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
@@ -114,7 +136,14 @@ class LengthBiasCallback(RewardCallback):
 
 
 class CenterRewardCallback(RewardCallback):
-    """Logs where the rewards stand and the centre loss (Eisenstein et al. 2023, Eq. 2) on its own."""
+    """Logs where the rewards stand and the centre loss (Eisenstein et al. 2023, Eq. 2) on its own.
+
+    Example:
+
+    ```python
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=[CenterRewardCallback()])
+    ```
+    """
 
     def on_rewards(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str

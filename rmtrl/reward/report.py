@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rmtrl.metrics import (
+    Floats,
     combined_estimate,
     length_bias,
     mean_estimate,
@@ -41,13 +42,23 @@ def pair_figures(
         "accuracy_over_length": mean_estimate(wins - by_length, groups, proportion=False),
         "loss": mean_estimate(pairs.loss, groups, proportion=False),
         "margin": mean_estimate(pairs.margin, groups, proportion=False),
+        "margin_histogram": _histogram(pairs.margin),
         "reward": {key: float(getattr(rewards, key)()) for key in ("min", "mean", "std", "max")},
         "length_bias": length_bias(
             pairs.chosen, pairs.rejected, pairs.chosen_length_tokens, pairs.rejected_length_tokens
         ),
         "accuracy_by_domain": mean_estimates(wins, names, groups),
+        "length_accuracy_by_domain": mean_estimates(by_length, names, groups),
         "worst_domain": dict([worst_group_accuracy(wins, names, groups)]),
     }
+
+
+def _histogram(values: Floats, bins: int = 30) -> dict[str, list[Any]]:
+    """Returns edges and counts of about so many equal bins, with 0 at an edge: what is below it is wrong."""
+    width = float(np.ptp(np.append(values, 0.0))) / bins or 1.0
+    first, last = np.floor(np.append(values, 0.0).min() / width), np.floor(np.append(values, 0.0).max() / width) + 1
+    counts, edges = np.histogram(values, np.arange(first, last + 1) * width)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def summary(folder: str, counts: Mapping[str, Any], sizes: Mapping[str, int], figures: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
+from rmtrl.data.provenance import CARD_MARK
 from rmtrl.errors import DataError, ModelError
 from rmtrl.models import base_model, check_finite, check_weights, keep_outputs
 from rmtrl.reward import checkpoint, pairs, preparation
@@ -79,7 +81,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     ```python
     >>> from rmtrl import RewardTrainer
-    >>> trainer = RewardTrainer(model="Qwen/Qwen3-0.6B", train_dataset=dataset)
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset)
     >>> trainer.train()
     ```
     """
@@ -396,6 +398,12 @@ class RewardTrainer(TRLRewardTrainer):
             Rendering.of(self.processing_class, max_length=self.args.max_length, **variables),
             chosen_by=self.args.metric_for_best_model if self.args.load_best_model_at_end else None,
         )  # fmt: skip
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes TRL's draft of a card; once training is over, one of ours, with figures, is left as it is."""
+        card = Path(str(self.args.output_dir)) / "README.md"
+        if self.is_in_train or not (card.is_file() and CARD_MARK in card.read_text(encoding="utf-8")):
+            super().create_model_card(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

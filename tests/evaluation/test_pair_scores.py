@@ -74,3 +74,14 @@ def test_a_scorer_that_fails_on_pairs_names_their_rows(error, says):
     rows = [{"prompt": "red", "chosen": " one", "rejected": " two"}] * 3
     with pytest.raises((ModelError, RuntimeError), match=says):
         score_pairs(Failing(), rows, "pairs.jsonl")
+
+
+def test_the_worst_pairs_are_the_wrong_ones_the_most_wrong_first_and_no_ties():
+    labels = [1.0, 1.0, 0.5, 0.9, 1.0, 1.0]
+    pairs = Dataset.from_list([{"id": str(i), "preference": label, "margin": 9.0} for i, label in enumerate(labels)])
+    scores = np.array([[0, 1], [2, 0], [0, 9], [0, 3], [1, 1], [np.nan, np.nan]], float)
+    worst = ScoredPairs(pairs, scores).worst()
+    assert [row["id"] for row in worst] == ["3", "0"] and worst[0]["scores"] == [0.0, 3.0]
+    assert worst[0]["margin"] == 9.0  # the user's own column
+    assert len(ScoredPairs(pairs, scores).worst(1)) == 1 and ScoredPairs(pairs, -scores).worst()[0]["id"] == "1"
+    assert len(ScoredPairs(pairs.remove_columns("preference"), scores).worst()) == 3

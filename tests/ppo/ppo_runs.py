@@ -161,6 +161,26 @@ def rounded(folder, **settings):
     return bool((made[0].logprobs == made[0].logprobs.bfloat16()).all())
 
 
+def watched(folder, **settings):
+    """How much the labels were asked, and the evidence, in a process; verdicts differ by rank, were each to ask."""
+    from rmtrl import OveroptimizationCallback
+    from rmtrl.ppo.verdicts import Labels
+
+    asked = []
+
+    def by_rank(prompts, now, reference):
+        asked.extend(prompts)
+        return [float(os.environ["RANK"])] * len(prompts)
+
+    labels = Labels(by_rank, per_look=2, rounds=1)
+    trainer = new_trainer(
+        folder, eval_strategy="steps", eval_steps=1, eval_on_start=True, learning_rate=0.1, **settings
+    )
+    trainer.add_callback(OveroptimizationCallback(labels=labels))
+    trainer.train()
+    return {"asked": len(asked), "evidence": vars(labels.evidence["eval"])}
+
+
 def loaded(folder, policy, reward):
     """What trainers say of models in shares, and whether those that we load are whole, once ZeRO-3 is known of."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments

@@ -26,6 +26,18 @@ def test_a_reward_that_fails_on_one_process_ends_both(tmp_path, normalize_reward
     assert "ZeroDivisionError: no such reward" in printed[1]
 
 
+def test_the_first_of_two_processes_asks_for_verdicts_and_both_know_them(tmp_path):
+    codes, results, printed = ppo_runs.run(
+        tmp_path / "two", ppo_runs.watched, n_processes=2, folder=str(tmp_path / "out"), max_steps=2,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    assert codes == [0, 0], printed
+    first, second = results
+    assert first["asked"] > second["asked"] == 0
+    assert first["evidence"] == second["evidence"]
+    assert first["evidence"]["n_labels"] == first["evidence"]["counts"][2] == first["asked"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_two_processes_resume_as_the_same_run(tmp_path, kind):

@@ -9,6 +9,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOO
 
 from rmtrl import OveroptimizationCallback
 from rmtrl.errors import UsageError
+from rmtrl.ppo.verdicts import Labels
 from rmtrl.ppo.watch import PolicyWatch, evaluation_config, policy_evaluator
 from rmtrl.tiny import make_tiny_llama
 
@@ -104,6 +105,29 @@ def test_a_judge_that_falls_alone_ends_the_training(make_trainer, action, steps)
     assert trainer.state.global_step == steps
     alarms = [row["eval_overoptimization_alarm"] for row in rows(trainer, "eval_overoptimization_alarm")]
     assert alarms == [0.0] + [1.0] * steps
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", KINDS)
+def test_verdicts_end_the_training_and_a_resumed_run_keeps_them(make_trainer, kind, tmp_path):
+    asked = []
+
+    def worse(prompts, now, reference):
+        asked.extend(prompts)
+        return [0.0] * len(prompts)
+
+    def train(resume=None):
+        labels = Labels(worse, per_look=2, rounds=1, alpha=0.5)
+        settings = dict(save_strategy="steps", save_steps=1, max_steps=6, learning_rate=0.1)
+        watch = OveroptimizationCallback(labels=labels, action="stop")
+        trainer = make_trainer(kind, judges={}, callbacks=[watch], **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.global_step, labels.evidence["eval"]
+
+    steps, whole = train()
+    assert 1 < steps < 6 and whole.alarm and whole.n_labels == len(asked) == len(set(asked))
+    assert set(asked) <= set(PROMPTS["prompt"])
+    assert train(str(tmp_path / kind / "checkpoint-1")) == (steps, whole)
 
 
 @pytest.mark.integration

@@ -64,7 +64,7 @@ def test_a_run_is_calibrated_on_its_own_calibration_split(recipe, calibrate, jud
     captured = capsys.readouterr()
     said = captured.out.splitlines()
     assert "Flattening" not in captured.err
-    assert len(said) <= 11 and any(" -> " in line for line in said) and any("at this n" in line for line in said)
+    assert len(said) <= 12 and any(" -> " in line for line in said) and any("at this n" in line for line in said)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from rmtrl import RewardConfig, RewardScorer
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError
-from rmtrl.launch import checkpoint_to_resume
+from rmtrl.launch import checkpoint_to_resume, push_records, report_run, start_stage
 from rmtrl.launch.pairs import RewardRecipeArguments, read_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,12 @@ def test_a_run_leaves_a_checkpoint_its_record_and_its_figures(recipe, capsys):
     assert sum(split["pairs"] for split in record["splits"].values()) == record["data"]["kept"]
     assert len((output / "rejects.jsonl").read_text().splitlines()) == record["data"]["rejected"]
     assert not output.with_name("rm.partial").exists()
+    worst = [json.loads(line) for line in (output / "worst_pairs.jsonl").read_text().splitlines()]
+    margins = [row["scores"][0] - row["scores"][1] for row in worst]
+    assert margins == sorted(margins) and all(margin < 0 for margin in margins)
+    assert len(worst) == round((1 - accuracy["value"]) * accuracy["n"])
+    assert "may a policy be trained" in output.with_name("report.html").read_text()
+    assert "Intended use" in (output / "README.md").read_text()
     said = capsys.readouterr().out
     assert "test accuracy" in said and "length alone" in said and "next" in said
     assert "against the majority of 5 votes" in said and metrics["test"]["ceiling"]["votes_a_pair"].keys() == {"5"}
@@ -155,6 +162,52 @@ def test_callbacks_reach_an_offline_wandb_run(recipe, monkeypatch, tmp_path):
     history = read(output / "trainer_state.json")["log_history"]
     assert not any("histogram" in key for entry in history for key in entry)
     assert any("eval_margin_std" in entry for entry in history)
+
+
+def test_a_wandb_run_gets_the_report_and_a_reference_to_the_model(monkeypatch, tmp_path):
+    import wandb
+
+    logged = []
+
+    class Run:
+        id = "abc"
+        log_artifact = staticmethod(logged.append)
+
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "metrics.json").write_text('{"schema": "rmtrl/reward-metrics/1", "test": {}}')
+    monkeypatch.setattr(wandb, "run", Run)
+    report_run(tmp_path / "rm")
+    model, report = logged
+    assert (model.type, report.type) == ("model", "report")
+    assert list(report.manifest.entries) == ["report.html"]
+    (entry,) = model.manifest.entries.values()  # named, not sent
+    assert entry.ref == (tmp_path / "rm" / "metrics.json").resolve().as_uri() and entry.local_path is None
+
+
+def test_a_run_that_cannot_be_reported_says_why_and_goes_on(tmp_path, capsys):
+    (tmp_path / "rm").mkdir()
+    report_run(tmp_path / "rm")
+    assert "warning: no report: " in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.json").write_text('{"schema": "rmtrl/reward-metrics/1", "test": {}}')
+    report_run(tmp_path / "mine")  # no name of a stage: a run of its own
+    assert (tmp_path / "mine" / "report.html").is_file()
+
+
+def test_card_and_records_follow_the_weights_to_the_hub(monkeypatch, tmp_path):
+    sent = []
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **given: sent.append(given))
+    args = TrainingArguments(str(tmp_path / "rm"), use_cpu=True, report_to="none")
+    final, _ = start_stage(args, "rmtrl/reward-model/1")
+    trainer = SimpleNamespace(args=args, hub_model_id="me/rm")
+    push_records(trainer, final)
+    assert not sent and args.hub_model_id is None
+    args.push_to_hub = True
+    start_stage(args, "rmtrl/reward-model/1")
+    assert args.hub_model_id == "rm"  # not rm.partial
+    push_records(trainer, final)
+    assert sent[0]["repo_id"] == "me/rm" and sent[0]["folder_path"] == final
+    assert "README.md" in sent[0]["allow_patterns"] and not any("jsonl" in own for own in sent[0]["allow_patterns"])
 
 
 def test_an_adapter_run_scores_through_its_folder(recipe):

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import binomtest, spearmanr
 
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, PairRewards, RewardConfig, RewardTrainer
 from rmtrl.reward.callbacks import RewardCallback
@@ -49,6 +49,14 @@ def test_margin_and_centre_by_hand():
     assert margin == {"margin_std": 1.0, "margin_min": -1.0, "margin_max": 1.0}
     center = CenterRewardCallback().on_rewards(None, State, None, pairs=pairs, prefix="")
     assert center["center_mean"] == 1.0 and center["center_loss"] == (9 + 1) / 2
+
+
+def test_an_evaluation_has_the_interval_of_its_accuracy():
+    pairs = pair_rewards(263)
+    right = int((pairs.chosen > pairs.rejected).sum())
+    found = MarginCallback().on_rewards(None, State, None, pairs=pairs, prefix="eval_")
+    wanted = binomtest(right, 263).proportion_ci(method="wilson")
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_length_spearman_is_scipy_on_the_centred_pairs():

@@ -45,6 +45,18 @@ def test_ties_are_counted_and_rank_nothing():
     assert found["margin"].value == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("margins", [[-3.0, -0.5, 0.5, 1.0, 6.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 0.0], [1e-9, 5.0]])
+def test_a_histogram_of_margins_counts_every_pair_and_parts_wrong_from_right(margins):
+    n, margins = len(margins), np.array(margins)
+    ones = np.ones(n, dtype=np.int64)
+    pairs = PairRewards(margins, np.zeros(n), np.ones(n), ones, ones, 0 * ones, 0 * ones, np.ones(n))
+    found = pair_figures(pairs, list(map(str, range(n))), ["x"] * n)["margin_histogram"]
+    edges, counts = np.array(found["edges"]), np.array(found["counts"])
+    assert len(edges) == len(counts) + 1 <= 34 and counts.sum() == n
+    assert counts[edges[:-1] < -1e-12].sum() == (margins < 0).sum() and np.isclose(edges, 0).any()
+    np.testing.assert_allclose(np.diff(edges), edges[1] - edges[0])
+
+
 def test_a_report_says_how_far_the_ceiling_is():
     rng = np.random.default_rng(0)
     ones = np.ones(400, dtype=np.int64)
