@@ -48,6 +48,7 @@ GATE = {"score": 1, "ready": 1}
 GOLD = {"gamma": -1}
 OUTCOMES = {"PPO": "ppo_gain", "best of 256": "best_of_gain"}
 AIM, LEAST = 0.80, 0.70
+ALL = 128
 
 
 # ---- models as rows
@@ -326,15 +327,23 @@ def section(frame: pd.DataFrame) -> list[str]:
     gain = OUTCOMES["PPO"]
     worse = {name: share_estimate(frame[own] < 0, frame["cell"]) for name, own in OUTCOMES.items()}
     found = aucs(frame, GATE, gain)["score"]
-    met = "met" if found.value >= AIM and found.low > LEAST else "missed"
-    return [
-        f"`tests/benchmarks/gate_study.py run`, `gate_figures.py`; {machine()}. {len(frame)} reward models of "
-        f"{frame['cell'].nunique()} cells, {frame['seconds'].median():.0f} s each (median). Under PPO the policy ends "
-        f"worse than its start with {short(worse['PPO'], digits=2)} of them, under best of 256 with "
+    lines = [
+        f"`tests/benchmarks/gate_study.py run`, `gate_figures.py`; {machine()}. {len(frame)} of {ALL} reward models, "
+        f"of {frame['cell'].nunique()} cells, {frame['seconds'].median():.0f} s each (median). Under PPO the policy "
+        f"ends worse than its start with {short(worse['PPO'], digits=2)} of them, under best of 256 with "
         f"{short(worse['best of 256'], digits=2)}. An AUC above one half, a correlation above 0: the figure foretells "
         "a policy that ends no worse. 95 % intervals resample cells.",
         "", *main_rows(frame), "",
-        f"The gate's AUC for PPO is {short(found)}; the aim, {AIM:.2f} with an interval above {LEAST:.2f}, is {met}.",
+    ]  # fmt: skip
+    if len(frame) < ALL:
+        return [
+            *lines,
+            f"The aim and the comparisons wait for the other {ALL - len(frame)}: `gate_study.py run` goes on.",
+        ]
+    met = "met" if found.value >= AIM and found.low > LEAST else "missed"
+    aim = f"the aim, {AIM:.2f} with an interval above {LEAST:.2f}, is {met}"
+    return [
+        *lines, f"The gate's AUC for PPO is {short(found)}; {aim}.",
         "", "Without the models of one kind of defect:", "", *left_out_rows(frame, gain),
         "", "Against the best single deployable figure, chosen on other kinds of defects:", "",
         *against_rows(frame, gain), "", *taught_lines(frame, gain),
