@@ -120,7 +120,7 @@ def false_stops() -> list[str]:
     }
     for i, (name, shape) in enumerate(shapes.items()):
         found = binomial_estimate(with_moves(i, N_RUNS, shape), N_RUNS)
-        body.append([f"{name}; the watch, its reference moving, 40 % ties", "40, of 8 to 40 verdicts", short(found)])
+        body.append([f"{name}; the watch, its reference moving, 40 % ties", "40, of 10 to 50 verdicts", short(found)])
     return table(["runs that never fall", "looks", f"false stops of {N_RUNS:,}"], body)
 
 
