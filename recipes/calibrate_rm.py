@@ -8,6 +8,7 @@ reports on test, and writes `calibration.json` and `plots/reliability.png` into 
 also writes the model with its temperature in the head's weights.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import sys
 import warnings
 from dataclasses import dataclass, field

@@ -8,6 +8,7 @@ policy implies, and its answers to test prompts, in the embedded world those of 
 gold. Training happens in `<output_dir>.partial`; after a kill, `--resume_from_checkpoint true` goes on there.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import time
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -7,6 +7,7 @@ What `rmtrl evaluate` does, from a file of settings. Writes `<output_dir>/<bench
 `result.json`, and `<output_dir>/results.json`. A killed run goes on where it stopped; processes share the rows.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.benchmarks.base import Benchmark, Figure, Figures, Item, average, named, pooled
-from rmtrl.evaluation.run import Task, evaluate_model, in_words, read_tasks, summary
+from rmtrl.evaluation.run import Task, evaluate, in_words, read_tasks, summary
 from rmtrl.launch import parse_recipe, report_run
 from rmtrl.processes import all_processes
 from rmtrl.reporting.tables import table
@@ -90,7 +91,7 @@ def main() -> None:
         raise UsageError("benchmarks is empty; give NAME or NAME=PATH, or `embedded`")
     out = Path(recipe.output_dir)
     with all_processes() as process:
-        run = evaluate_model(
+        run = evaluate(
             recipe.model_name_or_path,
             read_benchmarks(recipe),
             out,

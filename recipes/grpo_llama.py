@@ -8,6 +8,7 @@ recipes/ppo_llama.py, so that the two can be compared. Training happens in `<out
 `--resume_from_checkpoint true` goes on from the last finished checkpoint there.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import argparse
 import time
 from dataclasses import dataclass, field

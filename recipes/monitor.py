@@ -9,6 +9,7 @@ domains and guards go into one test of drift. Writes `<output_dir>/`: `monitor.j
 `benchmarks/`. Exit code 1: drift, a guard flags more than `guard_limit`, or a benchmark is surely below its minimum.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from rmtrl import RewardScorer
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError, UsageError, exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
-from rmtrl.evaluation.run import evaluate_model, read_tasks, summary
+from rmtrl.evaluation.run import evaluate, read_tasks, summary
 from rmtrl.evaluation.scoring import score_conversations
 from rmtrl.io import append_row, file_sha256, read_text, write_json, write_rows
 from rmtrl.launch import parse_recipe, report_run
@@ -95,7 +96,7 @@ def main() -> None:
     screened = screen(guards, answers["current"], limit=recipe.guard_limit)
     results = {}
     if tasks:
-        run = evaluate_model(recipe.model_name_or_path, tasks, out / "benchmarks", text=recipe.text, **settings)
+        run = evaluate(recipe.model_name_or_path, tasks, out / "benchmarks", text=recipe.text, **settings)
         summary([run], out / "benchmarks", started=started)
         results = {name: own.overall for name, own in run.results.items()}
     below = [name for name, figure in results.items() if figure.high < recipe.minimum_accuracy]

@@ -9,6 +9,7 @@ world the gold scorer judges every evaluation beside the reward. Writes `<output
 after a kill, `--resume_from_checkpoint true` goes on from the last finished checkpoint there.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import time
 from pathlib import Path
 

@@ -10,6 +10,7 @@ figures that count are those of the test split. Writes `<output_dir>/`: checkpoi
 goes on from the last finished checkpoint there.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import json
 import time
 from pathlib import Path

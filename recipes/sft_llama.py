@@ -7,6 +7,7 @@ Writes `<output_dir>/` when finished: model, tokenizer with its chat template, a
 kill, `--resume_from_checkpoint true` goes on from the last checkpoint in `<output_dir>.partial`, if any was saved.
 """
 
+import rmtrl.quiet  # isort: skip  # noqa: F401
 import sys
 import time
 from dataclasses import dataclass, field

@@ -1,14 +1,39 @@
 """rmtrl: reward models you can trust, on top of TRL.
 
-The public names are imported when first used, so `import rmtrl` is quick and loads no torch.
+Data   read_preferences, validate, make_splits
+Train  RewardTrainer, RewardConfig, PreferencePairValidatorCollator, RewardCallback, MarginCallback,
+       LengthBiasCallback, CenterRewardCallback, CalibrationCallback, BenchmarkCallback, PairRewards
+Judge  Scorer, RewardScorer, EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer, LaplaceScorer, DPOScorer,
+       JudgeScorer, RemoteScorer, evaluate, calibrate, TemperatureCalibrator, IsotonicCalibrator, audit,
+       overoptimization, gate, Estimate
+Use    CalibratedScorer, ComposedReward, PPOTrainer, PPOConfig, PPOCallback, Generator, TransformersGenerator,
+       best_of_n
+Watch  Guard, OveroptimizationCallback
+
+Names are imported when first used, so `import rmtrl` is quick and loads no torch; stages are modules: `rmtrl.data`, …
+On the command line: `rmtrl --help`.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rmtrl.calibration.calibration import calibrate
+    from rmtrl.calibration.calibrators import IsotonicCalibrator, TemperatureCalibrator
     from rmtrl.calibration.callback import CalibrationCallback
+    from rmtrl.calibration.rewards import CalibratedScorer
+    from rmtrl.data.preferences import read_preferences
+    from rmtrl.data.splits import make_splits
+    from rmtrl.data.validation import validate
+    from rmtrl.evaluation.audit import audit
     from rmtrl.evaluation.callback import BenchmarkCallback
+    from rmtrl.evaluation.gate import gate
+    from rmtrl.evaluation.overoptimization.measure import measure_overoptimization as overoptimization
+    from rmtrl.evaluation.policy import best_of_n
+    from rmtrl.evaluation.run import evaluate
+    from rmtrl.generation import Generator, TransformersGenerator
     from rmtrl.ppo.config import PPOConfig
     from rmtrl.ppo.evaluation import PPOCallback
     from rmtrl.ppo.overoptimization import OveroptimizationCallback
@@ -29,40 +54,51 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "rmtrl.calibration.callback": ("CalibrationCallback",),
-    "rmtrl.evaluation.callback": ("BenchmarkCallback",),
-    "rmtrl.ppo.config": ("PPOConfig",),
-    "rmtrl.ppo.evaluation": ("PPOCallback",),
-    "rmtrl.ppo.overoptimization": ("OveroptimizationCallback",),
-    "rmtrl.ppo.rewards": ("ComposedReward",),
-    "rmtrl.ppo.trainer": ("PPOTrainer",),
-    "rmtrl.reward.callbacks": ("CenterRewardCallback", "LengthBiasCallback", "MarginCallback", "RewardCallback"),
-    "rmtrl.reward.config": ("RewardConfig",),
-    "rmtrl.reward.dpo_scorer": ("DPOScorer",),
-    "rmtrl.reward.uncertainty": ("EnsembleScorer", "HeadEnsembleScorer", "MCDropoutScorer"),
-    "rmtrl.reward.judge": ("JudgeScorer",),
-    "rmtrl.reward.laplace": ("LaplaceScorer",),
-    "rmtrl.reward.pairs": ("PreferencePairValidatorCollator",),
-    "rmtrl.reward.remote": ("RemoteScorer",),
-    "rmtrl.reward.scorer": ("RewardScorer",),
-    "rmtrl.reward.trainer": ("RewardTrainer",),
-    "rmtrl.types": ("Estimate", "Guard", "PairRewards", "Scorer"),
+    "calibration.calibration": "calibrate",
+    "calibration.calibrators": "IsotonicCalibrator TemperatureCalibrator",
+    "calibration.callback": "CalibrationCallback", "calibration.rewards": "CalibratedScorer",
+    "data.preferences": "read_preferences", "data.splits": "make_splits", "data.validation": "validate",
+    "evaluation.audit": "audit", "evaluation.callback": "BenchmarkCallback", "evaluation.gate": "gate",
+    "evaluation.overoptimization.measure": "overoptimization", "evaluation.policy": "best_of_n",
+    "evaluation.run": "evaluate", "generation": "Generator TransformersGenerator", "ppo.config": "PPOConfig",
+    "ppo.evaluation": "PPOCallback", "ppo.overoptimization": "OveroptimizationCallback",
+    "ppo.rewards": "ComposedReward", "ppo.trainer": "PPOTrainer",
+    "reward.callbacks": "CenterRewardCallback LengthBiasCallback MarginCallback RewardCallback",
+    "reward.config": "RewardConfig", "reward.dpo_scorer": "DPOScorer", "reward.judge": "JudgeScorer",
+    "reward.laplace": "LaplaceScorer", "reward.pairs": "PreferencePairValidatorCollator",
+    "reward.remote": "RemoteScorer", "reward.scorer": "RewardScorer", "reward.trainer": "RewardTrainer",
+    "reward.uncertainty": "EnsembleScorer HeadEnsembleScorer MCDropoutScorer",
+    "types": "Estimate Guard PairRewards Scorer",
 }  # fmt: skip
-_HOMES = {name: home for home, names in _EXPORTS.items() for name in names}
+_HOMES = {name: home for home, names in _EXPORTS.items() for name in names.split()}
+_NAMED = {"overoptimization": "measure_overoptimization"}  # at home
 
 __all__ = [
-    "BenchmarkCallback", "CalibrationCallback", "CenterRewardCallback", "ComposedReward", "DPOScorer",
-    "EnsembleScorer", "Estimate", "Guard", "HeadEnsembleScorer", "JudgeScorer", "LaplaceScorer", "LengthBiasCallback",
-    "MCDropoutScorer", "MarginCallback", "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer",
-    "PairRewards", "PreferencePairValidatorCollator", "RemoteScorer", "RewardCallback", "RewardConfig", "RewardScorer",
-    "RewardTrainer", "Scorer",
+    "BenchmarkCallback", "CalibratedScorer", "CalibrationCallback", "CenterRewardCallback", "ComposedReward",
+    "DPOScorer", "EnsembleScorer", "Estimate", "Generator", "Guard", "HeadEnsembleScorer", "IsotonicCalibrator",
+    "JudgeScorer", "LaplaceScorer", "LengthBiasCallback", "MCDropoutScorer", "MarginCallback",
+    "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer", "PairRewards",
+    "PreferencePairValidatorCollator", "RemoteScorer", "RewardCallback", "RewardConfig", "RewardScorer",
+    "RewardTrainer", "Scorer", "TemperatureCalibrator", "TransformersGenerator", "audit", "best_of_n",
+    "calibrate", "evaluate", "gate", "make_splits", "overoptimization", "read_preferences", "validate",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rmtrl' has no attribute '{name}'; it exports {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(f"rmtrl.{_HOMES[name]}"), _NAMED.get(name, name))
+    if not name.startswith("_") and find_spec(f"rmtrl.{name}"):
+        return import_module(f"rmtrl.{name}")
+    from dis import opname
+
+    from rmtrl.errors import near
+
+    meant = near(name, __all__)
+    said = f"did you mean {' or '.join(meant)}?" if meant else f"it exports {', '.join(__all__)}"
+    importing = sys._getframe(1)
+    if opname[importing.f_code.co_code[importing.f_lasti]] == "IMPORT_FROM":  # which would not say what is near
+        raise ImportError(f"cannot import name {name!r} from 'rmtrl'; {said}", name=name)
+    raise AttributeError(f"module 'rmtrl' has no attribute {name!r}; {said}", name=name)
 
 
 def __dir__() -> list[str]:

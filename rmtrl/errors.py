@@ -7,7 +7,7 @@ which is what TRL raises in the same places.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class RmtrlError(ValueError):
@@ -55,6 +55,50 @@ class RewardError(RmtrlError):
 
 class ProcessError(RmtrlError):
     """Another process of the launch that has stopped, or does not see what this one sees."""
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """Returns the known names, three at most, that one which is none may stand for: spelt alike, or its end or start.
+
+    Example:
+
+    ```python
+    >>> near("RewardTrainr", ["RewardTrainer", "Scorer"]), near("metrics", ["Scorer"])
+    (['RewardTrainer'], [])
+    ```
+    """
+    import difflib
+
+    lower = {own.lower(): own for own in known}
+    if name.lower() in lower:
+        return [lower[name.lower()]]
+    ends = [(low, *sorted((low, name.lower()), key=len)) for low in lower]
+    parts = [lower[low] for low, short, long in ends if low[1:] and (long.startswith(short) or long.endswith(short))]
+    spelt = [lower[low] for low in difflib.get_close_matches(name.lower(), lower)]
+    return list(dict.fromkeys([*spelt, *parts]))[:3]
+
+
+@contextlib.contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Turns the want of a package of an extra into one line that says what to install.
+
+    Args:
+        name (`str`): Name of the extra.
+        what (`str`): What needs it, to open the line.
+
+    Example:
+
+    ```python
+    >>> with extra("remote", "a judge"):
+    ...     import httpx
+    ```
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "rmtrl":
+            raise
+        raise UsageError(f"{what} needs {error.name}; pip install 'rmtrl[{name}]'") from error
 
 
 @contextlib.contextmanager

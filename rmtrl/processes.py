@@ -142,3 +142,21 @@ def until(shown: Callable[[], bool], *, seconds: float = 60.0) -> bool:
     while not (found := shown()) and time.monotonic() < end:
         time.sleep(0.1)
     return found
+
+
+def cpu_has_bf16() -> bool:
+    """Returns whether this processor computes in bf16, not only stores it."""
+    import torch
+
+    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def machine() -> dict[str, Any]:
+    """Returns the accelerators that this process sees, with their memory, and whether they, or the CPU, have bf16."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    bf16 = torch.cuda.is_bf16_supported() if cards else cpu_has_bf16() if found is None else False
+    devices = [f"{card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards] or [str(found)] * bool(found)
+    return {"device": found.type if found else "cpu", "devices": devices, "bf16": bf16}

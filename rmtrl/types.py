@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, overload
 
 from rmtrl.errors import ModelError, RmtrlError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np  # where it is used: a third of the time in which the command line says its help
+    from numpy.typing import NDArray
 
 Message = dict[str, Any]
 """One turn of a conversation: `{"role": "user", "content": "…"}`."""
@@ -93,6 +94,14 @@ class Estimate:
         n (`int`): Number of pairs (or items) behind the statistic.
         level (`float`): Coverage of the interval.
         method (`str`): How the interval was made.
+
+    Example:
+
+    ```python
+    >>> accuracy = Estimate(0.75, 0.7, 0.8, n=300)
+    >>> print(accuracy, f"{accuracy:.2f}", sep="; ")
+    0.750 [0.700, 0.800] (n = 300); 0.75 [0.70, 0.80]
+    ```
     """
 
     value: float
@@ -131,8 +140,9 @@ def json_ready(value: Any) -> Any:
         value = {name: getattr(value, name) for name in (*head, *shown, *getattr(value, "json_also", ()))}
     if isinstance(value, Mapping):
         return {name: json_ready(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [json_ready(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -149,6 +159,14 @@ class PairRewards:
         reason (`(N,)` int64): 0 for a sound pair, else 1 + the index into `rmtrl.reward.pairs.REASONS`.
         domain (`(N,)` int64): Index of the pair's domain, −1 where it has none.
         label (`(N,)` float64): Share of votes for chosen; 1 where the data does not say.
+
+    Example:
+
+    ```python
+    >>> columns = {name: np.zeros(2) for name in PairRewards.__dataclass_fields__} | {"label": np.ones(2)}
+    >>> PairRewards(**columns | {"chosen": np.array([2.0, 1.0])}).margin
+    array([2., 1.])
+    ```
     """
 
     chosen: NDArray[np.float64]
@@ -158,9 +176,11 @@ class PairRewards:
     rejected_length_tokens: NDArray[np.int64]
     reason: NDArray[np.int64]
     domain: NDArray[np.int64]
-    label: NDArray[np.float64] = field(default_factory=lambda: np.ones(0))
+    label: NDArray[np.float64] = ()  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        import numpy as np
+
         if len(self.label) == 0:
             object.__setattr__(self, "label", np.ones(len(self.chosen)))
 
@@ -179,6 +199,8 @@ class PairRewards:
     @property
     def decided(self) -> PairRewards:
         """The pairs that have a better side, as chosen: ties cannot be ranked rightly or wrongly."""
+        import numpy as np
+
         pairs = self.where(self.label != 0.5)
         swapped = pairs.label < 0.5
 
@@ -198,8 +220,9 @@ class PairRewards:
 class Scorer:
     """Turns conversations into scores: a reward model, an ensemble, a judge, a rule.
 
-    Subclasses define [`Scorer.score`]. Called by keyword in TRL's form a scorer is also a TRL reward function, so it
-    can be passed as `reward_funcs` to `GRPOTrainer` and `RLOOTrainer`.
+    Subclasses define [`Scorer.score`], which a call with conversations is short for. Called with prompts and
+    completions a scorer is also a TRL reward function, so it can be passed as `reward_funcs` to `GRPOTrainer` and
+    `RLOOTrainer`.
 
     Example:
 
@@ -207,6 +230,8 @@ class Scorer:
     >>> class Brevity(Scorer):
     ...     def score(self, conversations):
     ...         return np.array([-len(c) for c in conversations], dtype=np.float32)
+    >>> Brevity()(["Hi. Hello!"])
+    array([-10.], dtype=float32)
     >>> Brevity()(prompts=["Hi. "], completions=["Hello!"])
     [-10.0]
     ```
@@ -222,12 +247,27 @@ class Scorer:
 
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
         """Returns which conversations can be scored whole, `(N,)`: a model has a limit, a rule has none."""
+        import numpy as np
+
         return np.ones(len(conversations), dtype=np.bool_)
 
+    @overload
+    def __call__(self, prompts: Sequence[Conversation]) -> NDArray[np.float32]: ...
+    @overload
     def __call__(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
+    ) -> Any: ...
+
+    def __call__(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation] | None = None, **columns: Any
+    ) -> Any:
+        """Returns the scores of conversations, or of prompts and completions in the form that TRL's trainers take."""
+        return self.score(prompts) if completions is None else self.score_completions(prompts, completions, **columns)
+
+    def score_completions(
+        self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
-        """Returns the scores of `prompts[i] + completions[i]` as TRL's trainers expect them."""
+        """Returns the scores of `prompts[i] + completions[i]`, with what else the trainer knows of them."""
         check_pairs(prompts, completions)
         asked = chats(prompts, columns)
         conversations = [p + c for p, c in zip(asked, completions, strict=True)]  # type: ignore[operator]
@@ -283,7 +323,7 @@ class Guard(Scorer):
         """Returns which conversations the scorer holds whole, `(N,)`."""
         return self.scorer.holds(conversations)
 
-    def __call__(
+    def score_completions(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the severity of each completion; columns beside them, such as `reference`, reach the scorer."""
@@ -335,6 +375,8 @@ def checked_scores(
     [1.0, 0.5]
     ```
     """
+    import numpy as np
+
     items = values.tolist() if hasattr(values, "tolist") else values
     sized = isinstance(items, Sequence) and not isinstance(items, str)
     if not sized or len(items) != n:

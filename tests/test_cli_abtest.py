@@ -72,7 +72,7 @@ def test_units_are_assigned_in_balance_and_keep_their_arm(rmtrl, plan, assignmen
     more.write_text("u3\nnew-1\nnew-2\nnew-1\n")
     code, out, _ = rmtrl("abtest", "assign", plan, more, "--out", assignments, "--json")
     found = json.loads(out)
-    assert code == 0 and (found["units"], found["new"], found["repeated ids"]) == (162, 2, 1)
+    assert code == 0 and (found["units"], found["new"], found["repeated_ids"]) == (162, 2, 1)
     after = {row["unit"]: row["arm"] for row in rows(assignments)}
     assert {unit: after[unit] for unit in before} == before and set(after) - set(before) == {"new-1", "new-2"}
     assert {row["plan"] for row in rows(assignments)} == {found["plan"]}

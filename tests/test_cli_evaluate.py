@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from rmtrl import RewardScorer
 from rmtrl.evaluation.benchmarks import benchmark
 from rmtrl.evaluation.fingerprints import items_fingerprint
-from rmtrl.evaluation.run import evaluate_model, read_tasks
+from rmtrl.evaluation.run import evaluate, read_tasks
 
 
 def write(path, *rows):
@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_exit_code_2(rmtrl, mine, checkpoint, model, t
 def test_scores_of_another_precision_are_not_reused(mine, checkpoint, tmp_path, capsys):
     tasks = read_tasks([str(mine)])
     for dtype in ("auto", "bfloat16", "bfloat16"):
-        run = evaluate_model(str(checkpoint), tasks, tmp_path / "out", dtype=dtype)
+        run = evaluate(str(checkpoint), tasks, tmp_path / "out", dtype=dtype)
     said = capsys.readouterr().err.splitlines()
     assert ["starts again" in line for line in said if line.startswith("rmtrl: mine")] == [True, False]
     assert run.model["dtype"] == run.records["mine"]["model"]["dtype"] == "bfloat16"

@@ -67,6 +67,7 @@ def world(tmp_path_factory):
     scores = [{"id": str(i), "scores": [i % 7 / 3, i % 3]} for i in range(40)]
     write(folder / "scores.jsonl", scores)
     write(folder / "prompts.jsonl", [{"prompt": f"red {i} ?", "candidates": [" good", " bad"]} for i in range(3)])
+    write(folder / "references.jsonl", [{"prompt": f"red {i} ?", "reference": "blue"} for i in range(3)])
     said = ["Yes", "Sorry, but I can't help with that."]
     answers = [{"prompt": f"red {i} ?", "safe": i % 2, "completion": said[i % 3 > 0], "refused": i % 3 > 0}
                for i in range(12)]  # fmt: skip
@@ -100,9 +101,15 @@ BASES = {
     "audit": ["pairs.jsonl --scores scores.jsonl", "pairs.jsonl --model rm --probe-rows 2"],
     "overopt": ["samples.jsonl --n-resamples 100"],
     "guard": [
-        "generations.jsonl --policy guards.json",
-        "generations.jsonl --policy guards.json --fit labelled.jsonl --false-positive-rate 0.05 --fitted OUT",
+        "generations.jsonl --rules guards.json",
+        "generations.jsonl --rules guards.json --fit labelled.jsonl --false-positive-rate 0.05 --fitted OUT",
     ],
+    "compare": [
+        "prompts.jsonl --policy policy --model rm --max-new-tokens 2 --out OUT",
+        "references.jsonl --policy policy --metric word_f1 --max-new-tokens 2 --baseline policy",
+    ],
+    "doctor": [""],
+    "recipes copy": ["OUT"],
     "rerank": ["prompts.jsonl --model rm --policy policy --n 2 --max-new-tokens 2 --out OUT"],
     "drift": ["pairs.jsonl other.jsonl"],
     "redteam": [
@@ -179,6 +186,93 @@ def test_every_command_works_with_what_is_given_here(run, made):
         for base in bases:
             code, _, err = run(words, base)
             assert code in (0, 1), f"{words} {base}: {err}"
+
+
+# what programs read: a key may come, none goes
+KEYS = {
+    "rmtrl/abtest-assignment/1": "control new out plan repeated_ids schema treatment units",
+    "rmtrl/abtest-plan/1": (
+        "alpha baseline block bounds critical_values discordant effect hash n paired power safety_alpha "
+        "safety_maximum schema seed"
+    ),
+    "rmtrl/abtest/1": "balance_p counts decision looks plan rates reason schema violations",
+    "rmtrl/aggregation/1": (
+        "alpha annotators conflicts counts criteria data items kept n pairs quorum ratings reasons rejected "
+        "schema seed votes weights"
+    ),
+    "rmtrl/agreement/1": (
+        "annotators below_target conflicts criteria data items kept n pairs ratings reasons rejected results "
+        "scale schema seed target votes"
+    ),
+    "rmtrl/audit/1": (
+        "ceiling curve data domains figures model n probes prompts reasons reweighted schema scores seed "
+        "ties_left_out unit verdict without_scores"
+    ),
+    "rmtrl/calibration/1": (
+        "after after_is before data domains dropped exported isotonic kind made_worse mean_reward model "
+        "model_fingerprint n nll_change prompts reason reward_range schema temperature temperature_estimate "
+        "test_after test_before warnings within_prompt_std"
+    ),
+    "rmtrl/ceiling/1": (
+        "accuracy alpha annotators ceiling closed conflicts criteria data delta differ items kept n other_family "
+        "pairs pairs_needed power ratings reasons rejected schema votes"
+    ),
+    "rmtrl/comparison/1": (
+        "baseline compared data data_sha256 fingerprints metric model out policies prompts sampling schema"
+    ),
+    "rmtrl/contamination/1": "dropped evaluations found kept n ngram schema skipped_comparisons threshold train",
+    "rmtrl/coverage/1": (
+        "annotators balance checks counts data design flagged judgments met n preference_rates prevalence "
+        "schema shares"
+    ),
+    "rmtrl/dedup/1": (
+        "clusters data dropped exact examples kept largest n near prompts schema skipped_comparisons "
+        "threshold warnings"
+    ),
+    "rmtrl/doctor/1": "device extras_missing falls_back hub problems ready schema versions",
+    "rmtrl/drift/1": (
+        "accuracy alarm alpha columns data expected_accuracy n_permutations not_compared p schema seed "
+        "shared_prompts time warnings"
+    ),
+    "rmtrl/evaluation/1": "average_over models published schema seconds started warnings",
+    "rmtrl/fresh-sample/1": "key pairs reasons review schema skipped truncated",
+    "rmtrl/fresh-verdicts/1": "a b missing out reviewed_by schema tie verdicts",
+    "rmtrl/fresh/1": (
+        "a_preferred accuracy model model_fingerprint pairs policy reviewed_by reviewers schema tied_scores "
+        "ties truncated"
+    ),
+    "rmtrl/gate/1": "evidence not_asked ready reasons run schema score thresholds",
+    "rmtrl/guard/1": "findings fit fits flagged guards limit n passed policy prompts responses schema skipped",
+    "rmtrl/inspection/1": "data model reward row schema scored_position side tokens",
+    "rmtrl/overoptimization/1": (
+        "convention data domains environment held_out n_samples notes rl samples_per_prompt schema settings "
+        "steps verdict whole"
+    ),
+    "rmtrl/pairs/1": (
+        "annotators conflicts counts criteria data disputed from items kept min_votes n pairs ratings reasons "
+        "rejected schema votes"
+    ),
+    "rmtrl/recipes/1": "files out schema",
+    "rmtrl/redteam/1": (
+        "before beyond_k blank changes counted data guards judge k missing policies prompts rates requests "
+        "sampling schema seed warnings"
+    ),
+    "rmtrl/report/1": "card checks out ready results run schema why",
+    "rmtrl/rerank/1": "best candidates data gain model n out policy schema too_long unranked",
+    "rmtrl/sample/1": "data domains n out schema seed",
+    "rmtrl/scores/1": "accuracy data model n schema too_long warnings",
+    "rmtrl/sealed-openings/1": "openings out schema",
+    "rmtrl/splits/1": "grouped_by input out overlap schema settings splits",
+    "rmtrl/validation/1": "data domains groups kept n reasons rejected schema tie_rate warnings",
+    "rmtrl/world/1": "annotators clean out prompts rows schema seed",
+}
+
+
+@pytest.mark.parametrize("words", sorted(BASES))
+def test_json_has_the_keys_that_programs_read(run, made, words):
+    for base in BASES[words]:
+        found = json.loads(run(words, base, "--json")[1])
+        assert list(found)[0] == "schema" and " ".join(sorted(found)) == KEYS[found["schema"]], (base, found["schema"])
 
 
 BAD = {"int": ["x", "1.5", "-3", "0"], "float": ["x", "nan", "inf", "-3"]}  # that are numbers may be allowed

@@ -1,7 +1,9 @@
 """What holds the package together: its public names, who may import whom, its recipes' configurations."""
 
 import ast
+import contextlib
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -16,45 +18,60 @@ import rmtrl
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["data", "reward", "calibration", "generation", "evaluation", "ppo", "monitoring", "serving", "reporting"]
-LAYERS = ["errors", "types", "io", "processes", "metrics", "models", *STAGES]
+LAYERS = ["quiet", "errors", "types", "io", "processes", "metrics", "models", *STAGES]
 TOP = ["tiny", "launch", "cli", "__main__"]  # may import any stage; no stage imports them
 
 
+PUBLIC = """
+BenchmarkCallback CalibratedScorer CalibrationCallback CenterRewardCallback ComposedReward DPOScorer EnsembleScorer
+Estimate Generator Guard HeadEnsembleScorer IsotonicCalibrator JudgeScorer LaplaceScorer LengthBiasCallback
+MCDropoutScorer MarginCallback OveroptimizationCallback PPOCallback PPOConfig PPOTrainer PairRewards
+PreferencePairValidatorCollator RemoteScorer RewardCallback RewardConfig RewardScorer RewardTrainer Scorer
+TemperatureCalibrator TransformersGenerator audit best_of_n calibrate evaluate gate make_splits overoptimization
+read_preferences validate
+"""
+
+
 def test_public_names():
-    assert rmtrl.__all__ == sorted(rmtrl.__all__)
-    assert rmtrl.__all__ == [
-        "BenchmarkCallback",
-        "CalibrationCallback",
-        "CenterRewardCallback",
-        "ComposedReward",
-        "DPOScorer",
-        "EnsembleScorer",
-        "Estimate",
-        "Guard",
-        "HeadEnsembleScorer",
-        "JudgeScorer",
-        "LaplaceScorer",
-        "LengthBiasCallback",
-        "MCDropoutScorer",
-        "MarginCallback",
-        "OveroptimizationCallback",
-        "PPOCallback",
-        "PPOConfig",
-        "PPOTrainer",
-        "PairRewards",
-        "PreferencePairValidatorCollator",
-        "RemoteScorer",
-        "RewardCallback",
-        "RewardConfig",
-        "RewardScorer",
-        "RewardTrainer",
-        "Scorer",
-    ]
+    assert rmtrl.__all__ == sorted(rmtrl.__all__) == PUBLIC.split()
     for name in rmtrl.__all__:
-        assert getattr(rmtrl, name).__name__ == name
+        assert getattr(rmtrl, name).__name__.removeprefix("measure_") == name
         assert getattr(rmtrl, name).__doc__
-    with pytest.raises(AttributeError, match="exports"):
-        _ = rmtrl.Rewards
+
+
+def test_the_docstring_is_a_map_of_all_names_in_the_order_of_a_project():
+    table = rmtrl.__doc__.split("\n\n")[1]
+    stages = re.findall(r"^([A-Z][a-z]+) +\S", table, re.MULTILINE)
+    assert stages == ["Data", "Train", "Judge", "Use", "Watch"]
+    assert sorted(set(re.findall(r"\w+", table)) - set(stages)) == rmtrl.__all__
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("RewardTrainr", "RewardTrainer"), ("rewardscorer", "RewardScorer"), ("Calibrator", "IsotonicCalibrator"),
+     ("ppo_trainer", "PPOTrainer"), ("nothing_like_it", "it exports BenchmarkCallback, ")],
+)  # fmt: skip
+def test_a_name_that_is_none_is_answered_with_those_near(name, meant):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; .*{meant}"):
+        getattr(rmtrl, name)
+    with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'rmtrl'; .*{meant}"):
+        exec(f"from rmtrl import {name}")
+    assert not hasattr(rmtrl, name)
+
+
+def test_stages_are_there_without_an_import_of_their_own():
+    code = "import rmtrl; rmtrl.errors.near, rmtrl.metrics.mean_estimate, rmtrl.calibration.calibrate"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("first", ["rmtrl.{name}", "rmtrl.evaluation.{name}", "rmtrl.ppo.{name}", "rmtrl.{stage}"])
+@pytest.mark.parametrize("name", ["audit", "gate", "overoptimization", "calibrate", "evaluate"])
+def test_no_module_stands_before_a_function_of_its_name(name, first):
+    """Whatever was imported before, also a module whose last word is the name."""
+    stage = {"calibrate": "calibration", "evaluate": "evaluation"}.get(name, "evaluation")
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(first.format(name=name, stage=stage))
+    assert callable(getattr(rmtrl, name)) and not isinstance(getattr(rmtrl, name), type(rmtrl))
 
 
 def test_import_loads_no_torch(tmp_path):
@@ -116,7 +133,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 20_081, 149
+MOST_CODE_LINES, MOST_FILES = 20_417, 151
 
 
 def code_lines(path):
@@ -151,7 +168,7 @@ def test_top_level_holds_what_it_should():
     top = {path.split("/")[0] for path in listed.stdout.splitlines()}
     assert top <= {
         "pyproject.toml", "README.md", "rmtrl", "recipes", "tests", "examples", "Makefile", "LICENSE", "CHANGELOG.md",
-        "CONTRIBUTING.md", "constraints.txt", ".ci", ".gitignore", ".gitattributes",
+        "CONTRIBUTING.md", "constraints.txt", "setup.py", ".ci", ".gitignore", ".gitattributes",
     }  # fmt: skip
 
 
@@ -234,6 +251,22 @@ def test_files_that_are_no_code_are_package_data():
     assert len(files) >= 5
     for path in files:
         assert any(path.relative_to(ROOT / "rmtrl").match(pattern) for pattern in patterns), path
+
+
+def test_the_wheel_holds_the_recipes():
+    import setuptools
+
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **settings: given.update(settings))
+        patch.chdir(ROOT)
+        exec((ROOT / "setup.py").read_text())
+    assert given["package_dir"] == {"rmtrl._recipes": "recipes"}
+    packed = {path for pattern in given["package_data"]["rmtrl._recipes"] for path in (ROOT / "recipes").glob(pattern)}
+    assert packed == set((ROOT / "recipes").rglob("*.yaml")) and len(packed) > 20
+    assert len(list((ROOT / "recipes").rglob("*.py"))) == len(list((ROOT / "recipes").glob("*.py")))
+    inits = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "rmtrl").rglob("__init__.py")}
+    assert set(given["packages"]) == inits | {"rmtrl._recipes"}
 
 
 def test_version_is_that_of_the_changelog():

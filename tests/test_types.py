@@ -95,6 +95,21 @@ class Marks(Scorer):
         return [Finding(i, i + 1, "a mark") for i, own in enumerate(conversation) if own == mark]
 
 
+def test_a_scorer_is_called_with_conversations_or_in_the_form_of_trl():
+    class Length(Scorer):
+        def score(self, conversations):
+            return np.array([len(own) for own in conversations], np.float32)
+
+    scores = Length()(["a", "abc"])
+    assert scores.dtype == np.float32 and scores.tolist() == [1, 3]
+    assert (
+        Length()(prompts=["a", "b"], completions=["", "cd"], step=3) == [1.0, 3.0] == Length()(["a", "b"], ["", "cd"])
+    )
+    assert Guard(Length(), 1)(["abc"]).tolist() == [3]
+    with pytest.raises(UsageError, match="got 1 prompts and 0 completions"):
+        Length()(["a"], [])
+
+
 def test_a_guard_finds_what_lies_above_its_threshold_and_is_a_scorer_of_severity():
     guard = Guard(Marks(), 1, name="marks")
     asked, answers = ["Hi"] * 3, ["no", "one!", "two!!"]

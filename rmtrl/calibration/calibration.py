@@ -270,7 +270,7 @@ def read_calibration(folder: str | Path, *, model_fingerprint: Mapping[str, Any]
 def calibrate(
     chosen: ArrayLike,
     rejected: ArrayLike,
-    prompt_ids: Sequence[str],
+    prompt_ids: Sequence[str] | None = None,
     domains: Sequence[str] | None = None,
     *,
     labels: ArrayLike | None = None,
@@ -280,7 +280,8 @@ def calibrate(
     Args:
         chosen (`(N,)` array): Scores of the chosen responses.
         rejected (`(N,)` array): Scores of the rejected responses.
-        prompt_ids (`Sequence[str]`): Prompt of each pair; folds and resamples keep a prompt whole.
+        prompt_ids (`Sequence[str]`, *optional*): Prompt of each pair, which folds and resamples keep whole; every
+            pair its own prompt when absent.
         domains (`Sequence[str]`, *optional*): Domain of each pair; two or more are compared.
         labels (`(N,)` array, *optional*): Share of votes for chosen, in [0, 1]; 1 when absent.
 
@@ -316,10 +317,11 @@ def calibrate(
 
 
 def _scored(
-    chosen: ArrayLike, rejected: ArrayLike, prompt_ids: Sequence[str], labels: ArrayLike | None
+    chosen: ArrayLike, rejected: ArrayLike, given: Sequence[str] | None, labels: ArrayLike | None
 ) -> pd.DataFrame:
     """Returns scored pairs, checked, a row each: chosen, rejected, their margin and mean, prompt and label."""
     first, second = finite("score", chosen), finite("score", rejected)
+    prompt_ids = range(len(first)) if given is None else given
     if not len(first) == len(second) == len(prompt_ids):
         got = f"{len(first)} chosen and {len(second)} rejected scores of {len(prompt_ids)} prompts"
         raise DataError(f"got {got}; wanted one each a pair")

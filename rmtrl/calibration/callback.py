@@ -41,9 +41,9 @@ class CalibrationCallback(TrainerCallback):
     Example:
 
     ```python
-    trainer = RewardTrainer(model="Qwen/Qwen3-0.6B", train_dataset=splits.train)
-    trainer.add_callback(CalibrationCallback(trainer, splits.calibration, splits.test))
-    trainer.train()
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=splits.train)
+    >>> trainer.add_callback(CalibrationCallback(trainer, splits.calibration, splits.test))
+    >>> trainer.train()
     ```
     """
 

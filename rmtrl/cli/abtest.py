@@ -12,7 +12,7 @@ from rmtrl.errors import UsageError
 from rmtrl.io import read_object, write_json, write_rows
 from rmtrl.types import json_ready
 
-app = typer.Typer(help="Compare two policies by a planned experiment.", no_args_is_help=True)
+app = typer.Typer(name="abtest", help="Compare two policies by a planned experiment.", no_args_is_help=True)
 
 PlanFile = Annotated[Path, typer.Argument(help="Plan, as `rmtrl abtest plan` writes it.")]
 UNBALANCED = 0.001
@@ -74,7 +74,7 @@ def assign(
     found = assign_units(given, made, before)
     write_rows(out, assignment_rows(found, made))
     counts: dict[str, Any] = {"units": len(found), "new": len(found) - len(before)}
-    counts |= {"repeated ids": len(given) - len(set(given)), **{arm: list(found.values()).count(arm) for arm in ARMS}}
+    counts |= {"repeated_ids": len(given) - len(set(given)), **{arm: list(found.values()).count(arm) for arm in ARMS}}
     show({"schema": "rmtrl/abtest-assignment/1", **counts, "plan": made.hash, "out": str(out)}, as_json)
 
 

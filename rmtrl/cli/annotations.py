@@ -15,7 +15,7 @@ from rmtrl.io import write_row_files
 if TYPE_CHECKING:
     from rmtrl.data.annotations.reading import Annotations
 
-app = typer.Typer(help="Check and combine human judgments.", no_args_is_help=True)
+app = typer.Typer(name="annotations", help="Check and combine human judgments.", no_args_is_help=True)
 
 Files = Annotated[list[Path], typer.Argument(help="Judgments, one a line (jsonl, json, csv, parquet, also .gz).")]
 Likert = Annotated[str, typer.Option(help="Ends of the rating scale, low,high.")]

@@ -13,7 +13,7 @@ from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import write_row_files, write_rows
 
-app = typer.Typer(help="Check preference data before training.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Check preference data before training.", no_args_is_help=True)
 
 Threshold = Annotated[float, typer.Option(help="Jaccard index from which two prompts are near-duplicates.")]
 Folder = Annotated[Path, typer.Option(help="Folder to write: a file a set, and what rebuilds them.")]

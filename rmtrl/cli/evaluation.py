@@ -14,6 +14,8 @@ from rmtrl.processes import all_processes
 from rmtrl.types import is_url, json_ready
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from rmtrl.evaluation.audit import Audit
     from rmtrl.evaluation.scoring import ScoredPairs
 
@@ -35,7 +37,8 @@ def evaluate(
     as_json: opt.Json = False,
 ) -> None:
     """Score benchmarks and report their figures with intervals; several models make a table."""
-    from rmtrl.evaluation.run import WRITTEN, evaluate_model, in_words, judge_scores, read_tasks, run_folders, summary
+    from rmtrl.evaluation.run import WRITTEN, in_words, judge_scores, read_tasks, run_folders, summary
+    from rmtrl.evaluation.run import evaluate as evaluate_model
 
     started = time.time()
     if bool(model) == bool(scores):
@@ -91,7 +94,6 @@ def calibrate(
     from rmtrl.calibration.export import check_export, export_temperature
     from rmtrl.data.splits import check_overlap
     from rmtrl.evaluation.fingerprints import model_fingerprint
-    from rmtrl.evaluation.scoring import ScoredPairs
 
     check_model_or_scores(model, scores)
     if model is not None and data is None:
@@ -106,14 +108,7 @@ def calibrate(
     given = {"calibration": (data if model else scores, data), "test": (test, test if model else test_data)}
     sources = {name: str(source) for name, (source, _) in given.items() if source is not None}
     pairs = {name: read_pairs(rows, split, columns) for name, (_, rows) in given.items() if rows is not None}
-    if model is not None:
-        from rmtrl.reward.remote import load_scorer
-
-        check_overlap(pairs)
-        scorer = load_scorer(model, progress=False)
-        sets = {name: ScoredPairs.of_model(scorer, rows, sources[name]) for name, rows in pairs.items()}
-    else:
-        sets = {name: ScoredPairs.of_file(Path(source), pairs.get(name)) for name, source in sources.items()}
+    sets = _scored(model, sources, pairs)
     kept = {name: _with_scores(own, sources[name]) for name, own in sets.items()}
     check_overlap({name: own.pairs for name, own in kept.items() if own.named})
     first = kept["calibration"]
@@ -134,6 +129,20 @@ def calibrate(
     words = {**summary(result), "pairs without scores": dropped, "out": out, "exported to": export}
     warnings = (*result.warnings, *_unknown_prompts(sets))
     show({**whole, "model": model, "dropped": dropped}, as_json, words=words, warnings=warnings)
+
+
+def _scored(model: str | None, sources: dict[str, str], pairs: "dict[str, Dataset]") -> "dict[str, ScoredPairs]":
+    """Returns sets of pairs with the scores of a model, or without one with those that the sources are."""
+    from rmtrl.data.splits import check_overlap
+    from rmtrl.evaluation.scoring import ScoredPairs
+
+    if model is None:
+        return {name: ScoredPairs.of_file(Path(source), pairs.get(name)) for name, source in sources.items()}
+    from rmtrl.reward.remote import load_scorer
+
+    check_overlap(pairs)
+    scorer = load_scorer(model, progress=False)
+    return {name: ScoredPairs.of_model(scorer, rows, sources[name]) for name, rows in pairs.items()}
 
 
 def _with_scores(scored: "ScoredPairs", source: str) -> "ScoredPairs":

@@ -13,7 +13,7 @@ from rmtrl.errors import UsageError
 from rmtrl.io import read_object, read_text, write_json, write_row_files, write_rows
 from rmtrl.types import json_ready
 
-fresh = typer.Typer(help="Judge a reward model on what the policy writes now.", no_args_is_help=True)
+fresh = typer.Typer(name="fresh", help="Judge a reward model on what the policy writes now.", no_args_is_help=True)
 
 
 def gate(

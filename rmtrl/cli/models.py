@@ -1,7 +1,9 @@
-"""`rmtrl inspect`, `score` and `rerank`: a reward model used from the command line."""
+"""`rmtrl inspect`, `score`, `compare` and `rerank`: a reward model used from the command line."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -9,11 +11,12 @@ import typer
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import check_outputs, notes_of, read_pairs, show
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import write_rows
+from rmtrl.io import file_sha256, write_rows
 from rmtrl.processes import all_processes
 
 if TYPE_CHECKING:
-    from rmtrl.evaluation.policy import Ranked
+    from rmtrl.evaluation.policy import Asked, PolicyResult, Ranked
+    from rmtrl.generation import TransformersGenerator
 
 
 def inspect(
@@ -92,6 +95,84 @@ def score(
     show(shown, as_json, words=result | {"scores": out}, warnings=warnings)
 
 
+def compare(
+    data: Annotated[str, typer.Argument(help="Prompts, one a line: prompt, and reference for a --metric.")],
+    policy: Annotated[
+        list[str], typer.Option(help="Checkpoint folder or hub id of a policy; may be repeated, in their order.")
+    ],
+    model: opt.AnyModel = None,
+    metric: Annotated[
+        Literal["exact_match", "word_f1"] | None, typer.Option(help="Compare with references instead of a --model.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The policy that the others are compared with; the first by default.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Completions to sample of each prompt.", min=1)] = 1,
+    max_new_tokens: opt.NewTokens = 256,
+    temperature: opt.Temperature = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Completions to sample at a time.", min=1)] = 32,
+    out: opt.AnyRows = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if a policy surely scores below the baseline.")] = False,
+    seed: opt.RandomSeed = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Compare policies, such as the checkpoints of a run, on the same prompts by a reward model or by references."""
+    from rmtrl.evaluation.fingerprints import model_fingerprint
+    from rmtrl.evaluation.policy import METRICS, compare_policies, evaluate_policies, policy_lines, read_prompts
+    from rmtrl.models import load_tokenizer
+    from rmtrl.reward.remote import load_scorer
+
+    if (model is None) == (metric is None):
+        raise UsageError("wanted either --model or --metric, and one of them")
+    if twice := [own for own, count in Counter(policy).items() if count > 1]:
+        raise UsageError(f"got --policy {twice[0]} twice; name each policy once")
+    for own in policy:  # each is there before the first is asked
+        load_tokenizer(own, kind="language model")
+    if baseline is not None and baseline not in policy:
+        raise UsageError(f"got --baseline {baseline}; wanted one of the policies: {', '.join(policy)}")
+    check_outputs([data, *policy], {"--out": out})
+    asked = read_prompts(data, candidates=False)
+    if metric and (without := [one.place for one in asked if one.reference is None]):
+        raise UsageError(f"got --metric {metric} and {len(without):,} prompts without reference, first {without[0]}")
+    judge = METRICS[metric] if metric else load_scorer(str(model), progress=False)
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": batch_size}
+    given: dict[str, Any] = {"n": n, "seed": seed, "references": [one.reference or "" for one in asked]}
+    results: dict[str, PolicyResult] = {}
+    for name in policy:  # one is in memory at a time
+        generator = _generator(name, asked, sampling)
+        results |= evaluate_policies({name: generator}, [one.prompt for one in asked], judge, **given)
+    compared = compare_policies(results, baseline)
+    if out is not None:
+        write_rows(out, policy_lines(asked, results))
+    named = {own: model_fingerprint(own) for own in (*policy, model) if own is not None}
+    read = {
+        "data": data,
+        "prompts": len(asked),
+        "data_sha256": file_sha256(Path(data)) if Path(data).is_file() else None,
+    }
+    origin = {"model": model, "metric": metric, **read, "fingerprints": named, "baseline": baseline or policy[0]}
+    whole = {"policies": results, "compared": compared, "sampling": {**sampling, "n": n, "seed": seed}}
+    rows = [
+        {"policy": name, "score": own.mean, "above the baseline": (gain := compared.get(name)) and gain.difference,
+         "wins": gain and gain.win_rate, "length, chars": own.length_chars, "truncated": own.truncated}
+        for name, own in results.items()
+    ]  # fmt: skip
+    words = {"prompts": len(asked), "policies": rows, "out": out}
+    show({"schema": "rmtrl/comparison/1", **origin, **whole, "out": out and str(out)}, as_json, words=words)
+    if strict and any(own.difference.high < 0 for own in compared.values()):
+        raise typer.Exit(1)
+
+
+def _generator(policy: str, asked: "Sequence[Asked]", settings: dict[str, Any]) -> "TransformersGenerator":
+    """Returns a policy that can answer what is asked."""
+    from rmtrl.generation import TransformersGenerator
+
+    generator = TransformersGenerator.from_pretrained(policy, progress=False, **settings)
+    if not generator.tokenizer.chat_template and any(not isinstance(one.prompt, str) for one in asked):
+        raise UsageError(f"{policy} has no chat template and the prompts are messages; give prompts as text")
+    return generator
+
+
 def rerank(
     data: Annotated[
         str, typer.Argument(help="Prompts, one a line: prompt, and candidates (a list) without --policy.")
@@ -117,16 +198,8 @@ def rerank(
 
     check_outputs([data], {"--out": out})
     asked = read_prompts(data, candidates=policy is None)
-    generator = None
-    if policy is not None:
-        from rmtrl.generation import TransformersGenerator
-
-        generator = TransformersGenerator.from_pretrained(
-            policy, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size,
-            progress=False,
-        )  # fmt: skip
-        if not generator.tokenizer.chat_template and any(not isinstance(one.prompt, str) for one in asked):
-            raise UsageError(f"{policy} has no chat template and the prompts are messages; give prompts as text")
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "batch_size": batch_size}
+    generator = None if policy is None else _generator(policy, asked, sampling)
     scorer = load_scorer(model, progress=False)
     ranked: list[Ranked] = []
 

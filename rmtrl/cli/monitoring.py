@@ -85,7 +85,7 @@ def guard(
         str,
         typer.Argument(help="Answers, one a row: prompt and response or completion, or messages (file, folder, id)."),
     ],
-    policy: Annotated[Path, typer.Option(help="YAML file of guards; examples/guardrails/policy.yaml is one.")],
+    rules: Annotated[Path, typer.Option(help="YAML file of guards; examples/guardrails/policy.yaml is one.")],
     fit: Annotated[
         str | None, typer.Option(help="Labelled answers to fit thresholds on: rows with labels or label beside.")
     ] = None,
@@ -105,14 +105,14 @@ def guard(
     from rmtrl.monitoring.guardrails import fit_policy, fit_warnings, overlap, read_answers, screen
     from rmtrl.monitoring.rules import Policy
 
-    check_outputs([responses, policy, fit], {"--fitted": fitted, "--out": out})
+    check_outputs([responses, rules, fit], {"--fitted": fitted, "--out": out})
     if (fit is None) != (false_positive_rate is None):
         raise UsageError("wanted --fit and --false-positive-rate together: labelled answers, and the rate to hold")
     if fitted is not None and fit is None:
         raise UsageError("got --fitted without --fit; there are no thresholds to write")
     named = renames(columns, example="response=chosen")
     fits, notes, skipped = dict[str, Any](), list[str](), list[dict[str, str]]()
-    used, answers = Policy.from_yaml(read_text(policy)), read_answers(responses, columns=named, skipped=skipped)
+    used, answers = Policy.from_yaml(read_text(rules)), read_answers(responses, columns=named, skipped=skipped)
     notes += [f"{len(skipped):,} rows were skipped, first {own['place']}: {own['reason']}" for own in skipped[:1]]
     if fit is not None and false_positive_rate is not None:
         labelled = read_answers(fit, list(used.guards), columns=named)
@@ -129,7 +129,7 @@ def guard(
     origin = {
         "passed": found.passed,
         "responses": responses,
-        "policy": str(policy),
+        "policy": str(rules),
         "fit": fit,
         "fits": fits,
         "skipped": skipped,
@@ -175,7 +175,6 @@ def redteam(
     as_json: opt.Json = False,
 ) -> None:
     """Attack a policy: how often attacks succeed and harmless look-alikes are refused, before and after too."""
-    from rmtrl.models import load_tokenizer
     from rmtrl.monitoring import redteam as team
     from rmtrl.monitoring.refusals import RefusalScorer
     from rmtrl.monitoring.rules import Policy
@@ -193,14 +192,8 @@ def redteam(
     refusals = Guard(RefusalScorer(), 0.5, name="refusals")
     guards = list(Policy.from_yaml(read_text(guard)).guards.values()) if guard else []
     known = team.read_judge(judge_labels, refusals, guards) if judge_labels else None
-    for own in (policy, before):
-        if own and not Path(own).is_file():
-            load_tokenizer(own)  # one that is no model either is said before files are read
-    files = {own: team.stored_answers(own, asked) for own in (policy, before) if own and Path(own).is_file()}
-    k = k or team.fewest_tries(files.values())
-    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    sampling["temperature"] = float(k > 1) if temperature is None else temperature
-    sides = [files.get(own) or _sampled(own, asked, k, seed, sampling) for own in (policy, before) if own is not None]
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "temperature": temperature}
+    sides, k = _answered([own for own in (policy, before) if own is not None], asked, k, seed, sampling)
     if out is not None:
         rows = [asdict(own) for own in sides[0]]
         if before:
@@ -227,12 +220,22 @@ def _asked(source: str | None, attacks: list[str] | None, n_requests: int | None
     return [replace(one, completions=()) for one in read_red_team(source)]
 
 
-def _sampled(
-    policy: str, asked: list["RedTeamPrompt"], k: int, seed: int, sampling: dict[str, Any]
-) -> list["RedTeamPrompt"]:
-    """Returns the prompts with the answers of a model."""
+def _answered(
+    policies: list[str], asked: list["RedTeamPrompt"], k: int | None, seed: int, sampling: dict[str, Any]
+) -> tuple[list[list["RedTeamPrompt"]], int]:
+    """Returns the prompts with the answers of each policy, a file of them or a model, and the tries at a prompt."""
     from rmtrl.generation import TransformersGenerator
-    from rmtrl.monitoring.redteam import ask
+    from rmtrl.models import load_tokenizer
+    from rmtrl.monitoring import redteam as team
 
-    generator = TransformersGenerator.from_pretrained(policy, **sampling)
-    return ask(generator, asked, k, seed=seed, chat=bool(generator.tokenizer.chat_template))
+    models = [own for own in policies if not Path(own).is_file()]
+    for own in models:
+        load_tokenizer(own)  # one that is no model either is said before files are read
+    sides = {own: team.stored_answers(own, asked) for own in policies if own not in models}
+    k = k or team.fewest_tries(sides.values())
+    if sampling["temperature"] is None:
+        sampling["temperature"] = float(k > 1)
+    for own in models:
+        generator = TransformersGenerator.from_pretrained(own, **sampling)
+        sides[own] = team.ask(generator, asked, k, seed=seed, chat=bool(generator.tokenizer.chat_template))
+    return [sides[own] for own in policies], k

@@ -10,7 +10,7 @@ import typer
 
 from rmtrl.cli import options as opt
 from rmtrl.cli.console import read_pairs, show
-from rmtrl.errors import UsageError
+from rmtrl.errors import UsageError, extra
 from rmtrl.types import is_url, json_ready
 
 
@@ -31,11 +31,9 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Where to score; the accelerator by default.")] = None,
 ) -> None:
     """Serve a reward model over HTTP, in its own form and in those of vLLM, OpenRLHF, slime, LLaMA-Factory and TEI."""
-    try:
+    with extra("serve", "rmtrl serve"):
         from rmtrl.serving.model import ServedModel
         from rmtrl.serving.server import Server, create_app
-    except ModuleNotFoundError as error:
-        raise UsageError(f"rmtrl serve needs {error.name}; pip install 'rmtrl[serve]'") from error
     if is_url(model):
         raise UsageError(f"got --model {model}; rmtrl serve serves a folder or a hub id")
     keys = _keys(api_key_env)

@@ -96,11 +96,12 @@ def make_splits(
     Example:
 
     ```python
-    >>> splits = make_splits(pairs, seed=0)
+    >>> splits = make_splits(pairs, ratios=(0.4, 0.2, 0.2, 0.2), seed=0)
     >>> splits.sizes()
-    {'train': 1619, 'validation': 231, 'calibration': 231, 'test': 231}
+    {'train': 16, 'validation': 8, 'calibration': 8, 'test': 8}
     ```
     """
+    check_dataset(dataset)
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1, abs_tol=1e-6):
         raise UsageError(f"got ratios {tuple(ratios)}; wanted four shares ({', '.join(SPLITS)}) with sum 1")
     if not 0 <= sealed < 1:
@@ -133,6 +134,13 @@ def make_splits(
     return Splits(
         train, validation, calibration, test, closed if sealed else None, spilled if holdout_domains else None
     )
+
+
+def check_dataset(pairs: Any) -> None:
+    """Raises for what is no data set, such as the name of a file."""
+    if not isinstance(pairs, Dataset):
+        wanted = f"read_preferences({pairs!r})" if isinstance(pairs, str) else "Dataset.from_list(...)"
+        raise DataError(f"got a {type(pairs).__name__}; wanted a data set of pairs: {wanted}")
 
 
 def group_column(dataset: Dataset) -> str:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from rmtrl.data.loading import progress_bars
 from rmtrl.data.messages import ROLES, TOOL_ROLES, canonical, is_blank, same, says
 from rmtrl.data.normal_form import ROW_GIVEN, TEMPLATE
-from rmtrl.data.splits import counted, with_column
+from rmtrl.data.splits import check_dataset, counted, with_column
 from rmtrl.data.templates import TEMPLATE_ERRORS, check_chat_template, rendered
 from rmtrl.errors import DataError, UsageError
 from rmtrl.io import LARGE_ROWS, Row, table_columns
@@ -99,11 +99,12 @@ def validate(
     Example:
 
     ```python
-    >>> result = validate(read_preferences("harmless-base-test.jsonl.gz"))
-    >>> len(result.kept), result.reasons["context_mismatch"], result.reasons["empty_response"]
-    (2304, 4, 4)
+    >>> result = validate(read_preferences("examples/pairs.jsonl"))
+    >>> len(result.kept), result.reasons["identical_candidates"]
+    (4, 1)
     ```
     """
+    check_dataset(dataset)
     if ties not in ("drop", "keep"):
         raise UsageError(f"ties is {ties!r}; wanted 'drop' or 'keep'")
     if max_length is not None and tokenizer is None:

@@ -6,6 +6,7 @@ that pays for length is right where the better answer is the longer one and wron
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 
 from rmtrl.data.messages import conversation_text
+from rmtrl.data.preferences import read_preferences, to_normal_form
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.probes import Probe, probe
 from rmtrl.evaluation.scoring import SIDES, ScoredPairs
@@ -167,6 +169,42 @@ def audit_length(
     kinds = {"longer_prompts": longer > 0, "shorter_prompts": longer < 0}
     said = length_verdict(figures, **{kind: len(np.unique(group[rows])) for kind, rows in kinds.items()})
     return Audit(n, int(group.max()) + 1, unit, figures, curve, *said, scores=reward, lengths=length)
+
+
+def audit(
+    model: Any,
+    pairs: "str | Path | Dataset",
+    *,
+    split: str = "test",
+    target_mix: Mapping[str, float] | None = None,
+    probe_rows: int = 200,
+    seed: int = 0,
+) -> Audit:
+    """Returns the audit of a reward model on pairs: whether it pays for length, and what edits do to its rewards.
+
+    Args:
+        model (`str`, `Path` or [`TokenScorer`]): Folder, hub id or URL of a reward model, or its scorer.
+        pairs (`str`, `Path` or `Dataset`): File, folder, hub id or data set of preference pairs it has not seen.
+        split (`str`): Split to read, where the data has several.
+        target_mix, probe_rows, seed: As in [`audit_pairs`].
+
+    Raises:
+        DataError: If no pair can be audited.
+
+    Example:
+
+    ```python
+    >>> audit("outputs/tiny/rm", "examples/pairs.jsonl").verdict
+    'not enough evidence'
+    ```
+    """
+    from rmtrl.reward.remote import load_scorer
+
+    scorer = load_scorer(model, progress=False) if isinstance(model, str | Path) else model
+    name = str(pairs) if isinstance(pairs, str | Path) else "pairs"
+    rows = read_preferences(pairs, split=split) if isinstance(pairs, str | Path) else to_normal_form(pairs)
+    settings: dict[str, Any] = {"target_mix": target_mix, "probe_rows": probe_rows, "seed": seed}
+    return audit_pairs(ScoredPairs.of_model(scorer, rows, name), len(rows), scorer=scorer, **settings)
 
 
 def audit_pairs(

@@ -41,8 +41,10 @@ class BenchmarkCallback(RewardCallback):
     Example:
 
     ```python
-    >>> llmbar = benchmark("llmbar")
-    >>> trainer = RewardTrainer(..., callbacks=[BenchmarkCallback(llmbar, llmbar.read("llmbar"))])
+    >>> from rmtrl.evaluation.benchmarks import benchmark
+    >>> kitchen = benchmark("examples/benchmark")
+    >>> callbacks = [BenchmarkCallback(kitchen, kitchen.read())]
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=callbacks)
     ```
     """
 

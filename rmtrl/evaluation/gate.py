@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
 from rmtrl.errors import UsageError
-from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding
+from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding, gather
 from rmtrl.evaluation.scoring import is_number
 from rmtrl.types import Estimate, json_ready
 
@@ -183,6 +184,27 @@ class Decision:
         unasked = (f"{'-':<8} {name:<24} not asked" for name in self.not_asked)
         said = ("ready" if self.ready else "not ready") + ("" if self.score is None else f" (score {self.score:+.2f})")
         return "\n".join([*(reason.line for reason in self.reasons), *unasked, said])
+
+
+def gate(run: str | Path, policy: str | None = None, *, thresholds: Thresholds | None = None) -> Decision:
+    """Returns whether a reward model is fit to train a policy on, from what its run has measured; see [`judge`].
+
+    Args:
+        run (`str` or `Path`): Folder of a run or of a reward model, or a file of evidence.
+        policy (`str`, *optional*): Policy to train: folder or hub id; the run's own `sft` folder by default.
+        thresholds ([`Thresholds`], *optional*): What must be shown; those of the package by default.
+
+    Raises:
+        DataError: If there is no evidence.
+
+    Example:
+
+    ```python
+    >>> gate("outputs/tiny").ready
+    False
+    ```
+    """
+    return judge(gather(Path(run), policy), thresholds)
 
 
 def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:

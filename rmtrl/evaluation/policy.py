@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +26,49 @@ if TYPE_CHECKING:
 ReferenceMetric = Callable[[str, str], float]
 """A score of a completion's text against the prompt's reference answer."""
 
+
+def exact_match(text: str, reference: str) -> float:
+    """Returns 1 where two texts have the same words, without case, punctuation and articles, as SQuAD counts; else 0.
+
+    Example:
+
+    ```python
+    >>> exact_match("The Eiffel Tower!", "eiffel tower"), exact_match("Paris, France", "Paris")
+    (1.0, 0.0)
+    ```
+    """
+    return float(_words(text) == _words(reference))
+
+
+def word_f1(text: str, reference: str) -> float:
+    """Returns the F1 of the words that two texts share, counted as [`exact_match`] does.
+
+    Example:
+
+    ```python
+    >>> word_f1("Paris, France", "Paris")
+    0.6666666666666666
+    ```
+    """
+    own, right = Counter(_words(text)), Counter(_words(reference))
+    shared, total = (own & right).total(), own.total() + right.total()
+    return 2 * shared / total if total else 1.0
+
+
+def _words(text: str) -> list[str]:
+    words = re.sub(r"[^\w\s]|_", "", text.lower()).split()
+    return [word for word in words if word not in ("a", "an", "the")]
+
+
+METRICS: dict[str, ReferenceMetric] = {"exact_match": exact_match, "word_f1": word_f1}
+
 _WINDOW_CANDIDATES = 1000  # ranked at a time: enough to find rows of like length, little to hold
 _WINDOW_COMPLETIONS = 2048  # generated and scored at a time
 
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """What one policy made of the prompts.
+    """What one policy made of the prompts; its JSON has the figures.
 
     Args:
         scores (`(P, n)` float64): Score of each completion.
@@ -40,8 +78,8 @@ class PolicyResult:
         length_chars (`Estimate`): Mean length of a completion, in characters.
     """
 
-    scores: Floats
-    completions: list[list[Completion]]
+    scores: Floats = field(repr=False)
+    completions: list[list[Completion]] = field(repr=False)
     mean: Estimate
     truncated: Estimate
     length_chars: Estimate
@@ -132,6 +170,15 @@ def compare_policies(results: Mapping[str, PolicyResult], baseline: str | None =
         wins = pair_wins(scores[:, :, None], base[:, None, :]).mean((1, 2))
         compared[name] = PolicyComparison(difference, mean_estimate(wins))
     return compared
+
+
+def policy_lines(asked: Sequence[Asked], results: Mapping[str, PolicyResult]) -> Iterator[dict[str, Any]]:
+    """Yields a line a prompt and policy: what it answered, and the scores."""
+    for place, one in enumerate(asked):
+        for name, own in results.items():
+            answers = [made.text for made in own.completions[place]]
+            found = {"completions": answers, "scores": own.scores[place].tolist()}
+            yield {"id": one.id, "prompt": one.prompt, **one.given, "policy": name, **found}
 
 
 def sample_scores(
@@ -247,6 +294,7 @@ class Asked:
         prompt (`Conversation`): With its `tools` and `chat_template_kwargs`.
         given (`dict[str, Any]`): These, as its row has them.
         candidates (`list`, *optional*): Its candidates, where the file has them.
+        reference (`str`, *optional*): The right answer, where its row has one.
     """
 
     id: Any
@@ -254,6 +302,7 @@ class Asked:
     prompt: Conversation
     given: dict[str, Any]
     candidates: list[Conversation] | None
+    reference: str | None = None
 
     def line(self, ranked: Ranked) -> dict[str, Any]:
         """Returns the line of the prompt with its candidates, their scores and the best of them."""
@@ -282,7 +331,8 @@ def read_prompts(source: str, *, candidates: bool) -> list[Asked]:
             )
         id = str(number) if row.get("id") is None else row["id"]
         given = {name: row[name] for name in TEMPLATE if row.get(name)}
-        asked.append(Asked(id, place, Chat.of(prompt, row), given, own))
+        reference = None if row.get("reference") is None else str(row["reference"])
+        asked.append(Asked(id, place, Chat.of(prompt, row), given, own, reference))
     return asked
 
 

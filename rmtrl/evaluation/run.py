@@ -89,39 +89,57 @@ class Run:
             write_json(task.folder(out) / "result.json", record)
 
 
-def read_tasks(named: Sequence[str]) -> list[Task]:
-    """Returns the benchmarks of `NAME` or `NAME=PATH` with their rows.
+def read_tasks(named: Sequence[str | Task]) -> list[Task]:
+    """Returns the benchmarks of `NAME` or `NAME=PATH` with their rows; those that are read stay.
 
     Raises:
         UsageError: If a path is empty, or a benchmark is given twice.
     """
     tasks = []
     for entry in named:
+        if isinstance(entry, Task):
+            tasks.append(entry)
+            continue
         name, _, path = entry.partition("=")
         if "=" in entry and not path:
             raise UsageError(f"got --benchmark {entry}; wanted NAME or NAME=PATH")
         tasks.append(Task.of(known_benchmark(name), path or None))
     name, count = Counter(task.name for task in tasks).most_common(1)[0] if tasks else ("", 0)
     if count > 1:
-        given = " and ".join(entry for entry, task in zip(named, tasks, strict=True) if task.name == name)
+        given = " and ".join(str(entry) for entry, task in zip(named, tasks, strict=True) if task.name == name)
         raise UsageError(f"the benchmark {name} is given twice, as {given}; its figure would count twice")
     return tasks
 
 
-def evaluate_model(
-    model: str, tasks: Sequence[Task], out: Path | None, *, text: str | None = None, process: Process = ALONE,
-    **settings: Any,
+def evaluate(
+    model: str | Path, benchmarks: str | Sequence[str | Task], out: str | Path | None = None, *,
+    text: str | None = None, process: Process = ALONE, **settings: Any,
 ) -> Run:  # fmt: skip
     """Returns the results of one model; with `out`, scores and results stand there, and a killed run goes on.
 
     Args:
-        model (`str`): Checkpoint folder or hub id.
-        tasks (`Sequence[Task]`): The benchmarks.
-        out (`Path`, *optional*): Folder for one folder a benchmark.
+        model (`str` or `Path`): Checkpoint folder, hub id or URL: figures go with the fingerprint of what was scored.
+        benchmarks (`str` or `Sequence`): `NAME` or `NAME=PATH`, as `rmtrl evaluate` takes them, or tasks.
+        out (`str` or `Path`, *optional*): Folder for one folder a benchmark.
         text (`str`, *optional*): Form of the text for a model without chat template; see [`as_text`].
         process ([`~rmtrl.processes.Process`]): This one of those that share the work, in `out`; the first has results.
         settings: As in [`RewardScorer.from_pretrained`].
+
+    Raises:
+        UsageError: If a benchmark is not known, or the model has no chat template and there is no `text`.
+
+    Example:
+
+    ```python
+    >>> run = evaluate("outputs/tiny/rm", "examples/benchmark")
+    >>> run.results["kitchen"].overall.n
+    7
+    ```
     """
+    if not isinstance(model, str | Path):
+        raise UsageError(f"got a {type(model).__name__}; wanted the folder, hub id or URL of the model that is scored")
+    model, out = str(model), Path(out) if out else None
+    tasks = read_tasks([benchmarks] if isinstance(benchmarks, str) else benchmarks)
     from rmtrl.reward.remote import load_scorer
 
     items = [as_text(task.items, text) if text else task.items for task in tasks]

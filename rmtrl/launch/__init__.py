@@ -21,6 +21,7 @@ from rmtrl.data.loading import load_rows
 from rmtrl.data.provenance import environment
 from rmtrl.errors import DataError, RmtrlError, UsageError
 from rmtrl.io import read_object
+from rmtrl.processes import cpu_has_bf16
 from rmtrl.reporting.cards import write_card
 from rmtrl.reporting.report import read_run, write_report
 
@@ -53,7 +54,7 @@ def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[
         arguments = ["--config", str(default_config), *arguments]
     if not torch.accelerator.is_available():
         known = {setting.name for kind in dataclass_types for setting in fields(kind)}
-        needed = {"use_cpu": "true"} | ({} if _cpu_has_bf16() else {"bf16": "false"})
+        needed = {"use_cpu": "true"} | ({} if cpu_has_bf16() else {"bf16": "false"})
         arguments = [*(f"--{name}={value}" for name, value in needed.items() if name in known), *arguments]
     try:
         return tuple(_Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(arguments))
@@ -66,10 +67,6 @@ def parse_recipe(dataclass_types: Sequence[Any], default_config: Path) -> tuple[
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help for the settings")  # argparse would print hundreds of lines of usage
-
-
-def _cpu_has_bf16() -> bool:
-    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def read_rows(recipe: ScriptArguments) -> Dataset:

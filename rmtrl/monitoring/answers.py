@@ -272,7 +272,7 @@ class RuleScorer(Scorer):
         """Returns the severity of each last answer, `(N,)` float32."""
         return np.array([self._severity(*last_answer(own), None) for own in conversations], np.float32)
 
-    def __call__(
+    def score_completions(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], *,
         reference: Sequence[Any] | None = None, **columns: Any,
     ) -> list[float]:  # fmt: skip

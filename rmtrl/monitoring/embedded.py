@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
-from rmtrl.errors import UsageError
+from rmtrl.errors import extra
 from rmtrl.monitoring.answers import WORDS, Clock, Graded, Pattern, Reading, RuleScorer, readings
 from rmtrl.types import shorten
 
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
 _NEAR_CHARS = 60  # around a number that a word names
 _DOCUMENT_WORDS = 30  # of what was asked, from which on it is taken for a document
-
-
-def _needed(module: str, package: str) -> Any:
-    """Returns a module of the extra `monitor`, or says in one line what to install."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not module.startswith(str(error.name)):
-            raise
-        raise UsageError(f"this guard needs {package}; pip install 'rmtrl[monitor]'") from error
 
 
 class PersonalData(RuleScorer):
@@ -49,7 +39,8 @@ class PersonalData(RuleScorer):
     """
 
     def __init__(self) -> None:
-        _needed("stdnum", "python-stdnum")
+        with extra("monitor", "this guard"):
+            importlib.import_module("stdnum")
 
     def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         read, taken = readings(answer), bytearray(len(answer))
@@ -104,7 +95,8 @@ class Secrets(RuleScorer):
     """
 
     def __init__(self) -> None:
-        _needed("detect_secrets", "detect-secrets")
+        with extra("monitor", "this guard"):
+            importlib.import_module("detect_secrets")
 
     def found(self, asked: str, answer: str, reference: str, clock: Clock) -> Iterator[Graded]:
         own = readings(answer)

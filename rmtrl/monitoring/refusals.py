@@ -69,7 +69,7 @@ class RefusalScorer(Scorer):
         """Returns the probability of a full refusal, where as many refuse as do not, `(N,)` float32."""
         return np.array([_probability("full", *_turns(c)) for c in conversations], dtype=np.float32)
 
-    def __call__(
+    def score_completions(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the severity of each completion; where both are texts, the second alone is the answer."""

@@ -371,8 +371,9 @@ class ComposedReward:
     Example:
 
     ```python
+    >>> from rmtrl.calibration import read_calibration
     >>> reward = ComposedReward(
-    ...     RewardScorer.from_pretrained("outputs/rm"), calibration=read_calibration("outputs/rm"),
+    ...     RewardScorer("outputs/rm"), calibration=read_calibration("outputs/rm"),
     ...     filters=[truncated_filter()], length_penalty=LengthPenalty(128, 0.01), clip=(-5, 5),
     ... )
     >>> GRPOTrainer(model, reward_funcs=reward, train_dataset=prompts)

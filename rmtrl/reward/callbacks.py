@@ -89,7 +89,14 @@ def log_histogram(state: TrainerState, name: str, values: NDArray[np.float64]) -
 
 
 class MarginCallback(RewardCallback):
-    """Logs the spread, the extremes and the histogram of the margin, and in evaluation the interval of its sign."""
+    """Logs the spread, the extremes and the histogram of the margin, and in evaluation the interval of its sign.
+
+    Example:
+
+    ```python
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=[MarginCallback()])
+    ```
+    """
 
     def on_rewards(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
@@ -112,7 +119,14 @@ class MarginCallback(RewardCallback):
 
 
 class LengthBiasCallback(RewardCallback):
-    """Logs how far rewards follow the length of the response, in tokens; see [`rmtrl.metrics.length_bias`]."""
+    """Logs how far rewards follow the length of the response, in tokens; see [`rmtrl.metrics.length_bias`].
+
+    Example:
+
+    ```python
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=[LengthBiasCallback()])
+    ```
+    """
 
     def on_rewards(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str
@@ -122,7 +136,14 @@ class LengthBiasCallback(RewardCallback):
 
 
 class CenterRewardCallback(RewardCallback):
-    """Logs where the rewards stand and the centre loss (Eisenstein et al. 2023, Eq. 2) on its own."""
+    """Logs where the rewards stand and the centre loss (Eisenstein et al. 2023, Eq. 2) on its own.
+
+    Example:
+
+    ```python
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset, callbacks=[CenterRewardCallback()])
+    ```
+    """
 
     def on_rewards(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, pairs: PairRewards, prefix: str

@@ -71,8 +71,8 @@ class DPOScorer(ModelScorer):
 
     ```python
     >>> scorer = DPOScorer.from_pretrained("outputs/dpo", "outputs/sft")
-    >>> scorer(prompts=["Is the sky blue?"], completions=[" Yes."])
-    [0.31]
+    >>> scorer([[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]]).shape
+    (1,)
     ```
     """
 
@@ -142,7 +142,7 @@ class DPOScorer(ModelScorer):
                 )
         return self._score([c[:-1] for c in conversations], [c[-1:] for c in conversations])
 
-    def __call__(
+    def score_completions(
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float]:
         """Returns the implicit rewards of `completions` as TRL's trainers expect them; strings or messages."""

@@ -126,7 +126,7 @@ class JudgeScorer(AsyncReward, Scorer):
         cut = [("", own) if isinstance(own, str) else (own[:-1], own[-1:]) for own in conversations]
         return self._rated(cut)
 
-    def __call__(  # type: ignore[override]
+    def score_completions(  # type: ignore[override]
         self, prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any
     ) -> list[float | None]:
         """Returns the ratings of the completions as TRL's trainers expect them, None where the judge abstains."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrl.data.messages import half_character, message_text
 from rmtrl.data.provenance import checkpoint_fingerprint, is_same_model
-from rmtrl.errors import ModelError, RenderingError, UsageError
+from rmtrl.errors import ModelError, RenderingError, UsageError, extra
 from rmtrl.io import read_object
 from rmtrl.metrics import step_rewards
 from rmtrl.models import find_file, load_tokenizer
@@ -79,11 +79,9 @@ class Endpoint:
             raise UsageError(f"the environment variable {api_key_env} is not set or empty; put the key there")
         self.url, self.attempts, self.timeout, self.most_wait = url, attempts, timeout, most_wait
         self.concurrency, self.api_key_env = concurrency, api_key_env
-        try:
+        with extra("remote", url):
             import httpx  # noqa: F401
             import tenacity  # noqa: F401
-        except ImportError as error:
-            raise UsageError(f"{url} needs {error.name}, which is missing; pip install 'rmtrl[remote]'") from error
 
     @cached_property
     def _client(self) -> Any:

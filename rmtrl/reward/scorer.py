@@ -14,7 +14,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rmtrl.errors import DataError, ModelError, RenderingError
+from rmtrl.errors import DataError, ModelError, RenderingError, UsageError
 from rmtrl.models import (
     base_model,
     beyond_embeddings,
@@ -121,10 +121,10 @@ class RewardScorer(ModelScorer):
     1e-5). Nothing is truncated.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A sequence classification model with one label; see [`RewardScorer.from_pretrained`] for folders and ids.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer the model was trained with.
+        model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Folder or hub id of a reward model or adapter, or a sequence classification model with one label.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer the model was trained with; the folder's own where there is one.
         rendering ([`Rendering`], *optional*):
             How the model's training data was rendered; the tokenizer is checked against it.
         head ([`Head`], *optional*):
@@ -137,39 +137,48 @@ class RewardScorer(ModelScorer):
             Whether tokens that several conversations start with are computed once, where the model can.
         progress (`bool`, *optional*, defaults to `True`):
             Whether long passes show a bar on stderr.
+        loading:
+            How a folder is loaded: see [`RewardScorer.from_pretrained`].
 
     Raises:
         RenderingError: If the tokenizer does not render as in training.
         ModelError: If the model does not end in one scalar.
+        UsageError: If a model that is loaded comes without its tokenizer, or with settings to load one.
 
     Example:
 
     ```python
     >>> from rmtrl import RewardScorer
-    >>> scorer = RewardScorer.from_pretrained("outputs/tiny/rm")
-    >>> scorer.score([[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]]).shape
+    >>> scorer = RewardScorer("outputs/tiny/rm")
+    >>> scorer([[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]]).shape
     (1,)
     ```
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *,
+        self, model: str | Path | PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None, *,
         rendering: Rendering | None = None, head: Head | None = None, batch_tokens: int = 8192,
-        batch_size: int | None = None, shared_prefix: bool = True, progress: bool = True,
+        batch_size: int | None = None, shared_prefix: bool = True, progress: bool = True, **loading: Any,
     ) -> None:  # fmt: skip
+        whole_model: Any = model
+        if isinstance(model, str | Path):
+            whole_model, tokenizer = _loaded(model, tokenizer, **loading)
+            rendering, head = rendering or stored_rendering(model), head or stored_head(model)
+        elif tokenizer is None or loading:
+            got = f"{', '.join(loading)} with" if loading else "no tokenizer with"
+            raise UsageError(f"got {got} a model that is loaded; wanted RewardScorer(model, tokenizer), or its folder")
         settings: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": batch_size, "progress": progress}
         super().__init__(tokenizer, rendering=rendering, **settings)
-        compute_head_in_float32(model)
-        self.model = model.eval()
+        compute_head_in_float32(whole_model)
+        self.model = whole_model.eval()
         self.head = head or Head()
         if self.head.dropout:
-            set_dropout(model, self.head.dropout)
+            set_dropout(whole_model, self.head.dropout)
         self.shared_prefix = shared_prefix
         self._said_longer = False
         self._agree_on_pad_token()
 
     @classmethod
-    @whole()
     def from_pretrained(
         cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, device: str | None = None,
         dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, quantization_config: Any = None,
@@ -191,13 +200,8 @@ class RewardScorer(ModelScorer):
             ModelError: If there is no model at `path`, or it does not have one label.
             FreshHeadError: If the checkpoint has no trained score head.
         """
-        loading: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        target = device_or_best(device)
-        tokenizer = tokenizer or load_tokenizer(path, kind="reward model", **loading)
-        if quantization_config is not None:
-            loading["quantization_config"] = quantization_config
-        model = load_reward_model(path, tokenizer, dtype=dtype, **loading).to(target)
-        return cls(model, tokenizer, rendering=stored_rendering(path), head=stored_head(path), **settings)
+        loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        return cls(path, tokenizer, quantization_config=quantization_config, **loading, **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the reward of each conversation, `(N,)` float32; a list of token ids is scored as it stands.
@@ -356,3 +360,16 @@ def check_conversations(conversations: Any) -> None:
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
+
+
+@whole()
+def _loaded(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase | None, *, device: str | None = None,
+    dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, quantization_config: Any = None,
+) -> tuple[Any, PreTrainedTokenizerBase]:  # fmt: skip
+    """Returns the model at a folder or hub id, on its device, and its tokenizer."""
+    target, settings = device_or_best(device), dict[str, Any](trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(path, kind="reward model", **settings)
+    if quantization_config is not None:
+        settings["quantization_config"] = quantization_config
+    return load_reward_model(path, tokenizer, dtype=dtype, **settings).to(target), tokenizer

@@ -81,7 +81,7 @@ class RewardTrainer(TRLRewardTrainer):
 
     ```python
     >>> from rmtrl import RewardTrainer
-    >>> trainer = RewardTrainer(model="Qwen/Qwen3-0.6B", train_dataset=dataset)
+    >>> trainer = RewardTrainer("outputs/tiny/sft", train_dataset=dataset)
     >>> trainer.train()
     ```
     """

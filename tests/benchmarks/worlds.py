@@ -95,7 +95,7 @@ def preference_rows(pairs: Sequence[Pair], labels: Floats, rng: np.random.Genera
     return Dataset.from_list(rows)
 
 
-def train(rows: Dataset, seed: int, **settings) -> tuple[RewardScorer, float | None]:
+def train(rows: Dataset, seed: int, *, start: Path | None = None, **settings) -> tuple[RewardScorer, float | None]:
     """Returns the reward model of the tiny recipe's settings, without early stopping, and its tie parameter."""
     recipe = yaml.safe_load(SETTINGS.read_text())
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:
@@ -103,7 +103,7 @@ def train(rows: Dataset, seed: int, **settings) -> tuple[RewardScorer, float | N
             folder, seed=seed, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
             logging_strategy="no", **({name: recipe[name] for name in _OF_TRAINING} | settings),
         )  # fmt: skip
-        start = _start()
+        start = start or _start()
         with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
             trainer = RewardTrainer(
                 str(start), args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(start)

@@ -5,7 +5,14 @@ import pytest
 
 from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.evaluation.overoptimization import measure_overoptimization
-from rmtrl.evaluation.policy import best_of_n, compare_policies, evaluate_policies, sample_scores
+from rmtrl.evaluation.policy import (
+    best_of_n,
+    compare_policies,
+    evaluate_policies,
+    exact_match,
+    sample_scores,
+    word_f1,
+)
 from rmtrl.generation import Completion, Generator
 from rmtrl.types import Chat, Scorer
 
@@ -166,3 +173,18 @@ def test_prompts_of_other_tools_are_other_prompts_and_keep_them():
     assert [own.tools for own in seen] == [[{"name": "a"}], [{"name": "b"}]]
     with pytest.raises(DataError, match="prompts 0 and 1 are equal"):
         evaluate_policies({"p": Echo()}, [prompts[0], Chat(asked, tools=[{"name": "a"}])], Seen())
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1, 1),
+        ("Paris, France", "Paris", 0, 2 / 3),  # precision 1/2, recall 1
+        ("yes yes no", "yes no no", 0, 2 / 3),  # two of three words are shared, each as often as both have it
+        ("", "Paris", 0, 0),
+        ("", "the", 1, 1),
+    ],
+)
+def test_words_are_compared_as_squad_compares_them(text, reference, exact, f1):
+    assert (exact_match(text, reference), word_f1(text, reference)) == (exact, pytest.approx(f1))
+    assert word_f1(reference, text) == word_f1(text, reference)

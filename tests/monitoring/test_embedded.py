@@ -225,7 +225,7 @@ def test_mathematics_and_code_are_no_secrets_and_no_telephone_numbers():
         assert not Guard(scorer, 0.5).flags([""] * 700, answers).any()
 
 
-@pytest.mark.parametrize(("scorer", "package"), [(Secrets, "detect-secrets"), (PersonalData, "python-stdnum")])
+@pytest.mark.parametrize(("scorer", "package"), [(Secrets, "detect_secrets"), (PersonalData, "stdnum")])
 def test_a_missing_extra_is_said_in_one_line(scorer, package, monkeypatch):
     real = embedded.importlib.import_module
 

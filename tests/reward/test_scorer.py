@@ -23,7 +23,7 @@ from transformers import (
 from rmtrl import RewardConfig, RewardScorer, RewardTrainer
 from rmtrl.data.preferences import last_turn_only, read_preferences
 from rmtrl.data.validation import validate
-from rmtrl.errors import DataError, FreshHeadError, ModelError, RenderingError
+from rmtrl.errors import DataError, FreshHeadError, ModelError, RenderingError, UsageError
 from rmtrl.reward.rendering import Rendering, choose_pad_token, encode
 from rmtrl.tiny import make_tiny_tokenizer
 
@@ -74,6 +74,22 @@ def test_a_scorer_is_a_trl_reward_function(scorer, chats):
     rewards = scorer(prompts=list(prompts), completions=list(completions), trainer_state=None)
     np.testing.assert_allclose(rewards, scorer.score([p + c for p, c in zip(prompts, completions, strict=True)]))
     assert scorer.__name__ == "RewardScorer"
+
+
+def test_a_folder_stands_for_its_model_and_tokenizer(checkpoint, scorer, texts):
+    wanted = scorer.score(texts)
+    for own in (RewardScorer(checkpoint), RewardScorer(str(checkpoint), device="cpu", dtype="float32", batch_size=3)):
+        np.testing.assert_allclose(own(texts), wanted, atol=1e-5)
+    assert RewardScorer(checkpoint, batch_size=3).batch_size == 3
+    with pytest.raises(ModelError, match="there is no such folder"):
+        RewardScorer(checkpoint.parent / "nowhere")
+
+
+def test_a_model_that_is_loaded_needs_its_tokenizer_and_no_settings_to_load_one(model, tokenizer):
+    with pytest.raises(UsageError, match=r"no tokenizer with a model .* RewardScorer\(model, tokenizer\)"):
+        RewardScorer(model)
+    with pytest.raises(UsageError, match="got device with a model that is loaded"):
+        RewardScorer(model, tokenizer, device="cpu")
 
 
 def test_encode_is_the_tokenisation_of_trl(tmp_path, model, tokenizer, pairs, chats):

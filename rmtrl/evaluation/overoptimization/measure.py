@@ -161,7 +161,7 @@ class Overoptimization:
 
 
 def measure_overoptimization(
-    samples: pd.DataFrame,
+    samples: pd.DataFrame | str,
     *,
     n_max: int | None = None,
     held_out: Sequence[str] = (),
@@ -175,7 +175,7 @@ def measure_overoptimization(
     to the fewest. Where the samples are of several training steps, the last one is the whole, and each is a part.
 
     Args:
-        samples (`DataFrame`): From [`scored_samples`].
+        samples (`DataFrame` or `str`): From [`scored_samples`], or a file of them.
         n_max (`int`, *optional*): Largest n, 3 or more; defaults to the fewest samples of a prompt.
         held_out (`Sequence[str]`): Domains the proxy was not trained on.
         points (`int`): Values of n at most.
@@ -194,9 +194,10 @@ def measure_overoptimization(
     >>> proxy = 0.8 * gold + 0.6 * rng.normal(size=12_800)
     >>> samples = scored_samples(np.repeat(np.arange(200), 64), proxy, gold)
     >>> print(measure_overoptimization(samples).whole.gamma)
-    0.202 [0.191, 0.215] (n = 200)
+    0.204 [0.193, 0.216] (n = 200)
     ```
     """
+    samples = samples_of(read_samples(samples, {}), samples) if isinstance(samples, str) else samples
     prompts = _by_prompt(samples)
     domains, steps = (prompts[name].unique().tolist() for name in ("domain", "step"))
     n_max, notes = _largest_n(prompts, n_max)
