@@ -195,8 +195,8 @@ def simulate(options):
         "habit": "Worlds in which fewer than half of the annotators share a habit, which a model could learn.",
     }
     lines = [
-        f"`tests/benchmarks/ceiling.py worlds --worlds {options.worlds}`, {seconds / 60:.0f} minutes of one core. "
-        f"In {asked - len(wrong)} of the {asked} rows of the fitted family nothing is missed"
+        f"`tests/benchmarks/ceiling.py worlds --worlds {options.worlds}`, {seconds / 60:.0f} minutes by the clock, "
+        f"with other work beside it. In {asked - len(wrong)} of the {asked} rows of the fitted family nothing is missed"
         f"{': ' * bool(wrong)}{'; '.join(wrong)}.", "",
     ]  # fmt: skip
     for family, own in rows.items():
