@@ -87,16 +87,16 @@ class Labels:
 
     Args:
         labels:
-            Whose verdicts: a [`JudgeScorer`], asked in both orders; any other [`Scorer`] (held-out labels, gold, a
-            larger reward model), whose higher score wins; a function of prompts, answers and reference answers that
-            returns 1, 0.5, 0 or, without verdict, None for each; or a folder for people. There each look writes
-            `eval/step-…/review.jsonl` with its `key.json`, and counts every `eval/step-…/verdicts.jsonl` that
-            `rmtrl fresh import` has written since, whenever it comes.
+            Whose verdicts: a [`JudgeScorer`], asked in both orders; any other [`Scorer`] of prompts and answers
+            (held-out labels, gold, a larger reward model), whose higher score wins; a function of prompts, answers
+            and reference answers that returns 1, 0.5, 0 or, without verdict, None for each; or a folder for people.
+            There each look writes `eval/step-…/review.jsonl` with its `key.json`, and counts every
+            `eval/step-…/verdicts.jsonl` that `rmtrl fresh import` has written since, whenever it comes.
         references (`Sequence[int]`): Steps at which the policy may become the reference.
         per_look (`int`): Prompts that a look asks about at a time.
         rounds (`int`): How often it asks at most; people are asked once.
         budget (`int`): Most labels of the run, for each evaluation set.
-        alpha (`float`): Chance of an alarm in a run that is never worse.
+        alpha (`float`): Chance of an alarm in a run that is never worse, for each evaluation set.
         seed (`int`): Of the order of prompts.
 
     Raises:

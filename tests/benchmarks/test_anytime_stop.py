@@ -52,3 +52,12 @@ def test_todays_callback_is_given_the_looks_and_prompts_that_the_labels_allow():
     look, stopped, labels, best = study.todays(made, 200, 0, 1)
     assert stopped and (look, best) == (5, 3) and labels == 6 * 20
     assert study.todays(made, 30, 0, 1)[1:3] == (False, 30)  # three prompts are too few to find anything
+
+
+def test_the_labels_that_would_tell_a_loss_are_those_of_a_sign_test():
+    made = bank(RISE_AND_FALL)
+    assert study.needed(made) == "3 at 12"  # all lost: z² = 2.7; a third is gone at 10, two thirds at 12
+    even = study.Drawn([{"step": k, "gold": gold, "reward": [0.0, 0.0], "texts": ["a", str(k)]}
+                        for k, gold in enumerate([[0.0, 0.0], [1.0, 0.0], [0.0, 0.4]])])  # fmt: skip
+    assert study.needed(even) == "no number, at 2"  # as many wins as losses
+    assert study.needed(bank([0.5, 0.6])) == "-"

@@ -191,8 +191,15 @@ def test_a_models_file_becomes_a_row_that_gives_the_same_decision():
 
 def test_the_section_says_what_was_found():
     text = "\n".join(section(frame()))
-    assert "128 reward models of 64 cells" in text and re.search(r"\| fresh accuracy \| 0\.9\d\d", text)
+    assert "128 of 128 reward models of 64 cells" in text and "Against the best single" in text
+    assert re.search(r"\| fresh accuracy \| 0\.9\d\d", text)
     assert len(against_rows(judged(frame(), study_thresholds()), "ppo_gain")) == 2 + 4
+
+
+def test_a_part_of_the_models_says_so_and_gives_no_verdict_on_the_aim():
+    assert len(section(frame()[:19])) == len(section(frame()[:0])) == 1
+    text = "\n".join(section(frame()[:40]))
+    assert "40 of 128 reward models" in text and "wait for the other 88" in text and "is met" not in text
 
 
 # public models

@@ -173,6 +173,24 @@ def test_a_fall_below_a_checkpoint_is_found_above_the_start(new_run):
         assert run.stopped is found
 
 
+@pytest.mark.parametrize("gain", [0, 5])
+def test_runs_that_are_never_worse_seldom_raise_an_alarm(new_run, gain):
+    """Flat, or a gain and then a plateau, with chances to move the reference and to ask again."""
+    rng, runs = np.random.default_rng(gain), 150
+
+    def noisy(prompts, now, reference):
+        ahead = (float(now[0].split()[0]) - float(reference[0].split()[0])) / 20
+        return (rng.random(len(now)) < 0.5 + ahead).astype(float)
+
+    alarms = 0
+    for _ in range(runs):
+        run = new_run(Labels(noisy, references=(3, 6, 9), per_look=6))
+        for step in range(12):
+            run.see(step, f"{min(step, gain)} of {step}")
+        alarms += bool(run.callback.labels.evidence["eval"].alarm)
+    assert alarms / runs <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
+
+
 def test_what_has_no_verdict_is_no_evidence(new_run):
     run = new_run(Labels(lambda prompts, now, reference: [None, float("nan"), *[0.0] * (len(prompts) - 2)],
                          rounds=1))  # fmt: skip
