@@ -76,7 +76,7 @@ report: $(RUN)/rm/metrics.json | $(VENV)/.installed ## Write outputs/tiny/report
 	@$(BIN)/rmtrl report $(RUN)
 
 picture: report ## Take examples/report.png, the README's picture, with chromium
-	@chromium --headless --no-sandbox --hide-scrollbars --window-size=900,1100 --screenshot=examples/report.png \
+	@chromium --headless --no-sandbox --hide-scrollbars --window-size=900,780 --screenshot=examples/report.png \
 	    file://$(CURDIR)/$(RUN)/report.html
 
 # tiny models are fastest on one thread, and a whole suite in several processes

@@ -1,11 +1,16 @@
 """The page of a run: what it says, where a part is missing, and text that would break out of it."""
 
+import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import typer
 
+from rmtrl.cli import app
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.gate import Thresholds, default_thresholds
 from rmtrl.evaluation.scoring import WORST
@@ -16,6 +21,7 @@ EASY = Thresholds.from_yaml(
     "{schema: rmtrl/thresholds/1, checks: {overlap: {maximum: 0}, test_accuracy: {minimum: 0.5}}}"
 )
 
+ROOT = Path(__file__).parents[2]
 PARTS = ["checks", "trained", "accuracy", "reliability", "margins", "length", "probes", "benchmarks", "best-of-n",
          "policy", "watch", "pairs", "provenance"]  # fmt: skip
 
@@ -104,7 +110,7 @@ MISSING = {
     "eval/results.json": "rmtrl evaluate --benchmark NAME --model",
     "rm/overoptimization.json": "rmtrl overopt SAMPLES --out",
     "ppo/metrics.json": "recipes/ppo_llama.py --reward_model_path",
-    "guard.json": "rmtrl guard ANSWERS --policy GUARDS --json",
+    "guard.json": "rmtrl guard ANSWERS --rules GUARDS --json",
     "drift.json": "rmtrl drift REFERENCE CURRENT --json",
     f"rm/{WORST}": "rmtrl audit TEST_PAIRS --model",
 }
@@ -130,6 +136,22 @@ def test_what_is_missing_is_a_line_with_the_command_that_makes_it(run_folder, fi
     (run_folder / file).unlink()
     new = [line for line in lines() if line not in before]
     assert new and all("Not here yet" in line for line in new) and any(MISSING[file] in line for line in new)
+
+
+def test_the_commands_of_a_page_are_commands_with_these_options(tmp_path):
+    (tmp_path / "fresh.json").write_text(json.dumps({"schema": "rmtrl/fresh/1", "accuracy": figure(0.9)}))
+    page = write_report(read_run(tmp_path)).read_text()
+    codes = [shlex.split(html.unescape(code)) for code in re.findall("<code>([^<]*)</code>", page)]
+    assert len({tuple(code[:2]) for code in codes}) >= 10
+    for program, *words in codes:
+        if program != "rmtrl":
+            assert (ROOT / program).is_file()
+            continue
+        command = typer.main.get_command(app)
+        while words and words[0] in getattr(command, "commands", ()):
+            command = command.commands[words.pop(0)]
+        known = {flag for param in command.params for flag in param.opts}
+        assert not hasattr(command, "commands") and {word for word in words if word[:2] == "--"} <= known, words
 
 
 def test_a_ready_model_is_a_yes_and_says_how_many_checks_it_passed(run_folder):

@@ -11,7 +11,7 @@ from test_run_report import EASY, HOSTILE
 
 from rmtrl.evaluation.gate import default_thresholds
 from rmtrl.evaluation.scoring import WORST
-from rmtrl.io import read_object, write_rows
+from rmtrl.io import write_rows
 from rmtrl.reporting.report import read_run, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,13 +37,20 @@ FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0"><pre id="
 def browse(tmp_path):
     """Runs a script in the page of a run at a size; returns what it returns."""
 
-    def run(folder, script, size="desktop", **settings):
+    def run(folder, script, size="desktop", flags=(), **settings):
         width, height = SIZES[size]
         page = html.escape(write_report(read_run(folder, **settings)).read_text(encoding="utf-8"))
         file = tmp_path / "frame.html"
         file.write_text(FRAME.format(width=width, height=height, page=page, script=script), encoding="utf-8")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
-        command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *flags]
+        command = [
+            CHROMIUM,
+            *flags,
+            "--virtual-time-budget=5000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            file.as_uri(),
+        ]
         dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
         return json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1]))
 
@@ -123,9 +130,11 @@ def test_hostile_text_runs_nothing(browse, run_folder, edit):
     assert (title, clean) == ("mine: report", True) and seen == texts
 
 
-def test_dark_paper_is_dark(browse, whole_run):
-    assert read_object(whole_run / "rm/metrics.json")  # the page has figures
+def test_paper_is_light_or_dark_as_the_reader_has_it(browse, whole_run):
     script = """
-      const rules = [...page.styleSheets[0].cssRules].filter(rule => rule.media);
-      return rules.map(rule => rule.media.mediaText)"""
-    assert {"(prefers-color-scheme: dark)", "print"} <= set(browse(whole_run, script))
+      const own = window_.getComputedStyle(page.body);
+      return [own.backgroundColor, own.color].map(colour => Math.max(...colour.match(/\\d+/g).map(Number)))"""
+    paper, ink = browse(whole_run, script)
+    assert paper > 200 and ink < 100
+    paper, ink = browse(whole_run, script, flags=["--blink-settings=preferredColorScheme=0"])
+    assert paper < 100 and ink > 200
