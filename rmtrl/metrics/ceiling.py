@@ -42,7 +42,7 @@ _SPREAD, _LEVEL = 1.0, 2.0  # standard deviations of the prior: of log skills an
 _TIE, _SD_TIE = -3.0, 2.0  # the prior of τ
 _TIED, _SD_TIED = (3.0, -4.0, 0.5), (1.0, 1.5, 1.0)  # the prior of δ, the logit of π and γ: ties by nature are rare
 _FARTHEST, _NODES = 6.0, 32  # of θ, on each side of 0
-_STEP = 1e-4
+_STEP = 1e-5
 _LEAST = -700.0  # of a log chance that only a count of 0 goes with
 _CODES = {1.0: 0, 0.0: 1, 0.5: 2}
 _COIN = Estimate(0.5, 0.5, 0.5, 0)
@@ -274,7 +274,7 @@ class _Fit:
 
     def best(self) -> Floats:
         """Returns the parameters of the highest posterior, `(K,)`."""
-        found: Floats = optimize.minimize(self.loss, self.middle, jac=True, method="BFGS", options={"gtol": 1e-7}).x
+        found: Floats = optimize.minimize(self.loss, self.middle, jac=True, method="BFGS", options={"gtol": 1e-6}).x
         return found
 
     def information(self, free: Floats) -> Floats:
@@ -294,7 +294,9 @@ class _Fit:
     def _right(self, free: Floats, panels: Ints, number: Floats) -> float:
         """Returns how often the majority of panels `(M, G)`, of which there are `number`, is for the better side."""
         logs, weights, _ = self.chances(free)
-        chances = np.exp(logs)
+        half = len(weights) // 2
+        chances, weights = np.exp(logs[..., half:]), np.exp(weights[half:])
+        weights[:-1] *= 2  # below 0, θ is the mirror of what is above
         size = int(panels.sum(axis=1).max())
         lead = np.zeros((len(panels), len(weights), 2 * size + 1))  # chance of each a − b
         lead[..., size] = 1
@@ -306,12 +308,11 @@ class _Fit:
             moved[..., 1:] += a * lead[..., :-1]
             moved[..., :-1] += b * lead[..., 1:]
             lead = np.where(votes, moved, lead)
-        ahead, behind, tied = lead[..., size + 1 :].sum(axis=-1), lead[..., :size].sum(axis=-1), lead[..., size]
-        right, tied = np.where(self.theta < 0, behind, ahead) @ np.exp(weights), tied @ np.exp(weights)
+        right, tied = lead[..., size + 1 :].sum(axis=-1) @ weights, lead[..., size] @ weights
         return float(number @ right / (number @ (1 - tied)))
 
 
 def _differences(function: Callable[[Floats], Floats], at: Floats) -> Floats:
-    """Returns the slopes of a function `(K,) -> (C,)` by central differences, `(C, K)`."""
-    steps = _STEP * np.eye(len(at))
-    return np.stack([(function(at + step) - function(at - step)) / (2 * _STEP) for step in steps], axis=-1)
+    """Returns the slopes of a function `(K,) -> (C,)` by differences, `(C, K)`."""
+    here = function(at)
+    return np.stack([function(at + step) - here for step in _STEP * np.eye(len(at))], axis=-1) / _STEP
