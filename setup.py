@@ -5,5 +5,4 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["rmtrl*"]), "rmtrl._recipes"],
     package_dir={"rmtrl._recipes": "recipes"},
-    package_data={"rmtrl._recipes": ["*/*.yaml", "*/*/*.yaml"]},
 )
