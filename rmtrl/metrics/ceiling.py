@@ -42,7 +42,7 @@ _SPREAD, _LEVEL = 1.0, 2.0  # standard deviations of the prior: of log skills an
 _TIE, _SD_TIE = -3.0, 2.0  # the prior of τ
 _TIED, _SD_TIED = (3.0, -4.0, 0.5), (1.0, 1.5, 1.0)  # the prior of δ, the logit of π and γ: ties by nature are rare
 _FARTHEST, _NODES = 6.0, 32  # of θ, on each side of 0
-_STEP = 1e-5
+_STEP, _FLAT = 1e-5, 0.01
 _LEAST = -700.0  # of a log chance that only a count of 0 goes with
 _CODES = {1.0: 0, 0.0: 1, 0.5: 2}
 _COIN = Estimate(0.5, 0.5, 0.5, 0)
@@ -278,9 +278,11 @@ class _Fit:
         return found
 
     def information(self, free: Floats) -> Floats:
-        """Returns the Hessian of the whole loss, `(K, K)`."""
+        """Returns the Hessian of the whole loss, `(K, K)`; where it is no hill's, as at a saddle, nearly flat."""
         hessian = _differences(lambda at: self.loss(at)[1], free) * self.number.sum()
-        return (hessian + hessian.T) / 2
+        values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+        curved: Floats = vectors * np.maximum(values, _FLAT) @ vectors.T
+        return curved
 
     def logits(self, free: Floats) -> Floats:
         """Returns logit(2c − 1) of the ceiling c against one vote and against the majority, `(2,)`."""

@@ -196,8 +196,8 @@ def simulate(options):
     }
     lines = [
         f"`tests/benchmarks/ceiling.py worlds --worlds {options.worlds}`, {seconds / 60:.0f} minutes by the clock, "
-        f"with other work beside it. In {asked - len(wrong)} of the {asked} rows of the fitted family nothing is missed"
-        f"{': ' * bool(wrong)}{'; '.join(wrong)}.", "",
+        f"with other work beside it. In {asked - len(wrong)} of the {asked} rows of the fitted family nothing is "
+        f"missed{': ' * bool(wrong)}{'; '.join(wrong)}.", "",
     ]  # fmt: skip
     for family, own in rows.items():
         lines += [said[family], "", *table(header, own), ""]

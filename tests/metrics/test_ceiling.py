@@ -8,7 +8,15 @@ import pytest
 from scipy import stats
 
 from rmtrl.metrics import ratio_estimate
-from rmtrl.metrics.ceiling import NO_EVIDENCE, Ceiling, Votes, accuracy_ceiling, better_family, ceiling_of_cells
+from rmtrl.metrics.ceiling import (
+    NO_EVIDENCE,
+    Ceiling,
+    Votes,
+    _differences,
+    accuracy_ceiling,
+    better_family,
+    ceiling_of_cells,
+)
 from rmtrl.types import Estimate
 
 A, B, TIE = 0, 1, 2
@@ -185,6 +193,14 @@ def test_one_vote_a_pair_is_no_evidence():
 def test_annotators_who_never_differ_leave_a_ceiling_below_one():
     found = accuracy_ceiling(votes_of(table(aaa=60, bbb=60)))
     assert 0.9 < found.majority.low < found.majority.value < found.majority.high < 1
+
+
+def test_a_saddle_has_a_wide_interval_and_no_missing_one(monkeypatch):
+    votes = three(30, 10)
+    known = accuracy_ceiling(votes).majority
+    monkeypatch.setattr("rmtrl.metrics.ceiling._differences", lambda function, at: -_differences(function, at))
+    found = accuracy_ceiling(votes).majority
+    assert found.value == known.value and found.low < known.low < known.high < found.high
 
 
 def test_coins_have_a_ceiling_near_a_half():
