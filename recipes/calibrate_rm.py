@@ -23,6 +23,7 @@ from scipy.special import expit
 from rmtrl import RewardScorer
 from rmtrl.calibration.calibration import FILE, calibrate, summary
 from rmtrl.calibration.export import export_temperature
+from rmtrl.data.provenance import made_by
 from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.fingerprints import model_fingerprint
 from rmtrl.evaluation.scoring import SIDES, conversation
@@ -77,7 +78,7 @@ def main() -> None:
     curves = {n: reliability_curve(p, labels, groups, equal_mass=True) for n, p in probabilities.items()}
     png = run / "plots" / "reliability.png"
     save_figure(reliability_diagram(curves, title=f"{len(test):,} test pairs"), png, dpi=150)
-    write_json(run / FILE, result.as_dict())
+    write_json(run / FILE, result.as_dict() | {"made": made_by(vars(recipe))})
     if recipe.export:
         export_temperature(run, recipe.export, calibration=result)
     print(table(summary(result) | {"written to": f"{run / FILE}, {png}"}))

@@ -216,7 +216,7 @@ class Calibration:
                 f"got the schema {stored.get('schema')!r}; wanted {SCHEMA!r}, as rmtrl calibrate writes it"
             )
         try:
-            own: dict[str, Any] = {k: _estimates(v) for k, v in stored.items() if k not in ("schema", *_MADE)}
+            own: dict[str, Any] = {k: _estimates(v) for k, v in stored.items() if k not in ("schema", "made", *_MADE)}
             own |= {name: calibrator_from_dict(stored[name]) for name in _CALIBRATORS}
             domains = {name: DomainCalibration(**figures) for name, figures in own["domains"].items()}
             return cls(**own | {"domains": domains, "reward_range": tuple(own["reward_range"])})

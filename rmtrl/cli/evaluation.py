@@ -92,6 +92,7 @@ def calibrate(
     from rmtrl.calibration.calibration import calibrate as fit
     from rmtrl.calibration.calibration import summary
     from rmtrl.calibration.export import check_export, export_temperature
+    from rmtrl.data.provenance import made_by
     from rmtrl.data.splits import check_overlap
     from rmtrl.evaluation.fingerprints import model_fingerprint
 
@@ -120,7 +121,8 @@ def calibrate(
         result = result.with_test(chosen, rejected, tested.pairs["prompt_id"], labels=tested.column("preference"))
     known = {name: {"name": sources[name], "pairs": len(kept[name]), **own.fingerprint} for name, own in sets.items()}
     result = result.with_data(known, None if model is None else model_fingerprint(model))
-    whole = result.as_dict()
+    asked = {"model": model, "data": data, "scores": scores and str(scores), "test": test, "split": split}
+    whole = result.as_dict() | {"made": made_by(asked)}
     if out is not None:
         write_json(out, whole)
     if export is not None:

@@ -68,6 +68,20 @@ def environment() -> dict[str, str | None]:
     return {"python": platform.python_version(), "platform": platform.platform(), **versions}
 
 
+def made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a result says of its making: the `time` now, the `settings`, the versions as `environment`.
+
+    Example:
+
+    ```python
+    >>> made_by({"seed": 0})["settings"]
+    {'seed': 0}
+    ```
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"time": now, "settings": dict(settings), "environment": environment()}
+
+
 def manifest(
     *,
     sources: Sequence[Mapping[str, Any]],

@@ -54,6 +54,8 @@ def test_a_run_is_calibrated_on_its_own_calibration_split(recipe, calibrate, jud
     assert not [one for one in caught if "gradient_checkpointing" in str(one.message)]
     stored = read_calibration(run, model_fingerprint=model_fingerprint(run))
     assert stored.model_fingerprint["sha256"]
+    made = json.loads((run / "calibration.json").read_text())["made"]
+    assert made["settings"]["run"] == str(run) and made["environment"]["trl"] and made["time"].startswith("20")
     assert stored.data == {name: record["splits"][name] for name in ("calibration", "test")}
     assert stored.n == record["splits"]["calibration"]["pairs"]
     assert stored.test_before["nll"].n == record["splits"]["test"]["pairs"]
