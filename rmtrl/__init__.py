@@ -7,7 +7,7 @@ Judge  Scorer, RewardScorer, EnsembleScorer, HeadEnsembleScorer, MCDropoutScorer
        JudgeScorer, RemoteScorer, evaluate, calibrate, TemperatureCalibrator, IsotonicCalibrator, audit,
        overoptimization, gate, Estimate
 Use    CalibratedScorer, ComposedReward, PPOTrainer, PPOConfig, PPOCallback, Generator, TransformersGenerator,
-       best_of_n
+       best_of_n, evaluate_policies, compare_policies
 Watch  Guard, OveroptimizationCallback
 
 Names are imported when first used, so `import rmtrl` is quick and loads no torch; stages are modules: `rmtrl.data`, …
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rmtrl.evaluation.callback import BenchmarkCallback
     from rmtrl.evaluation.gate import gate
     from rmtrl.evaluation.overoptimization.measure import measure_overoptimization as overoptimization
-    from rmtrl.evaluation.policy import best_of_n
+    from rmtrl.evaluation.policy import best_of_n, compare_policies, evaluate_policies
     from rmtrl.evaluation.run import evaluate
     from rmtrl.generation import Generator, TransformersGenerator
     from rmtrl.ppo.config import PPOConfig
@@ -59,10 +59,11 @@ _EXPORTS = {
     "calibration.callback": "CalibrationCallback", "calibration.rewards": "CalibratedScorer",
     "data.preferences": "read_preferences", "data.splits": "make_splits", "data.validation": "validate",
     "evaluation.audit": "audit", "evaluation.callback": "BenchmarkCallback", "evaluation.gate": "gate",
-    "evaluation.overoptimization.measure": "overoptimization", "evaluation.policy": "best_of_n",
-    "evaluation.run": "evaluate", "generation": "Generator TransformersGenerator", "ppo.config": "PPOConfig",
-    "ppo.evaluation": "PPOCallback", "ppo.overoptimization": "OveroptimizationCallback",
-    "ppo.rewards": "ComposedReward", "ppo.trainer": "PPOTrainer",
+    "evaluation.overoptimization.measure": "overoptimization",
+    "evaluation.policy": "best_of_n compare_policies evaluate_policies", "evaluation.run": "evaluate",
+    "generation": "Generator TransformersGenerator", "ppo.config": "PPOConfig", "ppo.evaluation": "PPOCallback",
+    "ppo.overoptimization": "OveroptimizationCallback", "ppo.rewards": "ComposedReward",
+    "ppo.trainer": "PPOTrainer",
     "reward.callbacks": "CenterRewardCallback LengthBiasCallback MarginCallback RewardCallback",
     "reward.config": "RewardConfig", "reward.dpo_scorer": "DPOScorer", "reward.judge": "JudgeScorer",
     "reward.laplace": "LaplaceScorer", "reward.pairs": "PreferencePairValidatorCollator",
@@ -80,7 +81,8 @@ __all__ = [
     "OveroptimizationCallback", "PPOCallback", "PPOConfig", "PPOTrainer", "PairRewards",
     "PreferencePairValidatorCollator", "RemoteScorer", "RewardCallback", "RewardConfig", "RewardScorer",
     "RewardTrainer", "Scorer", "TemperatureCalibrator", "TransformersGenerator", "audit", "best_of_n",
-    "calibrate", "evaluate", "gate", "make_splits", "overoptimization", "read_preferences", "validate",
+    "calibrate", "compare_policies", "evaluate", "evaluate_policies", "gate", "make_splits", "overoptimization",
+    "read_preferences", "validate",
 ]  # fmt: skip
 
 

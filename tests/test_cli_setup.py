@@ -36,6 +36,7 @@ def test_version(rmtrl):
         ("scor", "rmtrl score"), ("eval x", "rmtrl evaluate"), ("validate pairs.jsonl", "rmtrl data validate"),
         ("agreement x", "rmtrl annotations agreement"), ("train", "rmtrl recipes copy"), ("dat", "rmtrl data"),
         ("benchmark", "rmtrl evaluate"), ("red-team", "rmtrl redteam"), ("version", "rmtrl --version"),
+        ("overoptimization x", "rmtrl overopt"), ("compare x --reference y", "--metric"),
         ("data valid", "rmtrl data validate"), ("score x --output y", "--out"),
         ("score --data x", "DATA without a flag"),
         ("guard x --policy y", "--rules"), ("audit x --checkpoint y", "--model"), ("audit x --jsn", "--json"),

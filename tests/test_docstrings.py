@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,8 @@ def names(world, monkeypatch, rows, model_and_tokenizer):
     policy = LlamaForCausalLM.from_pretrained("outputs/tiny/sft")
     splits = rmtrl.make_splits(to_normal_form(pairs), ratios=(0.4, 0.2, 0.2, 0.2))
     return {
-        "np": np, "torch": torch, "Path": Path, "Dataset": Dataset, "tokenizer": tokenizer, "policy": policy,
+        "np": np, "torch": torch, "Path": Path, "partial": partial, "Dataset": Dataset,
+        "tokenizer": tokenizer, "policy": policy,
         "model": model, "dataset": pairs, "pairs": to_normal_form(pairs), "splits": splits, "conversations": whole[:1],
         "reference_conversations": whole, "chosen": whole, "rejected": others, "gold": Length(), "scorer": Length(),
         "prompts": pairs.select_columns(["prompt"]).select(range(8)),

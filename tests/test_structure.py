@@ -27,7 +27,8 @@ BenchmarkCallback CalibratedScorer CalibrationCallback CenterRewardCallback Comp
 Estimate Generator Guard HeadEnsembleScorer IsotonicCalibrator JudgeScorer LaplaceScorer LengthBiasCallback
 MCDropoutScorer MarginCallback OveroptimizationCallback PPOCallback PPOConfig PPOTrainer PairRewards
 PreferencePairValidatorCollator RemoteScorer RewardCallback RewardConfig RewardScorer RewardTrainer Scorer
-TemperatureCalibrator TransformersGenerator audit best_of_n calibrate evaluate gate make_splits overoptimization
+TemperatureCalibrator TransformersGenerator audit best_of_n calibrate compare_policies evaluate
+evaluate_policies gate make_splits overoptimization
 read_preferences validate
 """
 
@@ -133,7 +134,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 20_425, 151
+MOST_CODE_LINES, MOST_FILES = 20_429, 151
 
 
 def code_lines(path):

@@ -37,7 +37,8 @@ PANELS: dict[str, tuple[Any, ...]] = {
 ELSEWHERE = {
     "train": "recipes copy", "sft": "recipes copy", "ppo": "recipes copy", "benchmark": "evaluate", "predict": "score",
     "best-of-n": "rerank", "calibration": "calibrate", "version": "--version", "help": "--help", "--policy": "--rules",
-    "--checkpoint": "--model", "--reward-model": "--model", "--input": "data",
+    "--checkpoint": "--model", "--reward-model": "--model", "--input": "data", "--reference": "--metric",
+    "overoptimization": "overopt", "judge": "evaluate",
 }  # fmt: skip
 """What a command or an option may be looked for as, and is not spelt like."""
 

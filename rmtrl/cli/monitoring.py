@@ -41,7 +41,6 @@ def drift(
     as_json: opt.Json = False,
 ) -> None:
     """Say whether scores, lengths, domains and guards are still what they were; exit code 1 on alarm."""
-    from rmtrl.calibration import read_calibration
     from rmtrl.metrics.drift import known_values
     from rmtrl.monitoring.drift import drift as compared
     from rmtrl.monitoring.drift import read_watched
@@ -52,7 +51,11 @@ def drift(
         raise UsageError(f"reference and current are the same, {reference}; wanted two times, or two --scores")
     if history is not None:
         append_row(history)  # tried before the work
-    fitted = read_calibration(calibration) if calibration else None
+    fitted = None
+    if calibration is not None:
+        from rmtrl.calibration import read_calibration
+
+        fitted = read_calibration(calibration)
     given = zip((reference, current), scores or (None, None), strict=True)
     sides = [read_watched(source, own, watch=watch or (), labels=labels) for source, own in given]
     for name in watch or ():

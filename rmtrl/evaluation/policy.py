@@ -126,10 +126,10 @@ def evaluate_policies(
     Example:
 
     ```python
-    >>> policies = {step: TransformersGenerator.from_pretrained(f"outputs/ppo/{step}") for step in ("100", "200")}
-    >>> results = evaluate_policies(policies, prompts, scorer)
-    >>> print(compare_policies(results, baseline="100")["200"].difference)
-    0.312 [0.254, 0.371] (n = 500)
+    >>> made = partial(TransformersGenerator.from_pretrained, max_new_tokens=8)
+    >>> policies = {name: made(f"outputs/{name}") for name in ("sft", "dpo")}
+    >>> evaluate_policies(policies, ["one ?", "two ?"], scorer)["dpo"].mean.n
+    2
     ```
     """
     _check_prompts(prompts)
@@ -158,6 +158,16 @@ def compare_policies(results: Mapping[str, PolicyResult], baseline: str | None =
     Raises:
         UsageError: If the baseline is none of the policies.
         DataError: If two policies were judged on different numbers of prompts.
+
+    Example:
+
+    ```python
+    >>> made = partial(TransformersGenerator.from_pretrained, max_new_tokens=8)
+    >>> policies = {name: made(f"outputs/{name}") for name in ("sft", "dpo")}
+    >>> results = evaluate_policies(policies, ["one ?", "two ?"], scorer)
+    >>> compare_policies(results, baseline="sft")["dpo"].difference.n
+    2
+    ```
     """
     baseline = next(iter(results)) if baseline is None else baseline
     if baseline not in results:

@@ -9,13 +9,12 @@ is wrong with a narrow interval: read it beside the verdict, and beside accuracy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from rmtrl.calibration.calibration import Calibration
 from rmtrl.data.layouts import is_pair
 from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import conversation_text
@@ -39,6 +38,9 @@ from rmtrl.metrics.drift import (
 )
 from rmtrl.monitoring.answers import row_answers
 from rmtrl.types import Estimate
+
+if TYPE_CHECKING:
+    from rmtrl.calibration.calibration import Calibration  # for the annotations alone: it takes half a second
 
 PROMPT, MARGIN, PREFERENCE, DOMAIN = "prompt_id", "margin", "preference", "domain"
 ACCURACY, EXPECTED = "accuracy", "expected accuracy"
@@ -141,7 +143,7 @@ class Drift:
 
 
 def drift(
-    reference: Mapping[str, ArrayLike], current: Mapping[str, ArrayLike], *, calibration: Calibration | None = None,
+    reference: Mapping[str, ArrayLike], current: Mapping[str, ArrayLike], *, calibration: "Calibration | None" = None,
     held_out: Collection[str] = (), alpha: float = 0.05, n_permutations: int = 999, seed: int = 0,
 ) -> Drift:  # fmt: skip
     """Returns whether current rows differ from those of reference, as one verdict over all their columns.
@@ -216,7 +218,7 @@ def _joined(first: Columns, second: Columns) -> tuple[Columns, tuple[str, ...]]:
     return columns | missing, tuple(sorted(lost))
 
 
-def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: Calibration) -> Estimate:
+def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: "Calibration") -> Estimate:
     """Returns the mean of max(p, 1 − p): the accuracy of pairs without labels, as far as the calibration holds.
 
     Args:
@@ -246,7 +248,7 @@ def expected_accuracy(margins: ArrayLike, prompts: ArrayLike, calibration: Calib
     return replace(whole, low=max(whole.low, 0.5), high=min(whole.high, 1.0), method=method)
 
 
-def _derived(given: Mapping[str, ArrayLike], calibration: Calibration | None, held_out: Collection[str]) -> Columns:
+def _derived(given: Mapping[str, ArrayLike], calibration: "Calibration | None", held_out: Collection[str]) -> Columns:
     """Returns the columns to watch, with what margins say beside them."""
     columns = {name: np.asarray(values) for name, values in given.items()}
     n, counts = len(columns.get(PROMPT, ())), sorted({len(values) for values in columns.values()})

@@ -16,7 +16,7 @@ from typing import Any
 from rmtrl import __version__
 from rmtrl.data.messages import conversation_text
 from rmtrl.data.provenance import is_same_model
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, extra
 from rmtrl.evaluation.audit import UNDECIDED
 from rmtrl.evaluation.evidence import gather
 from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
@@ -155,10 +155,8 @@ def render(template: str, run: Run, **more: Any) -> str:
         UsageError: If jinja2 is missing.
         DataError: If a result is of another form than the template knows.
     """
-    try:
+    with extra("report", "a report"):
         from jinja2 import ChainableUndefined, Environment, UndefinedError
-    except ModuleNotFoundError as error:
-        raise UsageError(f"a report needs {error.name}; pip install 'rmtrl[report]'") from error
     settings: dict[str, Any] = {"undefined": ChainableUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=template.endswith(".html"), **settings)
     environment.filters |= {"cell": cell, "label": label, "table": table, "pairs": _pairs}

@@ -9,9 +9,10 @@ import subprocess
 import pytest
 from test_run_report import EASY, HOSTILE
 
-from rmtrl.evaluation.gate import default_thresholds
+from rmtrl.evaluation.evidence import NAMES
+from rmtrl.evaluation.gate import Thresholds, default_thresholds
 from rmtrl.evaluation.scoring import WORST
-from rmtrl.io import write_rows
+from rmtrl.io import write_json, write_rows
 from rmtrl.reporting.report import read_run, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -71,13 +72,26 @@ def test_the_verdict_and_its_reasons_are_seen_without_scrolling(browse, whole_ru
 
 
 def test_the_worst_case_fits_too(browse, run_folder, edit):
-    """Every check that has a figure fails it."""
-    edit(run_folder / "rm/metrics.json", lambda own: own["test"]["accuracy"].update(value=0.42, low=0.4, high=0.5))
+    """There is evidence for every check, and all fail."""
+    bad = {"value": 0.4, "low": 0.38, "high": 0.42, "n": 500}
+    write_json(run_folder / "fresh.json", {"schema": "rmtrl/fresh/1", "accuracy": bad, "reviewed_by": "human"})
+    edit(run_folder / "rm/metrics.json", lambda own: own.update(spillover={"accuracy": bad}))
     edit(run_folder / "rm/audit.json", lambda own: own.update(verdict="convicted"))
-    script = "return [get('verdict').getBoundingClientRect().bottom, get('answer').innerText]"
+    edit(run_folder / "rm/audit.json", lambda own: own["figures"].update(accuracy_matched=bad))
+    ends = {name: "minimum: 0.99, n: 1" for name in NAMES if "accuracy" in name} | {"overlap": "minimum: 1"}
+    ends |= {
+        "ece": "maximum: 0.001",
+        "nll_gain": "minimum: 9",
+        "gamma": "maximum: 0.001",
+        "length_audit": "passed: true",
+    }
+    checks = ", ".join(f"{name}: {{{end}}}" for name, end in ends.items())
+    asked = Thresholds.from_yaml(f"{{schema: rmtrl/thresholds/1, checks: {{{checks}}}}}")
+    script = "return [get('verdict').getBoundingClientRect().bottom, get('verdict').innerText]"
     for size, (_, height) in SIZES.items():
-        bottom, said = browse(run_folder, script, size)
-        assert said.startswith("No: ") and bottom <= height
+        bottom, said = browse(run_folder, script, size, thresholds=asked)
+        assert f"No: {len(ends)} of {len(ends)} checks failed." in said and len(ends) == 9
+        assert said.count("wanted ") == 8 and "convicted" in said and bottom <= height
 
 
 @pytest.mark.parametrize("size", SIZES)
