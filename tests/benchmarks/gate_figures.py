@@ -205,8 +205,9 @@ def main_rows(frame: pd.DataFrame) -> list[str]:
         rank = [
             correlation_estimate(_signed(frame, name, sign), frame[gain], frame["cell"]) for gain in OUTCOMES.values()
         ]
+        ranked = ["none" if math.isnan(own.value) else short(own, sign=True) for own in rank]  # of a constant figure
         cells = [short(own[name]) for own in found.values()]
-        body.append([shown(name), cells[0], short(rank[0], sign=True), cells[1], short(rank[1], sign=True)])
+        body.append([shown(name), cells[0], ranked[0], cells[1], ranked[1]])
     heading = ["figure"]
     for name in OUTCOMES:
         heading += [f"AUC, {name}", f"Spearman with the gain, {name}"]
