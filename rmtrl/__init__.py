@@ -73,6 +73,10 @@ _EXPORTS = {
 }  # fmt: skip
 _HOMES = {name: home for home, names in _EXPORTS.items() for name in names.split()}
 _NAMED = {"overoptimization": "measure_overoptimization"}  # at home
+_ELSEWHERE = {
+    "load_pairs": "read_preferences", "load_dataset": "read_preferences", "score": "RewardScorer",
+    "compare": "compare_policies",
+}  # fmt: skip
 
 __all__ = [
     "BenchmarkCallback", "CalibratedScorer", "CalibrationCallback", "CenterRewardCallback", "ComposedReward",
@@ -95,8 +99,10 @@ def __getattr__(name: str) -> object:
 
     from rmtrl.errors import near
 
-    meant = near(name, __all__)
-    said = f"did you mean {' or '.join(meant)}?" if meant else f"it exports {', '.join(__all__)}"
+    meant = [_ELSEWHERE[name]] if name in _ELSEWHERE else near(name, __all__)
+    said = f"did you mean {' or '.join(meant)}?" if meant else "help(rmtrl) lists its names"
+    if name[0].isupper() and name in dir(import_module("trl")):
+        said = f"rmtrl does not change this one: from trl import {name}"
     importing = sys._getframe(1)
     if opname[importing.f_code.co_code[importing.f_lasti]] == "IMPORT_FROM":  # which would not say what is near
         raise ImportError(f"cannot import name {name!r} from 'rmtrl'; {said}", name=name)

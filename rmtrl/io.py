@@ -283,7 +283,10 @@ def _csv_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[Row | str]:
             yield f"is not CSV ({error}); mend or remove it"
             continue
         if None in row:
-            n = len(reader.fieldnames or ())
+            n, (head, *_) = len(reader.fieldnames or ()), [*(reader.fieldnames or ()), ""]
+            if n == 1 and (mark := next((own for own in ";\t|" if own in head), None)):
+                yield f"is of cells that stand apart by {mark!r}; save the file with commas"
+                continue
             yield f"has {n + len(row[None])} cells where the header has {n}; quote cells that hold a comma"
             continue
         try:

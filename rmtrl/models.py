@@ -32,6 +32,7 @@ CHECKPOINTING = "activation_checkpointing" if Version("5.23.dev0") <= _TRANSFORM
 
 Check = Callable[[Any, Mapping[str, Any]], None]
 
+_CONFIGS = ("config.json", "adapter_config.json")
 _TABLE = re.compile(r"(^|\.)(wpe|positions_embed|pos_encoding|embed_positions|\w*position_embeddings?)$")
 
 
@@ -153,8 +154,13 @@ def _said(path: str | Path, kind: str, before: str = "") -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        held = sorted({str(own.parent) for own in Path(path).glob("*/*config.json") if own.name in _CONFIGS})
         if reason.startswith(("Repo id must", "Incorrect path_or_model_id")):
             reason = "there is no such folder"
+        elif "couldn't connect" in reason and not Path(path).exists():
+            reason = "there is no such folder, and the hub cannot be reached"
+        elif held and not any((Path(path) / own).exists() for own in _CONFIGS):
+            reason = f"the folder has none itself, and {', '.join(held[:3])} has one"
         raise ModelError(f"no {kind} at {path}: {before}{reason}; give a checkpoint folder or a hub id") from error
 
 

@@ -265,13 +265,25 @@ def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
         (["gate", "{rows}"], "Extra data: line 2 column 1 (char 12); wanted one JSON object"),
         (["data", "validate", "{cut}"], "ended before the end-of-stream marker was reached; copy it anew"),
         (["data", "validate", "{bad}"], "or copy it anew"),
-        (["data", "validate", "{rows}"], "fit no known form; the nearest one has chosen, rejected; rename yours"),
+        (["data", "validate", "{rows}"], "wanted prompt, chosen and rejected: add --map"),
+        (["data", "validate", "{semicolons}"], "of cells that stand apart by ';'; save the file with commas"),
+        (["data", "validate", "{good}"], "add --map chosen=good --map rejected=bad (a recipe takes"),
+        (["data", "validate", "{good}", "--map", "good=chosen"], "no column chosen to rename; it has question"),
+        (["data", "validate", "{good}", "--map", "good=chosen"], "(--map takes new=old: --map chosen=good)"),
+        (["data", "validate", "{good}", "--map", "chosen=good,rejected=bad"], "--map chosen=good --map rejected=bad"),
+        (["data", "validate", "{tabs}"], "save it with commas, as .csv"),
+        (["audit", "m", "{good}"], "a model is named with --model; see rmtrl audit --help"),
+        (["env"], "did you mean rmtrl doctor"),
     ],
 )  # fmt: skip
 def test_a_line_says_what_was_given_what_is_wanted_and_the_mend(rmtrl, tmp_path, arguments, said):
     (tmp_path / "rows.jsonl").write_text('{"id": "a"}\n' * 2)
     (tmp_path / "bad.parquet").write_text("bad")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(bytes(range(256)) * 99)[:200])
-    files = {"rows": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.parquet", "cut": tmp_path / "cut.jsonl.gz"}
+    (tmp_path / "good.jsonl").write_text('{"question": "a?", "good": "b", "bad": "c"}\n')
+    (tmp_path / "rows.csv").write_text("prompt;chosen;rejected\na?;b, and c;d\n")
+    (tmp_path / "rows.tsv").write_text("prompt\tchosen\trejected\na?\tb\tc\n")
+    files = {"good": tmp_path / "good.jsonl", "semicolons": tmp_path / "rows.csv", "tabs": tmp_path / "rows.tsv"}
+    files |= {"rows": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.parquet", "cut": tmp_path / "cut.jsonl.gz"}
     code, _, stderr = rmtrl(*(argument.format(**files) for argument in arguments))
     assert code == 2 and said in stderr and len(stderr.splitlines()) == 1 and len(stderr) < 400

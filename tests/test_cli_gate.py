@@ -45,6 +45,18 @@ def test_not_ready_says_why_and_exits_with_1(rmtrl, evidence, lenient):
     assert lines[1].startswith("warning  lineage") and any("test_accuracy" in line for line in lines[2:-1])
 
 
+def test_a_folder_of_runs_names_them_and_what_is_not_known_is_no_failure(rmtrl, tmp_path, evidence, lenient):
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name / "rm").mkdir(parents=True)
+        write_json(tmp_path / "runs" / name / "rm" / "audit.json", {"schema": "rmtrl/audit/1"})
+    code, _, err = rmtrl("gate", tmp_path / "runs")
+    assert code == 2 and f"is a folder of runs; give one of them: {tmp_path / 'runs' / 'a'}, " in err
+    code, _, err = rmtrl("gate", tmp_path / "runs" / "a" / "rm" / "audit.json")
+    assert code == 2 and "or the folder of the run that the file is of" in err
+    code, out, _ = rmtrl("gate", evidence(test_accuracy=accuracy(0.92)), "--thresholds", lenient)
+    assert code == 1 and out.startswith("?        fresh_accuracy           no evidence")
+
+
 def test_ready_exits_with_0_and_json_is_whole(rmtrl, evidence, lenient):
     code, out, _ = rmtrl("gate", evidence(fresh_accuracy=accuracy(0.81, reviewed_by="human")), "--thresholds", lenient,
                          "--json")  # fmt: skip

@@ -50,7 +50,8 @@ def test_the_docstring_is_a_map_of_all_names_in_the_order_of_a_project():
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("RewardTrainr", "RewardTrainer"), ("rewardscorer", "RewardScorer"), ("Calibrator", "IsotonicCalibrator"),
-     ("ppo_trainer", "PPOTrainer"), ("nothing_like_it", "it exports BenchmarkCallback, ")],
+     ("ppo_trainer", "PPOTrainer"), ("load_pairs", "read_preferences"),
+     ("GRPOTrainer", r"from trl import GRPOTrainer"), ("nothing_like_it", r"help\(rmtrl\) lists")],
 )  # fmt: skip
 def test_a_name_that_is_none_is_answered_with_those_near(name, meant):
     with pytest.raises(AttributeError, match=f"no attribute '{name}'; .*{meant}"):
@@ -134,7 +135,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 20_431, 151
+MOST_CODE_LINES, MOST_FILES = 20_492, 151
 
 
 def code_lines(path):

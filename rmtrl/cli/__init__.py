@@ -38,7 +38,7 @@ ELSEWHERE = {
     "train": "recipes copy", "sft": "recipes copy", "ppo": "recipes copy", "benchmark": "evaluate", "predict": "score",
     "best-of-n": "rerank", "calibration": "calibrate", "version": "--version", "help": "--help", "--policy": "--rules",
     "--checkpoint": "--model", "--reward-model": "--model", "--input": "data", "--reference": "--metric",
-    "overoptimization": "overopt", "judge": "evaluate",
+    "overoptimization": "overopt", "judge": "evaluate", "env": "doctor",
 }  # fmt: skip
 """What a command or an option may be looked for as, and is not spelt like."""
 
@@ -124,6 +124,9 @@ def _said(error: Any) -> str:
     if " requires " in wanted and wanted.endswith(" arguments."):
         wanted = f"{wanted.rstrip('.')}, apart by spaces"
     said = f"got {given}; {wanted}" if given and wanted else wanted or str(error.format_message())
+    known = [name for own in context.command.params for name in own.opts] if context else []
+    if "unexpected extra argument" in wanted and "--model" in known:
+        said = f"{said.rstrip('.')}; a model is named with --model"
     if meant := _meant(wanted, context):
         said = f"{said.rstrip('.')}; did you mean {' or '.join(meant)}"
     typed = [name for name in sys.argv[1 : 3 if sys.argv[1:2] and sys.argv[1] in groups else 2] if name[:1] != "-"]

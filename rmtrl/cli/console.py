@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 def renames(columns: list[str] | None, *, example: str = "chosen=good_answer") -> dict[str, str]:
     """Returns the old name of each new one that `--map` gives."""
+    several = [entry for entry in columns or () if re.fullmatch(r"\w+=[^=,]+(,\w+=[^=,]+)+", entry)]
+    if several:
+        raise UsageError(f"got --map {several[0]}; repeat it: --map {several[0].replace(',', ' --map ')}")
     wrong = [entry for entry in columns or () if not all(entry.partition("="))]
     if wrong:
         raise UsageError(f"got --map {wrong[0]}; wanted new=old, for example --map {example}")

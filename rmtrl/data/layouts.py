@@ -26,6 +26,7 @@ _ASKED = [tuple(names) for names in COLUMNS["asked"]]
 TALKS = {*COLUMNS["talks"], *chain(*_ASKED)}
 """Columns that may hold messages."""
 
+_BETTER, _WORSE = "good|better|best|(^|_)win|prefer|positiv|chosen", "bad|wors|(^|_)los|dispref|negativ|reject"
 CODES = frozenset({"0", "1"})
 _VERDICTS: dict[str, float] = COLUMNS["verdicts"]
 _JUDGES = {label for own in COLUMNS["sets"].values() for label in own["labels"]}
@@ -424,6 +425,34 @@ def form_of(names: tuple[str, ...]) -> Form:
     plain = layout is _explicit and asked == ("prompt",) and _CARE.isdisjoint(names)
     explicit, sides = layout in EXPLICIT, not columns.isdisjoint(("left", "response_left"))
     return Form(layout, [*sorted(columns), *prompts], explicit, plain, bool(asked), explicit or sides, talks, unread)
+
+
+def how_to_rename(names: tuple[str, ...]) -> str:
+    """Returns what makes a known form of columns that fit none, guessed where their names say who won.
+
+    Example:
+
+    ```python
+    >>> how_to_rename(("question", "good", "bad")).partition(" (")[0]
+    'wanted prompt, chosen and rejected: add --map chosen=good --map rejected=bad'
+    ```
+    """
+    if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0])):
+        return f"the cells stand apart by {mark[0]!r}; save the file with commas"
+    left = [name for name in names if name not in prompt_columns(names)]
+    worse = [name for name in left if re.search(_WORSE, name.lower())]
+    better = [name for name in left if name not in worse and re.search(_BETTER, name.lower())]
+    rest = [name for name in left if name not in worse + better]
+    renamed = [f"--map chosen={name}" for name in better if name != "chosen"]
+    renamed += [f"--map rejected={name}" for name in worse if name != "rejected"]
+    if len(better) != 1 or len(worse) != 1:
+        renamed = ["--map chosen=YOURS", "--map rejected=YOURS"]
+    elif not prompt_columns(names) and len(rest) == 1:
+        renamed.insert(0, f"--map prompt={rest[0]}")
+    return (
+        f"wanted prompt, chosen and rejected: add {' '.join(renamed)} (a recipe takes what `rmtrl data validate --map "
+        "new=old --out FILE` writes; rmtrl/data/columns.yaml lists all forms)"
+    )
 
 
 def is_pair(row: Row) -> bool:

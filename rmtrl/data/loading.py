@@ -142,7 +142,8 @@ def _saved_split(path: Path, split: str) -> Dataset:
 
 def _format_of(path: Path) -> str:
     if suffix_of(path) not in _FORMATS:
-        raise DataError(f"{path} is not of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
+        mend = "; save it with commas, as .csv" if suffix_of(path) == ".tsv" else ""
+        raise DataError(f"{path} is not of a known format; wanted {', '.join(_FORMATS)}, each also .gz{mend}")
     return _FORMATS[suffix_of(path)]
 
 

@@ -26,7 +26,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from rmtrl.data import layouts
-from rmtrl.data.layouts import COLUMNS, HUMAN, LAYOUTS, TALKS, Form
+from rmtrl.data.layouts import COLUMNS, HUMAN, TALKS, Form, how_to_rename
 from rmtrl.data.loading import load_rows, text_files
 from rmtrl.data.messages import is_filled, without_fillings
 from rmtrl.data.normal_form import (
@@ -330,15 +330,15 @@ class _Reader:
             raise DataError(f"{self.source}{why}")
         found = ", ".join(name[:40] for name in list(self.seen)[:20])
         if absent := [old for old in self.columns.values() if old not in self.seen]:
+            turned = [
+                f"--map {old}={new}" for new, old in self.columns.items() if {new, old} - self.seen.keys() == {old}
+            ]
             raise DataError(
-                f"{self.source} has no column {', '.join(absent)} to rename; it has {found} (--map takes new=old)"
+                f"{self.source} has no column {', '.join(absent)} to rename; it has {found} (--map takes new=old"
+                f"{': ' if turned else ''}{' '.join(turned)})"
             )
         if not self._any_known:
-            nearest = max((own for own, _ in LAYOUTS.values()), key=lambda own: len(own & self.seen.keys()) / len(own))
-            raise DataError(
-                f"{self.source}: columns {found} fit no known form; the nearest one has {', '.join(sorted(nearest))}; "
-                "rename yours with --map new=old (rmtrl/data/columns.yaml lists all forms)"
-            )
+            raise DataError(f"{self.source}: columns {found} fit no known form; {how_to_rename(tuple(self.seen))}")
 
     def found(self) -> _Facts:
         """Returns what all rows say together."""

@@ -89,6 +89,7 @@ class Audit:
                  "verdict": one.verdict} for one in self.probes
             ],
             f"length: {self.verdict}": self.reasons,
+            "edits: not as they should": [f"{one.name}: {one.verdict}" for one in self.probes if one.sound is False],
         }  # fmt: skip
 
 

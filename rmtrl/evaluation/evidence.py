@@ -122,7 +122,8 @@ class Evidence:
         ```
         """
         if stored.get("schema") != SCHEMA:
-            raise DataError(f"got evidence of the schema {stored.get('schema')!r}; wanted {SCHEMA!r}")
+            got = f"got evidence of the schema {stored.get('schema')!r}; wanted {SCHEMA!r}"
+            raise DataError(f"{got}, or the folder of the run that the file is of")
         if unknown := sorted(set(stored) - NAMES - {"schema"}):
             raise DataError(f"evidence does not know {', '.join(unknown)}; it knows {', '.join(sorted(NAMES))}")
         given = {name: item for name, item in stored.items() if name != "schema" and item is not None}
@@ -400,6 +401,8 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         DataError: If there is no evidence.
         UsageError: If a policy is given with a file, which states the lineage itself.
     """
+    if runs := [] if _holds(run) else [str(own) for own in sorted(run.glob("*/")) if _holds(own)]:
+        raise DataError(f"{run} is a folder of runs; give one of them: {', '.join(runs[:5])}")
     if not run.is_dir():
         evidence = Evidence.from_dict(read_object(run))
         if policy is None:
@@ -420,6 +423,11 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         return evidence
     lineage = compare_origins(*(origin(name, _files_of) for name in (str(model), policy)))
     return replace(evidence, lineage=replace(lineage, source=policy))
+
+
+def _holds(run: Path) -> bool:
+    """Returns whether a folder is a run's or a model's, by what a reward model was measured to be."""
+    return any((run / own / name).is_file() for own in ("", "rm") for name in (*_OWN, *_MEASURED))
 
 
 def _files_of(name: str) -> Files:

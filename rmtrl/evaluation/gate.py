@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import yaml
 
 from rmtrl.errors import UsageError
+from rmtrl.evaluation.audit import UNDECIDED
 from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding, gather
 from rmtrl.evaluation.scoring import is_number
 from rmtrl.types import Estimate, json_ready
@@ -146,9 +147,14 @@ class Reason:
     json_also: ClassVar = ("line",)
 
     @property
+    def unknown(self) -> bool:
+        """Whether it is not passed for want of evidence."""
+        return not self.passed and self.got.startswith(("no evidence", "no word", UNDECIDED))
+
+    @property
     def line(self) -> str:
         """The outcome as a line of the report."""
-        mark = "ok" if self.passed else "NO" if self.stops else "warning"
+        mark = "ok" if self.passed else "warning" if not self.stops else "?" if self.unknown else "NO"
         return f"{mark:<8} {self.check:<24} {self.got}; wanted {self.wanted}"
 
 
@@ -222,7 +228,7 @@ def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
 
     ```python
     >>> print(judge(Evidence()).reasons[0].line)
-    NO       overlap                  no evidence; wanted at most 0
+    ?        overlap                  no evidence; wanted at most 0
     ```
     """
     thresholds = thresholds or default_thresholds()

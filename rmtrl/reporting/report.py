@@ -17,7 +17,6 @@ from rmtrl import __version__
 from rmtrl.data.messages import conversation_text
 from rmtrl.data.provenance import is_same_model
 from rmtrl.errors import DataError, extra
-from rmtrl.evaluation.audit import UNDECIDED
 from rmtrl.evaluation.evidence import gather
 from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.gate import Decision, Reason, Thresholds, judge
@@ -26,7 +25,6 @@ from rmtrl.io import read_object, read_sound_rows, replacing
 from rmtrl.reporting.tables import cell, label, table
 
 FILE = "report.html"
-_UNKNOWN = ("no evidence", "no word", UNDECIDED)
 _PARTS = {"guards": "guard", "drift": "drift"}  # of monitor.json, results of their own
 
 
@@ -77,7 +75,7 @@ class Run:
         """The outcomes of the checks: `passed`, `failed`, `unknown`, and `mind` for what stops nothing."""
         sorted_: dict[str, list[Reason]] = {name: [] for name in ("passed", "failed", "unknown", "mind")}
         for own in self.decision.reasons if self.decision else ():
-            kind = "unknown" if own.got.startswith(_UNKNOWN) else "failed"
+            kind = "unknown" if own.unknown else "failed"
             sorted_["passed" if own.passed else kind if own.stops else "mind"].append(own)
         return sorted_
 

@@ -74,6 +74,11 @@ def check_columns(settings: RewardConfig, dataset: Any, names: Sequence[str], da
         DataError: If a column that the loss reads is absent, two stand for the same thing, a streamed set cannot
             serve, a number is missing or out of range, or no response is judged on some criterion.
     """
+    if not any({f"chosen{end}", f"rejected{end}"} <= set(names) for end in ("", "_ids")):
+        raise DataError(
+            f"the {dataset_name} set has the columns {', '.join(names)}; wanted prompt, chosen and rejected: "
+            'dataset.rename_columns({"YOURS": "chosen", …})'
+        )
     columns, whole = pair_columns(settings), isinstance(dataset, Dataset)
     absent = [name for name, column in columns.items() if column.needed and name not in names]
     if "chosen_ids" not in names:  # what is still text gets its starts

@@ -31,11 +31,13 @@ from rmtrl.reward.heads import Head, compute_head_in_float32, last_layers, reads
 from rmtrl.reward.rendering import Rendering, all_encoded, completion_starts, is_encoded, try_encode
 from rmtrl.reward.scoring import kinds_of_rows, run_job, why_padding_differs, why_sharing_differs
 from rmtrl.reward.shared_prefix.forward import cell_cost, why_not_shared
-from rmtrl.types import Conversation, Scorer, checked_scores
+from rmtrl.types import Conversation, Scorer, checked_scores, shorten
 
 logger = logging.getLogger(__name__)
 
 _CALL_TOKENS = {"cpu": 32.0, "accelerator": 2048.0}  # what a pass takes before its first token, in tokens
+
+_LOADING = ("device", "dtype", "trust_remote_code", "quantization_config")
 
 
 class ModelScorer(Scorer):
@@ -160,6 +162,8 @@ class RewardScorer(ModelScorer):
         rendering: Rendering | None = None, head: Head | None = None, batch_tokens: int = 8192,
         batch_size: int | None = None, shared_prefix: bool = True, progress: bool = True, **loading: Any,
     ) -> None:  # fmt: skip
+        if unknown := loading.keys() - _LOADING:
+            raise UsageError(f"RewardScorer takes no {', '.join(sorted(unknown))}; what loads: {', '.join(_LOADING)}")
         whole_model: Any = model
         if isinstance(model, str | Path):
             whole_model, tokenizer = _loaded(model, tokenizer, **loading)
@@ -351,6 +355,8 @@ class RewardScorer(ModelScorer):
 
 def check_conversations(conversations: Any) -> None:
     """Raises for what is no list of conversations."""
+    if isinstance(conversations, dict) or not hasattr(conversations, "__len__"):
+        raise DataError(f"got {shorten(repr(conversations))}; wanted a list of conversations, each a text or messages")
     if isinstance(conversations, str) or (len(conversations) and isinstance(conversations[0], dict)):
         raise DataError("got one conversation; score() takes a list of them: score([conversation])")
     for index, conversation in enumerate(conversations):

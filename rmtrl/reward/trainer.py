@@ -24,7 +24,7 @@ from trl import RewardTrainer as TRLRewardTrainer
 from trl.data_utils import get_dataset_column_names
 
 from rmtrl.data.provenance import CARD_MARK
-from rmtrl.errors import DataError, ModelError
+from rmtrl.errors import DataError, ModelError, UsageError
 from rmtrl.models import base_model, check_finite, check_weights, keep_outputs
 from rmtrl.reward import checkpoint, pairs, preparation
 from rmtrl.reward.callbacks import RewardCallback, invalid_logs, pair_logs
@@ -92,6 +92,8 @@ class RewardTrainer(TRLRewardTrainer):
 
     @wraps(TRLRewardTrainer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "tokenizer" in kwargs:
+            raise UsageError("got tokenizer=; the trainers of TRL call it processing_class=")
         given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
         model, config = given["model"], given.get("args")
         if config is None:

@@ -83,6 +83,18 @@ def test_a_folder_stands_for_its_model_and_tokenizer(checkpoint, scorer, texts):
     assert RewardScorer(checkpoint, batch_size=3).batch_size == 3
     with pytest.raises(ModelError, match="there is no such folder"):
         RewardScorer(checkpoint.parent / "nowhere")
+    with pytest.raises(ModelError, match="there is no such folder, and the hub cannot be reached"):
+        RewardScorer("outputs/nowhere")
+    with pytest.raises(ModelError, match=f"the folder has none itself, and {checkpoint} has one"):
+        RewardScorer(checkpoint.parent)
+    with pytest.raises(UsageError, match="RewardScorer takes no max_len; what loads: device, dtype"):
+        RewardScorer(checkpoint, max_len=5)
+
+
+@pytest.mark.parametrize("given", [None, 123, {"prompt": "a"}])
+def test_what_is_no_list_of_conversations_is_one_line(scorer, given):
+    with pytest.raises(DataError, match="got .*; wanted a list of conversations"):
+        scorer.score(given)
 
 
 def test_a_model_that_is_loaded_needs_its_tokenizer_and_no_settings_to_load_one(model, tokenizer):

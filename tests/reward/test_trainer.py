@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModelForSequenceClassification
 from transformers import BertConfig, BertForSequenceClassification
 
 from rmtrl import RewardConfig, RewardTrainer
-from rmtrl.errors import DataError, InvalidPairError, ModelError, RenderingError
+from rmtrl.errors import DataError, InvalidPairError, ModelError, RenderingError, UsageError
 from rmtrl.reward.rendering import encode
 
 QUIET = dict(
@@ -254,6 +254,13 @@ def test_domains_may_be_missing(trainer, pairs):
     data = pairs.add_column("domain", ["law", None, "math"] * 4)
     metrics = trainer(train_dataset=data, eval_dataset=data).evaluate()
     assert "eval_accuracy/unknown" in metrics
+
+
+def test_other_columns_and_the_old_name_of_the_tokenizer_are_one_line(trainer, pairs, tokenizer):
+    with pytest.raises(DataError, match="train set has the columns q, good, bad; wanted prompt, chosen and rejected"):
+        trainer(train_dataset=Dataset.from_list([{"q": "a", "good": "b", "bad": "c"}]))
+    with pytest.raises(UsageError, match="TRL call it processing_class="):
+        trainer(tokenizer=tokenizer)
 
 
 def test_empty_set_is_a_clear_error(trainer, pairs):
