@@ -5,9 +5,9 @@
 
 Pairs are read, validated (rejects are counted) and split by prompt. The best checkpoint is chosen on validation; the
 figures that count are those of the test split. Writes `<output_dir>/`: checkpoint, `rmtrl.json` (what made it),
-`metrics.json`, `worst_pairs.jsonl` and `rejects.jsonl`; beside it the run's `report.html`. Training happens in
-`<output_dir>.partial`, and the finished folder replaces the one before; after a kill, `--resume_from_checkpoint true`
-goes on from the last finished checkpoint there.
+`metrics.json`, `test.jsonl`, `worst_pairs.jsonl` and `rejects.jsonl`; beside it the run's `report.html`. Training
+happens in `<output_dir>.partial`, and the finished folder replaces the one before; after a kill,
+`--resume_from_checkpoint true` goes on from the last finished checkpoint there.
 """
 
 import rmtrl.quiet  # isort: skip  # noqa: F401
@@ -95,6 +95,7 @@ def main() -> None:
     record["figures"] = {"chosen on": "validation", "reported on": "test"}
     write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record | {"schema": SCHEMA})
     write_rows(folder / WORST, ScoredPairs(splits.test, scores["test"]).worst())
+    write_rows(folder / "test.jsonl", splits.test)
     valid.rejects.to_json(folder / "rejects.jsonl")
     replace_folder(folder, final)
     print(summary(str(final), valid.as_dict(), splits.sizes(), figures))

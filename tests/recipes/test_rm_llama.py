@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from rmtrl import RewardConfig, RewardScorer
+from rmtrl.data.preferences import read_preferences
 from rmtrl.data.synthetic import make_preferences
 from rmtrl.errors import DataError
 from rmtrl.launch import checkpoint_to_resume, push_records, report_run, start_stage
@@ -41,6 +42,8 @@ def test_a_run_leaves_a_checkpoint_its_record_and_its_figures(recipe, capsys):
     assert sum(split["pairs"] for split in record["splits"].values()) == record["data"]["kept"]
     assert len((output / "rejects.jsonl").read_text().splitlines()) == record["data"]["rejected"]
     assert not output.with_name("rm.partial").exists()
+    tested = read_preferences(str(output / "test.jsonl"))
+    assert len(tested) == record["splits"]["test"]["pairs"] == accuracy["n"]
     worst = [json.loads(line) for line in (output / "worst_pairs.jsonl").read_text().splitlines()]
     margins = [row["scores"][0] - row["scores"][1] for row in worst]
     assert margins == sorted(margins) and all(margin < 0 for margin in margins)
