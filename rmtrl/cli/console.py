@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.io import read_sound_rows
 from rmtrl.reporting.tables import table
 from rmtrl.types import json_ready
@@ -123,6 +123,11 @@ def show(
         text = json.dumps(json_ready(result), indent=2, ensure_ascii=False, allow_nan=False)
     else:
         text = words if isinstance(words, str) else table(words or result)
-    print(text, file=_results[-1] if _results else sys.stdout)
+    try:
+        print(text, file=_results[-1] if _results else sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DataError(f"cannot write the result: {error.strerror}; give another place to write to") from error
     for warning in warnings:
         print(f"rmtrl: warning: {warning}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """`rmtrl report`: what a run is worth, on one page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ def report(
     """Write a page of HTML on what a run is worth, verdict first; its reward model gets a card."""
     from rmtrl.evaluation.gate import Thresholds
     from rmtrl.reporting.cards import write_card
-    from rmtrl.reporting.report import read_run, write_report
+    from rmtrl.reporting.report import NAMES, lacking, read_run, write_report
 
     if out is not None and out.suffix != ".html":
         raise UsageError(f"got --out {out}; wanted a name that ends in .html")
@@ -31,7 +31,10 @@ def report(
     page, card = write_report(found, out), write_card(found)
     checks = {name: [own.check for own in reasons] for name, reasons in found.reasons.items()}
     results = {kind: [own.place for own in results] for kind, results in found.results.items() if results}
-    verdict = {"ready": found.decision and found.decision.ready, "why": found.why or None}
     files = {"out": str(page), "card": card and str(card)}
-    whole = {"schema": "rmtrl/report/1", "run": str(run), **verdict, "checks": checks, "results": results, **files}
-    show(whole, as_json, words={**verdict, **checks, **files})
+    whole = {"schema": "rmtrl/report/1", "run": str(run), "ready": found.decision.ready, "checks": checks}
+    said: dict[str, Any] = {"verdict": found.answer}
+    for kind, name in {"failed": "failed", "unknown": "no evidence", "passed": "passed", "mind": "to mind"}.items():
+        lines = [(NAMES.get(own.check, own.check), lacking(own)) for own in found.reasons[kind]]
+        said[name] = [f"{noun} ({why})" if why and kind == "unknown" else noun for noun, why in lines]
+    show({**whole, "results": results, **files}, as_json, words={**said, **files})

@@ -77,12 +77,14 @@ def _figures(run: Run, data: str) -> Iterator["EvalResult"]:
     metrics = _stored(run, "reward-metrics", "metrics.json") or {}
     calibration = _stored(run, "calibration", "calibration.json") or {}
     for split in ("test", "spillover"):
-        yield from _figure(data, split, "accuracy", metrics.get(split, {}).get("accuracy"))
+        yield from _figure(data, split, "accuracy", (metrics.get(split) or {}).get("accuracy"))
     for when in ("test_before", "test_after"):
         figures = calibration.get(when) or {}
         yield from _figure(data, "test", f"ece {when.removeprefix('test_')} calibration", figures.get("ece"))
-    for own in (own for found in run.results["evaluation"] for own in found.stored["models"] if run.is_of(own)):
-        for name, benchmark in own["benchmarks"].items():
+    for own in (
+        own for found in run.results["evaluation"] for own in found.stored.get("models") or () if run.is_of(own)
+    ):
+        for name, benchmark in (own.get("benchmarks") or {}).items():
             yield from _figure(name, None, "accuracy", benchmark["overall"])
 
 

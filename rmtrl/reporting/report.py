@@ -4,6 +4,7 @@ Nothing is measured here. What stands is read, the gate judges it, and `report.h
 plots are part of the page, and nothing is loaded from elsewhere.
 """
 
+import shlex
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,22 @@ from rmtrl.io import read_object, read_sound_rows, replacing
 from rmtrl.reporting.tables import cell, label, table
 
 FILE = "report.html"
+_UNSEEN = [*range(9), 11, 12, *range(14, 32), *range(127, 160), 0x61C, 0x200E, 0x200F]
+_UNSEEN += [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SEEN = {code: f"\\u{code:04x}" for code in _UNSEEN}  # controls, and what turns the direction of text
+NAMES = {
+    "overlap": "prompts in both training and test",
+    "test_accuracy": "accuracy on pairs it has not seen",
+    "length_matched_accuracy": "accuracy where both answers are about as long",
+    "fresh_accuracy": "accuracy on the policy's own answers, judged by people",
+    "ece": "error of its stated confidence",
+    "nll_gain": "gain by calibration (nats)",
+    "gamma": "share of the gain lost when it is pushed hard (gamma)",
+    "spillover_accuracy": "accuracy in domains kept out of training",
+    "length_audit": "what it pays for length",
+    "lineage": "common origin with the policy",
+}
+"""What each check of the gate asks for, in words."""
 _PARTS = {"guards": "guard", "drift": "drift"}  # of monitor.json, results of their own
 
 
@@ -45,16 +62,14 @@ class Run:
         results (`dict[str, list[Result]]`): By kind: `"audit"` has those of the schema `rmtrl/audit/1`.
         plots (`dict[str, list[str]]`): Pictures as data URIs, by the name of their file.
         wrong (`list[dict]`, *optional*): The pairs that the model gets most wrong, in text; None where no file says.
-        decision ([`~rmtrl.evaluation.gate.Decision`], *optional*): The gate's; None where it cannot be told.
-        why (`str`): Why it cannot.
+        decision ([`~rmtrl.evaluation.gate.Decision`]): The gate's.
     """
 
     folder: Path
     results: Mapping[str, list[Result]]
     plots: Mapping[str, list[str]]
     wrong: list[dict[str, Any]] | None
-    decision: Decision | None
-    why: str = ""
+    decision: Decision
 
     @property
     def model(self) -> Path:
@@ -74,10 +89,27 @@ class Run:
     def reasons(self) -> dict[str, list[Reason]]:
         """The outcomes of the checks: `passed`, `failed`, `unknown`, and `mind` for what stops nothing."""
         sorted_: dict[str, list[Reason]] = {name: [] for name in ("passed", "failed", "unknown", "mind")}
-        for own in self.decision.reasons if self.decision else ():
+        for own in self.decision.reasons:
             kind = "unknown" if own.unknown else "failed"
             sorted_["passed" if own.passed else kind if own.stops else "mind"].append(own)
         return sorted_
+
+    @property
+    def answer(self) -> str:
+        """The verdict in one line."""
+        n, failed, unknown = len(self.decision.reasons), len(self.reasons["failed"]), self.reasons["unknown"]
+        if self.decision.ready or failed:
+            return "Ready." if self.decision.ready else f"Not ready: {failed} of {n} checks failed."
+        return (
+            f"Not ready: {len(unknown)} of {n} checks have no evidence{' or too little' * any(map(lacking, unknown))}."
+        )
+
+
+def lacking(own: Reason) -> str:
+    """Returns why evidence that stands does not count; empty where none stands."""
+    why = own.got.removeprefix("no evidence: ").split(", got ")[0].split("; ")[0]
+    why = why.replace("wanted n of", f"too few: n = {own.n}, wanted")
+    return "" if own.got == "no evidence" or own.got.startswith("no word") else why
 
 
 def read_run(folder: Path, *, policy: str | None = None, thresholds: Thresholds | None = None) -> Run:
@@ -89,7 +121,7 @@ def read_run(folder: Path, *, policy: str | None = None, thresholds: Thresholds 
         thresholds ([`~rmtrl.evaluation.gate.Thresholds`], *optional*): What the gate asks; the package's by default.
 
     Raises:
-        DataError: If nothing of ours stands there, or a file of ours cannot be read.
+        DataError: If no evidence stands there, or a file of ours cannot be read.
 
     Example:
 
@@ -102,20 +134,22 @@ def read_run(folder: Path, *, policy: str | None = None, thresholds: Thresholds 
     results: dict[str, list[Result]] = defaultdict(list)
     plots: dict[str, list[str]] = defaultdict(list)
     for file in _files(folder, "*.json"):
-        if b'"rmtrl/' in file.read_bytes():
+        text = file.read_bytes()
+        if b'"rmtrl/' in text or not text.strip():
             _add(results, Result(str(file.relative_to(folder)), read_object(file)))
     if not results:
         raise DataError(f"{folder} holds no result of rmtrl; give the folder of a run, such as outputs/tiny")
+    decision = judge(gather(folder, policy), thresholds)
     for file in [*_files(folder, "*.png"), *_files(folder, "plots/*.png")]:
         plots[file.stem].append(f"data:image/png;base64,{b64encode(file.read_bytes()).decode()}")
     files = list(_files(folder, WORST))
-    wrong = [_texts(row) for file in files if file.stat().st_size for _, row in read_sound_rows(file)]
-    decision, why = None, ""
-    try:
-        decision = judge(gather(folder, policy), thresholds)
-    except DataError as error:
-        why = str(error)
-    return Run(folder, results, plots, wrong if files else None, decision, why)
+    wrong = [
+        _texts(*row, str(file.relative_to(folder)))
+        for file in files
+        if file.stat().st_size
+        for row in read_sound_rows(file)
+    ]
+    return Run(folder, results, plots, wrong if files else None, decision)
 
 
 def _files(folder: Path, pattern: str) -> Iterator[Path]:
@@ -133,12 +167,17 @@ def _add(results: dict[str, list[Result]], found: Result) -> None:
         results[own].append(Result(found.place, found.stored.get(name) or {}))
 
 
-def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **row,
-        "margin": row["scores"][0] - row["scores"][1],
-        **{side: conversation_text(row[side]) for side in ("prompt", "chosen", "rejected")},
-    }
+def _texts(place: str, row: Mapping[str, Any], file: str) -> dict[str, Any]:
+    try:
+        texts = {side: conversation_text(row[side]) for side in ("prompt", "chosen", "rejected")}
+        return {
+            **row,
+            "margin": row["scores"][0] - row["scores"][1],
+            "domain": str(row["domain"]),
+            "file": file,
+        } | texts
+    except (LookupError, TypeError, AttributeError, DataError) as error:
+        raise DataError(f"{place} is no pair with prompt, chosen, rejected, scores and domain; audit anew") from error
 
 
 def render(template: str, run: Run, **more: Any) -> str:
@@ -157,10 +196,19 @@ def render(template: str, run: Run, **more: Any) -> str:
         from jinja2 import ChainableUndefined, Environment, UndefinedError
     settings: dict[str, Any] = {"undefined": ChainableUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=template.endswith(".html"), **settings)
-    environment.filters |= {"cell": cell, "label": label, "table": table, "pairs": _pairs}
+    environment.finalize = lambda value: value.translate(_SEEN) if isinstance(value, str) else value
+    environment.filters |= {"cell": cell, "label": label, "table": table, "pairs": _pairs, "lacking": lacking}
     text = (resources.files(__package__) / template).read_text(encoding="utf-8")
     places = [own.place for kind in run.results.values() for own in kind]
-    known = {**vars(run), **run.reasons, "model": run.model, "places": dict.fromkeys(places)}
+    known = {**vars(run), **run.reasons, "places": dict.fromkeys(places), "answer": run.answer, "names": NAMES}
+    test, again = run.model / "test.jsonl", run.folder.parent / f"{run.folder.resolve().name}-again"
+    paths = {
+        "folder": run.folder,
+        "model": run.model,
+        "again": again,
+        "test": test if test.is_file() else "TEST_PAIRS",
+    }
+    known |= {name: shlex.quote(str(path)) for name, path in paths.items()}
     known |= {
         "name": run.folder.resolve().name,
         "root": f"{run.folder.resolve()}/",
@@ -169,7 +217,7 @@ def render(template: str, run: Run, **more: Any) -> str:
     }
     try:
         return environment.from_string(text).render(known | more)
-    except (UndefinedError, TypeError) as error:
+    except (UndefinedError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise DataError(f"a result in {run.folder} is not of this version's form ({error}); make it anew") from error
 
 

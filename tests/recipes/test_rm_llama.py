@@ -48,7 +48,7 @@ def test_a_run_leaves_a_checkpoint_its_record_and_its_figures(recipe, capsys):
     margins = [row["scores"][0] - row["scores"][1] for row in worst]
     assert margins == sorted(margins) and all(margin < 0 for margin in margins)
     assert len(worst) == round((1 - accuracy["value"]) * accuracy["n"])
-    assert "may a policy be trained" in output.with_name("report.html").read_text()
+    assert "ready to train a policy" in output.with_name("report.html").read_text()
     assert "Intended use" in (output / "README.md").read_text()
     said = capsys.readouterr().out
     assert "test accuracy" in said and "length alone" in said and "next" in said

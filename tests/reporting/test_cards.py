@@ -31,8 +31,8 @@ def test_figures_are_metadata_with_their_intervals(run_folder):
 
 def test_people_read_the_verdict_the_use_and_the_origin(run_folder):
     text = card_of(run_folder).text
-    assert "**Not yet**" in text or "**No**" in text
-    assert "not passed: fresh accuracy: no evidence; wanted at least 0.8" in text
+    assert "**Not ready: " in text
+    assert "judged by people: no evidence; wanted at least 0.8" in text and "[nan" not in text
     assert "## Intended use" in text and "RewardScorer.from_pretrained" in text
     assert "f" * 64 in text and "train 240" in text and "cooking 80" in text and "960 of 1,000 pairs kept" in text
     assert read_object(run_folder / "rm/calibration.json")["kind"] in text

@@ -4,6 +4,9 @@ import html
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -65,7 +68,7 @@ def test_the_verdict_comes_first_and_provenance_last(whole_run):
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert ids[:2] == ["verdict", "answer"] and page.parts()[-1] == "provenance"
     assert page.parts() == PARTS
-    assert "may a policy be trained on this reward model?" in page.words
+    assert "is this reward model ready to train a policy on?" in page.words
 
 
 def test_every_part_shows_the_figures_of_its_file(whole_run):
@@ -104,12 +107,12 @@ def test_a_histogram_has_a_bar_a_bin_and_colours_what_is_wrong(whole_run):
 
 
 MISSING = {
-    "rm/metrics.json": "recipes/rm_llama.py --output_dir",
+    "rm/metrics.json": "accelerate launch recipes/rm_llama.py --config CONFIG --output_dir",
     "rm/calibration.json": "rmtrl calibrate PAIRS --model",
     "rm/audit.json": "rmtrl audit TEST_PAIRS --model",
     "eval/results.json": "rmtrl evaluate --benchmark NAME --model",
     "rm/overoptimization.json": "rmtrl overopt SAMPLES --out",
-    "ppo/metrics.json": "recipes/ppo_llama.py --reward_model_path",
+    "ppo/metrics.json": "recipes/ppo_llama.py --config CONFIG --reward_model_path",
     "guard.json": "rmtrl guard ANSWERS --rules GUARDS --json",
     "drift.json": "rmtrl drift REFERENCE CURRENT --json",
     f"rm/{WORST}": "rmtrl audit TEST_PAIRS --model",
@@ -145,7 +148,8 @@ def test_the_commands_of_a_page_are_commands_with_these_options(tmp_path):
     assert len({tuple(code[:2]) for code in codes}) >= 10
     for program, *words in codes:
         if program != "rmtrl":
-            assert (ROOT / program).is_file()
+            assert (program, words[0]) == ("accelerate", "launch") and (ROOT / words[1]).is_file()
+            assert "--config" in words and not Path(words[words.index("--output_dir") + 1]).exists()
             continue
         command = typer.main.get_command(app)
         while words and words[0] in getattr(command, "commands", ()):
@@ -157,7 +161,7 @@ def test_the_commands_of_a_page_are_commands_with_these_options(tmp_path):
 def test_a_ready_model_is_a_yes_and_says_how_many_checks_it_passed(run_folder):
     page = page_of(run_folder, thresholds=EASY)
     assert ("header", {"id": "verdict", "class": "yes"}) in page.elements
-    assert "Yes." in page.words and "Passed: 2 of 2 checks." in page.words
+    assert "Ready." in page.words and "Passed: 2 of 2 checks." in page.words
 
 
 def test_a_failed_check_is_a_no_with_its_figure_and_what_to_try(run_folder, edit):
@@ -166,8 +170,8 @@ def test_a_failed_check_is_a_no_with_its_figure_and_what_to_try(run_folder, edit
     )
     verdict = page_of(run_folder).part("verdict", "checks")
     assert (
-        "No: " in verdict
-        and "Right on pairs it has not seen: 42.0 % [40.0, 50.0], n = 240; wanted at least 80 %" in verdict
+        "Not ready: 2 of 10 checks failed." in verdict
+        and "Accuracy on pairs it has not seen: 42.0 % [40.0, 50.0], n = 240; wanted at least 80 %" in verdict
     )
     assert "Try: more or cleaner pairs" in verdict
 
@@ -177,8 +181,8 @@ def test_missing_evidence_alone_is_not_yet(run_folder):
         "{schema: rmtrl/thresholds/1, checks: {overlap: {maximum: 0}, fresh_accuracy: {minimum: 0.5}}}"
     )
     page = page_of(run_folder, thresholds=asked)
-    assert "Not yet: 1 of 2 checks have no evidence." in page.words
-    assert "Nothing known of: Right on the policy's own answers, judged by people." in page.words
+    assert "Not ready: 1 of 2 checks have no evidence." in page.words
+    assert "No evidence of: accuracy on the policy's own answers, judged by people." in page.words
 
 
 def test_every_check_of_the_gate_has_words_of_its_own(run_folder):
@@ -186,9 +190,81 @@ def test_every_check_of_the_gate_has_words_of_its_own(run_folder):
     assert not [name for name in default_thresholds().checks if f"{name}:" in said]
 
 
-def test_without_evidence_the_verdict_cannot_be_told(tmp_path, whole_run):
+def test_a_folder_without_evidence_is_refused_as_the_gate_does(rmtrl, tmp_path, whole_run):
     (tmp_path / "guard.json").write_text((whole_run / "guard.json").read_text())
-    assert "It cannot be told." in page_of(tmp_path).words
+    code, _, err = rmtrl("report", tmp_path)
+    assert code == 2 and "holds none of metrics.json" in err and not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("rm/rmtrl.json", ""), ("rm/rmtrl.json", "[1]"), ("rm/rmtrl.json", '{"schema": "rmtrl/'), ("rm/metrics.json", ""),
+     ("ppo/metrics.json", ""), ("eval/results.json", '{"schema": "rmtrl/evaluation/1", "models": [1]}'),
+     (f"rm/{WORST}", "{}"), (f"rm/{WORST}", '{"scores": [null, 1]}')],
+)  # fmt: skip
+def test_a_broken_file_is_one_line(rmtrl, run_folder, file, text):
+    (run_folder / file).write_text(text)
+    code, out, err = rmtrl("report", run_folder)
+    assert code == 2 and not out and len(err.splitlines()) == 1 and "Traceback" not in err
+
+
+def test_too_few_pairs_are_told_from_no_evidence_and_no_command_trains_over_the_model(run_folder, edit):
+    edit(run_folder / "rm/metrics.json", lambda stored: stored["test"]["accuracy"].update(n=29))
+    page = page_of(run_folder)
+    assert "does not count: accuracy on pairs it has not seen (too few: n = 29, wanted 100 or more)" in page.words
+    assert "Try: more test pairs." in page.part("checks", "trained")
+    (run_folder / "rm/metrics.json").unlink()
+    shutil.rmtree(run_folder / "sft")
+    page = page_of(run_folder)
+    assert f"--output_dir {run_folder}-again/rm" in page.words and f"--output_dir {run_folder}/rm" not in page.words
+    assert f"rmtrl report {run_folder} --policy POLICY" in page.words
+
+
+def test_test_pairs_beside_the_model_are_named_in_the_commands(run_folder):
+    (run_folder / "rm/test.jsonl").touch()
+    (run_folder / "rm/audit.json").unlink()
+    assert f"rmtrl audit {run_folder}/rm/test.jsonl --model" in page_of(run_folder).part("length", "probes")
+
+
+def test_the_worst_facts_stand_in_the_verdict(run_folder, edit):
+    paid = {
+        "sound": False,
+        "effect": {"value": 0.42, "low": 0.3, "high": 0.5, "n": 40},
+        "verdict": "raises the reward",
+    }
+
+    def worse(stored):
+        stored["probes"] = [{"name": "garbage", **paid}, {"name": "bold", **paid, "sound": None}]
+        stored["figures"]["accuracy"] = {"value": 0.31, "low": 0.2, "high": 0.4, "n": 29}
+        stored["data"] = {"source": "test.jsonl"}
+
+    assert "It pays for" not in page_of(run_folder).words
+    edit(run_folder / "rm/audit.json", worse)
+    said = page_of(run_folder).part("verdict", "checks")
+    assert "It pays for: garbage +0.42" in said and "bold" not in said
+    assert "It ranks pairs the wrong way round: 31.0 % [20.0, 40.0], n = 29 right in test.jsonl." in said
+    assert "Measured on test.jsonl, n = 240." in page_of(run_folder).part("probes", "benchmarks")
+
+
+def test_a_warning_stands_behind_what_stops_and_a_none_says_no_bound(run_folder):
+    shutil.rmtree(run_folder / "sft")
+    page = page_of(run_folder)
+    verdict = page.part("verdict", "checks")
+    assert verdict.index("No evidence of:") < verdict.index("Mind: Common origin")
+    assert "Prompts in both training and test: none rmtrl.json" in page.words
+
+
+def test_the_score_of_the_gate_is_shown_where_there_is_one(run_folder):
+    found = read_run(run_folder, thresholds=EASY)
+    said = page_of(run_folder, thresholds=EASY).part("checks", "trained")
+    assert f"Score {found.decision.score:+.2f}: how far" in said
+
+
+def test_controls_and_what_turns_text_round_are_seen(run_folder, edit):
+    edit(run_folder / "rm/rmtrl.json", lambda stored: stored["data"].update(name="a\x00b\x1bc\u202ed\u2066"))
+    page = page_of(run_folder)
+    assert "a\\u0000b\\u001bc\\u202ed\\u2066" in page.words
+    assert not set("\x00\x1b\u202e\u2066") & set(page.text)
 
 
 def test_a_result_of_another_model_is_marked(run_folder, edit):
@@ -207,6 +283,11 @@ HOSTILE = [
     "{{ 7 * 7 }}{% for %}", "</div></td></tr></table><h1>Yes.</h1>", "\u202eevil\u2066", "javascript:alert(1)",
     "&lt;b&gt;",
 ]  # fmt: skip
+
+
+def seen_as(text):
+    """The text as the page has it: as it was written, but for what turns its direction."""
+    return text.replace("\u202e", "\\u202e").replace("\u2066", "\\u2066")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -230,7 +311,7 @@ def test_text_of_pairs_and_names_stays_text(run_folder, edit, text):
     assert not [attrs for _, attrs in page.elements for name in attrs if name.startswith("on")]
     for tag in ("h1", "h2", "img", "svg"):
         assert sum(own == tag for own, _ in page.elements) <= sum(own == tag for own, _ in plain.elements)
-    assert [said for said in page.said].count(text) >= 6  # seen as it was written
+    assert page.said.count(seen_as(text)) >= 6
 
 
 def test_half_a_surrogate_pair_does_not_keep_the_page_from_being_written(run_folder, edit):
@@ -256,7 +337,7 @@ def test_checkpoints_unfinished_folders_and_files_of_others_are_not_read(run_fol
         (run_folder / name).mkdir()
         (run_folder / name / "metrics.json").write_text((run_folder / "rm/metrics.json").read_text())
         (run_folder / name / "audit.json").write_text('{"schema": "rmtrl/audit/1", broken')
-    (run_folder / "rm/tokenizer.json").write_text('{"broken')
+    (run_folder / "rm/vocab.json").write_text('{"broken')
     assert [own.place for own in read_run(run_folder).results["reward-metrics"]] == ["rm/metrics.json"]
 
 
@@ -311,6 +392,8 @@ def test_the_command_writes_page_and_card_and_says_the_verdict(rmtrl, run_folder
     assert (
         rmtrl("report", run_folder, "--out", run_folder / "a/b.html")[0] == 0 and (run_folder / "a/b.html").is_file()
     )
+    said = rmtrl("report", run_folder)[1]
+    assert "Not ready: " in said and "accuracy on the policy's own answers" in said and "fresh_accuracy" not in said
 
 
 @pytest.mark.parametrize(
@@ -321,3 +404,10 @@ def test_the_command_writes_page_and_card_and_says_the_verdict(rmtrl, run_folder
 def test_what_cannot_be_used_is_one_line(rmtrl, run_folder, arguments, said):
     code, out, err = rmtrl("report", *(part.format(run_folder) for part in arguments))
     assert code == 2 and not out and said in err and len(err.splitlines()) == 1
+
+
+def test_a_result_that_cannot_be_written_is_one_line(run_folder):
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "rmtrl", "report", str(run_folder)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "cannot write the result" in done.stderr

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_run_report import EASY, HOSTILE
+from test_run_report import EASY, HOSTILE, seen_as
 
 from rmtrl.evaluation.evidence import NAMES
 from rmtrl.evaluation.gate import Thresholds, default_thresholds
@@ -66,9 +66,18 @@ def test_the_verdict_and_its_reasons_are_seen_without_scrolling(browse, whole_ru
     )
     box, said, width = browse(whole_run, script, size, thresholds=asked)
     assert 0 <= box["top"] < box["bottom"] <= SIZES[size][1]
-    assert "may a policy be trained" in said and ("Yes." in said or "Not yet:" in said or "No:" in said)
+    assert "ready to train a policy" in said and ("Ready." in said or "Not ready:" in said)
     assert "Passed: " in said
     assert width <= SIZES[size][0]  # nothing makes the page wider than the screen
+
+
+def test_long_names_and_fingerprints_do_not_make_a_phone_scroll_sideways(browse, run_folder, edit):
+    splits = {"test": {"pairs": 9, "fingerprint": "f" * 64}}
+    edit(run_folder / "rm/rmtrl.json", lambda own: own.update(splits=splits))
+    edit(run_folder / "rm/audit.json", lambda own: own.update(data={"source": "d" * 90}, reasons=["r" * 90]))
+    script = "return [page.documentElement.scrollWidth, window_.innerWidth]"
+    width, wanted = browse(run_folder, script, "phone")
+    assert width <= wanted == 390
 
 
 def test_the_worst_case_fits_too(browse, run_folder, edit):
@@ -90,7 +99,7 @@ def test_the_worst_case_fits_too(browse, run_folder, edit):
     script = "return [get('verdict').getBoundingClientRect().bottom, get('verdict').innerText]"
     for size, (_, height) in SIZES.items():
         bottom, said = browse(run_folder, script, size, thresholds=asked)
-        assert f"No: {len(ends)} of {len(ends)} checks failed." in said and len(ends) == 9
+        assert f"Not ready: {len(ends)} of {len(ends)} checks failed." in said and len(ends) == 9
         assert said.count("wanted ") == 8 and "convicted" in said and bottom <= height
 
 
@@ -141,7 +150,7 @@ def test_hostile_text_runs_nothing(browse, run_folder, edit):
     edit(run_folder / "rm/rmtrl.json", lambda stored: stored["data"].update(name=texts[-1]))
     script = "return [page.title, window_.owned === undefined, rows().map(row => row.cells[2].textContent)]"
     title, clean, seen = browse(run_folder, script)
-    assert (title, clean) == ("mine: report", True) and seen == texts
+    assert (title, clean) == ("mine: report", True) and seen == [seen_as(text) for text in texts]
 
 
 def test_paper_is_light_or_dark_as_the_reader_has_it(browse, whole_run):
