@@ -209,7 +209,7 @@ KEYS = {
         "ties_left_out unit verdict without_scores"
     ),
     "rmtrl/calibration/1": (
-        "after after_is before data domains dropped exported isotonic kind made_worse mean_reward model "
+        "after after_is before data domains dropped exported isotonic kind made made_worse mean_reward model "
         "model_fingerprint n nll_change prompts reason reward_range schema temperature temperature_estimate "
         "test_after test_before warnings within_prompt_std"
     ),
@@ -257,7 +257,7 @@ KEYS = {
         "before beyond_k blank changes counted data guards judge k missing policies prompts rates requests "
         "sampling schema seed warnings"
     ),
-    "rmtrl/report/1": "card checks out ready results run schema why",
+    "rmtrl/report/1": "card checks out ready results run schema",
     "rmtrl/rerank/1": "best candidates data gain model n out policy schema too_long unranked",
     "rmtrl/sample/1": "data domains n out schema seed",
     "rmtrl/scores/1": "accuracy data model n schema too_long warnings",

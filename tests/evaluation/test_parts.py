@@ -248,7 +248,10 @@ def test_accelerate_launch_evaluates_as_one_process_does(rmtrl, tmp_path, checkp
     assert code == 0, stderr
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file",
               str(ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"), "-m", "rmtrl"]  # fmt: skip
-    done = subprocess.run([*launch, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*launch, *command, str(tmp_path / "two")], env=os.environ | {"TQDM_DELAY": "0"}, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Loading weights: 100%") == 1  # bars are the first process's
     assert without_times(done.stdout) == without_times(stdout) and json.loads(done.stdout)
