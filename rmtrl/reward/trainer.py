@@ -394,6 +394,8 @@ class RewardTrainer(TRLRewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # every process comes here
+            return
         variables = {"start_twice": self._starts_twice, **self._template_constants}
         checkpoint.write_record(
             output_dir or str(self.args.output_dir), self._objective.head, self.tie_parameter_,
