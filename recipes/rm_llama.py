@@ -21,7 +21,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from rmtrl import CenterRewardCallback, LengthBiasCallback, MarginCallback, RewardConfig, RewardTrainer
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import exit_on_error
-from rmtrl.evaluation.scoring import WORST, ScoredPairs
+from rmtrl.evaluation.scoring import TESTED, WORST, ScoredPairs
 from rmtrl.io import replace_folder, write_json, write_rows
 from rmtrl.launch import (
     evaluate_often,
@@ -95,7 +95,7 @@ def main() -> None:
     record["figures"] = {"chosen on": "validation", "reported on": "test"}
     write_json(folder / "rmtrl.json", json.loads((folder / "rmtrl.json").read_text()) | record | {"schema": SCHEMA})
     write_rows(folder / WORST, ScoredPairs(splits.test, scores["test"]).worst())
-    write_rows(folder / "test.jsonl", splits.test)
+    write_rows(folder / TESTED, splits.test)
     valid.rejects.to_json(folder / "rejects.jsonl")
     replace_folder(folder, final)
     print(summary(str(final), valid.as_dict(), splits.sizes(), figures))

@@ -130,6 +130,8 @@ class Reason:
         distance (`float`, *optional*): How far the figure is on the good side of its thresholds, below 0 on the bad
             side, in units of the half of its interval that points towards the threshold. 1: the end of the interval
             stands on it. None without evidence; NaN of an exact count, which has no interval to measure by.
+        unknown (`bool`): Whether it is not passed for want of evidence.
+        lacking (`str`): Why evidence that stands does not count.
     """
 
     check: str
@@ -143,13 +145,10 @@ class Reason:
     n: int | None = None
     source: str = ""
     distance: float | None = None
+    unknown: bool = field(default=False, repr=False)
+    lacking: str = field(default="", repr=False)
 
     json_also: ClassVar = ("line",)
-
-    @property
-    def unknown(self) -> bool:
-        """Whether it is not passed for want of evidence."""
-        return not self.passed and self.got.startswith(("no evidence", "no word", UNDECIDED))
 
     @property
     def line(self) -> str:
@@ -244,9 +243,12 @@ def _judge(name: str, item: Figure | Finding | None, check: Check, compare: Comp
     """Returns the outcome of one check."""
     stops, wanted = check.otherwise == "stop", check.wanted
     if item is None:
-        return Reason(name, False, stops, "no evidence", wanted)
+        return Reason(name, False, stops, "no evidence", wanted, unknown=True)
     if isinstance(item, Finding):
-        return Reason(name, item.passed is True, stops, item.said or "no word of it", wanted, source=item.source)
+        passed, said = item.passed is True, item.said or "no word of it"
+        lacking = said.split("; ")[0] if not passed and said.startswith(UNDECIDED) else ""
+        unknown = bool(lacking) or not (passed or item.said)
+        return Reason(name, passed, stops, said, wanted, source=item.source, unknown=unknown, lacking=lacking)
     estimate, got = item.estimate, str(item)
     low, high = (estimate.low, estimate.high) if compare == "interval" else (estimate.value, estimate.value)
     passed = (check.minimum is None or low >= check.minimum) and (check.maximum is None or high <= check.maximum)
@@ -257,7 +259,8 @@ def _judge(name: str, item: Figure | Finding | None, check: Check, compare: Comp
         wanted += " at the unfavourable end"
     passed = passed and item.conditions.get("calibration") != WORSENED
     value, low, high = (json_ready(end) for end in (estimate.value, estimate.low, estimate.high))  # unknown: None
-    return Reason(name, passed, stops, got, wanted, value, low, high, estimate.n, item.source, distance)
+    known = (value, low, high, estimate.n, item.source, distance)
+    return Reason(name, passed, stops, got, wanted, *known, unknown=bool(lacking), lacking=lacking)
 
 
 def _distance(estimate: Estimate, check: Check) -> float | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SIDES = ("chosen", "rejected")
-WORST = "worst_pairs.jsonl"
+TESTED, WORST = "test.jsonl", "worst_pairs.jsonl"
 _WINDOW_PAIRS = 1000  # scored at a time: enough to find rows of like length, little to hold
 _FORM = 'wanted {"id": "a", "scores": [1.5, 0.2]} a line, chosen first, both finite or null'
 _LARGEST = sys.float_info.max

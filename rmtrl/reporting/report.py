@@ -21,7 +21,7 @@ from rmtrl.errors import DataError, extra
 from rmtrl.evaluation.evidence import gather
 from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.gate import Decision, Reason, Thresholds, judge
-from rmtrl.evaluation.scoring import WORST
+from rmtrl.evaluation.scoring import TESTED, WORST
 from rmtrl.io import read_object, read_sound_rows, replacing
 from rmtrl.reporting.tables import cell, label, table
 
@@ -85,7 +85,7 @@ class Run:
     def _fingerprint(self) -> dict[str, Any]:
         return model_fingerprint(self.model)
 
-    @property
+    @cached_property
     def reasons(self) -> dict[str, list[Reason]]:
         """The outcomes of the checks: `passed`, `failed`, `unknown`, and `mind` for what stops nothing."""
         sorted_: dict[str, list[Reason]] = {name: [] for name in ("passed", "failed", "unknown", "mind")}
@@ -107,9 +107,7 @@ class Run:
 
 def lacking(own: Reason) -> str:
     """Returns why evidence that stands does not count; empty where none stands."""
-    why = own.got.removeprefix("no evidence: ").split(", got ")[0].split("; ")[0]
-    why = why.replace("wanted n of", f"too few: n = {own.n}, wanted")
-    return "" if own.got == "no evidence" or own.got.startswith("no word") else why
+    return own.lacking.replace("wanted n of", f"too few: n = {own.n}, wanted")
 
 
 def read_run(folder: Path, *, policy: str | None = None, thresholds: Thresholds | None = None) -> Run:
@@ -201,7 +199,7 @@ def render(template: str, run: Run, **more: Any) -> str:
     text = (resources.files(__package__) / template).read_text(encoding="utf-8")
     places = [own.place for kind in run.results.values() for own in kind]
     known = {**vars(run), **run.reasons, "places": dict.fromkeys(places), "answer": run.answer, "names": NAMES}
-    test, again = run.model / "test.jsonl", run.folder.parent / f"{run.folder.resolve().name}-again"
+    test, again = run.model / TESTED, run.folder.parent / f"{run.folder.resolve().name}-again"
     paths = {
         "folder": run.folder,
         "model": run.model,
