@@ -209,7 +209,11 @@ def ceiling(
     result = {"ceiling": found, "other_family": other, **gap, "pairs_needed": needed}
     shown: dict[str, Any] = {"ceiling": str(found)}
     if found.majority:
-        shown |= {"taken for granted": found.assumed, f"ceiling if {other.assumed}": str(other)}
+        shown |= {
+            "taken for granted": found.assumed,
+            "other ceiling": str(other),
+            "taken for granted there": other.assumed,
+        }
     shown |= {"of the way from a coin to it": closed, f"pairs to tell models {delta} apart": needed}
     _show("ceiling", files, annotations, result, as_json, words=shown, warnings=better_family(found, other))
 

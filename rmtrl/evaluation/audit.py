@@ -20,7 +20,14 @@ from rmtrl.evaluation.probes import Probe, probe
 from rmtrl.evaluation.scoring import SIDES, ScoredPairs
 from rmtrl.metrics import Floats, mean_estimate, mean_estimates, pair_wins, reweighted_estimate, scaled
 from rmtrl.metrics.ceiling import Ceiling, ceiling_of_cells
-from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
+from rmtrl.metrics.lengths import (
+    MATCHED,
+    LengthCurve,
+    length_correlations,
+    length_curve,
+    length_regressions,
+    length_shares,
+)
 from rmtrl.types import Chat, Estimate
 
 LEAST_PROMPTS = 30
@@ -31,7 +38,9 @@ CONVICTS = 0.1
 CONVICTED = "convicted"
 ACQUITTED = "acquitted"
 UNDECIDED = "not enough evidence"
-BUILD_MATCHED = "build length-matched pairs"
+BUILD_MATCHED = f"build length-matched pairs: have answers judged that differ by at most {MATCHED:.0%} in length"
+
+NO_MATCHED = f"{UNDECIDED}: no pair has answers of like length; {BUILD_MATCHED}"
 
 Verdict = tuple[str, tuple[str, ...]]
 """Convicted, acquitted or undecided, and why, in words."""
@@ -78,11 +87,13 @@ class Audit:
     @property
     def words(self) -> dict[str, Any]:
         """The values that people read."""
-        mixed = {"accuracy, target mix": self.reweighted["accuracy"]} if self.reweighted else {}
+        more = {"accuracy, target mix": self.reweighted["accuracy"]} if self.reweighted else {}
+        if "accuracy_matched" not in self.figures:
+            more["accuracy_matched"] = NO_MATCHED
         return {
             "pairs": self.n, "prompts": self.prompts, "lengths in": self.unit,
             "without scores": self.without_scores, "ties left out": self.ties_left_out,
-            "figures": self.figures | mixed, "ceiling": self.ceiling and str(self.ceiling),
+            "figures": self.figures | more, "ceiling": self.ceiling and str(self.ceiling),
             "accuracy by domain": self.domains if len(self.domains) > 1 else {},
             "edits, changes in standard deviations of the rewards": [
                 {"edit": one.name, "change": one.effect, "raised": one.raised and one.raised.value,
