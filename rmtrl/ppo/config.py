@@ -9,7 +9,7 @@ from transformers import GenerationConfig, TrainingArguments
 
 from rmtrl.errors import UsageError
 from rmtrl.ppo._base import PPOBaseConfig
-from rmtrl.reward.config import set_device_defaults
+from rmtrl.reward.config import set_defaults
 
 # what the settings must be, and which of them
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -160,7 +160,7 @@ class PPOConfig(PPOBaseConfig):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "eval_reward", True
         self._check()
-        set_device_defaults(self)
+        set_defaults(self)
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every update runs all of policy and value model
         super().__post_init__()
