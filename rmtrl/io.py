@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -76,7 +77,7 @@ def read_rows(paths: Sequence[Path], *, is_row: IsRow = bool) -> Iterator[RawRow
             named = "" if len(paths) == 1 else f"{path.name}, "
             try:
                 with path.open("rb") as raw, gzip.open(raw) if path.name.lower().endswith(".gz") else raw as lines:
-                    rows = _csv_rows(lines) if suffix_of(path) == ".csv" else _json_rows(lines, is_row)
+                    rows = _csv_rows(lines) if suffix_of(path) in TABLES else _json_rows(lines, is_row)
                     for number, row in enumerate(rows, 1):
                         yield f"{named}row {number}", row
                         if number % 1000 == 0:
@@ -268,12 +269,28 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_distinct)  # one for all rows: ma
 
 # ---- CSV
 
+TABLES = (".csv", ".tsv")
+
+
+def separator(header: bytes) -> str:
+    """Returns what stands between the cells of a table of text, by its header.
+
+    Example:
+
+    ```python
+    >>> separator(b"prompt;chosen;rejected")
+    ';'
+    ```
+    """
+    return next((mark for mark in "\t,;|" if mark.encode() in header), ",")
+
 
 def _csv_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[Row | str]:
     """Yields rows whose cells are all text: an empty cell is "", "NA" is a word and 4 is a possible answer."""
     csv.field_size_limit(2**31 - 1)
     first = next(iter(lines), b"").removeprefix(codecs.BOM_UTF8)
-    reader = csv.DictReader(line.decode(errors="surrogateescape") for line in chain([first], lines))
+    text = (line.decode(errors="surrogateescape") for line in chain([first], lines))
+    reader = csv.DictReader(text, delimiter=separator(first))
     while True:
         try:
             row: dict[Any, Any] = next(reader)
@@ -283,11 +300,8 @@ def _csv_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[Row | str]:
             yield f"is not CSV ({error}); mend or remove it"
             continue
         if None in row:
-            n, (head, *_) = len(reader.fieldnames or ()), [*(reader.fieldnames or ()), ""]
-            if n == 1 and (mark := next((own for own in ";\t|" if own in head), None)):
-                yield f"is of cells that stand apart by {mark!r}; save the file with commas"
-                continue
-            yield f"has {n + len(row[None])} cells where the header has {n}; quote cells that hold a comma"
+            n, mark = len(reader.fieldnames or ()), {",": "comma", "\t": "tab"}.get(separator(first), separator(first))
+            yield f"has {n + len(row[None])} cells where the header has {n}; quote cells that hold a {mark}"
             continue
         try:
             "".join(chain(row, (cell for cell in row.values() if cell))).encode()
@@ -400,7 +414,7 @@ def write_row_files(given: Mapping[Path | None, Iterable[Mapping[str, Any]]]) ->
 
 
 def _check_row_file(path: Path) -> None:
-    if suffix_of(path) in (".parquet", ".csv"):
+    if suffix_of(path) in (".parquet", *TABLES):
         raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
 
 
@@ -496,9 +510,8 @@ def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) ->
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
-    from datasets import Dataset
-
-    if not isinstance(rows, Dataset):
+    loaded = sys.modules.get("datasets")  # without which nothing is a data set
+    if loaded is None or not isinstance(rows, loaded.Dataset):
         yield from ([f"{_json(row)}\n"] for row in rows)
         return
     for batch in map(table_columns, rows.with_format("arrow").iter(1000)):  # ten times as fast as row by row

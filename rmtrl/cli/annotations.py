@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="annotations", help="Check and combine human judgments.", no_args_is_help=True)
 
-Files = Annotated[list[Path], typer.Argument(help="Judgments, one a line (jsonl, json, csv, parquet, also .gz).")]
+Files = Annotated[list[Path], typer.Argument(help="Judgments, one a line (jsonl, json, csv, tsv, parquet, also .gz).")]
 Likert = Annotated[str, typer.Option(help="Ends of the rating scale, low,high.")]
 Criteria = Annotated[
     str | None, typer.Option(help="Columns that are criteria: usefulness,safety. Those that hold numbers if absent.")
