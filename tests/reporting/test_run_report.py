@@ -280,7 +280,9 @@ def test_a_warning_stands_behind_what_stops_and_a_none_says_no_bound(run_folder)
     shutil.rmtree(run_folder / "sft")
     page = page_of(run_folder)
     verdict = page.part("verdict", "checks")
-    assert verdict.index("No evidence of:") < verdict.index("Nor, which only warns, of:") < verdict.index("common origin")
+    assert (
+        verdict.index("No evidence of:") < verdict.index("Nor, which only warns, of:") < verdict.index("common origin")
+    )
     assert "Prompts in both training and test: none rmtrl.json" in page.words
 
 
