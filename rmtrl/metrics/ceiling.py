@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from rmtrl.metrics.estimates import Floats, clustered_covariance, combined_estimate, ratio_estimate
 from rmtrl.types import Estimate
@@ -274,7 +274,9 @@ class _Fit:
 
     def best(self) -> Floats:
         """Returns the parameters of the highest posterior, `(K,)`."""
-        found: Floats = optimize.minimize(self.loss, self.middle, jac=True, method="BFGS", options={"gtol": 1e-6}).x
+        from scipy.optimize import minimize
+
+        found: Floats = minimize(self.loss, self.middle, jac=True, method="BFGS", options={"gtol": 1e-6}).x
         return found
 
     def information(self, free: Floats) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from rmtrl.metrics.estimates import (
     Floats,
@@ -178,6 +178,8 @@ def length_regressions(
 
 def _label_model(x: Floats, group: Groups) -> list[Estimate]:
     """Returns the coefficients of P(first preferred) = σ(x·β) on pairs in both orders; none where they have no end."""
+    from scipy.optimize import minimize
+
     if _separated(x) or np.linalg.matrix_rank(x) < x.shape[1]:
         return []
 
@@ -185,7 +187,7 @@ def _label_model(x: Floats, group: Groups) -> list[Estimate]:
         return -float(special.log_expit(x @ beta).mean()), -x.T @ special.expit(-x @ beta) / len(x)
 
     start = np.zeros(x.shape[1])
-    beta: Floats = optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-10}).x
+    beta: Floats = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-10}).x
     p = special.expit(x @ beta)
     return _wald(beta, x * (1 - p)[:, None], (x * (p * (1 - p))[:, None]).T @ x, group)
 

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
@@ -245,6 +245,8 @@ def critical_values(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float
     [2.4132, 2.4132, 2.4132, 2.4132, 2.4132]
     ```
     """
+    from scipy.optimize import brentq
+
     if not 1 <= looks <= MOST_LOOKS:
         raise UsageError(f"got {looks} looks; wanted 1 to {MOST_LOOKS}")
     if kind not in get_args(Bounds):
@@ -261,7 +263,7 @@ def critical_values(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float
 
     # Bonferroni's bound is too wide for all looks together, the single test's too narrow
     widest = float(special.ndtri(1 - alpha / (2 * looks)))
-    return np.asarray(optimize.brentq(excess, 0.99 * single, 1.01 * widest, xtol=1e-10) * shape, dtype=np.float64)
+    return np.asarray(brentq(excess, 0.99 * single, 1.01 * widest, xtol=1e-10) * shape, dtype=np.float64)
 
 
 def crossing_probabilities(bounds: Sequence[float] | NDArray[np.float64], drift: float = 0.0) -> NDArray[np.float64]:
@@ -311,10 +313,12 @@ def inflation(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float = 0.0
     1.228
     ```
     """
+    from scipy.optimize import brentq
+
     bounds, single = critical_values(looks, kind=kind, alpha=alpha), sum(_quantiles(alpha, power))
 
     def lacking(drift: float) -> float:
         return float(crossing_probabilities(bounds, drift).sum()) - power
 
-    drift = float(optimize.brentq(lacking, 0.0, 2 * single + 3, xtol=1e-10))
+    drift = float(brentq(lacking, 0.0, 2 * single + 3, xtol=1e-10))
     return (drift / single) ** 2 if looks > 1 else 1.0
