@@ -246,7 +246,7 @@ def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["data", "synthesize", "--out", "w", "--prompts", "0"], "--prompts 0; wanted a number greater than or"),
+        (["data", "synthesize", "--out", "w", "--prompts", "0"], "--prompts 0; wanted a number "),
         (["data", "dedup", "x", "--threshold", "x"], "--threshold x; wanted a number; see rmtrl data dedup"),
         (["inspect", "x", "--model", "m", "--row", "x"], "got --row x; wanted a whole number; see rmtrl inspect"),
         (["data", "split", "x", "--ratios", "1,2"], "4 arguments, apart by spaces; see rmtrl data split --help"),

@@ -6,6 +6,7 @@ interrupted, and earlier output is as it was.
 
 import logging
 import os
+import re
 import signal
 import sys
 from itertools import pairwise
@@ -115,6 +116,8 @@ def _said(error: Any) -> str:
     if " is not one of " in wanted:
         choices = wanted.partition(" is not one of ")[2].replace("'", "").split(", ")
         wanted = f"wanted {' or '.join(choices) if len(choices) == 2 else ', '.join(choices)}"
+    wanted = re.sub("^.* is not (?=a valid )", "wanted ", wanted).replace("a valid float", "a number")  # typer < 0.29
+    wanted = re.sub("^.* is not in the range", "wanted a number", wanted)
     wanted = wanted.split(", unable to")[0].replace("a valid integer", "a whole number").replace("a valid ", "a ")
     wanted = wanted.replace("Input should be a ", "wanted a ").replace("Input should be", "wanted a number")
     if " requires " in wanted and wanted.endswith(" arguments."):
