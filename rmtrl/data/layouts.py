@@ -10,7 +10,14 @@ from typing import Any
 
 import yaml
 
-from rmtrl.data.messages import conversation_text, listed_messages, read_messages, same, written_value
+from rmtrl.data.messages import (
+    conversation_text,
+    listed_messages,
+    read_messages,
+    same,
+    shared_prefix_length,
+    written_value,
+)  # fmt: skip
 from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, MissingCellError, as_number
 from rmtrl.errors import DataError
 from rmtrl.io import Row
@@ -225,20 +232,11 @@ def _split_texts(chosen: str, rejected: str) -> Row:
         if long.startswith(short) and "Human:" not in long[len(short) :]:
             prompts = [short, short]
         return _split_at(chosen, rejected, len(prompts[0]), len(prompts[1]))
-    head = chosen[: _shared_chars(chosen, rejected)]
+    head = chosen[: shared_prefix_length(chosen, rejected)]
     words = re.match(r".*\s", head, re.DOTALL)
     end = words.end() if words else 0
     end -= head[:end].endswith(" ")  # the space goes with the response, as in TRL's extract_prompt
     return _split_at(chosen, rejected, end, end) | {"invented": True}
-
-
-def _shared_chars(first: str, second: str) -> int:
-    """Returns how many characters two texts begin with alike, by halving: much faster than character by character."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
-    return low
 
 
 def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:

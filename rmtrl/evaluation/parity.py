@@ -61,7 +61,7 @@ def compare(
     named; what is left, or the whole, is put down to 16 bits where it is no more than three times what these do here.
 
     Args:
-        trained ([`~rmtrl.evaluation.scoring.TokenScorer`]): The model, in float32.
+        trained ([`~rmtrl.reward.scorer.ModelScorer`]): The model, in float32.
         served ([`~rmtrl.types.Scorer`]): The server.
         pairs ([`~datasets.Dataset`] or rows): Pairs with a prompt.
         tolerance (`float`): Difference up to which scores are equal.

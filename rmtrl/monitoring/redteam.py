@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import canonical
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, UsageError, placed
 from rmtrl.io import Row
 from rmtrl.metrics import binomial_estimate, corrected_rate, effective_n, share_estimate
 from rmtrl.metrics.trials import holm, paired_difference, paired_p
@@ -144,10 +144,8 @@ def read_red_team(source: str, *, judged: bool = True) -> list[RedTeamPrompt]:
 def _rows(source: str, *, judged: bool = True) -> Iterator[tuple[str, dict[str, Any], RedTeamPrompt]]:
     """Yields where each row stands, the row, and its prompt with its own answers."""
     for place, row in source_rows(source):
-        try:
+        with placed(place):
             one = _prompt(row, judged)
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
         yield place, row, one
 
 
@@ -243,8 +241,7 @@ def judge_answers(
     flagged: Any = [guard.flags(requests, answers) for guard in guards]
     success = np.any(flagged, axis=0) if flagged else ~refused
     safe = np.repeat([one.safe for one in prompts], k)
-    events: Events = (np.where(safe, refused, success) & ~blank).reshape(len(prompts), k)
-    return events
+    return (np.where(safe, refused, success) & ~blank).reshape(len(prompts), k)
 
 
 def read_judge(source: str, refusals: Guard, guards: Sequence[Guard] = ()) -> dict[str, Judge]:

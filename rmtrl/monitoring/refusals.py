@@ -16,8 +16,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rmtrl.data.layouts import ASSISTANT, HUMAN
+from rmtrl.data.layouts import HUMAN
 from rmtrl.data.messages import message_text
+from rmtrl.evaluation.scoring import joined
+from rmtrl.monitoring.answers import last_answer, messages_of
 from rmtrl.types import Conversation, Finding, Scorer, chats
 
 Kind = Literal["full", "partial", "none"]
@@ -74,7 +76,7 @@ class RefusalScorer(Scorer):
     ) -> list[float]:
         """Returns the severity of each completion; where both are texts, the second alone is the answer."""
         rows = zip(chats(prompts, columns), completions, strict=True)
-        return [float(score) for score in self.score([_conversation(*row) for row in rows])]
+        return [float(score) for score in self.score([joined(messages_of(asked), said) for asked, said in rows])]
 
     def kinds(self, conversations: Sequence[Conversation]) -> list[Kind]:
         """Returns what each answer is, `(N,)`: a full refusal, a partial one, with help beside it, or none."""
@@ -150,17 +152,10 @@ def _kind(prompt: str, answer: str) -> Kind:
 
 def _turns(conversation: Conversation) -> tuple[str, str]:
     """Returns the last question, empty where there is none, and the last answer."""
+    asked, answer = last_answer(conversation)
     if isinstance(conversation, str):
-        before, _, answer = conversation.rpartition(ASSISTANT)
-        return before.rpartition(HUMAN)[2], answer
-    said = {str(message.get("role")): message_text(message) for message in conversation}
-    return said.get("user", ""), said.get("assistant", "")
-
-
-def _conversation(prompt: Conversation, completion: Conversation) -> Conversation:
-    """Returns a prompt and its completion as messages, so that texts stay two."""
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return asked + ([{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion)
+        return asked.rpartition(HUMAN)[2], answer
+    return next((message_text(m) for m in reversed(conversation) if m.get("role") == "user"), ""), answer
 
 
 def _sentences(answer: str) -> tuple[list[tuple[int, int]], list[str]]:

@@ -247,8 +247,7 @@ class Schedule(IterableDataset[dict[str, Any]]):
     def _order(self, epoch: int) -> list[int]:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         generator = torch.Generator().manual_seed(sampling_key(seed, "prompts", epoch))
-        order: list[int] = torch.randperm(self.n_prompts, generator=generator).tolist()
-        return order
+        return torch.randperm(self.n_prompts, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         step, size = self.present(), self.batch_size // self.args.gradient_accumulation_steps

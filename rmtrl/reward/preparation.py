@@ -13,10 +13,9 @@ from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_blank, is_filled, without_fillings
+from rmtrl.data.messages import is_blank, is_filled, shared_prefix_length, without_fillings
 from rmtrl.errors import DataError, ModelError, RenderingError
 from rmtrl.models import n_embeddings, position_limit, position_tables
-from rmtrl.reward.batching import shared_prefix_length
 from rmtrl.reward.rendering import completion_starts, starts_twice, try_encode, values_of
 from rmtrl.types import Conversation, chats
 

@@ -81,18 +81,14 @@ class Rendering:
         kwargs = own.chat_template_kwargs or self.chat_template_kwargs
         return Chat.of(conversation, {"tools": tools, "chat_template_kwargs": kwargs})
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
-
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises where a tokenizer renders otherwise than the model was trained on.
 
         Raises:
             RenderingError: Naming what differs, with both values.
         """
-        wanted = self.as_dict()
-        got = Rendering.of(tokenizer, **{name: wanted[name] for name in _GIVEN}).as_dict()
+        wanted = asdict(self)
+        got = asdict(Rendering.of(tokenizer, **{name: wanted[name] for name in _GIVEN}))
         names = [name for name in got if got[name] != wanted[name]]
         if names:
             differs = ", ".join(f"{name} {_short(got[name])}, trained with {_short(wanted[name])}" for name in names)

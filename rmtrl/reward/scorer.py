@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterable, Sequence, Sized
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class ModelScorer(Scorer):
     @property
     def renders(self) -> dict[str, Any]:
         """What the tokenizer makes of conversations, ready for JSON; see [`Rendering`]."""
-        return Rendering.of(self.tokenizer, max_length=None).as_dict()
+        return asdict(Rendering.of(self.tokenizer, max_length=None))
 
     def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
         """Returns the token ids of each conversation, or why there are none, rendered as in training."""
@@ -276,8 +277,7 @@ class RewardScorer(ModelScorer):
         return self._rewards(self._run(sequences, [0] * len(sequences) if self.head.pooling == "mean" else None))
 
     def _rewards(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        rewards: NDArray[np.float32] = self.head.reward(torch.from_numpy(outputs)).numpy()
-        return rewards
+        return self.head.reward(torch.from_numpy(outputs)).numpy()
 
     def _run(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None) -> NDArray[np.float32]:
         """Returns what the head gives for each sequence, in the fewest passes."""

@@ -116,8 +116,7 @@ def fit_coefficients(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n")
     if np.linalg.matrix_rank(columns) < 2:
         n = len(np.unique(np.asarray(d)[np.asarray(d) > 0]))
         raise DataError(f"got {n} different distances above 0; two coefficients need two (n_max of 3 or more)")
-    coefficients: Floats = np.asarray(rewards, float) @ np.linalg.pinv(columns).T
-    return coefficients
+    return np.asarray(rewards, float) @ np.linalg.pinv(columns).T
 
 
 def fit_scaling(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n") -> ScalingFit:
