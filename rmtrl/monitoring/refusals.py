@@ -120,7 +120,7 @@ def features(prompt: str, answer: str) -> dict[str, float]:
     aside = [signs[name] for name in ("contest", "lecture", "redirect", "courtesy", "lacking")]
     talk = np.any([moral, *aside], axis=0)
     useful = ~(moral | signs["courtesy"] | signs["lacking"])
-    later = places > _first(refusing, -1)
+    later = places > (refusing.argmax() if refusing.any() else -1)
     rebuttal = rebuts[opens : opens + 2].max()
     two = slice(opens, opens + 2)
     takes_up = (shared * ~turned * ~(refusing | signs["contest"]))[opens]
@@ -180,11 +180,6 @@ def _opening(texts: Sequence[str], declines: NDArray[np.bool_]) -> int:
         if declines[place] or not _SIGNS["opener"].search(texts[place]):
             return place
     return min(2, len(texts) - 1)
-
-
-def _first(marks: NDArray[np.bool_], otherwise: int | None = None) -> int:
-    """Returns the first place marked, else `otherwise`: behind the last by default."""
-    return int(marks.argmax()) if marks.any() else len(marks) if otherwise is None else otherwise
 
 
 def _plain(text: str) -> str:

@@ -107,9 +107,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
     return encode_all(tokenizer, [conversation])[0]
 
 
-def encode_all(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, start_twice: bool = False
-) -> list[list[int]]:
+def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Returns the token ids of each conversation exactly as TRL's reward trainer makes them.
 
     Message lists go through the chat template, with the tools and template variables of a [`~rmtrl.types.Chat`]. A
@@ -121,7 +119,7 @@ def encode_all(
             and nothing in its place, or a sequence starts with the start token twice (a rendered string that already
             holds it). Its `index` says which conversation.
     """
-    return all_encoded(try_encode(tokenizer, conversations, start_twice=start_twice))
+    return all_encoded(try_encode(tokenizer, conversations))
 
 
 def all_encoded(encoded: Sequence[list[int] | RenderingError]) -> list[list[int]]:

@@ -185,10 +185,8 @@ class RewardScorer(ModelScorer):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, device: str | None = None,
-        dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, quantization_config: Any = None,
-        **settings: Any,
-    ) -> "RewardScorer":  # fmt: skip
+        cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
+    ) -> "RewardScorer":
         """Returns a scorer for a checkpoint folder or hub id, of a whole model or of an adapter.
 
         Args:
@@ -205,8 +203,7 @@ class RewardScorer(ModelScorer):
             ModelError: If there is no model at `path`, or it does not have one label.
             FreshHeadError: If the checkpoint has no trained score head.
         """
-        loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        return cls(path, tokenizer, quantization_config=quantization_config, **loading, **settings)
+        return cls(path, tokenizer, **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the reward of each conversation, `(N,)` float32; a list of token ids is scored as it stands.

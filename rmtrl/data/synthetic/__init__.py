@@ -2,8 +2,3 @@
 
 from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, GoldScorer, gold_score, gold_scores
 from rmtrl.data.synthetic.world import ANNOTATORS, make_demonstrations, make_preferences, make_world
-
-__all__ = [
-    "ANNOTATORS", "GOLD_WEIGHTS", "GoldScorer", "gold_score", "gold_scores", "make_demonstrations", "make_preferences",
-    "make_world",
-]  # fmt: skip
