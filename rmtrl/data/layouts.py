@@ -4,11 +4,8 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import resources
 from itertools import chain
 from typing import Any
-
-import yaml
 
 from rmtrl.data.messages import (
     conversation_text,
@@ -20,13 +17,13 @@ from rmtrl.data.messages import (
 )  # fmt: skip
 from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, MissingCellError, as_number
 from rmtrl.errors import DataError
-from rmtrl.io import Row
+from rmtrl.io import Row, packaged
 from rmtrl.types import Message
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What opens a turn in a transcript, as in hh-rlhf."""
 
-COLUMNS: dict[str, Any] = yaml.safe_load((resources.files("rmtrl.data") / "columns.yaml").read_text(encoding="utf-8"))
+COLUMNS: dict[str, Any] = packaged("rmtrl.data", "columns.yaml")
 """What columns are called, by people and in public sets; the file says what each part of it is for."""
 
 _ASKED = [tuple(names) for names in COLUMNS["asked"]]

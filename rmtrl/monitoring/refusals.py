@@ -9,22 +9,21 @@ in `refusals.yaml`. English only.
 import re
 import unicodedata
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from rmtrl.data.layouts import HUMAN
 from rmtrl.data.messages import message_text
 from rmtrl.evaluation.scoring import joined
+from rmtrl.io import packaged
 from rmtrl.monitoring.answers import last_answer, messages_of
 from rmtrl.types import Conversation, Finding, Scorer, chats
 
 Kind = Literal["full", "partial", "none"]
 
-_DECLARED = yaml.safe_load((resources.files("rmtrl.monitoring") / "refusals.yaml").read_text(encoding="utf-8"))
+_DECLARED = packaged("rmtrl.monitoring", "refusals.yaml")
 _SIGNS = {
     name: re.compile("|".join(f"(?:{pattern})" for pattern in sign["patterns"]))
     for name, sign in _DECLARED["signs"].items()

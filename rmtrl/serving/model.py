@@ -106,10 +106,7 @@ class ServedModel:
         self._start, self._end = tokenizer.bos_token or tokenizer.cls_token or "", tokenizer.eos_token or ""
         probe = rendered(tokenizer, _PROBE) if tokenizer.chat_template else None
         # whether the chat template writes the start and the end
-        self._template = probe and (
-            bool(self._start) and probe.startswith(self._start),
-            probe.rstrip().endswith(self._end),
-        )
+        self._template = probe and (self._has_start(probe), self._has_end(probe))
 
     @classmethod
     def from_pretrained(
