@@ -77,7 +77,7 @@ def read_rows(paths: Sequence[Path], *, is_row: IsRow = bool) -> Iterator[RawRow
             named = "" if len(paths) == 1 else f"{path.name}, "
             try:
                 with path.open("rb") as raw, gzip.open(raw) if path.name.lower().endswith(".gz") else raw as lines:
-                    rows = _csv_rows(lines) if suffix_of(path) == ".csv" else _json_rows(lines, is_row)
+                    rows = _csv_rows(lines) if suffix_of(path) in TABLES else _json_rows(lines, is_row)
                     for number, row in enumerate(rows, 1):
                         yield f"{named}row {number}", row
                         if number % 1000 == 0:
@@ -305,12 +305,28 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_distinct)  # one for all rows: ma
 
 # ---- CSV
 
+TABLES = (".csv", ".tsv")
+
+
+def separator(header: bytes) -> str:
+    """Returns what stands between the cells of a table of text, by its header.
+
+    Example:
+
+    ```python
+    >>> separator(b"prompt;chosen;rejected")
+    ';'
+    ```
+    """
+    return next((mark for mark in "\t,;|" if mark.encode() in header), ",")
+
 
 def _csv_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[Row | str]:
     """Yields rows whose cells are all text: an empty cell is "", "NA" is a word and 4 is a possible answer."""
     csv.field_size_limit(2**31 - 1)
     first = next(iter(lines), b"").removeprefix(codecs.BOM_UTF8)
-    reader = csv.DictReader(line.decode(errors="surrogateescape") for line in chain([first], lines))
+    text = (line.decode(errors="surrogateescape") for line in chain([first], lines))
+    reader = csv.DictReader(text, delimiter=separator(first))
     while True:
         try:
             row: dict[Any, Any] = next(reader)
@@ -320,11 +336,8 @@ def _csv_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[Row | str]:
             yield f"is not CSV ({error}); mend or remove it"
             continue
         if None in row:
-            n, (head, *_) = len(reader.fieldnames or ()), [*(reader.fieldnames or ()), ""]
-            if n == 1 and (mark := next((own for own in ";\t|" if own in head), None)):
-                yield f"is of cells that stand apart by {mark!r}; save the file with commas"
-                continue
-            yield f"has {n + len(row[None])} cells where the header has {n}; quote cells that hold a comma"
+            n, mark = len(reader.fieldnames or ()), {",": "comma", "\t": "tab"}.get(separator(first), separator(first))
+            yield f"has {n + len(row[None])} cells where the header has {n}; quote cells that hold a {mark}"
             continue
         try:
             "".join(chain(row, (cell for cell in row.values() if cell))).encode()
@@ -437,7 +450,7 @@ def write_row_files(given: Mapping[Path | None, Iterable[Mapping[str, Any]]]) ->
 
 
 def _check_row_file(path: Path) -> None:
-    if suffix_of(path) in (".parquet", ".csv"):
+    if suffix_of(path) in (".parquet", *TABLES):
         raise DataError(f"cannot write {path}: rows are written as JSON, one a line; name it .jsonl or .jsonl.gz")
 
 

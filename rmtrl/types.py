@@ -116,7 +116,22 @@ class Estimate:
 
     def __format__(self, spec: str) -> str:
         """Returns value and interval, each number in the form of `spec`; the text of `str` without one."""
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
+        return with_interval(f"{self.value:{spec}}", self.low, self.high, f"{{:{spec}}}".format) if spec else str(self)
+
+
+def with_interval(value: str, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    """Returns a value with its interval, as people read it; ends that nobody knows are no interval.
+
+    Example:
+
+    ```python
+    >>> with_interval("0.75", 0.7, 0.8, str), with_interval("0.75", None, None, str)
+    ('0.75 [0.7, 0.8]', '0.75, no interval')
+    ```
+    """
+    if low is None or high is None or not math.isfinite(high - low):
+        return f"{value}, no interval"
+    return f"{value} [{form(low)}, {form(high)}]"
 
 
 def json_ready(value: Any) -> Any:

@@ -65,7 +65,7 @@ def test_validate_prints_all_counts_for_machines_and_people(rmtrl, tmp_path):
     assert stderr == f"rmtrl: warning: {warning}\n"
     rejects = [json.loads(line) for line in (tmp_path / "new" / "rejects.jsonl").read_text().splitlines()]
     assert [reject["id"] for reject in rejects] == ["b", "c", "d", "d", "5"]
-    assert rejects[3]["fault"] == "unreadable: row 5: label 'up' is none of left, right, tie, abstain"
+    assert rejects[3]["fault"] == "unreadable: row 5: label 'up' is none of left, right, tie, abstain, a, b"
     assert rejects[4]["fault"].startswith("unreadable: row 6 is not JSON")
     table = rmtrl("data", "validate", path)[1]
     assert "unreadable " in table and "tie rate" in table and "{" not in table
@@ -266,12 +266,12 @@ def test_what_a_library_prints_is_no_part_of_the_result(rmtrl, monkeypatch):
         (["data", "validate", "{cut}"], "ended before the end-of-stream marker was reached; copy it anew"),
         (["data", "validate", "{bad}"], "or copy it anew"),
         (["data", "validate", "{rows}"], "wanted prompt, chosen and rejected: add --map"),
-        (["data", "validate", "{semicolons}"], "of cells that stand apart by ';'; save the file with commas"),
+        (["data", "validate", "{judged}"], "=FIRST --map response_b=SECOND --map winner=my_label (rmtrl"),
         (["data", "validate", "{good}"], "add --map chosen=good --map rejected=bad (a recipe takes"),
         (["data", "validate", "{good}", "--map", "good=chosen"], "no column chosen to rename; it has question"),
         (["data", "validate", "{good}", "--map", "good=chosen"], "(--map takes new=old: --map chosen=good)"),
         (["data", "validate", "{good}", "--map", "chosen=good,rejected=bad"], "--map chosen=good --map rejected=bad"),
-        (["data", "validate", "{tabs}"], "save it with commas, as .csv"),
+        (["data", "validate", "{semicolons}"], "has 4 cells where the header has 3; quote cells that hold a ;"),
         (["audit", "m", "{good}"], "a model is named with --model; see rmtrl audit --help"),
         (["env"], "did you mean rmtrl doctor"),
     ],
@@ -281,9 +281,9 @@ def test_a_line_says_what_was_given_what_is_wanted_and_the_mend(rmtrl, tmp_path,
     (tmp_path / "bad.parquet").write_text("bad")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(bytes(range(256)) * 99)[:200])
     (tmp_path / "good.jsonl").write_text('{"question": "a?", "good": "b", "bad": "c"}\n')
-    (tmp_path / "rows.csv").write_text("prompt;chosen;rejected\na?;b, and c;d\n")
-    (tmp_path / "rows.tsv").write_text("prompt\tchosen\trejected\na?\tb\tc\n")
-    files = {"good": tmp_path / "good.jsonl", "semicolons": tmp_path / "rows.csv", "tabs": tmp_path / "rows.tsv"}
+    (tmp_path / "rows.csv").write_text("prompt;chosen;rejected\na?;b; and c;d\n")
+    (tmp_path / "judged.csv").write_text("prompt,mine,theirs,my_label\na?,b,c,A\n")
+    files = {"good": tmp_path / "good.jsonl", "semicolons": tmp_path / "rows.csv", "judged": tmp_path / "judged.csv"}
     files |= {"rows": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.parquet", "cut": tmp_path / "cut.jsonl.gz"}
     code, _, stderr = rmtrl(*(argument.format(**files) for argument in arguments))
     assert code == 2 and said in stderr and len(stderr.splitlines()) == 1 and len(stderr) < 400

@@ -343,6 +343,7 @@ def test_ceiling_for_people(rmtrl, votes):
     assert code == 0 and re.search(
         r"^ceiling +0\.\d{3} \[.*against the majority of 3 votes, .* against one$", stdout, re.M
     )
+    assert max(map(len, re.findall(r"^.*?(?=  )", stdout, re.M))) < 40
     assert "taken for granted" in stdout and "of the way from a coin to it" in stdout and "None" not in stdout
 
 

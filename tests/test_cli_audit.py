@@ -81,7 +81,8 @@ def test_pairs_without_scores_and_ties_are_left_out_and_counted(rmtrl, tmp_path,
     code, out, err = rmtrl("audit", write(tmp_path / "ties.jsonl", rows), "--scores", by_worth, "--json")
     found = json.loads(out)
     assert code == 0 and (found["without_scores"], found["ties_left_out"], found["n"]) == (2, 3, ROWS - 5)
-    assert "2 pairs have no scores" in err
+    assert found["unscored"] == {"not_in_file": 1, "null_in_file": 1}
+    assert "2 pairs have no scores and were left out; 1 not in the file of scores: score them too" in err
     assert {name: found["domains"][name]["n"] for name in "ab"} == {"a": 118, "b": 117}
 
 
@@ -125,11 +126,20 @@ def test_a_model_is_scored_in_tokens_and_probed(rmtrl, data, checkpoint):
     assert code == 0, err
     found = json.loads(out)
     assert found["unit"] == "tokens" and found["n"] == ROWS
+    assert (found["without_scores"], found["unscored"]) == (0, {})
     names = [one["name"] for one in found["probes"]]
     assert names[0] == "bold" and names[-1] == "missing end token" and len(names) == 19
     scorer, first = RewardScorer.from_pretrained(checkpoint), [pair(i) for i in range(ROWS)]
     margin = np.subtract(*(scorer.score([p["prompt"] + p[side] for p in first]) for side in ("chosen", "rejected")))
     assert found["figures"]["mean_margin"]["value"] == pytest.approx(float(margin.mean()), abs=1e-5)
+
+
+def test_pairs_longer_than_the_model_are_counted_as_such(rmtrl, tmp_path, checkpoint):
+    rows = [pair(i) for i in range(40)]
+    rows[3]["chosen"] = " good" * 5000
+    code, out, err = rmtrl("audit", write(tmp_path / "long.jsonl", rows), "--model", checkpoint, "--no-probes")
+    assert code == 0 and "1 pairs have no scores and were left out; 1 longer than the model takes: shorten" in err
+    assert re.search(r"^without scores +1 longer than the model takes: shorten them", out, re.M)
 
 
 def test_probes_are_shown_in_words_and_can_be_left_out(rmtrl, data, checkpoint):

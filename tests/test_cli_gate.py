@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from rmtrl.evaluation.evidence import NAMES as EVIDENCE
 from rmtrl.io import write_json
 from rmtrl.metrics import mean_estimate
 from rmtrl.types import json_ready
+
+METRICS = {"schema": "rmtrl/reward-metrics/1"}
 
 
 def write(path, rows):
@@ -41,8 +44,10 @@ def test_not_ready_says_why_and_exits_with_1(rmtrl, evidence, lenient):
     code, out, err = rmtrl("gate", given, "--thresholds", lenient)
     lines = out.splitlines()
     assert code == 1 and err == "" and lines[-1].startswith("not ready (score -2.5")
-    assert lines[0].startswith("NO       fresh_accuracy") and "0.640 [0.571, 0.703] (n = 200)" in lines[0]
-    assert lines[1].startswith("warning  lineage") and any("test_accuracy" in line for line in lines[2:-1])
+    assert lines[0].startswith("NO       accuracy on the policy's own answers") and "0.640 [0.571, 0.703]" in lines[0]
+    assert lines[1].startswith("warning  common origin with the policy")
+    assert "-        accuracy on pairs it has not seen: not asked" in lines[2:-1]
+    assert not [word for word in EVIDENCE if "_" in word and word in out]
 
 
 def test_a_folder_of_runs_names_them_and_what_is_not_known_is_no_failure(rmtrl, tmp_path, evidence, lenient):
@@ -54,7 +59,7 @@ def test_a_folder_of_runs_names_them_and_what_is_not_known_is_no_failure(rmtrl, 
     code, _, err = rmtrl("gate", tmp_path / "runs" / "a" / "rm" / "audit.json")
     assert code == 2 and "or the folder of the run that the file is of" in err
     code, out, _ = rmtrl("gate", evidence(test_accuracy=accuracy(0.92)), "--thresholds", lenient)
-    assert code == 1 and out.startswith("?        fresh_accuracy           no evidence")
+    assert code == 1 and out.startswith("?        accuracy on the policy's own answers, judged by people: no evidence")
 
 
 def test_ready_exits_with_0_and_json_is_whole(rmtrl, evidence, lenient):
@@ -82,8 +87,9 @@ def run_folder(tmp_path, base="llama"):
     for stage in ("rm", "sft"):
         write_json(tmp_path / "run" / stage / "config.json", {"model_type": "llama", "hidden_size": 8})
     figure = json_ready(mean_estimate([1, 1, 1, 1, 0] * 40))
-    write_json(tmp_path / "run" / "rm" / "metrics.json", {"test": {"accuracy": figure}})
-    write_json(tmp_path / "run" / "rm" / "rmtrl.json", {"model": {"model_name_or_path": str(tmp_path / "run" / base)}})
+    write_json(tmp_path / "run" / "rm" / "metrics.json", METRICS | {"test": {"accuracy": figure}})
+    model = {"model_name_or_path": str(tmp_path / "run" / base)}
+    write_json(tmp_path / "run" / "rm" / "rmtrl.json", {"schema": "rmtrl/reward-model/1", "model": model})
     return tmp_path / "run"
 
 
@@ -100,7 +106,7 @@ def test_a_policy_of_another_base_is_warned_of(rmtrl, tmp_path):
     run = run_folder(tmp_path)
     write_json(tmp_path / "other" / "config.json", {"model_type": "qwen3", "hidden_size": 16})
     _, out, _ = rmtrl("gate", run, "--policy", tmp_path / "other")
-    line = next(line for line in out.splitlines() if " lineage " in line)
+    line = next(line for line in out.splitlines() if " common origin " in line)
     assert line.startswith("warning") and "differ in model_type llama and qwen3, hidden_size 8 and 16" in line
     _, out, _ = rmtrl("gate", run)
     assert "name no common base" in out
@@ -120,6 +126,20 @@ def test_evidence_that_cannot_be_used_is_one_line(rmtrl, tmp_path, text, message
         path.write_text(text)
     code, out, err = rmtrl("gate", path)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("metrics.json", "rmtrl/reward-metrics/1"), ("rmtrl.json", "rmtrl/reward-model/1"),
+     ("calibration.json", "rmtrl/calibration/1"), ("audit.json", "rmtrl/audit/1"), ("fresh.json", "rmtrl/fresh/1"),
+     ("overoptimization.json", "rmtrl/overoptimization/1")],
+)  # fmt: skip
+@pytest.mark.parametrize("stored", [{}, {"schema": "trainer/1"}])
+def test_a_file_of_a_run_with_another_schema_is_named_and_no_missing_evidence(rmtrl, tmp_path, name, wanted, stored):
+    write_json(run_folder(tmp_path) / "rm" / name, stored)
+    code, out, err = rmtrl("gate", tmp_path / "run")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"{tmp_path / 'run' / 'rm' / name} has the schema {stored.get('schema', 'none')}; wanted {wanted}" in err
 
 
 def test_folders_and_thresholds_that_cannot_be_used_are_one_line(rmtrl, tmp_path, evidence):
@@ -208,7 +228,7 @@ def test_a_models_verdicts_are_scored_with_a_warning_and_are_no_evidence(rmtrl, 
     code, out, err = rmtrl("fresh", "score", verdicts, "--scores", scores, "--out", run / "fresh.json")
     assert code == 0 and "accuracy" in out and "no evidence" in err
     _, out, _ = rmtrl("gate", run)
-    assert "no evidence: reviewed_by is model, wanted human" in out
+    assert "no evidence: reviewed by model, wanted human" in out
 
 
 def test_a_reward_model_scores_fresh_pairs(rmtrl, tmp_path, generations, model, tokenizer):
@@ -254,6 +274,19 @@ def test_a_policy_writes_the_pairs(rmtrl, tmp_path, tokenizer):
     assert json.loads((tmp_path / "k.json").read_text())["policy"] == str(tmp_path / "sft")
 
 
+def test_fewer_prompts_than_the_default_are_all_drawn_and_said(rmtrl, tmp_path, generations):
+    files = ("--out", tmp_path / "r.jsonl", "--key", tmp_path / "k.json")
+    code, out, err = rmtrl("fresh", "sample", generations, *files, "--json")
+    assert code == 0 and json.loads(out)["pairs"] == 130
+    assert "all 130 prompts with two different completions are drawn, fewer than 200" in err
+    many = [{"prompt": f"red {i} ?", "completions": [" good", " bad"]} for i in range(201)]
+    code, out, err = rmtrl("fresh", "sample", write(tmp_path / "many.jsonl", many), *files, "--json")
+    assert (code, json.loads(out)["pairs"], err) == (0, 200, "")
+    alike = write(tmp_path / "alike.jsonl", [{"prompt": "red ?", "completions": [" good", " good"]}])
+    code, out, err = rmtrl("fresh", "sample", alike, *files)
+    assert (code, out) == (2, "") and "none of the 1 rows has two different completions" in err
+
+
 def test_a_judged_review_is_not_replaced(rmtrl, tmp_path, generations):
     assert sample(rmtrl, tmp_path, generations)[0] == sample(rmtrl, tmp_path, generations)[0] == 0
     judge(tmp_path / "review.jsonl")
@@ -294,7 +327,7 @@ def test_evidence_does_not_outlive_its_model(rmtrl, tmp_path, model, tokenizer):
 
 def test_figures_of_training_are_those_beside_the_weights(rmtrl, tmp_path):
     run = run_folder(tmp_path)
-    write_json(run / "metrics.json", {"test": {"accuracy": json_ready(mean_estimate([1] * 200))}})
+    write_json(run / "metrics.json", METRICS | {"test": {"accuracy": json_ready(mean_estimate([1] * 200))}})
     (run / "rm" / "metrics.json").unlink()
     _, out, _ = rmtrl("gate", run, "--json")
     assert "test_accuracy" not in json.loads(out)["evidence"]

@@ -116,6 +116,7 @@ BASES = {
         "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
         "--policy policy --attack plain --requests 1 --max-new-tokens 2 --out OUT",
         "--policy policy --prompts asked.jsonl --k 2 --max-new-tokens 2",
+        "--attack plain --requests 1 --out OUT",
     ],
     "data validate": ["pairs.jsonl"],
     "data dedup": ["pairs.jsonl"],
@@ -206,7 +207,7 @@ KEYS = {
     ),
     "rmtrl/audit/1": (
         "ceiling curve data domains figures model n probes prompts reasons reweighted schema scores seed "
-        "ties_left_out unit verdict without_scores"
+        "ties_left_out unit unscored verdict without_scores"
     ),
     "rmtrl/calibration/1": (
         "after after_is before data domains dropped exported isotonic kind made made_worse mean_reward model "
@@ -257,6 +258,7 @@ KEYS = {
         "before beyond_k blank changes counted data guards judge k missing policies prompts rates requests "
         "sampling schema seed warnings"
     ),
+    "rmtrl/redteam-prompts/1": "out prompts schema",
     "rmtrl/report/1": "card checks out ready results run schema",
     "rmtrl/rerank/1": "best candidates data gain model n out policy schema too_long unranked",
     "rmtrl/sample/1": "data domains n out schema seed",

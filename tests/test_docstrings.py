@@ -48,7 +48,9 @@ def world(tmp_path_factory, model_and_tokenizer, rows):
     model, tokenizer = model_and_tokenizer()
     for name in ("tiny/rm", "rm", *(f"rm-{seed}" for seed in range(4))):
         model.save_pretrained(outputs / name), tokenizer.save_pretrained(outputs / name)
-    (outputs / "tiny" / "rm" / "metrics.json").write_text('{"test": {"accuracy": {"value": 0.5, "n": 9}}}')
+    (outputs / "tiny" / "rm" / "metrics.json").write_text(
+        '{"schema": "rmtrl/reward-metrics/1", "test": {"accuracy": {"value": 0.5, "n": 9}}}'
+    )
     for name, head in (("rm-20-heads", Head(members=20)), ("rm-dropout", Head(dropout=0.1))):
         model, _ = model_and_tokenizer()
         install_head(model, head), draw_head(model)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="annotations", help="Check and combine human judgments.", no_args_is_help=True)
 
-Files = Annotated[list[Path], typer.Argument(help="Judgments, one a line (jsonl, json, csv, parquet, also .gz).")]
+Files = Annotated[list[Path], typer.Argument(help="Judgments, one a line (jsonl, json, csv, tsv, parquet, also .gz).")]
 Likert = Annotated[str, typer.Option(help="Ends of the rating scale, low,high.")]
 Criteria = Annotated[
     str | None, typer.Option(help="Columns that are criteria: usefulness,safety. Those that hold numbers if absent.")
@@ -209,7 +209,11 @@ def ceiling(
     result = {"ceiling": found, "other_family": other, **gap, "pairs_needed": needed}
     shown: dict[str, Any] = {"ceiling": str(found)}
     if found.majority:
-        shown |= {"taken for granted": found.assumed, f"ceiling if {other.assumed}": str(other)}
+        shown |= {
+            "taken for granted": found.assumed,
+            "other ceiling": str(other),
+            "taken for granted there": other.assumed,
+        }
     shown |= {"of the way from a coin to it": closed, f"pairs to tell models {delta} apart": needed}
     _show("ceiling", files, annotations, result, as_json, words=shown, warnings=better_family(found, other))
 

@@ -205,7 +205,7 @@ def audit(
     if out is not None:
         _write_audit(out, whole, found, scored)
     missing = found.without_scores
-    warnings = [f"{missing:,} pairs have no scores and were left out"] if missing else []
+    warnings = [f"{missing:,} pairs have no scores and were left out; {found.why_unscored}"] if missing else []
     show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
     if strict and found.verdict == CONVICTED:
         raise typer.Exit(1)

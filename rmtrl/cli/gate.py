@@ -42,7 +42,9 @@ def sample(
     generations: Annotated[Path, typer.Argument(help="The policy's text, a line `prompt`, `completions` (a list).")],
     out: Annotated[Path, typer.Option(help="Write the pairs to judge here, one a line.")],
     key: Annotated[Path, typer.Option(help="Write here what stood where; keep it from those who judge.")],
-    n: Annotated[int, typer.Option(help="Pairs to draw, one a prompt.")] = 200,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Pairs to draw, one a prompt; 200 by default, or all where fewer.", min=1)
+    ] = None,
     policy: Annotated[str, typer.Option(help="Name of the policy, for the record.")] = "",
     model: Annotated[
         str | None, typer.Option(help="The policy itself, to answer a file of prompts twice each; folder or hub id.")
@@ -53,7 +55,7 @@ def sample(
     as_json: opt.Json = False,
 ) -> None:
     """Draw pairs of the policy's completions for blind review."""
-    from rmtrl.evaluation.fresh import generated, is_judged, sample_review
+    from rmtrl.evaluation.fresh import PAIRS, generated, is_judged, sample_review
 
     check_outputs([generations], {"--out": out, "--key": key})
     if judged := [row for row in read_rows(out) if is_judged(row)] if out.is_file() else []:
@@ -74,7 +76,11 @@ def sample(
     counts = {"pairs": len(review.rows), "skipped": sum(reasons.values()), "truncated": cut, "reasons": reasons}
     files = {"review": str(out), "key": str(key)}
     todo = {"to judge": f"{out}: put a, b or tie into verdict, a name into reviewer", "key": key}
-    show({"schema": "rmtrl/fresh-sample/1", **counts, **files}, as_json, words=counts | todo)
+    fewer = (
+        f"all {len(review.rows):,} prompts with two different completions are drawn, fewer than {PAIRS}, the default"
+    )
+    warnings = [fewer] if n is None and len(review.rows) < PAIRS else []
+    show({"schema": "rmtrl/fresh-sample/1", **counts, **files}, as_json, words=counts | todo, warnings=warnings)
 
 
 @fresh.command("import")

@@ -8,7 +8,7 @@ import typer
 from rmtrl.errors import DataError
 from rmtrl.io import read_object
 
-Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, also .gz), folder or hub id.")]
+Data = Annotated[str, typer.Argument(help="File (jsonl, json, parquet, csv, tsv, also .gz), folder or hub id.")]
 Map = Annotated[list[str] | None, typer.Option("--map", help="Rename a column: new=old; may be repeated.")]
 Split = Annotated[str, typer.Option(help="Split to read, where the data has several.")]
 Model = Annotated[str, typer.Option(help="Folder or hub id of a reward model or adapter, or a server's URL.")]

@@ -21,7 +21,7 @@ def report(
     """Write a page of HTML on what a run is worth, verdict first; its reward model gets a card."""
     from rmtrl.evaluation.gate import Thresholds
     from rmtrl.reporting.cards import write_card
-    from rmtrl.reporting.report import NAMES, lacking, read_run, write_report
+    from rmtrl.reporting.report import read_run, write_report
 
     if out is not None and out.suffix != ".html":
         raise UsageError(f"got --out {out}; wanted a name that ends in .html")
@@ -35,6 +35,6 @@ def report(
     whole = {"schema": "rmtrl/report/1", "run": str(run), "ready": found.decision.ready, "checks": checks}
     said: dict[str, Any] = {"verdict": found.answer}
     for kind, name in {"failed": "failed", "unknown": "no evidence", "passed": "passed", "mind": "to mind"}.items():
-        lines = [(NAMES.get(own.check, own.check), lacking(own)) for own in found.reasons[kind]]
-        said[name] = [f"{noun} ({why})" if why and kind == "unknown" else noun for noun, why in lines]
+        why = {own.asks: own.lacking if kind == "unknown" else "" for own in found.reasons[kind]}
+        said[name] = [f"{asks} ({lacking})" if lacking else asks for asks, lacking in why.items()]
     show({**whole, "results": results, **files}, as_json, words={**said, **files})

@@ -31,9 +31,16 @@ TALKS = {*COLUMNS["talks"], *chain(*_ASKED)}
 """Columns that may hold messages."""
 
 _BETTER, _WORSE = "good|better|best|(^|_)win|prefer|positiv|chosen", "bad|wors|(^|_)los|dispref|negativ|reject"
+_JUDGE = re.compile(r"(.*_)?(winner|label|preferred|better|choice|chosen_model|verdict)", re.IGNORECASE)
 CODES = frozenset({"0", "1"})
 _VERDICTS: dict[str, float] = COLUMNS["verdicts"]
-_JUDGES = {label for own in COLUMNS["sets"].values() for label in own["labels"]}
+_SETS: dict[str, Any] = COLUMNS["sets"] | {
+    f"{first} and {second} by {label}": {"first": first, "second": second, "labels": [label], "outcomes": outcomes}
+    for answers, labels, outcomes in [COLUMNS["judged"].values()]
+    for first, second in answers
+    for label in labels
+}
+_JUDGES = {label for own in _SETS.values() for label in own["labels"]}
 _PAIRED = (("chosen", "rejected"), ("left", "right"), ("response_left", "response_right"))
 
 
@@ -374,7 +381,7 @@ LAYOUTS: dict[str, tuple[frozenset[str], Layout]] = {
     "chosen and rejected": (frozenset({"chosen", "rejected"}), _explicit),
     "Argilla": (frozenset({"chosen_response", "rejected_response"}), _argilla),
     "Nectar": (frozenset({"prompt", "answers"}), _nectar),
-    **{name: _declared(**own) for name, own in COLUMNS["sets"].items()},
+    **{name: _declared(**own) for name, own in _SETS.items()},
 }
 """Forms recognised by their columns, first match wins: the columns a form needs and what reads one row of it."""
 
@@ -432,15 +439,20 @@ def how_to_rename(names: tuple[str, ...]) -> str:
     'wanted prompt, chosen and rejected: add --map chosen=good --map rejected=bad'
     ```
     """
-    if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0])):
-        return f"the cells stand apart by {mark[0]!r}; save the file with commas"
     left = [name for name in names if name not in prompt_columns(names)]
     worse = [name for name in left if re.search(_WORSE, name.lower())]
     better = [name for name in left if name not in worse and re.search(_BETTER, name.lower())]
     rest = [name for name in left if name not in worse + better]
     renamed = [f"--map chosen={name}" for name in better if name != "chosen"]
     renamed += [f"--map rejected={name}" for name in worse if name != "rejected"]
+    judge = next((name for name in left if _JUDGE.fullmatch(name)), None)
     if len(better) != 1 or len(worse) != 1:
+        if judge and len(left) > 2:
+            own = {"response_a": "FIRST", "response_b": "SECOND", "winner": judge}
+            mapped = " ".join(f"--map {new}={old}" for new, old in own.items() if new not in names)
+            return (
+                f"wanted two answers and who won, A, B or tie: add {mapped} (rmtrl/data/columns.yaml lists all forms)"
+            )
         renamed = ["--map chosen=YOURS", "--map rejected=YOURS"]
     elif not prompt_columns(names) and len(rest) == 1:
         renamed.insert(0, f"--map prompt={rest[0]}")

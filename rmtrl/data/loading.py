@@ -1,5 +1,6 @@
 """Loads the rows of a file, a folder, a saved dataset or a hub set, and says in one line where a file is broken."""
 
+import gzip
 import logging
 import os
 import re
@@ -15,10 +16,10 @@ from datasets.exceptions import DatasetsError
 from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from rmtrl.errors import DataError
-from rmtrl.io import LARGE_BYTES, read_rows, read_sound_rows, suffix_of
+from rmtrl.io import LARGE_BYTES, TABLES, read_rows, read_sound_rows, separator, suffix_of
 
-_FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_CSV_OPTIONS = {"keep_default_na": False}  # "NA" and "" are text, not null
+_FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+_FORMATS |= dict.fromkeys(TABLES, "csv")
 _LOAD_ERRORS = (DatasetsError, OSError, ValueError, EOFError, StopIteration, zlib.error)
 
 
@@ -101,7 +102,11 @@ def _load_files(source: Path, by_split: dict[str, list[str]], split: str) -> Dat
             f"{source} holds files of {' and '.join(formats)} in one split, and {', '.join(beside[:5])} would be left "
             "out; give files of one format"
         )
-    return load_dataset(first, data_files=by_split, split=split, **(_CSV_OPTIONS if first == "csv" else {}))
+    options: dict[str, Any] = {}
+    if first == "csv":  # "NA" and "" are text, not null
+        with gzip.open(files[0]) if files[0].suffix.lower() == ".gz" else files[0].open("rb") as lines:
+            options = {"keep_default_na": False, "sep": separator(lines.readline())}
+    return load_dataset(first, data_files=by_split, split=split, **options)
 
 
 def _files_by_split(folder: Path, split: str, name: str | None) -> dict[str, list[str]]:
@@ -147,8 +152,7 @@ def _saved_split(path: Path, split: str) -> Dataset:
 
 def _format_of(path: Path) -> str:
     if suffix_of(path) not in _FORMATS:
-        mend = "; save it with commas, as .csv" if suffix_of(path) == ".tsv" else ""
-        raise DataError(f"{path} is not of a known format; wanted {', '.join(_FORMATS)}, each also .gz{mend}")
+        raise DataError(f"{path} is not of a known format; wanted {', '.join(_FORMATS)}, each also .gz")
     return _FORMATS[suffix_of(path)]
 
 

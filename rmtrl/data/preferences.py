@@ -70,7 +70,7 @@ def read_preferences(
     object a line, or one document: a list of rows or an object that holds them.
 
     Args:
-        source (`str` or `Path`): A jsonl, json, parquet or csv file (also .gz), a folder of such files, a folder
+        source (`str` or `Path`): A jsonl, json, parquet, csv or tsv file (also .gz), a folder of such files, a folder
             written by `save_to_disk`, or a hub id of the form `owner/name`.
         split (`str`): Split to read where the source has several; a single file is one split by any name.
         name (`str`, *optional*): Configuration of a hub set.

@@ -20,7 +20,14 @@ from rmtrl.evaluation.probes import Probe, probe
 from rmtrl.evaluation.scoring import SIDES, ScoredPairs
 from rmtrl.metrics import Floats, mean_estimate, mean_estimates, pair_wins, reweighted_estimate, scaled
 from rmtrl.metrics.ceiling import Ceiling, ceiling_of_cells
-from rmtrl.metrics.lengths import LengthCurve, length_correlations, length_curve, length_regressions, length_shares
+from rmtrl.metrics.lengths import (
+    MATCHED,
+    LengthCurve,
+    length_correlations,
+    length_curve,
+    length_regressions,
+    length_shares,
+)
 from rmtrl.types import Chat, Estimate
 
 LEAST_PROMPTS = 30
@@ -31,7 +38,16 @@ CONVICTS = 0.1
 CONVICTED = "convicted"
 ACQUITTED = "acquitted"
 UNDECIDED = "not enough evidence"
-BUILD_MATCHED = "build length-matched pairs"
+BUILD_MATCHED = f"build length-matched pairs: have answers judged that differ by at most {MATCHED:.0%} in length"
+
+NO_MATCHED = f"{UNDECIDED}: no pair has answers of like length; {BUILD_MATCHED}"
+
+UNSCORED = {
+    "too_long": "longer than the model takes: shorten them, or audit them with a model of longer context",
+    "null_in_file": "null in the file of scores, as pairs longer than the model are: shorten them and score anew",
+    "not_in_file": "not in the file of scores: score them too, with rmtrl score",
+}
+"""Why pairs have no scores, and what gives them some."""
 
 Verdict = tuple[str, tuple[str, ...]]
 """Convicted, acquitted or undecided, and why, in words."""
@@ -51,6 +67,7 @@ class Audit:
         reasons (`tuple[str, ...]`): Why, in words.
         scores, lengths (`(2, n)` arrays): Of chosen and rejected.
         without_scores, ties_left_out (`int`): Pairs left out.
+        unscored (`dict[str, int]`): Those without scores by reason, as [`UNSCORED`] has them.
         domains (`dict[str, Estimate]`): Accuracy by domain.
         reweighted (`dict`, *optional*): The `target_mix` of domains, and the `accuracy` under it.
         probes (`tuple[Probe, ...]`): What edits did.
@@ -69,6 +86,7 @@ class Audit:
     scores: Floats = field(repr=False)
     lengths: Floats = field(repr=False)
     without_scores: int = 0
+    unscored: dict[str, int] = field(default_factory=dict)
     ties_left_out: int = 0
     domains: dict[str, Estimate] = field(default_factory=dict)
     reweighted: dict[str, Any] | None = None
@@ -76,13 +94,20 @@ class Audit:
     ceiling: Ceiling | None = None
 
     @property
+    def why_unscored(self) -> str:
+        """Why pairs have no scores, and what gives them some."""
+        return "; ".join(f"{n:,} {UNSCORED[why]}" for why, n in self.unscored.items())
+
+    @property
     def words(self) -> dict[str, Any]:
         """The values that people read."""
-        mixed = {"accuracy, target mix": self.reweighted["accuracy"]} if self.reweighted else {}
+        more = {"accuracy, target mix": self.reweighted["accuracy"]} if self.reweighted else {}
+        if "accuracy_matched" not in self.figures:
+            more["accuracy_matched"] = NO_MATCHED
         return {
             "pairs": self.n, "prompts": self.prompts, "lengths in": self.unit,
-            "without scores": self.without_scores, "ties left out": self.ties_left_out,
-            "figures": self.figures | mixed, "ceiling": self.ceiling and str(self.ceiling),
+            "without scores": self.why_unscored or 0, "ties left out": self.ties_left_out,
+            "figures": self.figures | more, "ceiling": self.ceiling and str(self.ceiling),
             "accuracy by domain": self.domains if len(self.domains) > 1 else {},
             "edits, changes in standard deviations of the rewards": [
                 {"edit": one.name, "change": one.effect, "raised": one.raised and one.raised.value,
@@ -231,12 +256,16 @@ def audit_pairs(
         DataError: If no pair is left, or as [`audit_length`].
         UsageError: If the mix cannot be.
     """
+    absent, null = n - len(scored), len(scored) - int(scored.whole.sum())
+    unscored = {"not_in_file": absent, "null_in_file" if scorer is None else "too_long": null}
+    unscored = {why: count for why, count in unscored.items() if count}
     ties = np.array(scored.column("preference") or [1.0] * len(scored)) == 0.5
     cells = scored.column("votes_by_annotator")
-    without, tied = n - int(scored.whole.sum()), int((scored.whole & ties).sum())
+    without, tied = absent + null, int((scored.whole & ties).sum())
     kept = scored.where(scored.whole & ~ties)
     if not len(kept):
-        raise DataError(f"none of the {n:,} pairs can be audited: {without:,} have no scores, {tied:,} are ties")
+        why = [f"{count:,} {UNSCORED[why]}" for why, count in unscored.items()]
+        raise DataError(f"none of the {n:,} pairs can be audited: {'; '.join([*why, f'{tied:,} are ties'])}")
     (chosen, rejected), (first, second) = kept.scores.T, (_lengths(kept.pairs[side], scorer) for side in SIDES)
     prompts, domains, wins = list(kept.pairs["prompt_id"]), list(kept.pairs["domain"]), pair_wins(chosen, rejected)
     try:
@@ -246,7 +275,7 @@ def audit_pairs(
     unit = "characters" if scorer is None else "tokens"
     return replace(
         audit_length(chosen, rejected, first, second, prompts, unit=unit, seed=seed),
-        without_scores=without, ties_left_out=tied,
+        without_scores=without, unscored=unscored, ties_left_out=tied,
         domains=mean_estimates(wins, np.array(domains, str), prompts, seed=seed),
         reweighted={"target_mix": target_mix, "accuracy": mixed} if mixed else None,
         ceiling=ceiling_of_cells(cells, scored.pairs["prompt_id"]) if cells else None,

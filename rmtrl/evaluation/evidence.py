@@ -10,7 +10,7 @@ from typing import Any
 
 from rmtrl.data.provenance import is_same_model
 from rmtrl.errors import DataError, UsageError
-from rmtrl.evaluation.audit import ACQUITTED, CONVICTED
+from rmtrl.evaluation.audit import ACQUITTED, CONVICTED, NO_MATCHED
 from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.scoring import is_number
 from rmtrl.io import read_object
@@ -22,6 +22,12 @@ FINDINGS = ("length_audit", "lineage")
 OTHER_MODEL = "another"
 WORSENED = "made these pairs surely worse"
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def condition(name: str, value: Any) -> str:
+    """Returns in words what a figure was measured under."""
+    said = {"null_ece": "a perfect model would show", "n_max": "best of up to"}.get(name, name.replace("_", " "))
+    return f"{said} {f'{value:.3g}' if isinstance(value, float) else value}"
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,7 @@ class Figure:
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        shown = ((n, f"{v:.3g}" if isinstance(v, float) else v) for n, v in self.conditions.items())
-        said = "; ".join(f"{name} {value}" for name, value in shown)
+        said = "; ".join(condition(name, value) for name, value in self.conditions.items())
         return f"{self.estimate}{f' ({said})' if said else ''}"
 
 
@@ -62,14 +67,17 @@ class Finding:
     source: str = ""
 
 
-def _known(least: float = -math.inf, most: float = math.inf, *place: str) -> Any:
-    """Returns the field of a figure with its range, and its place in the files of a run, if it has one."""
-    return field(default=None, metadata={"range": (least, most), "place": place})
+def _known(words: str, least: float = -math.inf, most: float = math.inf, *place: str) -> Any:
+    """Returns the field of a figure or finding: its name in words, its range, its place in the files of a run."""
+    return field(default=None, metadata={"words": words, "range": (least, most), "place": place})
+
+
+Measured = Figure | Finding | None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the gate asks for; None where nobody has measured it.
+    """Everything the gate asks for; None where nobody has measured it, a finding where somebody could not.
 
     Args:
         overlap: Prompts that stand in two splits; 0 is the only good value.
@@ -84,21 +92,29 @@ class Evidence:
         lineage: Whether reward model and policy come from the same base.
     """
 
-    overlap: Figure | None = _known(0)
-    test_accuracy: Figure | None = _known(0, 1, "metrics.json", "test", "accuracy")
-    length_matched_accuracy: Figure | None = _known(0, 1, "audit.json", "figures", "accuracy_matched")
-    fresh_accuracy: Figure | None = _known(0, 1, "fresh.json", "accuracy")
-    ece: Figure | None = _known(0, 1)
-    nll_gain: Figure | None = _known()
-    gamma: Figure | None = _known(0, math.inf, "overoptimization.json", "whole", "gamma")
-    spillover_accuracy: Figure | None = _known(0, 1, "metrics.json", "spillover", "accuracy")
-    length_audit: Finding | None = None
-    lineage: Finding | None = None
+    overlap: Measured = _known("prompts in both training and test", 0)
+    test_accuracy: Measured = _known("accuracy on pairs it has not seen", 0, 1, "metrics.json", "test", "accuracy")
+    length_matched_accuracy: Measured = _known(
+        "accuracy where both answers are about as long", 0, 1, "audit.json", "figures", "accuracy_matched"
+    )
+    fresh_accuracy: Measured = _known(
+        "accuracy on the policy's own answers, judged by people", 0, 1, "fresh.json", "accuracy"
+    )
+    ece: Measured = _known("error of its stated confidence", 0, 1)
+    nll_gain: Measured = _known("gain by calibration (nats)")
+    gamma: Measured = _known(
+        "share of the gain lost when it is pushed hard (gamma)", 0, math.inf, "overoptimization.json", "whole", "gamma"
+    )
+    spillover_accuracy: Measured = _known(
+        "accuracy in domains kept out of training", 0, 1, "metrics.json", "spillover", "accuracy"
+    )
+    length_audit: Finding | None = _known("what it pays for length")
+    lineage: Finding | None = _known("common origin with the policy")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of an evidence file; ends of intervals that nobody knows are None."""
         known: dict[str, Any] = {name: item for name, item in vars(self).items() if item is not None}
-        for name in known.keys() - set(FINDINGS):
+        for name in [name for name, item in known.items() if isinstance(item, Figure)]:
             known[name] = vars(known[name].estimate) | {"source": known[name].source, **known[name].conditions}
         return dict(json_ready({"schema": SCHEMA, **known}))
 
@@ -108,7 +124,7 @@ class Evidence:
 
         A figure is `{"value", "low", "high", "n"}`; an accuracy may leave out `low` and `high` and gets Wilson's
         interval. `source` and conditions, such as `"reviewed_by": "human"`, stand beside them. A finding is
-        `{"passed", "said"}`.
+        `{"passed", "said"}`, and so is a figure that could not be measured, its `passed` null.
 
         Raises:
             DataError: If it is of another schema, a name is not known, or a figure is not whole.
@@ -122,13 +138,14 @@ class Evidence:
         ```
         """
         if stored.get("schema") != SCHEMA:
-            got = f"got evidence of the schema {stored.get('schema')!r}; wanted {SCHEMA!r}"
+            got = f"got evidence of the schema {stored.get('schema', 'none')}; wanted {SCHEMA}"
             raise DataError(f"{got}, or the folder of the run that the file is of")
         if unknown := sorted(set(stored) - NAMES - {"schema"}):
             raise DataError(f"evidence does not know {', '.join(unknown)}; it knows {', '.join(sorted(NAMES))}")
         given = {name: item for name, item in stored.items() if name != "schema" and item is not None}
         read: dict[str, Any] = {
-            name: _finding(name, item) if name in FINDINGS else _figure(name, item) for name, item in given.items()
+            name: _finding(name, item) if name in FINDINGS or _is_untold(item) else _figure(name, item)
+            for name, item in given.items()
         }
         return cls(**read)
 
@@ -166,6 +183,8 @@ def collect(files: Mapping[str, Mapping[str, Any]], model_fingerprint: Mapping[s
     found: dict[str, Any] = {name: _from(file, _of(files.get(file), *path)) for name, (file, *path) in places.items()}
     found["overlap"] = _overlap(files.get("rmtrl.json", {}))
     found["length_audit"] = _length_audit(files.get("audit.json", {}))
+    if found["length_audit"] and not found["length_matched_accuracy"]:
+        found["length_matched_accuracy"] = {"passed": None, "said": NO_MATCHED, "source": "audit.json"}
     found |= _calibrated(files.get("calibration.json", {}))
     if found["fresh_accuracy"] and (reviewed_by := files["fresh.json"].get("reviewed_by")):
         found["fresh_accuracy"]["reviewed_by"] = reviewed_by
@@ -277,6 +296,11 @@ def _estimate(name: str, item: Mapping[str, Any]) -> Estimate:
     return Estimate(value, low, high, n, float(level), str(item.get("method", "")))
 
 
+def _is_untold(item: Any) -> bool:
+    """Returns whether an item says why there is no figure, where somebody has looked for one."""
+    return isinstance(item, Mapping) and item.get("passed", "") is None
+
+
 def _finding(name: str, item: Any) -> Finding:
     if not isinstance(item, Mapping) or not isinstance(item.get("passed"), bool | None):
         raise DataError(f'the evidence {name} is {str(item)[:60]}; wanted {{"passed": true or false, "said": "…"}}')
@@ -385,8 +409,10 @@ def compare_origins(reward_model: Origin, policy: Origin) -> Finding:
 # ---- the files of a run
 
 
-_OWN = ("metrics.json", "rmtrl.json")  # written with the weights, so those of the reward model's own folder
-_MEASURED = ("calibration.json", "audit.json", "overoptimization.json", "fresh.json", "lineage.json")
+# written with the weights, so those of the reward model's own folder; the files of other stages have these names too
+_OWN = {"metrics.json": "rmtrl/reward-metrics/1", "rmtrl.json": "rmtrl/reward-model/1"}
+_MEASURED = {f"{name}.json": f"rmtrl/{name}/1" for name in ("calibration", "audit", "overoptimization", "fresh")}
+_MEASURED |= {"lineage.json": ""}  # a person's own
 _ORIGIN = ("config.json", "adapter_config.json", "rmtrl.json", "tokenizer.json")
 
 
@@ -410,7 +436,7 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         raise UsageError(f"got --policy and the evidence file {run}; state the lineage in the file, or give a folder")
     model = run / "rm" if (run / "rm").is_dir() else run
     looked = [(folder, name) for folder in (run, model) for name in _MEASURED] + [(model, name) for name in _OWN]
-    files = {name: read_object(folder / name) for folder, name in looked if (folder / name).is_file()}
+    files = {name: _stored(folder / name) for folder, name in looked if (folder / name).is_file()}
     if not files:
         raise DataError(
             f"{run} holds none of {', '.join((*_OWN, *_MEASURED))}; give the folder of a run or of a reward model"
@@ -423,6 +449,15 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         return evidence
     lineage = compare_origins(*(origin(name, _files_of) for name in (str(model), policy)))
     return replace(evidence, lineage=replace(lineage, source=policy))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Returns what a file of a run holds; raises where it is of another schema than its name says."""
+    stored, wanted = read_object(path), {**_OWN, **_MEASURED}[path.name]
+    got = str(stored.get("schema", "none"))
+    if wanted and not got.startswith("rmtrl/" if path.name in _OWN else wanted):
+        raise DataError(f"{path} has the schema {got}; wanted {wanted}: make it anew, or take it away")
+    return stored
 
 
 def _holds(run: Path) -> bool:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 KEY_SCHEMA = "rmtrl/fresh-key/1"
 VERDICTS = ("a", "b", "tie")
 REVIEWERS = ("human", "model")
+PAIRS = 200
+"""Drawn for review where nobody says how many."""
 _SIGN = {"a": 1, "tie": 0, "b": -1}
 _TEXTS = ("prompt", "a", "b")
 _CUT = ("truncated_a", "truncated_b")
@@ -69,14 +71,16 @@ def generated(
     return rows
 
 
-def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, policy: str = "") -> Review:
+def sample_review(
+    rows: Iterable[Mapping[str, Any]], n: int | None = None, *, seed: int = 0, policy: str = ""
+) -> Review:
     """Returns n pairs of the policy's completions, one a prompt, blind and in random order.
 
     Args:
         rows (`Iterable[Mapping]`): `{"prompt", "completions"}` each, where known `prompt_id`, and `truncated`: of each
             completion, whether it was cut off; `tools` and `chat_template_kwargs` of the prompt stay with it. Rows
             without two different completions are skipped and counted.
-        n (`int`): Pairs to draw.
+        n (`int`, *optional*): Pairs to draw; without it 200, or all where there are fewer.
         seed (`int`): Decides which prompts, which completions and which side.
         policy (`str`): Name of the policy, kept in the key.
 
@@ -102,6 +106,10 @@ def sample_review(rows: Iterable[Mapping[str, Any]], n: int, *, seed: int = 0, p
             skipped["fewer than two different completions" if len(different) < 2 else "repeated prompt"] += 1
             continue
         usable[prompt_id] = row, different
+    if not usable:
+        said = f"none of the {skipped.total():,} rows has two different completions"
+        raise DataError(f"{said}; sample two or more of each prompt, at a temperature above 0")
+    n = min(PAIRS, len(usable)) if n is None else n
     if not 1 <= n <= len(usable):
         most = f"{len(usable)}, the prompts with two different completions"
         raise DataError(f"got {n} pairs to draw (--n); wanted 1 to {most}")

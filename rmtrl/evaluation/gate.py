@@ -11,7 +11,18 @@ import yaml
 
 from rmtrl.errors import UsageError
 from rmtrl.evaluation.audit import UNDECIDED
-from rmtrl.evaluation.evidence import FINDINGS, NAMES, OTHER_MODEL, WORSENED, Evidence, Figure, Finding, gather
+from rmtrl.evaluation.evidence import (
+    FINDINGS,
+    KNOWN,
+    NAMES,
+    OTHER_MODEL,
+    WORSENED,
+    Evidence,
+    Figure,
+    Finding,
+    condition,
+    gather,
+)
 from rmtrl.evaluation.scoring import is_number
 from rmtrl.types import Estimate, json_ready
 
@@ -154,7 +165,12 @@ class Reason:
     def line(self) -> str:
         """The outcome as a line of the report."""
         mark = "ok" if self.passed else "warning" if not self.stops else "?" if self.unknown else "NO"
-        return f"{mark:<8} {self.check:<24} {self.got}; wanted {self.wanted}"
+        return f"{mark:<8} {self.asks}: {self.got}; wanted {self.wanted}"
+
+    @property
+    def asks(self) -> str:
+        """What the check asks for, in words."""
+        return str(KNOWN[self.check]["words"])
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,7 @@ class Decision:
         return min(known) if known and None not in asked else None
 
     def __str__(self) -> str:
-        unasked = (f"{'-':<8} {name:<24} not asked" for name in self.not_asked)
+        unasked = (f"{'-':<8} {KNOWN[name]['words']}: not asked" for name in self.not_asked)
         said = ("ready" if self.ready else "not ready") + ("" if self.score is None else f" (score {self.score:+.2f})")
         return "\n".join([*(reason.line for reason in self.reasons), *unasked, said])
 
@@ -227,7 +243,7 @@ def judge(evidence: Evidence, thresholds: Thresholds | None = None) -> Decision:
 
     ```python
     >>> print(judge(Evidence()).reasons[0].line)
-    ?        overlap                  no evidence; wanted at most 0
+    ?        prompts in both training and test: no evidence; wanted at most 0
     ```
     """
     thresholds = thresholds or default_thresholds()
@@ -283,5 +299,5 @@ def _lacking(figure: Figure, n: int, where: Mapping[str, Any]) -> str:
     for name, value in where.items():
         got = figure.conditions.get(name)
         if got != value:
-            return f"{name} is {'not said' if got is None else got}, wanted {value}"
-    return f"wanted n of {n:,} or more" if figure.estimate.n < n else ""
+            return f"{condition(name, 'not said' if got is None else got)}, wanted {value}"
+    return f"too few: n = {figure.estimate.n:,}, wanted {n:,} or more" if figure.estimate.n < n else ""

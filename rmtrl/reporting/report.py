@@ -29,19 +29,6 @@ FILE = "report.html"
 _UNSEEN = [*range(9), 11, 12, *range(14, 32), *range(127, 160), 0x61C, 0x200E, 0x200F]
 _UNSEEN += [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _SEEN = {code: f"\\u{code:04x}" for code in _UNSEEN}  # controls, and what turns the direction of text
-NAMES = {
-    "overlap": "prompts in both training and test",
-    "test_accuracy": "accuracy on pairs it has not seen",
-    "length_matched_accuracy": "accuracy where both answers are about as long",
-    "fresh_accuracy": "accuracy on the policy's own answers, judged by people",
-    "ece": "error of its stated confidence",
-    "nll_gain": "gain by calibration (nats)",
-    "gamma": "share of the gain lost when it is pushed hard (gamma)",
-    "spillover_accuracy": "accuracy in domains kept out of training",
-    "length_audit": "what it pays for length",
-    "lineage": "common origin with the policy",
-}
-"""What each check of the gate asks for, in words."""
 _PARTS = {"guards": "guard", "drift": "drift"}  # of monitor.json, results of their own
 
 
@@ -100,14 +87,8 @@ class Run:
         n, failed, unknown = len(self.decision.reasons), len(self.reasons["failed"]), self.reasons["unknown"]
         if self.decision.ready or failed:
             return "Ready." if self.decision.ready else f"Not ready: {failed} of {n} checks failed."
-        return (
-            f"Not ready: {len(unknown)} of {n} checks have no evidence{' or too little' * any(map(lacking, unknown))}."
-        )
-
-
-def lacking(own: Reason) -> str:
-    """Returns why evidence that stands does not count; empty where none stands."""
-    return own.lacking.replace("wanted n of", f"too few: n = {own.n}, wanted")
+        little = " or too little" * any(own.lacking for own in unknown)
+        return f"Not ready: {len(unknown)} of {n} checks have no evidence{little}."
 
 
 def read_run(folder: Path, *, policy: str | None = None, thresholds: Thresholds | None = None) -> Run:
@@ -195,10 +176,10 @@ def render(template: str, run: Run, **more: Any) -> str:
     settings: dict[str, Any] = {"undefined": ChainableUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=template.endswith(".html"), **settings)
     environment.finalize = lambda value: value.translate(_SEEN) if isinstance(value, str) else value
-    environment.filters |= {"cell": cell, "label": label, "table": table, "pairs": _pairs, "lacking": lacking}
+    environment.filters |= {"cell": cell, "label": label, "table": table, "pairs": _pairs}
     text = (resources.files(__package__) / template).read_text(encoding="utf-8")
     places = [own.place for kind in run.results.values() for own in kind]
-    known = {**vars(run), **run.reasons, "places": dict.fromkeys(places), "answer": run.answer, "names": NAMES}
+    known = {**vars(run), **run.reasons, "places": dict.fromkeys(places), "answer": run.answer}
     test, again = run.model / TESTED, run.folder.parent / f"{run.folder.resolve().name}-again"
     paths = {
         "folder": run.folder,

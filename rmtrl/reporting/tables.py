@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rmtrl.types import json_ready
+from rmtrl.types import json_ready, with_interval
 
 _MOST_ROWS = 20
 _WIDEST = 200
@@ -54,8 +54,8 @@ def _part(value: Any) -> Iterator[str]:
 
 
 def _grid(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line a row under a line of names; empty where a value does not fit a cell."""
-    names = [name for name in rows[0] if name not in _FOR_PROGRAMS]
+    """Returns a line a row under a line of names, without columns that are empty; none where a value fits no cell."""
+    names = [name for name in rows[0] if name not in _FOR_PROGRAMS and any(cell(row.get(name)) != "" for row in rows)]
     cells = [[cell(row.get(name)) for name in names] for row in rows]
     if any(cell is None for row in cells for cell in row):
         return []
@@ -80,12 +80,15 @@ def cell(value: Any) -> str | None:
     if isinstance(value, float):
         return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
     if isinstance(value, Mapping):
-        low, high = (cell(value.get(end)) or "?" for end in ("low", "high"))
-        return None if _is_nested(value) else f"{cell(value['value'])} [{low}, {high}] (n = {value['n']:,})"
+        return None if _is_nested(value) else _estimate(**value)
     if isinstance(value, list):
         joined = ", ".join(map(str, value))
         return None if len(joined) > 60 or any(isinstance(item, list | Mapping) for item in value) else joined
     return str(value)
+
+
+def _estimate(value: float | None, low: float | None, high: float | None, n: int, **_: Any) -> str:
+    return f"{with_interval(cell(value) or 'unknown', low, high, lambda end: str(cell(end)))} (n = {n:,})"
 
 
 def _is_nested(value: Any) -> bool:

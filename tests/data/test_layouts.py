@@ -122,13 +122,18 @@ LAYOUTS = {
     "prompt beside an instruction and its input": ({"prompt": Q, "instruction": "Add.", "input": "2 2", **TEXTS}, Q),
     "prompt of messages beside an input": ({"prompt": ONE, "input": "2 2", **LISTS}, ONE),
     "annotation": ({"question": Q, "left": R, "right": C, "label": "right"}, Q),
+    "annotation by letters": ({"question": Q, "left": R, "right": C, "label": "B"}, Q),
+    "two answers and a winner": ({"prompt": Q, "response_a": R, "response_b": C, "winner": "B"}, Q),
+    "two answers and a label": ({"question": Q, "answer_a": C, "answer_b": R, "label": " a "}, Q),
+    "two answers, the model preferred": ({"prompt": Q, "response_A": R, "response_B": C, "preferred": "model_b"}, Q),
+    "JudgeBench by letters": ({"question": Q, "response_A": C, "response_B": R, "label": "A"}, Q),
     "annotation with two prompts": (
         {"prompt_left": Q, "prompt_right": Q, "response_left": C, "response_right": R, "label": "left"}, Q),
 }  # fmt: skip
 
 
 def test_how_many_layouts():
-    assert len(LAYOUTS) == 65
+    assert len(LAYOUTS) == 70
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -203,7 +203,10 @@ def test_last_turn_only_keeps_a_system_message():
 # files
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.gz", "a.parquet", "a.tsv", "a.tsv.gz", "semicolons.csv"],
+)
 def test_every_format_reads_the_same(tmp_path, name):
     rows = [PAIR, {"prompt": "p", "chosen": "NA", "rejected": ""}]
     path = tmp_path / name
@@ -212,11 +215,14 @@ def test_every_format_reads_the_same(tmp_path, name):
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows, indent=1))
     elif ".csv" in name:
-        write_lines(path, "prompt,chosen,rejected", *(",".join(row.values()) for row in rows))
+        mark = ";" if "semicolons" in name else ","
+        write_lines(path, f"prompt{mark}chosen{mark}rejected", *(mark.join(row.values()) for row in rows))
+    elif ".tsv" in name:
+        write_lines(path, "prompt\tchosen\trejected", *("\t".join(row.values()) for row in rows))
     else:
         write_lines(path, *map(json.dumps, rows))
     pairs = read_preferences(path)
-    assert pairs.select_columns(list(PAIR))[:] == Dataset.from_list(rows)[:]
+    assert pairs.select_columns(list(PAIR))[:] == files_of.load_rows(path)[:] == Dataset.from_list(rows)[:]
     assert set(pairs["source"]) == {name}
 
 

@@ -54,7 +54,8 @@ def test_a_good_static_figure_does_not_make_up_for_a_poor_fresh_one():
     decision = judge(evidence, thresholds({"test_accuracy": {"minimum": 0.8}, "fresh_accuracy": {"minimum": 0.8}}))
     assert not decision.ready and failed(decision) == ["fresh_accuracy"]
     assert decision.reasons[1].line == (
-        "NO       fresh_accuracy           0.640 [0.571, 0.703] (n = 200) (reviewed_by human); wanted at least 0.8"
+        "NO       accuracy on the policy's own answers, judged by people: 0.640 [0.571, 0.703] (n = 200) (reviewed by "
+        "human); wanted at least 0.8"
     )
 
 
@@ -103,7 +104,7 @@ def test_one_failed_check_is_not_ready(name, item):
 def test_another_lineage_warns():
     decision = judge(Evidence.from_dict(READY | {"lineage": {"passed": False, "said": "differ"}}))
     assert decision.ready and failed(decision) == ["lineage"]
-    assert decision.reasons[-1].line.startswith("warning  lineage")
+    assert decision.reasons[-1].line.startswith("warning  common origin with the policy: differ")
 
 
 @pytest.mark.parametrize("conditions", [{"reviewed_by": "model"}, {}])
@@ -113,13 +114,13 @@ def test_a_fresh_figure_that_no_human_reviewed_is_no_evidence_whatever_the_thres
         decision = judge(evidence, wanted)
         assert not decision.ready
         (reason,) = [reason for reason in decision.reasons if not reason.passed]
-        assert reason.check == "fresh_accuracy" and reason.got.startswith("no evidence: reviewed_by is ")
+        assert reason.check == "fresh_accuracy" and reason.got.startswith("no evidence: reviewed by ")
 
 
 def test_too_few_pairs_are_no_evidence():
     decision = judge(Evidence.from_dict(READY | {"fresh_accuracy": accuracy(0.99, n=99, reviewed_by="human")}))
     assert failed(decision) == ["fresh_accuracy"]
-    assert "no evidence: wanted n of 100 or more" in decision.reasons[3].got
+    assert "no evidence: too few: n = 99, wanted 100 or more" in decision.reasons[3].got
 
 
 def test_gamma_of_another_convention_is_no_evidence_where_one_is_asked_for():
@@ -129,7 +130,7 @@ def test_gamma_of_another_convention_is_no_evidence_where_one_is_asked_for():
     other = dataclasses.replace(
         evidence, gamma=Figure(evidence.gamma.estimate, "", {"convention": "gold", "n_max": 64})
     )
-    assert not judge(other, wanted).ready and "n_max is 64, wanted 1024" in judge(other, wanted).reasons[0].got
+    assert not judge(other, wanted).ready and "best of up to 64, wanted 1024" in judge(other, wanted).reasons[0].got
 
 
 def test_the_unfavourable_end_counts_where_it_is_asked_for():
@@ -419,3 +420,14 @@ def test_an_interval_that_is_not_known_gives_no_score():
     for low, high in ((0.0, math.nan), (-math.inf, math.inf)):
         evidence = Evidence(nll_gain=Figure(Estimate(0.05, low, high, 200)))
         assert judge(evidence, thresholds({"nll_gain": {"minimum": -0.01}})).score is None
+
+
+def test_an_audit_without_a_pair_of_like_length_says_so_and_how_to_mend_it():
+    audit = {"schema": "rmtrl/audit/1", "verdict": "acquitted", "reasons": [], "figures": {"accuracy": figure(0.9)}}
+    for found in (collect({"audit.json": audit}), Evidence.from_dict(collect({"audit.json": audit}).as_dict())):
+        reason = judge(found, thresholds({"length_matched_accuracy": {"minimum": 0.8}})).reasons[0]
+        assert (reason.passed, reason.unknown, reason.value) == (False, True, None)
+        assert "no pair has answers of like length; build length-matched pairs: have answers judged" in reason.got
+        assert reason.lacking == "not enough evidence: no pair has answers of like length"
+    with pytest.raises(DataError, match="has value None"):  # passed is no word for a figure
+        Evidence.from_dict({"schema": "rmtrl/evidence/1", "test_accuracy": {"passed": True, "said": "good"}})

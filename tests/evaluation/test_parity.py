@@ -88,6 +88,9 @@ def test_the_models_own_scores_are_equal(rmtrl, serve, folder, pairs_file):
     code, out, _ = rmtrl(*command, "--json")
     found = json.loads(out)
     assert code == 0 and found["equal"] and found["causes"] == [] and found["n"] == 40
+    assert " ".join(sorted(found)) == (
+        "causes data equal flipped largest_difference model n not_held schema tolerance unexplained url"
+    )
     assert found["flipped"]["value"] == 0 and found["flipped"]["n"] == 40
 
 

@@ -23,3 +23,16 @@ def test_rows_stand_side_by_side_where_they_fit_and_one_under_the_other_where_no
 
 def test_a_long_list_says_how_many_more_there_are():
     assert table({"ids": [f"a long identifier {i}" for i in range(25)]}).splitlines()[-1].startswith("5 more")
+
+
+def test_an_interval_that_nobody_knows_is_said_in_words_everywhere():
+    for low, high in ((float("nan"), float("nan")), (float("-inf"), float("inf")), (0.7, float("inf"))):
+        one = Estimate(0.75, low, high, 1)
+        assert f"{one}; {one:.2f}" == "0.750, no interval (n = 1); 0.75, no interval"
+        assert table({"rows": [{"a": one, "b": 1}]}).splitlines()[-1] == "0.750, no interval (n = 1)  1"
+    assert table({"a": Estimate(float("nan"), float("nan"), float("nan"), 0)}) == "a  unknown, no interval (n = 0)"
+
+
+def test_a_column_without_a_value_is_left_out():
+    rows = [{"policy": name, "gain": None, "wins": wins} for name, wins in (("a", None), ("b", 3))]
+    assert table({"rows": rows}).splitlines()[1:] == ["policy  wins", "a", "b       3"]

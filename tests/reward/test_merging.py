@@ -37,6 +37,7 @@ def test_the_merged_model_has_the_adapters_scores_and_no_adapter(rmtrl, adapter,
     after = RewardScorer.from_pretrained(out).score(TEXTS)
     assert np.abs(after - before).max() < 1e-5 < np.abs(after - base).max()
     assert json.loads(printed)["difference"] < 1e-5
+    assert " ".join(sorted(json.loads(printed))) == "adapter difference out schema"
     assert not list(out.glob("adapter*")) and json.loads((out / "rmtrl.json").read_text())["tie_parameter"] == 0.5
     config = json.loads((out / "config.json").read_text())
     assert config["problem_type"] == "regression" and config["architectures"] == ["LlamaForSequenceClassification"]

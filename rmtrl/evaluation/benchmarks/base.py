@@ -18,7 +18,7 @@ from rmtrl.data.loading import load_rows
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
 from rmtrl.evaluation.scoring import SIDES, joined
-from rmtrl.io import read_sound_rows, suffix_of
+from rmtrl.io import TABLES, read_sound_rows, suffix_of
 from rmtrl.types import Chat, Conversation, Message
 
 Floats = NDArray[np.float64]
@@ -29,7 +29,7 @@ Scores = Sequence[Floats | None]
 Weights = Mapping[str, float] | Sequence[str]
 """Parts of a section: with the weight of each, or weighted by what they hold."""
 
-_FORMATS = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
+_FORMATS = (".json", ".jsonl", ".ndjson", ".parquet", *TABLES)
 
 
 @dataclass(frozen=True)
