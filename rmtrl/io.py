@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -546,9 +547,8 @@ def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) ->
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
-    from datasets import Dataset
-
-    if not isinstance(rows, Dataset):
+    loaded = sys.modules.get("datasets")  # without which nothing is a data set
+    if loaded is None or not isinstance(rows, loaded.Dataset):
         yield from ([f"{_json(row)}\n"] for row in rows)
         return
     for batch in map(table_columns, rows.with_format("arrow").iter(1000)):  # ten times as fast as row by row

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from rmtrl.calibration.calibrators import (
     Calibrator,
@@ -372,7 +372,7 @@ def _apart(domains: Mapping[str, DomainCalibration], t: float) -> str:
 
     The intervals are widened to hold for all K domains together (Bonferroni).
     """
-    wider = stats.norm.ppf(1 - 0.025 / max(len(domains), 1)) / stats.norm.ppf(0.975)
+    wider = special.ndtri(1 - 0.025 / max(len(domains), 1)) / special.ndtri(0.975)
     apart = {}
     for name, own in domains.items():
         estimate = own.temperature

@@ -11,10 +11,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
-from sklearn.isotonic import IsotonicRegression
-from sklearn.model_selection import GroupKFold
+from scipy import optimize, special
 
+from rmtrl.data.splits import dealt
 from rmtrl.errors import DataError
 from rmtrl.metrics import Floats, clustered_covariance, nll
 from rmtrl.metrics.probabilities import checked_probabilities, finite, margin_losses
@@ -170,8 +169,9 @@ class IsotonicCalibrator(Calibrator):
         self.range_, self.mix_ = float(np.abs(m).max()), MIX
         self.temperature_ = max(TemperatureCalibrator().fit(m, q).temperature_, self.range_ / _STEEPEST)
         both = np.concatenate([m, -m])
-        curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        fitted = curve.fit(both, np.concatenate([q, 1 - q])).predict(both)
+        _, place, counts = np.unique(both, return_inverse=True, return_counts=True)
+        means = np.bincount(place, weights=np.concatenate([q, 1 - q])) / counts
+        fitted = optimize.isotonic_regression(means, weights=counts).x[place]
         steps, step = np.unique(np.round(fitted, 12), return_inverse=True)
         centres = np.bincount(step, weights=both) / np.bincount(step)
         above = (steps > 0.5) & (centres > 0)  # the step at ½ has its centre at 0, where the curve starts
@@ -238,7 +238,7 @@ def temperature_estimate(margins: ArrayLike, groups: ArrayLike, labels: ArrayLik
         return Estimate(value, least, most, len(m), method="bounds of the search: the pairs do not tell")
     p = special.expit(m / t)
     variance = clustered_covariance((m * (q - p))[:, None], [[np.sum(m**2 * p * (1 - p))]], groups).item()
-    half = min(float(stats.t.ppf(0.975, n_groups - 1) * t * np.sqrt(variance)), 700.0)
+    half = min(float(special.stdtrit(n_groups - 1, 0.975) * t * np.sqrt(variance)), 700.0)
     low, high = max(t * float(np.exp(-half)), least), min(t * float(np.exp(half)), most)
     return Estimate(t, low, high, len(m), method="cluster-robust t interval on log T, by prompt")
 
@@ -308,6 +308,11 @@ def select_calibrator(
 
 def _cross_fitted(kind: type[Calibrator], m: Floats, q: Floats, groups: NDArray[Any]) -> Floats:
     p = np.empty(len(m))
-    for fit, held_out in GroupKFold(min(_FOLDS, len(np.unique(groups)))).split(m, groups=groups):
-        p[held_out] = kind().fit(m[fit], q[fit]).predict_proba(m[held_out])
+    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    n_folds = min(_FOLDS, len(names))
+    largest_first = np.argsort(sizes, kind="stable")[::-1]
+    home = dealt(zip(largest_first, sizes[largest_first], strict=True), np.full(n_folds, len(m) / n_folds))
+    fold = np.array([home[own] for own in range(len(names))])[group]
+    for held_out in (fold == own for own in range(n_folds)):
+        p[held_out] = kind().fit(m[~held_out], q[~held_out]).predict_proba(m[held_out])
     return p

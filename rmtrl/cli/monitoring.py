@@ -227,11 +227,12 @@ def _answered(
     policies: list[str], asked: list["RedTeamPrompt"], k: int | None, seed: int, sampling: dict[str, Any]
 ) -> tuple[list[list["RedTeamPrompt"]], int]:
     """Returns the prompts with the answers of each policy, a file of them or a model, and the tries at a prompt."""
-    from rmtrl.generation import TransformersGenerator
-    from rmtrl.models import load_tokenizer
     from rmtrl.monitoring import redteam as team
 
     models = [own for own in policies if not Path(own).is_file()]
+    if models:
+        from rmtrl.generation import TransformersGenerator
+        from rmtrl.models import load_tokenizer
     for own in models:
         load_tokenizer(own)  # one that is no model either is said before files are read
     sides = {own: team.stored_answers(own, asked) for own in policies if own not in models}

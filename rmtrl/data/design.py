@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from datasets import Dataset, concatenate_datasets
-from scipy import stats
+from scipy import special
 
 from rmtrl.data.messages import message_text
 from rmtrl.data.normal_form import as_number, dataset_of
@@ -157,7 +157,7 @@ def coverage(
         for name, values in counts.items()
     }
     sizes = np.array(list(counts["domain"].values()), float)
-    balance = float(stats.entropy(sizes) / np.log(len(sizes))) if len(sizes) > 1 else 1.0
+    balance = float(special.entr(sizes / sizes.sum()).sum() / np.log(len(sizes))) if len(sizes) > 1 else 1.0
     checks = tuple(_checks(design, pairs, shares, np.fromiter(judgments_per_item, int), set(criteria)))
     return Coverage(checks, counts, shares, _prevalence(pairs), round(balance, 6))
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset
-from huggingface_hub import try_to_load_from_cache
+from typing import TYPE_CHECKING, Any
 
 from rmtrl.errors import UsageError
 from rmtrl.io import blocks, file_sha256, replacing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CARD_MARK = "<!-- written by rmtrl and replaced by it; take this line out to keep words of your own -->"
 PACKAGES = ("rmtrl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
@@ -24,7 +24,7 @@ _DECISIVE = (
 )  # fmt: skip
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: "Dataset") -> str:
     """Returns the sha256 of a data set's content: its column names and its rows, in order.
 
     Equal content has an equal fingerprint on every machine and however it was loaded, unlike the fingerprint that the
@@ -177,6 +177,8 @@ def _folder(model: str | Path) -> Path | None:
         return None
     if Path(model).is_dir():
         return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
     for name in ("adapter_config.json", "config.json"):
         found = try_to_load_from_cache(str(model), name)
         if isinstance(found, str):

@@ -1,6 +1,7 @@
 """Statistics of rewards and preferences: pure functions of numpy arrays, each with n and an interval.
 
-Every statistic of the library lives here once; stages import it and add nothing of their own.
+Every statistic of the library lives here once; stages import it and add nothing of their own. scipy.stats takes half a
+second to import: functions that need it import it, the others take scipy.special's, which it calls itself.
 """
 
 from rmtrl.metrics.estimates import (

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from rmtrl.metrics.estimates import Floats, clustered_covariance, combined_estimate, ratio_estimate
 from rmtrl.types import Estimate
@@ -166,7 +166,7 @@ def accuracy_ceiling(
         covariance, by = np.linalg.inv(information), ""
     else:
         covariance, by = clustered_covariance(fit.scores(best)[0][votes.pattern], information, groups), ", by prompt"
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.einsum("ck,kl,cl->c", slopes, covariance, slopes))
+    half = special.ndtri((1 + level) / 2) * np.sqrt(np.einsum("ck,kl,cl->c", slopes, covariance, slopes))
     ends = (1 + special.expit(fit.logits(best) + np.array([[0.0], [-1.0], [1.0]]) * half)) / 2
     method = f"maximum posterior, delta method on a logit scale{by}"
     one, most = (Estimate(value, low, high, n, level, method) for value, low, high in ends.T.tolist())

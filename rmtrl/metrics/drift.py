@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, stats
+from scipy import sparse, special
 
 from rmtrl.errors import UsageError
 from rmtrl.metrics.estimates import Floats, bootstrap_estimate
@@ -59,7 +59,7 @@ def psi_threshold(n: float, m: float, bins: int = 10, *, level: float = 0.95) ->
     0.338
     ```
     """
-    return float(stats.chi2.ppf(level, max(bins - 1, 1)) * (1 / n + 1 / m))
+    return float(2 * special.gammaincinv(max(bins - 1, 1) / 2, level) * (1 / n + 1 / m))
 
 
 def decile_counts(reference: ArrayLike, current: ArrayLike, bins: int = 10) -> NDArray[np.int64]:

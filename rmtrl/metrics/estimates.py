@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
@@ -335,11 +335,13 @@ def binomial_estimate(
     ```
     """
     if kind == "wilson":
-        found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+        from scipy.stats import binomtest
+
+        found = binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
         return Estimate(successes / n, float(found.low), float(found.high), int(n), level, "Wilson")
     tail = (1 - level) / 2
-    low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    low = special.betaincinv(successes, n - successes + 1, tail) if successes > 0 else 0.0
+    high = special.betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
     return Estimate(successes / n, float(low), float(high), int(n), level, "exact binomial")
 
 
@@ -436,7 +438,7 @@ def corrected_rate(
 
 def _lang_reiczigel(rate: Estimate, n: float, sensitivity: Estimate, specificity: Estimate) -> tuple[float, float]:
     """Wald's interval once each share is pulled towards ½, shifted by what the pull does to the ratio."""
-    z = float(stats.norm.ppf((1 + rate.level) / 2))
+    z = float(special.ndtri((1 + rate.level) / 2))
     p, n_p = (rate.value * n + z**2 / 2) / (n + z**2), n + z**2
     se, sp = ((own.value * own.n + 1) / (own.n + 2) for own in (sensitivity, specificity))
     if se + sp <= 1:
@@ -564,5 +566,5 @@ def change_estimate(changes: ArrayLike, *, level: float = 0.95) -> Estimate:
     n, mean = len(changes), float(changes.mean())
     if too_few(n, level):
         return Estimate(mean, -np.inf, np.inf, n, level, "too few prompts")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * changes.std(ddof=1) / np.sqrt(n))
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * changes.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n, level, "paired t")

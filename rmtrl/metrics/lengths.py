@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, special
 
 from rmtrl.metrics.estimates import (
     Floats,
@@ -178,12 +178,14 @@ def length_regressions(
 
 def _label_model(x: Floats, group: Groups) -> list[Estimate]:
     """Returns the coefficients of P(first preferred) = σ(x·β) on pairs in both orders; none where they have no end."""
-    from sklearn.linear_model import LogisticRegression  # slow to import, and nothing else here needs it
-
-    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=1000)
     if _separated(x) or np.linalg.matrix_rank(x) < x.shape[1]:
         return []
-    beta = model.fit(np.concatenate([x, -x]), np.repeat([1, 0], len(x))).coef_[0]
+
+    def loss(beta: Floats) -> tuple[float, Floats]:
+        return -float(special.log_expit(x @ beta).mean()), -x.T @ special.expit(-x @ beta) / len(x)
+
+    start = np.zeros(x.shape[1])
+    beta: Floats = optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-10}).x
     p = special.expit(x @ beta)
     return _wald(beta, x * (1 - p)[:, None], (x * (p * (1 - p))[:, None]).T @ x, group)
 
@@ -208,7 +210,7 @@ def _margin_model(x: Floats, y: Floats, group: Groups) -> list[Estimate]:
 
 def _wald(beta: Floats, scores: Floats, information: Floats, group: Groups) -> list[Estimate]:
     """Returns the coefficients with intervals of standard errors by prompt; see [`clustered_covariance`]."""
-    half = stats.norm.ppf(0.975) * np.sqrt(np.diag(clustered_covariance(scores, information, group)))
+    half = special.ndtri(0.975) * np.sqrt(np.diag(clustered_covariance(scores, information, group)))
     n, method = len(scores), "Wald, standard error clustered by prompt"
     rows = np.stack([beta, beta - half, beta + half], axis=1).tolist()
     return [Estimate(value, low, high, n, method=method) for value, low, high in rows]

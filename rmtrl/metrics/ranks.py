@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.metrics.estimates import Floats, bootstrap_estimate, mean_estimates
@@ -74,7 +74,9 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     0.8
     ```
     """
-    return round(pearson(stats.rankdata(x), stats.rankdata(y)), 12)
+    from scipy.stats import rankdata
+
+    return round(pearson(rankdata(x), rankdata(y)), 12)
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
@@ -87,7 +89,9 @@ def kendall(x: ArrayLike, y: ArrayLike) -> float:
     -0.471405
     ```
     """
-    return float("nan") if _is_undefined(x, y) else float(stats.kendalltau(x, y).statistic)
+    from scipy.stats import kendalltau
+
+    return float("nan") if _is_undefined(x, y) else float(kendalltau(x, y).statistic)
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
@@ -100,7 +104,9 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     0.9934
     ```
     """
-    return float("nan") if _is_undefined(x, y) else float(stats.pearsonr(x, y).statistic)
+    from scipy.stats import pearsonr
+
+    return float("nan") if _is_undefined(x, y) else float(pearsonr(x, y).statistic)
 
 
 def _is_undefined(x: ArrayLike, y: ArrayLike) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from rmtrl.metrics.estimates import binomial_estimate
 from rmtrl.types import Estimate
@@ -78,5 +78,5 @@ def fit_threshold(
     threshold = float(np.sort(harmless)[k - 1])
     flagged, caught = int((harmless > threshold).sum()), int((harmful > threshold).sum())
     sensitivity = binomial_estimate(caught, len(harmful)) if len(harmful) else None
-    at_most = float(stats.beta.ppf(0.95, n + 1 - k, k))
+    at_most = float(special.betaincinv(n + 1 - k, k, 0.95))
     return FittedThreshold(threshold, rate, at_most, binomial_estimate(flagged, n), sensitivity)

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from rmtrl.errors import UsageError
 from rmtrl.types import Estimate
@@ -85,7 +85,7 @@ def paired_difference(only_first: float, only_other: float, n: float, *, level: 
     """
     value, total = (only_first - only_other) / n, n + 2
     b, c = (only_first + 0.5) / total, (only_other + 0.5) / total
-    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((b + c - (b - c) ** 2) / total))
+    half = float(special.ndtri((1 + level) / 2) * np.sqrt((b + c - (b - c) ** 2) / total))
     low, high = max(-1.0, b - c - half), min(1.0, b - c + half)
     return Estimate(value, min(low, value), max(high, value), int(n), level, "Agresti and Min")
 
@@ -107,13 +107,15 @@ def paired_p(changes: ArrayLike, groups: ArrayLike | None = None) -> float:
     0.03125
     ```
     """
+    from scipy.stats import binom
+
     changes = np.asarray(changes, np.int64)
     index = np.arange(len(changes)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     sums = np.bincount(index, weights=changes).astype(np.int64)
     chances = np.ones(1)  # of each total from −Σ|s| to Σ|s|
     for size, n in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
         own = np.zeros(2 * size * n + 1)
-        own[:: 2 * size] = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+        own[:: 2 * size] = binom.pmf(np.arange(n + 1), n, 0.5)
         chances = np.convolve(chances, own)
     totals = np.arange(len(chances)) - len(chances) // 2
     return min(1.0, float(chances[np.abs(totals) >= abs(int(sums.sum()))].sum()))
@@ -219,7 +221,7 @@ def independent_discordance(baseline: float, effect: float) -> float:
 def _quantiles(alpha: float, power: float) -> tuple[float, float]:
     if not SMALLEST <= alpha < power < 1:
         raise UsageError(f"got alpha {alpha:g} and power {power:g}; wanted {SMALLEST:g} <= alpha < power < 1")
-    return float(stats.norm.ppf(1 - alpha / 2)), float(stats.norm.ppf(power))
+    return float(special.ndtri(1 - alpha / 2)), float(special.ndtri(power))
 
 
 def critical_values(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float = 0.05) -> NDArray[np.float64]:
@@ -250,7 +252,7 @@ def critical_values(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float
     if not SMALLEST <= alpha < 1:
         raise UsageError(f"got alpha {alpha:g}; wanted a number from {SMALLEST:g} to below 1")
     shape = np.ones(looks) if kind == "pocock" else np.sqrt(looks / np.arange(1, looks + 1))
-    single = float(stats.norm.ppf(1 - alpha / 2))
+    single = float(special.ndtri(1 - alpha / 2))
     if looks == 1:
         return np.array([single])
 
@@ -258,7 +260,7 @@ def critical_values(looks: int, *, kind: Bounds = "obrien-fleming", alpha: float
         return float(crossing_probabilities(c * shape).sum()) - alpha
 
     # Bonferroni's bound is too wide for all looks together, the single test's too narrow
-    widest = float(stats.norm.ppf(1 - alpha / (2 * looks)))
+    widest = float(special.ndtri(1 - alpha / (2 * looks)))
     return np.asarray(optimize.brentq(excess, 0.99 * single, 1.01 * widest, xtol=1e-10) * shape, dtype=np.float64)
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
 
 from rmtrl.calibration.calibrators import (
     IsotonicCalibrator,
@@ -192,3 +193,11 @@ def test_a_stored_calibrator_is_the_same_calibrator(kind):
     assert (again.predict_proba(GRID) == fitted.predict_proba(GRID)).all()
     with pytest.raises(DataError, match="kind 'platt'"):
         calibrator_from_dict({"kind": "platt"})
+
+
+def test_the_folds_are_those_of_scikit_learn():
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(30), np.arange(1, 31)))
+    m, theirs = drawn_pairs(len(groups)), np.empty(len(groups))
+    for fit, held_out in GroupKFold(5).split(m, groups=groups):
+        theirs[held_out] = TemperatureCalibrator().fit(m[fit]).predict_proba(m[held_out])
+    assert (select_calibrator(m, groups).probabilities == theirs).all()

@@ -12,6 +12,7 @@ from rmtrl.metrics import (
     binomial_estimate,
     bootstrap_estimate,
     bootstrap_estimates,
+    change_estimate,
     clustered_covariance,
     combined_estimate,
     corrected_rate,
@@ -295,3 +296,17 @@ def test_corrected_intervals_hold_the_true_rate():
         held_known.append(np.mean([low <= share <= high for low, high in np.clip(ends, 0, 1)]))
     assert 0.945 < np.mean(held) < 0.98 and min(held) > 0.91
     assert np.mean(held_known) < 0.85
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 3), (17, 40), (999, 1000), (12.5, 30.2), (0, 7), (7, 7)])
+def test_the_exact_interval_is_scipys_to_the_last_digit(successes, n):
+    found, tail = binomial_estimate(successes, n), (1 - 0.95) / 2
+    assert successes == 0 or found.low == stats.beta.ppf(tail, successes, n - successes + 1)
+    assert successes == n or found.high == stats.beta.ppf(1 - tail, successes + 1, n - successes)
+
+
+def test_the_paired_t_interval_is_scipys():
+    changes = np.random.default_rng(0).normal(1, 2, 23)
+    theirs = stats.t.interval(0.95, 22, changes.mean(), stats.sem(changes))
+    found = change_estimate(changes)
+    assert (found.low, found.high) == pytest.approx(theirs, rel=1e-14)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.benchmarks import base
@@ -218,7 +217,9 @@ class PPECorrectness(Benchmark):
         for right, wrong in item.facts["pairs"]:
             yield item.subset, float(scores[right] > scores[wrong])
         if labels.any() and not labels.all():
-            ranks = stats.rankdata(scores)  # a difference of two failures, both −∞, is no number
+            from scipy.stats import rankdata
+
+            ranks = rankdata(scores)  # a difference of two failures, both −∞, is no number
             yield f"{item.subset}/auc", float(pair_wins(ranks[labels][:, None], ranks[~labels]).mean())
         curve = best_of_n_curve(scores, labels, np.arange(1, len(labels) + 1))[0]
         for k, value in enumerate(curve.tolist(), 1):
