@@ -116,7 +116,6 @@ BASES = {
         "--policy answers.jsonl --before answers.jsonl --judge-labels labels.jsonl",
         "--policy policy --attack plain --requests 1 --max-new-tokens 2 --out OUT",
         "--policy policy --prompts asked.jsonl --k 2 --max-new-tokens 2",
-        "--attack plain --requests 1 --out OUT",
     ],
     "data validate": ["pairs.jsonl"],
     "data dedup": ["pairs.jsonl"],
@@ -258,7 +257,6 @@ KEYS = {
         "before beyond_k blank changes counted data guards judge k missing policies prompts rates requests "
         "sampling schema seed warnings"
     ),
-    "rmtrl/redteam-prompts/1": "out prompts schema",
     "rmtrl/report/1": "card checks out ready results run schema",
     "rmtrl/rerank/1": "best candidates data gain model n out policy schema too_long unranked",
     "rmtrl/sample/1": "data domains n out schema seed",
@@ -384,7 +382,7 @@ def test_a_model_or_tokenizer_at_no_folder_is_said_so(run, made, words):
      ("annotations agreement no.jsonl", "no such file: no.jsonl; give a file of judgments"),
      ("annotations pairs no.jsonl", "no such file: no.jsonl; give a file of judgments"),
      ("overopt empty.jsonl", "empty.jsonl is empty; wanted rows"),
-     ("fresh sample generations.jsonl --out o --key k", "got 200 pairs to draw (--n); wanted 1 to 3")],
+     ("fresh sample generations.jsonl --out o --key k --n 200", "got 200 pairs to draw (--n); wanted 1 to 3")],
 )  # fmt: skip
 def test_a_line_names_what_is_wrong(rmtrl, world, monkeypatch, words, said):
     monkeypatch.chdir(world)

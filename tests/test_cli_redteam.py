@@ -99,6 +99,7 @@ def test_the_prompts_are_written_for_a_policy_elsewhere_to_answer(rmtrl, tmp_pat
     )
     assert code == 0, err
     assert json.loads(shown)["prompts"] == len(lines(out)) == 13 * 2 * 2 * 2
+    assert " ".join(sorted(json.loads(shown))) == "out prompts schema"
     answered = write(tmp_path / "answered.jsonl", [row | {"completions": [NO]} for row in lines(out)])
     found = json.loads(rmtrl("redteam", "--policy", answered, "--json")[1])["rates"]
     assert found["attack_success"]["at_1"]["value"] == 0 and found["false_refusal"]["at_1"]["value"] == 1

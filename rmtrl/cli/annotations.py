@@ -20,7 +20,7 @@ app = typer.Typer(name="annotations", help="Check and combine human judgments.",
 Files = Annotated[list[Path], typer.Argument(help="Judgments, one a line (jsonl, json, csv, tsv, parquet, also .gz).")]
 Likert = Annotated[str, typer.Option(help="Ends of the rating scale, low,high.")]
 Criteria = Annotated[
-    str | None, typer.Option(help="Columns that are criteria: usefulness,safety. Those that hold numbers if absent.")
+    str | None, typer.Option(help="Columns that are criteria: usefulness,safety; by default those of numbers.")
 ]
 Weights = Annotated[
     opt.Numbers | None,
@@ -111,7 +111,8 @@ def pairs(
     context: typer.Context,
     files: Files,
     source: Annotated[
-        Literal["votes", "ratings"] | None, typer.Option("--from", help="votes where there are any.")
+        Literal["votes", "ratings"] | None,
+        typer.Option("--from", help="Make pairs from these; votes where there are any."),
     ] = None,
     disputed: Annotated[
         Literal["adjudicate", "weight", "slice"],

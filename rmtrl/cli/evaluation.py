@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    benchmark: Annotated[list[str], typer.Option(help="NAME or NAME=PATH; may be repeated.")],
+    benchmark: Annotated[list[str], typer.Option(help="Benchmark: NAME, NAME=PATH or a folder; may be repeated.")],
     model: Annotated[
         list[str] | None, typer.Option(help="Checkpoint folder or hub id of a reward model; may be repeated.")
     ] = None,
     scores: opt.Scores = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for scores and results; a killed run goes on there.")
+        Path | None, typer.Option(help="Folder for scores and results; an interrupted run goes on there.")
     ] = None,
     text: Annotated[
-        Literal["plain", "transcript"] | None, typer.Option(help="Text for a model without chat template.")
+        Literal["plain", "transcript"] | None,
+        typer.Option(help="How to write messages where a model has no template."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Device; the accelerator by default.")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.", min=1)] = 8192,
+    device: Annotated[str | None, typer.Option(help="Device, such as cuda:0; the accelerator by default.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Most tokens in one forward pass.", min=1)] = 8192,
     as_json: opt.Json = False,
 ) -> None:
     """Score benchmarks and report their figures with intervals; several models make a table."""
@@ -72,14 +73,15 @@ def evaluate(
 
 def calibrate(
     data: Annotated[
-        str | None, typer.Argument(help="Calibration pairs (file, folder, hub id); with --scores their prompts.")
+        str | None,
+        typer.Argument(help="Pairs to calibrate on, unseen in training; with --scores, those scored."),
     ] = None,
     model: opt.AnyModel = None,
     scores: opt.Scores = None,
     test: Annotated[
-        str | None, typer.Option(help="Pairs (with --scores: their scores) that the figures are reported on.")
+        str | None, typer.Option(help="Other unseen pairs to report figures on; with --scores, the scores of these.")
     ] = None,
-    test_data: Annotated[str | None, typer.Option(help="Pairs of the --test scores, to know their prompts.")] = None,
+    test_data: Annotated[str | None, typer.Option(help="With --scores: the pairs that --test has scores of.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write calibration.json here.")] = None,
     export: Annotated[
         Path | None, typer.Option(help="Write the model here with its temperature in the head's weights.")
@@ -88,7 +90,7 @@ def calibrate(
     split: opt.Split = "train",
     as_json: opt.Json = False,
 ) -> None:
-    """Fit a temperature and a rising curve on held-out pairs, choose by what holds on unseen prompts, and say so."""
+    """Turn score differences into honest probabilities: fit two curves on unseen pairs, keep the one that holds."""
     from rmtrl.calibration.calibration import calibrate as fit
     from rmtrl.calibration.calibration import summary
     from rmtrl.calibration.export import check_export, export_temperature
@@ -165,12 +167,12 @@ def audit(
     model: opt.AnyModel = None,
     scores: opt.Scores = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json, plots and the worst pairs.")] = None,
-    probes: Annotated[bool, typer.Option(help="Also edit answers and see what it does; needs --model.")] = True,
+    probes: Annotated[bool, typer.Option(help="Also edit answers and see what rewards do; needs --model.")] = True,
     probe_rows: Annotated[int, typer.Option(help="Chosen answers to edit, drawn at random.", min=2)] = 200,
     target_mix: Annotated[
         opt.Numbers | None, opt.numbers("Mix of domains to report accuracy for, as weights, or a JSON file of them.")
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 1 if convicted.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with code 1 if it surely pays for length.")] = False,
     seed: opt.RandomSeed = 0,
     columns: opt.Map = None,
     split: opt.Split = "test",
@@ -228,7 +230,7 @@ def overopt(
     samples: Annotated[
         str, typer.Argument(help="Samples, one a line: prompt_id, proxy, gold, and domain, step, kl if known.")
     ],
-    n_max: Annotated[int | None, typer.Option(help="Largest n; the fewest samples of a prompt by default.")] = None,
+    n_max: Annotated[int | None, typer.Option(help="Largest n; by default the fewest samples a prompt has.")] = None,
     held_out: Annotated[
         list[str] | None, typer.Option(help="A domain the proxy was not trained on; may be repeated.")
     ] = None,
@@ -238,7 +240,7 @@ def overopt(
     columns: opt.Map = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Measure overoptimization: best-of-n curves of proxy and gold, the degree gamma, peak and drawdown."""
+    """Measure what is left when a reward (proxy) is pushed: how much gain in true score (gold) best of n loses."""
     from rmtrl.data.provenance import environment, fingerprint
     from rmtrl.evaluation.overoptimization import measure_overoptimization
     from rmtrl.evaluation.overoptimization.measure import read_samples, report, samples_of, verdict

@@ -39,9 +39,11 @@ def gate(
 
 @fresh.command("sample")
 def sample(
-    generations: Annotated[Path, typer.Argument(help="The policy's text, a line `prompt`, `completions` (a list).")],
+    generations: Annotated[
+        Path, typer.Argument(help="The policy's answers, a line a prompt: `prompt`, `completions`.")
+    ],
     out: Annotated[Path, typer.Option(help="Write the pairs to judge here, one a line.")],
-    key: Annotated[Path, typer.Option(help="Write here what stood where; keep it from those who judge.")],
+    key: Annotated[Path, typer.Option(help="Write here which answer stood at a and b; keep it from reviewers.")],
     n: Annotated[
         int | None, typer.Option("--n", help="Pairs to draw, one a prompt; 200 by default, or all where fewer.", min=1)
     ] = None,
@@ -89,9 +91,9 @@ def import_(
     key: Annotated[Path, typer.Option(help="The key that was written with them.")],
     by: Annotated[Literal["human", "model"], typer.Option(help="Who judged. The gate counts humans only.")],
     out: opt.Rows,
-    reviewer: Annotated[str, typer.Option(help="Name for lines that give none.")] = "",
+    reviewer: Annotated[str, typer.Option(help="Name of the reviewer, for rows that give none.")] = "",
     allow_missing: Annotated[
-        bool, typer.Option(help="Take a review that is not complete; what lacks is counted.")
+        bool, typer.Option(help="Accept a review with pairs that nobody judged; they are counted.")
     ] = False,
     as_json: opt.Json = False,
 ) -> None:

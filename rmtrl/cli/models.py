@@ -56,7 +56,7 @@ def score(
     split: opt.Split = "train",
     as_json: opt.Json = False,
 ) -> None:
-    """Score both sides of every pair; memory does not grow with the file."""
+    """Score both answers of every pair and write the scores, a line a pair."""
     import numpy as np
 
     from rmtrl.data.provenance import fingerprint

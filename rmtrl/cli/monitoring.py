@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def drift(
-    reference: Annotated[str, typer.Argument(help="Pairs or scored rows of a time that was good: file, folder, id.")],
-    current: Annotated[str, typer.Argument(help="The same of now.")],
+    reference: Annotated[str, typer.Argument(help="Pairs or scored rows of a good period: file, folder or hub id.")],
+    current: Annotated[str, typer.Argument(help="Pairs or scored rows of now, in the same form.")],
     scores: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Scores of the pairs of reference and of current, two files.")
+        tuple[Path, Path] | None,
+        typer.Option(help="Two files: scores of the REFERENCE pairs and of CURRENT."),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="calibration.json or its folder, for expected accuracy without labels.")
@@ -31,12 +32,12 @@ def drift(
         list[str] | None, typer.Option(help="One more column to watch, numbers or true and false; may be repeated.")
     ] = None,
     held_out: Annotated[
-        list[str] | None, typer.Option(help="A domain that accuracy is of, all by default; may be repeated.")
+        list[str] | None, typer.Option(help="Domain to watch accuracy on, all by default; may be repeated.")
     ] = None,
     labels: Annotated[bool, typer.Option(help="Whether the first answer is known to be the better one.")] = True,
     history: Annotated[Path | None, typer.Option(help="Add the result to this file, a line a run.")] = None,
-    alpha: Annotated[float, typer.Option(help="Rate of false alarms.", min=1e-4, max=0.5)] = 0.05,
-    permutations: Annotated[int, typer.Option(help="Permutations of prompts.", min=19)] = 999,
+    alpha: Annotated[float, typer.Option(help="Share of false alarms to accept.", min=1e-4, max=0.5)] = 0.05,
+    permutations: Annotated[int, typer.Option(help="Random permutations behind each p-value.", min=19)] = 999,
     seed: opt.RandomSeed = 0,
     as_json: opt.Json = False,
 ) -> None:
@@ -150,12 +151,12 @@ def redteam(
     ] = None,
     before: Annotated[str | None, typer.Option(help="The policy as it was, in the same forms, to compare.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Prompts to ask, one a row, in XSTest's form too; default: ours.")
+        str | None, typer.Option(help="File of prompts to ask, also in XSTest's form; the package's own by default.")
     ] = None,
     attack: Annotated[
         list[str] | None, typer.Option(help="An attack to use, all by default; may be repeated.")
     ] = None,
-    requests: Annotated[int | None, typer.Option(help="Requests of a category to use.", min=1)] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of each category; all by default.", min=1)] = None,
     guard: Annotated[
         Path | None, typer.Option(help="Policy file of guards: an attack succeeds where one flags the answer.")
     ] = None,
@@ -165,19 +166,20 @@ def redteam(
     ] = None,
     k: Annotated[
         int | None,
-        typer.Option("--k", help="Tries at each prompt; by default 1, of a file the fewest that it has.", min=1),
+        typer.Option("--k", help="Tries at each prompt; by default 1, or the fewest answers in a file.", min=1),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the prompts with the answers here, as jsonl.")] = None,
     max_new_tokens: opt.NewTokens = 256,
     temperature: Annotated[
-        float | None, typer.Option(help="Of the sampling; by default 0 at one try and 1 at several.", min=0)
+        float | None,
+        typer.Option(help="Temperature of sampling; by default 0 with one try, 1 with several.", min=0),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Answers to sample at a time.", min=1)] = 32,
     seed: opt.RandomSeed = 0,
-    strict: Annotated[bool, typer.Option(help="Exit with 1 if a rate surely rose since --before.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with code 1 if a rate surely rose since --before.")] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Attack a policy: how often attacks succeed and harmless look-alikes are refused, before and after too."""
+    """Attack a policy: how often attacks succeed and harmless look-alikes are refused, and what changed."""
     from rmtrl.monitoring import redteam as team
     from rmtrl.monitoring.refusals import RefusalScorer
     from rmtrl.monitoring.rules import Policy

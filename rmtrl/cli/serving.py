@@ -19,14 +19,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="What answers call the model; its path by default.")] = None,
-    token_budget: Annotated[int, typer.Option(help="Tokens scored together.", min=1)] = 8192,
+    token_budget: Annotated[int, typer.Option(help="Most tokens scored together.", min=1)] = 8192,
     wait_ms: Annotated[float, typer.Option(help="How long a request waits for others, in milliseconds.", min=0)] = 4,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest conversation to take.", min=1)] = None,
-    max_waiting: Annotated[int, typer.Option(help="Conversations that may wait; more are told 429.", min=1)] = 4096,
-    max_body_mb: Annotated[int, typer.Option(help="Largest body, in MB; larger ones are told 413.", min=1)] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds to make an answer in; else 503.", min=0.001)] = 120,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest conversation, in tokens.", min=1)] = None,
+    max_waiting: Annotated[int, typer.Option(help="Conversations that may wait; more get a 429.", min=1)] = 4096,
+    max_body_mb: Annotated[int, typer.Option(help="Largest request, in MB; larger ones get a 413.", min=1)] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds that an answer may take; then a 503.", min=0.001)] = 120,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with the key, or keys by commas, that requests must bear.")
+        str | None,
+        typer.Option(help="Environment variable that holds the key, or keys apart by commas, to ask for."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to score; the accelerator by default.")] = None,
 ) -> None:
@@ -70,7 +71,7 @@ def parity(
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of the reward model that should be served.")],
     url: Annotated[str, typer.Option(help="URL of the server; its path says what it speaks, as in RemoteScorer.")],
     rows: Annotated[int, typer.Option(help="Pairs to compare, the first ones.", min=1)] = 200,
-    tolerance: Annotated[float, typer.Option(help="Difference up to which scores are equal.", min=0)] = 1e-5,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of scores that counts as equal.", min=0)] = 1e-5,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "RMTRL_API_KEY",
     columns: opt.Map = None,
     split: opt.Split = "train",
@@ -102,8 +103,10 @@ def parity(
 def merge(
     adapter: Annotated[str, typer.Argument(help="Folder or hub id of a reward model that is an adapter.")],
     out: Annotated[Path, typer.Option(help="Folder to write, or an earlier merge to replace.")],
-    dtype: Annotated[str, typer.Option(help="Type of the weights, such as float32; the base's own: auto.")] = "auto",
-    tolerance: Annotated[float, typer.Option(help="Equal up to this, relative above 1.", min=0)] = 1e-4,
+    dtype: Annotated[str, typer.Option(help="Type of the weights, such as float32; auto keeps the base's.")] = "auto",
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference that is equal; relative above 1.", min=0)
+    ] = 1e-4,
     as_json: opt.Json = False,
 ) -> None:
     """Write base and adapter as one plain checkpoint, in place once its scores are proven equal."""

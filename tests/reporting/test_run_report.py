@@ -95,6 +95,31 @@ def test_every_part_shows_the_figures_of_its_file(whole_run):
     assert "Not here yet" not in page.part("reliability", "pairs")
 
 
+def test_every_figure_is_explained_in_a_sentence_that_stands_under_its_name(run_folder, edit):
+    every = {*read_object(run_folder / "rm/audit.json")["figures"], "partial_spearman"}
+    edit(run_folder / "rm/audit.json", lambda own: own["figures"].update(partial_spearman=figure(0.1)))
+    page = page_of(run_folder)
+    assert len(every) > 14
+    for name in every:
+        assert re.search(rf"<td>{name.replace('_', ' ')}<small class=\"term\">[^<]{{20,}}</small></td>", page.text), (
+            name
+        )
+    for name in ("calibration error", "negative log-likelihood", "Brier score", "overconfidence", "gamma", "n"):
+        assert re.search(rf"<td>{name}<small class=\"term\">[^<]{{20,}}</small></td>", page.text), name
+    for part, word in (("checks", "In brackets"), ("best-of-n", "proxy"), ("policy", "KL is"), ("watch", "p: how")):
+        assert word in Page(page.text.split(f'id="{part}"')[1].split("<h2")[0]).words
+    assert "title=" not in page.text  # what only a pointer finds is on no phone and on no paper
+
+
+def test_an_audit_that_lacks_like_length_or_scores_says_so(run_folder, edit):
+    edit(run_folder / "rm/audit.json", lambda own: own["figures"].pop("accuracy_matched", None))
+    edit(run_folder / "rm/audit.json", lambda own: own.update(without_scores=11, unscored={"too_long": 11}))
+    page = page_of(run_folder)
+    said = page.part("length", "probes")
+    assert "no scores: 11 pairs: 11 too long." in said and "No pair has answers of like length: build pairs" in said
+    assert "as long: not enough evidence: no pair has answers of like length" in page.part("checks", "trained")
+
+
 def test_a_histogram_has_a_bar_a_bin_and_colours_what_is_wrong(whole_run):
     page = page_of(whole_run)
     histogram = read_object(whole_run / "rm/metrics.json")["test"]["margin_histogram"]
