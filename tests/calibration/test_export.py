@@ -42,7 +42,7 @@ def checkpoint(model, tokenizer, tmp_path):
     folder = tmp_path / "rm"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    rendering = Rendering.of(tokenizer, max_length=64).as_dict()
+    rendering = asdict(Rendering.of(tokenizer, max_length=64))
     write_json(folder / "rmtrl.json", {"schema": "rmtrl/checkpoint/1", "rendering": rendering})
     write_json(folder / "calibration.json", calibration_of().as_dict())
     return folder
