@@ -82,7 +82,7 @@ def test_pairs_without_scores_and_ties_are_left_out_and_counted(rmtrl, tmp_path,
     found = json.loads(out)
     assert code == 0 and (found["without_scores"], found["ties_left_out"], found["n"]) == (2, 3, ROWS - 5)
     assert found["unscored"] == {"not_in_file": 1, "null_in_file": 1}
-    assert "2 pairs have no scores and were left out; 1 not in the file of scores: score them too" in err
+    assert "pairs without scores are left out: 1 not in the file of scores: score them too" in err
     assert {name: found["domains"][name]["n"] for name in "ab"} == {"a": 118, "b": 117}
 
 
@@ -138,7 +138,7 @@ def test_pairs_longer_than_the_model_are_counted_as_such(rmtrl, tmp_path, checkp
     rows = [pair(i) for i in range(40)]
     rows[3]["chosen"] = " good" * 5000
     code, out, err = rmtrl("audit", write(tmp_path / "long.jsonl", rows), "--model", checkpoint, "--no-probes")
-    assert code == 0 and "1 pairs have no scores and were left out; 1 longer than the model takes: shorten" in err
+    assert code == 0 and "pairs without scores are left out: 1 longer than the model takes: shorten" in err
     assert re.search(r"^without scores +1 longer than the model takes: shorten them", out, re.M)
 
 

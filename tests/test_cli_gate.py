@@ -109,7 +109,7 @@ def test_a_policy_of_another_base_is_warned_of(rmtrl, tmp_path):
     line = next(line for line in out.splitlines() if " common origin " in line)
     assert line.startswith("warning") and "differ in model_type llama and qwen3, hidden_size 8 and 16" in line
     _, out, _ = rmtrl("gate", run)
-    assert "name no common base" in out
+    assert "name no common base" in out and f"`rmtrl report {run}` says how to measure" in out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

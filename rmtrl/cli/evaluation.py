@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    benchmark: Annotated[list[str], typer.Option(help="Benchmark: NAME, NAME=PATH or a folder; may be repeated.")],
+    benchmark: Annotated[
+        list[str], typer.Option(help="NAME (a wrong one lists all), NAME=PATH or folder; repeatable.")
+    ],
     model: Annotated[
         list[str] | None, typer.Option(help="Checkpoint folder or hub id of a reward model; may be repeated.")
     ] = None,
@@ -96,6 +98,7 @@ def calibrate(
     from rmtrl.calibration.export import check_export, export_temperature
     from rmtrl.data.provenance import made_by
     from rmtrl.data.splits import check_overlap
+    from rmtrl.evaluation.audit import UNSCORED
     from rmtrl.evaluation.fingerprints import model_fingerprint
 
     check_model_or_scores(model, scores)
@@ -130,7 +133,8 @@ def calibrate(
     if export is not None:
         export_temperature(str(model), export, calibration=result)
     dropped = sum(len(own) for own in sets.values()) - sum(len(own) for own in kept.values())
-    words = {**summary(result), "pairs without scores": dropped, "out": out, "exported to": export}
+    unscored = f"{dropped:,} {UNSCORED['too_long' if model else 'null_in_file']}" if dropped else 0
+    words = {**summary(result), "pairs without scores": unscored, "out": out, "exported to": export}
     warnings = (*result.warnings, *_unknown_prompts(sets))
     show({**whole, "model": model, "dropped": dropped}, as_json, words=words, warnings=warnings)
 
@@ -206,8 +210,7 @@ def audit(
     whole = {**json_ready(found), **origin}
     if out is not None:
         _write_audit(out, whole, found, scored)
-    missing = found.without_scores
-    warnings = [f"{missing:,} pairs have no scores and were left out; {found.why_unscored}"] if missing else []
+    warnings = [f"pairs without scores are left out: {found.why_unscored}"] if found.unscored else []
     show(whole, as_json, words=found.words | {"out": out}, warnings=warnings)
     if strict and found.verdict == CONVICTED:
         raise typer.Exit(1)

@@ -32,7 +32,9 @@ def gate(
     evidence = gather(run, policy)
     decision = judge(evidence, wanted)
     origin = {"run": str(run), "thresholds": str(thresholds or "default"), "evidence": evidence.as_dict()}
-    show({**json_ready(decision), **origin}, as_json, words=str(decision))
+    unknown = run.is_dir() and any(reason.unknown for reason in decision.reasons)
+    how = f"\n`rmtrl report {run}` says how to measure what has no evidence" if unknown else ""
+    show({**json_ready(decision), **origin}, as_json, words=f"{decision}{how}")
     if not decision.ready:
         raise typer.Exit(1)
 
