@@ -116,7 +116,8 @@ class Estimate:
 
     def __format__(self, spec: str) -> str:
         """Returns value and interval, each number in the form of `spec`; the text of `str` without one."""
-        return with_interval(f"{self.value:{spec}}", self.low, self.high, f"{{:{spec}}}".format) if spec else str(self)
+        value = f"{self.value:{spec}}" if math.isfinite(self.value) else "unknown"
+        return with_interval(value, self.low, self.high, f"{{:{spec}}}".format) if spec else str(self)
 
 
 def with_interval(value: str, low: float | None, high: float | None, form: Callable[[float], str]) -> str:

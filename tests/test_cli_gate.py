@@ -114,7 +114,8 @@ def test_a_policy_of_another_base_is_warned_of(rmtrl, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read"), ("{", "not JSON"), ("[]", "no JSON object"), ("{}", "schema"),
+    [(None, "cannot be read"), ("{", "not JSON"), ("[]", "no JSON object"),
+     ("{}", "schema none; wanted rmtrl/evidence/1"),
      ('{"schema": "rmtrl/evidence/1", "ece": {"value": NaN, "n": 3}}', "a number"),
      ('{"schema": "rmtrl/evidence/1", "ece": 3}', "wanted"),
      ('{"schema": "rmtrl/evidence/1", "ece": {"value": 0, "low": 0, "high": 0, "n": 3, "level": "x"}}', "level"),
@@ -125,7 +126,7 @@ def test_evidence_that_cannot_be_used_is_one_line(rmtrl, tmp_path, text, message
     if text is not None:
         path.write_text(text)
     code, out, err = rmtrl("gate", path)
-    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and message in err and str(path) in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

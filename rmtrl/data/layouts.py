@@ -447,7 +447,7 @@ def how_to_rename(names: tuple[str, ...]) -> str:
     renamed += [f"--map rejected={name}" for name in worse if name != "rejected"]
     judge = next((name for name in left if _JUDGE.fullmatch(name)), None)
     if len(better) != 1 or len(worse) != 1:
-        if judge and len(left) > 2:
+        if judge and len(left) > 2 and {"chosen", "rejected"}.isdisjoint(names):
             own = {"response_a": "FIRST", "response_b": "SECOND", "winner": judge}
             mapped = " ".join(f"--map {new}={old}" for new, old in own.items() if new not in names)
             return (

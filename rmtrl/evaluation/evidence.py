@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -430,7 +431,9 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
     if runs := [] if _holds(run) else [str(own) for own in sorted(run.glob("*/")) if _holds(own)]:
         raise DataError(f"{run} is a folder of runs; give one of them: {', '.join(runs[:5])}")
     if not run.is_dir():
-        evidence = Evidence.from_dict(read_object(run))
+        stored = read_object(run)
+        with _naming(run):
+            evidence = Evidence.from_dict(stored)
         if policy is None:
             return evidence
         raise UsageError(f"got --policy and the evidence file {run}; state the lineage in the file, or give a folder")
@@ -443,12 +446,21 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         )
     # hashing the weights takes a while: only where there is something to compare it with
     named = any(stored_fingerprint(stored) for stored in files.values())
-    evidence = collect(files, model_fingerprint(model) if named else None)
+    with _naming(run):
+        evidence = collect(files, model_fingerprint(model) if named else None)
     policy = policy or next((str(path) for path in (run / "sft", model.parent / "sft") if path.is_dir()), None)
     if policy is None:
         return evidence
     lineage = compare_origins(*(origin(name, _files_of) for name in (str(model), policy)))
     return replace(evidence, lineage=replace(lineage, source=policy))
+
+
+@contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def _stored(path: Path) -> dict[str, Any]:

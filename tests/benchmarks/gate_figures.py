@@ -44,7 +44,7 @@ EVIDENCE = ("test_accuracy", "length_matched_accuracy", "spillover_accuracy", "f
 DEPLOYABLE = {  # 1: more is better, -1: less is
     **dict.fromkeys(EVIDENCE, 1), "ece": -1, "probe": -1, "spread": 1, "overlap": -1, "audit": 1,
 }  # fmt: skip
-GATE = {"score": 1, "ready": 1}
+GATE = {"score": 1, "ready": 1, "now": 1}
 GOLD = {"gamma": -1}
 OUTCOMES = {"PPO": "ppo_gain", "best of 256": "best_of_gain"}
 AIM, LEAST = 0.80, 0.70
@@ -94,10 +94,15 @@ def evidence(row: Mapping[str, Any]) -> Evidence:
     return Evidence.from_dict({"schema": SCHEMA, **items})
 
 
-def study_thresholds(given: Thresholds | None = None) -> Thresholds:
-    """Returns thresholds without γ, which only gold knows, and without lineage, which is one for all models."""
-    given = given or default_thresholds()
-    return Thresholds({name: own for name, own in given.checks.items() if name not in ("gamma", "lineage")})
+def package_thresholds() -> Thresholds:
+    """Returns the package's thresholds without γ, which only gold knows, and lineage, which is one for all models."""
+    checks = default_thresholds().checks
+    return Thresholds({name: own for name, own in checks.items() if name not in ("gamma", "lineage")})
+
+
+def study_thresholds() -> Thresholds:
+    """Returns those that the protocol fixed: the same, as they were when every one of them stopped."""
+    return Thresholds({name: replace(own, otherwise="stop") for name, own in package_thresholds().checks.items()})
 
 
 def judged(frame: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
@@ -188,8 +193,10 @@ def cut(frame: pd.DataFrame, name: str, gain: str) -> float:
 
 # ---- tables
 
-NAMES = {"score": "gate: score", "ready": "gate: verdict", "gamma": "γ, by gold", "probe": "largest effect of a probe",
-         "spread": "spread of rewards within a prompt", "audit": "audit's verdict"}  # fmt: skip
+NAMES = {
+    "score": "gate: score", "now": "gate: score, thresholds now", "ready": "gate: verdict", "gamma": "γ, by gold",
+    "probe": "largest effect of a probe", "spread": "spread of rewards within a prompt", "audit": "audit's verdict",
+}  # fmt: skip
 
 
 def shown(name: str) -> str:
@@ -222,8 +229,9 @@ def left_out_rows(frame: pd.DataFrame, gain: str) -> list[str]:
         best = best_single(kept, gain)
         found = aucs(kept, GATE | DEPLOYABLE, gain)
         n = f"{len(kept)}, {int((kept[gain] < 0).sum())}"
-        body.append([kind, n, short(found["score"]), short(found["ready"]), shown(best), short(found[best])])
-    return table(["without", "models, worse", "gate: score", "gate: verdict", "best of these", "its AUC"], body)
+        told = [short(found[name]) for name in GATE]
+        body.append([kind, n, *told, shown(best), short(found[best])])
+    return table(["without", "models, worse", *map(shown, GATE), "best single figure", "its AUC"], body)
 
 
 def against_rows(frame: pd.DataFrame, gain: str) -> list[str]:
@@ -231,9 +239,11 @@ def against_rows(frame: pd.DataFrame, gain: str) -> list[str]:
     body = []
     for name, (chosen_on, compared) in halves(frame).items():
         best = best_single(chosen_on, gain)
-        taught = judged(compared, taught_thresholds(chosen_on, gain))
-        for said, own in (("package", compared), ("taught", taught)):
-            found, lead = aucs(own, GATE | DEPLOYABLE, gain), aucs(own, {"score": 1}, gain, best)["score"]
+        taught = taught_thresholds(chosen_on, gain)
+        told = {"protocol": study_thresholds(), "taught": taught, "now": package_thresholds()}
+        for said, thresholds in told.items():
+            own = judged(compared, thresholds)
+            found, lead = aucs(own, {"score": 1} | DEPLOYABLE, gain), aucs(own, {"score": 1}, gain, best)["score"]
             body.append([f"{name}, {len(chosen_on)}", f"{len(own)}", said, short(found["score"]), shown(best),
                          short(found[best]), short(lead, sign=True)])  # fmt: skip
     return table(["chosen on defects of", "compared on", "thresholds", "gate: score", "figure chosen", "its AUC",
@@ -322,6 +332,19 @@ def real_rows(folder: Path) -> list[str]:
 # ---- the section
 
 
+def aim_lines(frame: pd.DataFrame, gain: str) -> list[str]:
+    """Lines on the aim: with the protocol's thresholds, and with those of now on models that did not choose them."""
+    _, others = halves(frame)["labels"]
+    whole, rest = aucs(frame, {"score": 1}, gain)["score"], aucs(others, {"now": 1}, gain)["now"]
+    told = ("met" if own.value >= AIM and own.low > LEAST else "missed" for own in (whole, rest))
+    first, second = (f"{short(own)}, {said}" for own, said in zip((whole, rest), told, strict=True))
+    return [
+        f"The aim is an AUC of {AIM:.2f} for PPO, its interval above {LEAST:.2f}. The gate's score by the protocol's "
+        f"thresholds: {first}. By those of now, where of these figures the fresh accuracy alone stops, as the models "
+        f"with defects of labels alone would have it, on the {len(others)} others: {second}."
+    ]
+
+
 def section(frame: pd.DataFrame) -> list[str]:
     """Lines of the study's section; no table of few models, and no word on the aim before all are there."""
     seconds = f", {frame['seconds'].median():.0f} s each (median)" if len(frame) else ""
@@ -329,7 +352,8 @@ def section(frame: pd.DataFrame) -> list[str]:
     goes_on = f"The aim and the comparisons wait for the other {ALL - len(frame)}: `gate_study.py run` goes on."
     if len(frame) < FEW:
         return [f"{head}{seconds}. {goes_on}"]
-    frame, gain = judged(frame, study_thresholds()), OUTCOMES["PPO"]
+    now = judged(frame, package_thresholds())["score"]
+    frame, gain = judged(frame, study_thresholds()).assign(now=now), OUTCOMES["PPO"]
     ppo, best = (short(share_estimate(frame[own] < 0, frame["cell"]), digits=2) for own in OUTCOMES.values())
     lines = [
         f"{head} of {frame['cell'].nunique()} cells{seconds}. Under PPO the policy ends worse than its start with "
@@ -339,11 +363,8 @@ def section(frame: pd.DataFrame) -> list[str]:
     ]  # fmt: skip
     if len(frame) < ALL:
         return [*lines, goes_on]
-    found = aucs(frame, GATE, gain)["score"]
-    met = "met" if found.value >= AIM and found.low > LEAST else "missed"
-    aim = f"the aim, {AIM:.2f} with an interval above {LEAST:.2f}, is {met}"
     return [
-        *lines, f"The gate's AUC for PPO is {short(found)}; {aim}.",
+        *lines, *aim_lines(frame, gain),
         "", "Without the models of one kind of defect:", "", *left_out_rows(frame, gain),
         "", "Against the best single deployable figure, chosen on other kinds of defects:", "",
         *against_rows(frame, gain), "", *taught_lines(frame, gain),

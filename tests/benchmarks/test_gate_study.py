@@ -19,6 +19,7 @@ from gate_figures import (
     flat,
     halves,
     judged,
+    package_thresholds,
     real_row,
     section,
     stored_scores,
@@ -175,6 +176,14 @@ def test_the_gate_of_the_study_is_the_packages_and_simulated_reviewers_stay_outs
     assert judge(Evidence.from_dict(stored), study_thresholds()).score is None
 
 
+def test_the_protocol_let_every_check_stop_and_the_package_those_that_told():
+    fixed, now = ({name for name, own in each().checks.items() if own.otherwise == "stop"}
+                  for each in (study_thresholds, package_thresholds))  # fmt: skip
+    assert fixed == {*EVIDENCE, "overlap", "length_audit"} and now == {"fresh_accuracy", "overlap", "length_audit"}
+    text = "\n".join(section(frame()))
+    assert re.search(r"protocol's thresholds: 0\.7\d\d .*, missed\. .* on the 112 others: 0\.9\d\d .*, met\.", text)
+
+
 def test_a_models_file_becomes_a_row_that_gives_the_same_decision():
     (row,) = frame()[:1].to_dict("records")
     found = {
@@ -193,7 +202,7 @@ def test_the_section_says_what_was_found():
     text = "\n".join(section(frame()))
     assert "128 of 128 reward models of 64 cells" in text and "Against the best single" in text
     assert re.search(r"\| fresh accuracy \| 0\.9\d\d", text)
-    assert len(against_rows(judged(frame(), study_thresholds()), "ppo_gain")) == 2 + 4
+    assert len(against_rows(judged(frame(), study_thresholds()), "ppo_gain")) == 2 + 6
 
 
 def test_a_part_of_the_models_says_so_and_gives_no_verdict_on_the_aim():

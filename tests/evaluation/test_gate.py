@@ -42,6 +42,9 @@ def thresholds(checks, **more):
     return Thresholds.from_yaml(json.dumps({"schema": "rmtrl/thresholds/1", "checks": checks, **more}))
 
 
+STOPS = {name for name, check in default_thresholds().checks.items() if check.otherwise == "stop"}
+
+
 def failed(decision):
     return [reason.check for reason in decision.reasons if not reason.passed]
 
@@ -76,10 +79,14 @@ def test_all_evidence_in_order_is_ready():
     assert decision.ready and failed(decision) == [] and decision.not_asked == ()
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"lineage"}))
-def test_no_evidence_is_not_ready(name):
+def test_what_foretold_a_policy_stops_and_the_rest_warns():
+    assert {"overlap", "fresh_accuracy", "gamma", "length_audit"} == STOPS
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_no_evidence_is_not_ready_where_the_check_stops(name):
     decision = judge(Evidence.from_dict({key: item for key, item in READY.items() if key != name}))
-    assert not decision.ready and failed(decision) == [name]
+    assert decision.ready == (name not in STOPS) and failed(decision) == [name]
     assert "no evidence" in next(reason.got for reason in decision.reasons if reason.check == name)
 
 
@@ -96,9 +103,11 @@ def test_no_evidence_is_not_ready(name):
         ("length_audit", {"passed": None, "said": "not enough evidence"}),
     ],
 )
-def test_one_failed_check_is_not_ready(name, item):
+def test_one_failed_check_is_not_ready_where_it_stops_and_else_a_warning(name, item):
     decision = judge(Evidence.from_dict(READY | {name: item}))
-    assert not decision.ready and failed(decision) == [name]
+    assert decision.ready == (name not in STOPS) and failed(decision) == [name]
+    (reason,) = [reason for reason in decision.reasons if not reason.passed]
+    assert reason.line.startswith("warning") == (name not in STOPS)
 
 
 def test_another_lineage_warns():

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rmtrl.reporting.report import read_run, render, write_report
 EASY = Thresholds.from_yaml(
     "{schema: rmtrl/thresholds/1, checks: {overlap: {maximum: 0}, test_accuracy: {minimum: 0.5}}}"
 )
+STRICT = Thresholds({name: replace(check, otherwise="stop") for name, check in default_thresholds().checks.items()})
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["checks", "trained", "accuracy", "reliability", "margins", "length", "probes", "benchmarks", "best-of-n",
@@ -193,7 +195,9 @@ def test_a_failed_check_is_a_no_with_its_figure_and_what_to_try(run_folder, edit
     edit(
         run_folder / "rm/metrics.json", lambda stored: stored["test"]["accuracy"].update(value=0.42, low=0.4, high=0.5)
     )
-    verdict = page_of(run_folder).part("verdict", "checks")
+    warned = page_of(run_folder).part("verdict", "checks")
+    assert "Mind: Accuracy on pairs it has not seen: 42.0 % [40.0, 50.0], n = 240; wanted at least 80 %" in warned
+    verdict = page_of(run_folder, thresholds=STRICT).part("verdict", "checks")
     assert (
         "Not ready: 2 of 10 checks failed." in verdict
         and "Accuracy on pairs it has not seen: 42.0 % [40.0, 50.0], n = 240; wanted at least 80 %" in verdict
@@ -235,9 +239,10 @@ def test_a_broken_file_is_one_line(rmtrl, run_folder, file, text):
 
 def test_too_few_pairs_are_told_from_no_evidence_and_no_command_trains_over_the_model(run_folder, edit):
     edit(run_folder / "rm/metrics.json", lambda stored: stored["test"]["accuracy"].update(n=29))
-    page = page_of(run_folder)
+    page = page_of(run_folder, thresholds=STRICT)
     assert "does not count: accuracy on pairs it has not seen (too few: n = 29, wanted 100 or more)" in page.words
     assert "Try: more test pairs." in page.part("checks", "trained")
+    assert "Nor, which only warns, of: accuracy on pairs it has not seen (too few" in page_of(run_folder).words
     (run_folder / "rm/metrics.json").unlink()
     shutil.rmtree(run_folder / "sft")
     page = page_of(run_folder)
@@ -275,7 +280,9 @@ def test_a_warning_stands_behind_what_stops_and_a_none_says_no_bound(run_folder)
     shutil.rmtree(run_folder / "sft")
     page = page_of(run_folder)
     verdict = page.part("verdict", "checks")
-    assert verdict.index("No evidence of:") < verdict.index("Mind: Common origin")
+    assert (
+        verdict.index("No evidence of:") < verdict.index("Nor, which only warns, of:") < verdict.index("common origin")
+    )
     assert "Prompts in both training and test: none rmtrl.json" in page.words
 
 

@@ -30,7 +30,8 @@ def test_an_interval_that_nobody_knows_is_said_in_words_everywhere():
         one = Estimate(0.75, low, high, 1)
         assert f"{one}; {one:.2f}" == "0.750, no interval (n = 1); 0.75, no interval"
         assert table({"rows": [{"a": one, "b": 1}]}).splitlines()[-1] == "0.750, no interval (n = 1)  1"
-    assert table({"a": Estimate(float("nan"), float("nan"), float("nan"), 0)}) == "a  unknown, no interval (n = 0)"
+    none = Estimate(float("nan"), float("nan"), float("nan"), 0)
+    assert f"a  {none}" == table({"a": none}) == "a  unknown, no interval (n = 0)"
 
 
 def test_a_column_without_a_value_is_left_out():
