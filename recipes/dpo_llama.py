@@ -21,7 +21,7 @@ from rmtrl import DPOScorer, RewardConfig
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.scoring import ScoredPairs
-from rmtrl.launch import parse_recipe, prepare_folder, stage_record, start_stage
+from rmtrl.launch import RESUMES, parse_recipe, prepare_folder, stage_record, start_stage
 from rmtrl.launch.pairs import RewardRecipeArguments, checked_splits, read_pairs
 from rmtrl.launch.policy import (
     PolicyRecipeArguments,
@@ -110,5 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error("dpo_llama"):
+    with exit_on_error("dpo_llama", RESUMES):
         main()

@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, g
 
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import UsageError, exit_on_error
-from rmtrl.launch import parse_recipe, prepare_folder, stage_record, start_stage
+from rmtrl.launch import RESUMES, parse_recipe, prepare_folder, stage_record, start_stage
 from rmtrl.launch.policy import (
     PolicyRecipeArguments,
     finish_stage,
@@ -110,5 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error("grpo_llama"):
+    with exit_on_error("grpo_llama", RESUMES):
         main()

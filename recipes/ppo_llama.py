@@ -19,7 +19,7 @@ from trl import ModelConfig, get_peft_config
 from rmtrl import PPOConfig, PPOTrainer
 from rmtrl.data.provenance import fingerprint
 from rmtrl.errors import exit_on_error
-from rmtrl.launch import parse_recipe, prepare_folder, stage_record, start_stage
+from rmtrl.launch import RESUMES, parse_recipe, prepare_folder, stage_record, start_stage
 from rmtrl.launch.policy import (
     PPORecipeArguments,
     finish_stage,
@@ -73,5 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error("ppo_llama"):
+    with exit_on_error("ppo_llama", RESUMES):
         main()

@@ -24,6 +24,7 @@ from rmtrl.errors import exit_on_error
 from rmtrl.evaluation.scoring import TESTED, WORST, ScoredPairs
 from rmtrl.io import replace_folder, write_json, write_rows
 from rmtrl.launch import (
+    RESUMES,
     evaluate_often,
     model_init_kwargs,
     n_parameters,
@@ -104,5 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error("rm_llama"):
+    with exit_on_error("rm_llama", RESUMES):
         main()

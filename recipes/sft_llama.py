@@ -24,6 +24,7 @@ from rmtrl.data.synthetic.gold import GOLD_WEIGHTS, gold_score, gold_scores
 from rmtrl.errors import UsageError, exit_on_error
 from rmtrl.io import replace_folder, write_json
 from rmtrl.launch import (
+    RESUMES,
     model_init_kwargs,
     parse_recipe,
     prepare_folder,
@@ -115,5 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error("sft_llama"):
+    with exit_on_error("sft_llama", RESUMES):
         main()

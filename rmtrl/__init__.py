@@ -14,6 +14,7 @@ Names are imported when first used, so `import rmtrl` is quick and loads no torc
 On the command line: `rmtrl --help`.
 """
 
+import logging
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -52,6 +53,16 @@ if TYPE_CHECKING:
     from rmtrl.types import Estimate, Guard, PairRewards, Scorer
 
 __version__ = "0.1.0"
+
+# what nobody can act on: no kernel of 4 bits for the CPU, no accelerator for DeepSpeed, a text longer than the model
+# (it is tokenized to be measured), checkpoints within a second
+_SAID = {
+    "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward", "DeepSpeed": "Setting accelerator to CPU",
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
+    "transformers.trainer_utils": "mtime may not be reliable",
+}  # fmt: skip
+for _name in _SAID:
+    logging.getLogger(_name).addFilter(lambda said: _SAID[said.name] not in said.getMessage())
 
 _EXPORTS = {
     "calibration.calibration": "calibrate",

@@ -6,6 +6,7 @@ which is what TRL raises in the same places.
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -110,12 +111,19 @@ def extra(name: str, what: str) -> Iterator[None]:
         raise UsageError(f"{what} needs {error.name}; pip install 'rmtrl[{name}]'") from error
 
 
+class Interrupted(BaseException):
+    """The person or the system asked to stop, by a signal. No `Exception`: nothing on the way may swallow it."""
+
+
 @contextlib.contextmanager
-def exit_on_error(program: str) -> Iterator[None]:
+def exit_on_error(program: str, kept: str = "earlier outputs are as they were") -> Iterator[None]:
     """Turns an `RmtrlError` into one line on stderr and exit code 2; any other exception passes through.
+
+    An interruption is one line too, of the first process, and exit code 130 (Ctrl-C) or 128 + the signal's number.
 
     Args:
         program (`str`): Name that opens the line, as in `rm_llama: error: …`.
+        kept (`str`): What an interruption leaves, and how to go on.
 
     Example:
 
@@ -131,3 +139,7 @@ def exit_on_error(program: str) -> Iterator[None]:
         where = f" [rank {rank}]" if rank else ""
         print(f"{program}{where}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except (KeyboardInterrupt, Interrupted) as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{program}: interrupted; {kept}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + (stop.args or (signal.SIGINT,))[0]) from None

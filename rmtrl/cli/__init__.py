@@ -18,7 +18,7 @@ import rmtrl.quiet  # noqa: F401
 from rmtrl import __version__
 from rmtrl.cli import abtest, annotations, data, evaluation, gate, models, monitoring, reporting, serving, setup
 from rmtrl.cli.console import results_alone
-from rmtrl.errors import UsageError, exit_on_error, near
+from rmtrl.errors import Interrupted, UsageError, exit_on_error, near
 
 SHARED = (["score"], ["evaluate"])
 """Commands whose rows the processes of a launch share."""
@@ -86,10 +86,6 @@ for registered in (command for group in (app, *groups.values()) for command in g
 
 # of click, or of the copy of it that typer carries
 _ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-
-class Interrupted(BaseException):
-    """The person or the system asked the command to stop. No `Exception`: nothing on the way may swallow it."""
 
 
 def _run() -> int:
@@ -168,9 +164,6 @@ def main() -> None:
     try:
         with exit_on_error("rmtrl"):
             raise SystemExit(_run())
-    except Interrupted as interrupted:
-        print("rmtrl: interrupted; earlier outputs are as they were", file=sys.stderr)
-        raise SystemExit(128 + interrupted.args[0]) from None
     finally:
         logging.getLogger("rmtrl").removeHandler(logged)
         for number, handler in before.items():

@@ -14,7 +14,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from rmtrl.data.loading import load_rows
@@ -25,6 +25,8 @@ from rmtrl.processes import cpu_has_bf16
 from rmtrl.reporting.cards import write_card
 from rmtrl.reporting.report import read_run, write_report
 
+RESUMES = "finished checkpoints stay; the same command with --resume_from_checkpoint true goes on from the newest"
+"""What an interruption of training leaves."""
 _LARGE_PARAMETERS = 100_000_000
 _USUAL = {
     "num_train_epochs": (1, 3),
@@ -143,7 +145,8 @@ def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> t
 def prepare_folder(trainer: Trainer, resume: str | None) -> None:
     """Makes the folder of a run that is about to train, whose processes have to see it and to save whole models in it.
 
-    Checkpoints of an earlier, unfinished run are deleted, so that none is resumed later.
+    Checkpoints of an earlier, unfinished run are deleted, so that none is resumed later. The bar of the training ends
+    its line.
 
     Args:
         trainer ([`~transformers.Trainer`]): Its `output_dir` is the folder.
@@ -153,6 +156,8 @@ def prepare_folder(trainer: Trainer, resume: str | None) -> None:
         UsageError: On every process, if the model would not be saved whole or a machine does not see the folder.
     """
     accelerator, folder = trainer.accelerator, Path(str(trainer.args.output_dir))
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(_Progress)
     if why := _why_not_saved(accelerator):
         raise UsageError(f"the trained model would not be saved: {why} in the file given to accelerate launch")
     seen = folder / ".seen"
@@ -169,6 +174,15 @@ def prepare_folder(trainer: Trainer, resume: str | None) -> None:
             f"{n_seeing} of {accelerator.num_processes} processes see output_dir {folder.resolve()} of the first "
             "machine; give a folder on a disk that all machines share"
         )
+
+
+class _Progress(ProgressCallback):
+    """The host's, whose bar is left without the end of its line where training is over before a bar is due."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_begin(*args, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.delay = 0  # the first log shows it anyway
 
 
 def _why_not_saved(accelerator: Accelerator) -> str | None:

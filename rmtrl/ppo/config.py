@@ -8,7 +8,7 @@ from transformers import GenerationConfig, TrainingArguments
 
 from rmtrl.errors import UsageError
 from rmtrl.ppo._base import PPOBaseConfig
-from rmtrl.reward.config import Ranges, check_ranges, set_device_defaults
+from rmtrl.reward.config import Ranges, check_ranges, set_defaults
 
 _RANGES: Ranges = {
     "1 or more": (
@@ -158,7 +158,7 @@ class PPOConfig(PPOBaseConfig):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "eval_reward", True
         self._check()
-        set_device_defaults(self)
+        set_defaults(self)
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every update runs all of policy and value model
         super().__post_init__()

@@ -145,7 +145,7 @@ class RewardConfig(TRLRewardConfig):
         if isinstance(self.attribute_weights, str):
             self.attribute_weights = _from_json(self.attribute_weights)
         self._check()
-        set_device_defaults(self)
+        set_defaults(self)
         super().__post_init__()
 
     @property
@@ -194,8 +194,13 @@ def check_ranges(settings: Any, ranges: Ranges) -> None:
                 raise UsageError(f"`{name}` must be {wanted}, got {value!r}")
 
 
-def set_device_defaults(args: TrainingArguments) -> None:
-    """Sets `use_cpu` where there is no accelerator, else bf16 where it is not decided and the GPU has it."""
+def set_defaults(args: TrainingArguments) -> None:
+    """Sets `use_cpu` where there is no accelerator, else bf16 where it is not decided and the GPU has it.
+
+    TRL's own default, `gradient_checkpointing`, goes by its new name where transformers has one, and is not warned of.
+    """
+    if vars(args).get("activation_checkpointing", True) is None:
+        args.activation_checkpointing = args.gradient_checkpointing
     if not torch.accelerator.is_available():
         args.use_cpu = True
     elif args.bf16 is None and not args.use_cpu and torch.cuda.is_available():

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from rmtrl import RewardConfig, RewardScorer
@@ -55,6 +57,13 @@ def test_a_run_leaves_a_checkpoint_its_record_and_its_figures(recipe, capsys):
     assert "against the majority of 5 votes" in said and metrics["test"]["ceiling"]["votes_a_pair"].keys() == {"5"}
     assert metrics["test"]["closed"]["value"] < 1
     assert str(output) in said
+
+
+def test_the_bar_of_a_quick_training_ends_its_line(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.trainer_callback.tqdm", partial(tqdm, delay=60))
+    recipe(disable_tqdm="false")
+    bars = capsys.readouterr().err.rpartition("4/4")[2].splitlines(keepends=True)
+    assert bars[0].endswith("\n")
 
 
 def test_the_checkpoint_loads_without_rmtrl_and_scores_the_same(recipe, tmp_path):
@@ -120,6 +129,29 @@ def test_a_killed_run_resumes_exactly(launch, tmp_path):
     for key in ("loss", "grad_norm", "eval_loss", "num_tokens"):
         expected, got = losses(tmp_path / "whole", key), losses(tmp_path / "killed", key)
         assert got == pytest.approx(expected, rel=1e-6)
+
+
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs start with it ignored
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_an_interrupted_run_says_what_stays_and_goes_on(launch, tmp_path):
+    flags = {"max_steps": 24, "early_stopping_patience": 0}
+    running = launch(launcher=(sys.executable, "-c", HEARS_CTRL_C), **flags)
+    wait_for(tmp_path / "rm.partial" / "checkpoint-2" / "trainer_state.json", running)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=400)
+    said = "finished checkpoints stay; the same command with --resume_from_checkpoint true goes on from the newest"
+    assert running.returncode == 130 and err.splitlines()[-1] == f"rm_llama: interrupted; {said}"
+    assert "Traceback" not in err and not (tmp_path / "rm").exists()
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm.partial" / "checkpoint-2").num_labels == 1
+    resumed = launch(**flags, resume_from_checkpoint="true")
+    _, err = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, err[-2000:]
+    assert set(losses(tmp_path / "rm")) == set(range(1, 25))
 
 
 def test_a_checkpoint_with_half_a_state_is_not_finished(tmp_path):
