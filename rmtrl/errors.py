@@ -58,6 +58,15 @@ class ProcessError(RmtrlError):
     """Another process of the launch that has stopped, or does not see what this one sees."""
 
 
+@contextlib.contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Names the place of what a [`DataError`] of this block is of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
 def near(name: str, known: Iterable[str]) -> list[str]:
     """Returns the known names, three at most, that one which is none may stand for: spelt alike, or its end or start.
 

@@ -19,6 +19,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -172,6 +173,42 @@ def read_object(path: Path) -> Row:
     if not isinstance(stored, dict):
         raise DataError(f"{path} holds no JSON object; name a file that is one")
     return stored
+
+
+# ---- YAML: what comes with the package, and what people write
+
+
+def packaged(package: str, name: str) -> Any:
+    """Returns what a YAML file of a package of this library holds."""
+    return parsed_yaml((resources.files(package) / name).read_text(encoding="utf-8"))
+
+
+def parsed_yaml(text: str) -> Any:
+    """Returns what a YAML text holds, read safely.
+
+    Raises:
+        DataError: If it is not YAML, or a key stands twice in a mapping.
+
+    Example:
+
+    ```python
+    >>> parsed_yaml("guards: {secrets: {}}")
+    {'guards': {'secrets': {}}}
+    ```
+    """
+    import yaml
+
+    class Distinct(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.YAMLError(f"{twice[0]!r} stands twice in one mapping{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Distinct)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise DataError(f"is not YAML ({' '.join(str(error).split())[:200]})") from error
 
 
 # ---- JSON: one object a line, or one document

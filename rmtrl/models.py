@@ -125,10 +125,9 @@ def load_language_model(path: str | Path, **settings: Any) -> Any:
 
 def find_file(path: str | Path, name: str) -> str | None:
     """Returns where a file of a checkpoint folder or hub id stands on this machine, `None` where it has none."""
-    found: str | None = cached_file(
+    return cached_file(
         str(path), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return found
 
 
 def device_or_best(device: str | None = None) -> torch.device:

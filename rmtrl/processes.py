@@ -65,8 +65,7 @@ class _Launched(Process):
         if self.rank == 0:
             self._store.set(place, json.dumps(find()))
         self._wait([place])
-        found: T = json.loads(self._store.get(place))
-        return found
+        return json.loads(self._store.get(place))
 
     def gather(self) -> None:
         names = [f"place {next(self._places)} {rank}" for rank in range(self.world)]

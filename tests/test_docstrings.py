@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def world(tmp_path_factory, model_and_tokenizer, rows):
         model, _ = model_and_tokenizer()
         install_head(model, head), draw_head(model)
         model.save_pretrained(outputs / name), tokenizer.save_pretrained(outputs / name)
-        (outputs / name / "rmtrl.json").write_text(json.dumps({"head": head.as_dict()}))
+        (outputs / name / "rmtrl.json").write_text(json.dumps({"head": asdict(head)}))
     scores = np.random.default_rng(0).normal(size=(2, 40))
     (outputs / "rm" / "calibration.json").write_text(json.dumps(rmtrl.calibrate(*scores).as_dict()))
     for seed in range(8):

@@ -4,22 +4,26 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import resources
 from itertools import chain
 from typing import Any
 
-import yaml
-
-from rmtrl.data.messages import conversation_text, listed_messages, read_messages, same, written_value
+from rmtrl.data.messages import (
+    conversation_text,
+    listed_messages,
+    read_messages,
+    same,
+    shared_prefix_length,
+    written_value,
+)  # fmt: skip
 from rmtrl.data.normal_form import NAMES, SCORES, TEMPLATE, MissingCellError, as_number
 from rmtrl.errors import DataError
-from rmtrl.io import Row
+from rmtrl.io import Row, packaged
 from rmtrl.types import Message
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What opens a turn in a transcript, as in hh-rlhf."""
 
-COLUMNS: dict[str, Any] = yaml.safe_load((resources.files("rmtrl.data") / "columns.yaml").read_text(encoding="utf-8"))
+COLUMNS: dict[str, Any] = packaged("rmtrl.data", "columns.yaml")
 """What columns are called, by people and in public sets; the file says what each part of it is for."""
 
 _ASKED = [tuple(names) for names in COLUMNS["asked"]]
@@ -232,20 +236,11 @@ def _split_texts(chosen: str, rejected: str) -> Row:
         if long.startswith(short) and "Human:" not in long[len(short) :]:
             prompts = [short, short]
         return _split_at(chosen, rejected, len(prompts[0]), len(prompts[1]))
-    head = chosen[: _shared_chars(chosen, rejected)]
+    head = chosen[: shared_prefix_length(chosen, rejected)]
     words = re.match(r".*\s", head, re.DOTALL)
     end = words.end() if words else 0
     end -= head[:end].endswith(" ")  # the space goes with the response, as in TRL's extract_prompt
     return _split_at(chosen, rejected, end, end) | {"invented": True}
-
-
-def _shared_chars(first: str, second: str) -> int:
-    """Returns how many characters two texts begin with alike, by halving: much faster than character by character."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
-    return low
 
 
 def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:

@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetsError
 from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from rmtrl.errors import DataError
-from rmtrl.io import LARGE_BYTES, TABLES, read_sound_rows, separator, suffix_of
+from rmtrl.io import LARGE_BYTES, TABLES, read_rows, read_sound_rows, separator, suffix_of
 
 _FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 _FORMATS |= dict.fromkeys(TABLES, "csv")
@@ -35,8 +35,12 @@ def load_rows(source: str | Path, *, split: str = "train", name: str | None = No
         return _load(str(source), path, split, name)
 
 
-def source_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def source_rows(source: str, *, broken: bool = False) -> Iterator[tuple[str, Any]]:
     """Yields where each row of a source stands, and the row to the letter where its files are text.
+
+    Args:
+        source (`str`): File, folder or hub id.
+        broken (`bool`): Whether a line that is no row is yielded too, as what is wrong with it.
 
     Raises:
         DataError: If the source is missing, broken or empty.
@@ -45,7 +49,8 @@ def source_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not files:
         yield from ((f"{source} row {number}", row) for number, row in enumerate(load_rows(source), 1))
     for file in files:
-        yield from read_sound_rows(file)
+        raw = ((f"{file} {place}", row) for place, row in read_rows([file]))
+        yield from raw if broken else read_sound_rows(file)
 
 
 def text_files(source: str | Path, *, split: str = "train", name: str | None = None) -> list[Path]:

@@ -201,6 +201,23 @@ def _contents(value: Any) -> list[Any]:
     return [item.get("content") for item in (value if isinstance(value, list) else [value])]
 
 
+def shared_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Returns how many characters, or tokens, two texts begin with alike.
+
+    Example:
+
+    ```python
+    >>> shared_prefix_length([1, 2, 3, 4], [1, 2, 5])
+    2
+    ```
+    """
+    low, high = 0, min(len(first), len(second))
+    while low < high:  # halving, on equality of slices, runs at C speed; a loop over tokens does not
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
+    return low
+
+
 def is_filled(feature: Any) -> bool:
     """Whether a feature holds objects with the same keys in every row, absent ones null; JSON is kept as it is."""
     if isinstance(feature, dict):

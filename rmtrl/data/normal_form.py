@@ -171,13 +171,22 @@ def _template(name: str, value: Any) -> Any:
 
 def _scores(name: str, value: Any) -> list[Row] | None:
     """Returns criterion scores, given as an object or as they stand in the normal form, one entry a criterion."""
-    if value is None:
-        return None
+    scores = criterion_scores(name, value).items()
+    named = [{"criterion": str(key), "score": as_number(f"{name} {key}", score)} for key, score in scores]
+    return None if value is None else named
+
+
+def criterion_scores(name: str, value: Any) -> dict[str, Any]:
+    """Returns scores by criterion, given as such or as they stand in the normal form; none where null.
+
+    Raises:
+        DataError: If they are given otherwise; the message has their `name`.
+    """
     if isinstance(value, list) and all(isinstance(entry, dict) and "criterion" in entry for entry in value):
         value = {entry["criterion"]: entry.get("score") for entry in value}
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | None):
         raise DataError(f'{name} is {str(value)[:40]!r}; wanted scores by criterion, such as {{"usefulness": 0.8}}')
-    return [{"criterion": str(key), "score": as_number(f"{name} {key}", score)} for key, score in value.items()]
+    return value or {}
 
 
 def _conversation(name: str, value: Any) -> Conversation:

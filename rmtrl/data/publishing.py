@@ -13,7 +13,7 @@ from rmtrl.data.clusters import with_clusters
 from rmtrl.data.provenance import CARD_MARK, fingerprint, manifest, new_folder
 from rmtrl.data.splits import check_overlap, group_column, make_splits
 from rmtrl.data.synthetic.world import make_world
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, UsageError, placed
 from rmtrl.io import read_object, read_sound_rows, write_json, write_row_files, write_rows
 
 _SEALED, _OPENINGS = "sealed.jsonl.gz", "sealed_openings.json"
@@ -99,10 +99,8 @@ def unseal(folder: Path, out: Path, *, purpose: str) -> dict[str, Any]:
     before = read_object(file)["openings"] if file.exists() else []
     opening = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "purpose": purpose}
     counted = {"schema": "rmtrl/sealed-openings/1", "openings": [*before, opening]}
-    try:  # the count takes its place before anybody can read the pairs
+    with placed(f"cannot open {folder / _SEALED} into {out}"):  # the count stands before anybody can read the pairs
         write_row_files({file: [counted], out: (row for _, row in read_sound_rows(folder / _SEALED))})
-    except DataError as error:
-        raise DataError(f"cannot open {folder / _SEALED} into {out}: {error}") from error
     return counted
 
 

@@ -209,7 +209,7 @@ def audit(
     """Returns the audit of a reward model on pairs: whether it pays for length, and what edits do to its rewards.
 
     Args:
-        model (`str`, `Path` or [`TokenScorer`]): Folder, hub id or URL of a reward model, or its scorer.
+        model (`str`, `Path` or [`~rmtrl.reward.scorer.ModelScorer`]): A reward model, its folder, hub id or URL.
         pairs (`str`, `Path` or `Dataset`): File, folder, hub id or data set of preference pairs it has not seen.
         split (`str`): Split to read, where the data has several.
         target_mix, probe_rows, seed: As in [`audit_pairs`].
@@ -247,7 +247,7 @@ def audit_pairs(
     Args:
         scored ([`ScoredPairs`]): The pairs; ties and those without scores are left out and counted.
         n (`int`): Pairs in all, of which a file of scores may have some.
-        scorer ([`TokenScorer`], *optional*): The model: lengths are in its tokens, without it in characters.
+        scorer ([`~rmtrl.reward.scorer.ModelScorer`], *optional*): Lengths are in its tokens, else in characters.
         target_mix (`Mapping[str, float]`, *optional*): Weight of each domain, to report accuracy for.
         probe_rows (`int`): Chosen answers to edit, drawn at random; 0: none. Edits need the scorer.
         seed (`int`): Seed of the draws.

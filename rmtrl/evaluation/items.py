@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,13 @@ from rmtrl.data.messages import message_text
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Item, Scores
 from rmtrl.evaluation.parts import Parts
-from rmtrl.evaluation.scoring import TokenScorer, is_number, score_whole, unrendered
+from rmtrl.evaluation.scoring import is_number, score_whole, unrendered
 from rmtrl.io import read_sound_rows
 from rmtrl.processes import ALONE, Process
 from rmtrl.types import Conversation, Scorer
+
+if TYPE_CHECKING:
+    from rmtrl.reward.scorer import ModelScorer
 
 WINDOW_CONVERSATIONS = 500
 """Scored at a time: enough to find rows of like length, little to lose when a run is killed."""
@@ -137,12 +140,12 @@ def score_items(
 
 
 def missing_reasons(
-    scorer: TokenScorer, items: Sequence[Item], scores: Sequence[ItemScores], most_tokens: int | None
+    scorer: "ModelScorer", items: Sequence[Item], scores: Sequence[ItemScores], most_tokens: int | None
 ) -> dict[str, int]:
     """Returns why items have no score, with the number of them.
 
     Args:
-        scorer ([`~rmtrl.evaluation.scoring.TokenScorer`]): The reward model.
+        scorer ([`~rmtrl.reward.scorer.ModelScorer`]): The reward model.
         items (`Sequence[Item]`): All items of the benchmark.
         scores (`Sequence` of arrays or None): Their scores.
         most_tokens (`int`, *optional*): Tokens that the model holds.

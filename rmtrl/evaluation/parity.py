@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from rmtrl.errors import DataError
+from rmtrl.evaluation.probes import unended
 from rmtrl.evaluation.scoring import SIDES, Floats, conversation
 from rmtrl.metrics import mean_estimate
 from rmtrl.types import Estimate, checked_scores
@@ -61,7 +62,7 @@ def compare(
     named; what is left, or the whole, is put down to 16 bits where it is no more than three times what these do here.
 
     Args:
-        trained ([`~rmtrl.evaluation.scoring.TokenScorer`]): The model, in float32.
+        trained ([`~rmtrl.reward.scorer.ModelScorer`]): The model, in float32.
         served ([`~rmtrl.types.Scorer`]): The server.
         pairs ([`~datasets.Dataset`] or rows): Pairs with a prompt.
         tolerance (`float`): Difference up to which scores are equal.
@@ -127,7 +128,7 @@ def _changed(
     start = next((i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None), None)
     if start is not None:
         yield "a second start token", _scores(trained, [[start, *row][:most] for row in ids])
-    yield "no end token", _scores(trained, [_unended(row, tokenizer.eos_token_id) for row in ids])
+    yield "no end token", _scores(trained, [unended(row, tokenizer.eos_token_id) or row[:-1] or row for row in ids])
     lengths = np.array([len(row) for row in ids])
     differ = [place for place in lengths.argsort().tolist() if _off(own[[place]], theirs[[place]]) > tolerance]
     row, score = ids[differ[0]], theirs[differ[0]]  # the shortest that was cut tells where
@@ -140,9 +141,3 @@ def _changed(
 
 def _scores(trained: Any, ids: Sequence[Sequence[int]]) -> Floats:
     return checked_scores(trained.score_ids(ids), len(ids))
-
-
-def _unended(ids: list[int], end: int | None) -> list[int]:
-    """Returns token ids up to their end token, which stands last or last but one; without one, all but the last."""
-    places = [i for i in range(max(1, len(ids) - 2), len(ids)) if ids[i] == end]
-    return ids[: places[0]] if places else ids[:-1] or ids

@@ -352,7 +352,7 @@ def rerank(
     """Yields each prompt with its candidates ranked; a window of them is sampled and scored at a time.
 
     Args:
-        scorer ([`~rmtrl.evaluation.scoring.TokenScorer`]): A reward model.
+        scorer ([`~rmtrl.reward.scorer.ModelScorer`]): A reward model.
         asked (`Sequence[Asked]`): The prompts.
         generator ([`~rmtrl.generation.Generator`], *optional*): A policy that makes n candidates of each.
         n, seed (`int`): Candidates of each, and the seed of their sampling.

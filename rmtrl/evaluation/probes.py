@@ -9,16 +9,15 @@ change that nobody sees should not move it. The patterns are those of Zhang et a
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from rmtrl.errors import DataError
 from rmtrl.evaluation.scoring import joined, score_conversations, score_whole
+from rmtrl.io import packaged
 from rmtrl.metrics import Floats, mean_estimate, pair_wins
 from rmtrl.types import Conversation, Estimate, Scorer, checked_scores
 
@@ -161,7 +160,7 @@ def _edit(
     return Edit(name, response, should, prompt.format if prompt else None)
 
 
-_DECLARED = yaml.safe_load((resources.files("rmtrl.evaluation") / "edits.yaml").read_text(encoding="utf-8"))
+_DECLARED = packaged("rmtrl.evaluation", "edits.yaml")
 EDITS: tuple[Edit, ...] = tuple(_edit(**declared) for declared in _DECLARED)
 """The edits that [`probe`] makes where none are named: those of `edits.yaml`."""
 
@@ -255,13 +254,15 @@ def _changes_without_end(scorer: Any, conversations: Sequence[Conversation], rew
     """Returns by conversation the change of its reward without the end token and what follows it."""
     cut: dict[int, list[int]] = {}
     for row, conversation in enumerate(conversations):
-        tokens = scorer.encode(conversation)
-        # last, or last but one: templates end in a line end
-        ends = [i for i in range(max(1, len(tokens) - 2), len(tokens)) if tokens[i] == scorer.tokenizer.eos_token_id]
-        if ends:
-            cut[row] = tokens[: ends[0]]
+        if shorter := unended(scorer.encode(conversation), scorer.tokenizer.eos_token_id):
+            cut[row] = shorter
     after = checked_scores(scorer.score_ids(list(cut.values())) if cut else [], len(cut))
     return {row: reward - rewards[row] for row, reward in zip(cut, after.tolist(), strict=True)}
+
+
+def unended(ids: list[int], end: int | None) -> list[int]:
+    """Returns token ids up to their end token, which stands last, or last but one before a line end; else none."""
+    return next((ids[:i] for i in range(max(1, len(ids) - 2), len(ids)) if ids[i] == end), [])
 
 
 def _base(

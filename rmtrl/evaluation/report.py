@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from rmtrl.evaluation.benchmarks.results import BenchmarkResult, in_words
+from rmtrl.io import packaged
 from rmtrl.metrics import combined_estimate
 from rmtrl.types import Estimate
 
@@ -40,10 +39,9 @@ class PublishedFigure:
 
 
 def _read_published() -> tuple[PublishedFigure, ...]:
-    text = (resources.files("rmtrl.evaluation") / "published.yaml").read_text(encoding="utf-8")
     return tuple(
         PublishedFigure(model, benchmark, figure or _OVERALL, round(value / 100, 4), table["source"])
-        for table in yaml.safe_load(text)
+        for table in packaged("rmtrl.evaluation", "published.yaml")
         for model, values in table["models"].items()
         for (benchmark, _, figure), value in zip((n.partition("/") for n in table["figures"]), values, strict=True)
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from rmtrl.types import Chat, Conversation, Scorer, checked_scores, failed_at
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rmtrl.reward.scorer import ModelScorer
+
 SIDES = ("chosen", "rejected")
 TESTED, WORST = "test.jsonl", "worst_pairs.jsonl"
 _WINDOW_PAIRS = 1000  # scored at a time: enough to find rows of like length, little to hold
@@ -27,17 +29,6 @@ _FORM = 'wanted {"id": "a", "scores": [1.5, 0.2]} a line, chosen first, both fin
 _LARGEST = sys.float_info.max
 
 Floats = NDArray[np.float64]
-
-
-class TokenScorer(Protocol):
-    """A scorer that can be asked about tokens, as [`~rmtrl.reward.scorer.RewardScorer`] can."""
-
-    tokenizer: Any
-
-    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]: ...
-    def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]: ...
-    def encode(self, conversation: Conversation) -> list[int]: ...
-    def score_ids(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
 
 
 def joined(prompt: Conversation, completion: Conversation) -> Conversation:
@@ -77,7 +68,7 @@ def conversation(row: Mapping[str, Any], side: str) -> Conversation:
     return joined(Chat.of(row["prompt"], row), row[side])
 
 
-def unrendered(scorer: TokenScorer, conversation: Conversation) -> RenderingError | None:
+def unrendered(scorer: "ModelScorer", conversation: Conversation) -> RenderingError | None:
     """Returns why a conversation that is not held cannot be rendered; None where it can, and is too long."""
     try:
         scorer.encode(conversation)
@@ -86,11 +77,11 @@ def unrendered(scorer: TokenScorer, conversation: Conversation) -> RenderingErro
     return None
 
 
-def check_rendered(scorer: TokenScorer, conversations: Iterable[Conversation], place: str) -> None:
+def check_rendered(scorer: "ModelScorer", conversations: Iterable[Conversation], place: str) -> None:
     """Raises where one of the conversations, which the scorer does not hold, cannot be rendered, and says where it is.
 
     Args:
-        scorer ([`TokenScorer`]): A reward model.
+        scorer ([`~rmtrl.reward.scorer.ModelScorer`]): A reward model.
         conversations (`Iterable[Conversation]`): What the scorer does not hold.
         place (`str`): Where they stand.
 
@@ -199,7 +190,7 @@ def score_pairs(
     """Returns the scores of both sides, `(N, 2)`; both NaN where one side is too long.
 
     Args:
-        scorer ([`TokenScorer`]): A reward model.
+        scorer ([`~rmtrl.reward.scorer.ModelScorer`]): A reward model.
         rows ([`~datasets.Dataset`] or rows): Pairs with a prompt, in the order of their file.
         source (`str`): Their file, to name a row.
         sides (`tuple[str, str]`): Columns of the answers.

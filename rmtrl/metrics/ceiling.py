@@ -276,15 +276,13 @@ class _Fit:
         """Returns the parameters of the highest posterior, `(K,)`."""
         from scipy.optimize import minimize
 
-        found: Floats = minimize(self.loss, self.middle, jac=True, method="BFGS", options={"gtol": 1e-6}).x
-        return found
+        return minimize(self.loss, self.middle, jac=True, method="BFGS", options={"gtol": 1e-6}).x
 
     def information(self, free: Floats) -> Floats:
         """Returns the Hessian of the whole loss, `(K, K)`; where it is no hill's, as at a saddle, nearly flat."""
         hessian = _differences(lambda at: self.loss(at)[1], free) * self.number.sum()
         values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
-        curved: Floats = vectors * np.maximum(values, _FLAT) @ vectors.T
-        return curved
+        return vectors * np.maximum(values, _FLAT) @ vectors.T
 
     def logits(self, free: Floats) -> Floats:
         """Returns logit(2c − 1) of the ceiling c against one vote and against the majority, `(2,)`."""
@@ -292,8 +290,7 @@ class _Fit:
         panels, index = np.unique(self.panels, axis=0, return_inverse=True)
         one = self._right(free, kinds, self.number @ self.panels)
         most = self._right(free, panels, np.bincount(index, weights=self.number).astype(np.float64))
-        logits: Floats = special.logit(np.clip([2 * one - 1, 2 * most - 1], 1e-9, 1 - 1e-9))
-        return logits
+        return special.logit(np.clip([2 * one - 1, 2 * most - 1], 1e-9, 1 - 1e-9))
 
     def _right(self, free: Floats, panels: Ints, number: Floats) -> float:
         """Returns how often the majority of panels `(M, G)`, of which there are `number`, is for the better side."""

@@ -242,12 +242,10 @@ class DriftTest:
     Args:
         p (`float`): Share of rearrangements, the observed one included, in which the largest statistic of all columns
             is as large as observed: corrected for their number.
-        n_permutations (`int`): Rearrangements drawn.
         tests (`dict[str, ColumnTest]`): By column.
     """
 
     p: float
-    n_permutations: int
     tests: dict[str, ColumnTest]
 
 
@@ -316,7 +314,7 @@ def drift_test(
         name: ColumnTest(float(top[0]), counted[name].names[int(z[name][:, 0].argmax())], _share(top), float(p))
         for name, top, p in zip(z, largest, adjusted, strict=True)
     }
-    return DriftTest(float(adjusted.min()), n_permutations, tests)
+    return DriftTest(float(adjusted.min()), tests)
 
 
 def _check_reach(index: NDArray[np.int64], side: NDArray[np.bool_], n_permutations: int, alpha: float) -> None:

@@ -530,8 +530,7 @@ def clustered_covariance(scores: ArrayLike, information: ArrayLike, groups: Arra
     """
     sums = np.stack([_sums(column, groups)[0] for column in np.asarray(scores, float).T], axis=1)
     inverse = np.linalg.inv(np.asarray(information, float))
-    covariance: Floats = inverse @ (sums.T @ sums) @ inverse * len(sums) / (len(sums) - 1)
-    return covariance
+    return inverse @ (sums.T @ sums) @ inverse * len(sums) / (len(sums) - 1)
 
 
 def too_few(n_prompts: int, level: float) -> bool:

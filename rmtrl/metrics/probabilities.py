@@ -151,7 +151,7 @@ def calibration_metrics(
     found = {"agreement": mean_estimate(agreed, own, **settings)}
     losses = {
         "nll": margin_losses(m, q) if probabilities is None else log_losses(p, q),
-        "brier": squared_losses(p, q),
+        "brier": q * (1 - p) ** 2 + (1 - q) * p**2,
         "overconfidence": confidence - correct,
     }
     found |= {name: mean_estimate(own, groups, proportion=False, **settings) for name, own in losses.items()}
@@ -243,10 +243,6 @@ def log_losses(p: Floats, q: Floats) -> Floats:
 
 def margin_losses(z: Floats, q: Floats) -> Floats:
     return np.asarray(q * np.logaddexp(0, -z) + (1 - q) * np.logaddexp(0, z), dtype=np.float64)
-
-
-def squared_losses(p: Floats, q: Floats) -> Floats:
-    return q * (1 - p) ** 2 + (1 - q) * p**2
 
 
 def confidences(probabilities: ArrayLike, labels: ArrayLike | None) -> tuple[Floats, Floats]:

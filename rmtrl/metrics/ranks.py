@@ -279,8 +279,7 @@ def best_of_n_weights(n_samples: int, ns: ArrayLike) -> Floats:
 
 
 def _log_choose(total: Ints, of: Ints) -> Floats:
-    logs: Floats = special.gammaln(total + 1) - special.gammaln(of + 1) - special.gammaln(total - of + 1)
-    return logs
+    return special.gammaln(total + 1) - special.gammaln(of + 1) - special.gammaln(total - of + 1)
 
 
 def best_of_n_curve(scores: ArrayLike, values: ArrayLike, ns: ArrayLike) -> Floats:
@@ -308,8 +307,7 @@ def best_of_n_curve(scores: ArrayLike, values: ArrayLike, ns: ArrayLike) -> Floa
     order = np.argsort(scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, 1)
     sorted_values = _mean_of_ties(ranked, np.take_along_axis(values, order, 1))
-    curve: Floats = sorted_values @ best_of_n_weights(scores.shape[1], ns).T
-    return curve
+    return sorted_values @ best_of_n_weights(scores.shape[1], ns).T
 
 
 def _mean_of_ties(ranked: Floats, values: Floats) -> Floats:

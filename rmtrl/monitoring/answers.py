@@ -12,18 +12,16 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import regex
-import yaml
 from numpy.typing import NDArray
 
 from rmtrl.data.layouts import ASSISTANT, COLUMNS, asked, before, with_messages
 from rmtrl.data.messages import conversation_text, message_text, read_messages
 from rmtrl.errors import DataError, UsageError
-from rmtrl.io import Row
+from rmtrl.io import Row, packaged
 from rmtrl.types import Conversation, Finding, Message, Scorer, shorten
 
 PATTERN_SECONDS, ANSWER_SECONDS = 0.5, 2.0
@@ -37,9 +35,7 @@ NOT_JUDGED = 2.0
 
 _MOST_PLACES = 10_000  # that one pattern finds in one answer
 
-WORDS: dict[str, Any] = yaml.safe_load(
-    (resources.files("rmtrl.monitoring") / "guardrails.yaml").read_text(encoding="utf-8")
-)
+WORDS: dict[str, Any] = packaged("rmtrl.monitoring", "guardrails.yaml")
 """Word lists, patterns and look-alikes; the file says what each part of it is for."""
 
 

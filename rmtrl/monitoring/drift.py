@@ -20,7 +20,7 @@ from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import conversation_text
 from rmtrl.data.normal_form import as_number, prompt_hash
 from rmtrl.data.preferences import read_preferences
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, UsageError, placed
 from rmtrl.evaluation.scoring import SIDES as CHOSEN_REJECTED
 from rmtrl.evaluation.scoring import ScoredPairs, is_number
 from rmtrl.io import Row
@@ -321,10 +321,8 @@ def read_watched(
     """
     found = []
     for place, row in _rows(source, scores):
-        try:
+        with placed(place):
             found.append(_row(row, watch))
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
     columns: Columns = {}
     for name in dict.fromkeys(name for row in found for name in row):
         kind, absent = (str, "") if name in (PROMPT, DOMAIN) else (float, np.nan)

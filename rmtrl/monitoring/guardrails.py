@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from rmtrl.data.loading import source_rows, text_files
+from rmtrl.data.loading import source_rows
 from rmtrl.data.messages import conversation_text, written_value
 from rmtrl.data.normal_form import prompt_hash
 from rmtrl.errors import DataError
-from rmtrl.io import BrokenLine, Row, read_rows
+from rmtrl.io import BrokenLine, Row
 from rmtrl.metrics import Floats, share_estimate
 from rmtrl.metrics.thresholds import FittedThreshold, fit_threshold
 from rmtrl.monitoring.answers import NOT_JUDGED, RuleScorer, asked_and_answered, last_answer, messages_of, truth
@@ -77,10 +77,9 @@ def read_answers(
         DataError: If it cannot be read, or no row has an answer or a column of `columns`; the message names it.
     """
     found, names, fault = list[Answer](), dict[str, None](), f"{source} is empty; wanted answers, one a row"
-    for number, (place, row) in enumerate(_rows(source)):
+    for number, (place, row) in enumerate(source_rows(source, broken=True)):
         try:
-            if isinstance(row, str):
-                raise DataError(row)
+            row = _mended(row) if isinstance(row, str) else row
             names |= dict.fromkeys(row)
             named = {new: row[old] for new, old in (columns or {}).items() if old in row}
             found += list(_answers(number, place, row | named, guards))
@@ -97,20 +96,13 @@ def read_answers(
     return found
 
 
-def _rows(source: str) -> Iterator[tuple[str, Row | str]]:
-    """Yields where each row stands, and the row or what is wrong with it."""
-    for file in (files := text_files(source)):
-        yield from ((f"{file} {place}", _whole(row)) for place, row in read_rows([file]))
-    yield from () if files else source_rows(source)
-
-
-def _whole(row: Row | str) -> Row | str:
+def _mended(row: str) -> Row:
     """Returns a row with characters that are not seen where it has halves of surrogate pairs: these hide no answer."""
     if isinstance(row, BrokenLine) and row.row:
         with suppress(RecursionError):
             text = json.dumps(row.row, ensure_ascii=False)
             return dict(json.loads(re.sub(r"[\ud800-\udfff]", "\u200b", text)))
-    return row
+    raise DataError(row)
 
 
 def _answers(number: int, place: str, row: Row, guards: Sequence[str]) -> Iterator[Answer]:

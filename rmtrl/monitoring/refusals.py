@@ -9,20 +9,21 @@ in `refusals.yaml`. English only.
 import re
 import unicodedata
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from rmtrl.data.layouts import ASSISTANT, HUMAN
+from rmtrl.data.layouts import HUMAN
 from rmtrl.data.messages import message_text
+from rmtrl.evaluation.scoring import joined
+from rmtrl.io import packaged
+from rmtrl.monitoring.answers import last_answer, messages_of
 from rmtrl.types import Conversation, Finding, Scorer, chats
 
 Kind = Literal["full", "partial", "none"]
 
-_DECLARED = yaml.safe_load((resources.files("rmtrl.monitoring") / "refusals.yaml").read_text(encoding="utf-8"))
+_DECLARED = packaged("rmtrl.monitoring", "refusals.yaml")
 _SIGNS = {
     name: re.compile("|".join(f"(?:{pattern})" for pattern in sign["patterns"]))
     for name, sign in _DECLARED["signs"].items()
@@ -74,7 +75,7 @@ class RefusalScorer(Scorer):
     ) -> list[float]:
         """Returns the severity of each completion; where both are texts, the second alone is the answer."""
         rows = zip(chats(prompts, columns), completions, strict=True)
-        return [float(score) for score in self.score([_conversation(*row) for row in rows])]
+        return [float(score) for score in self.score([joined(messages_of(asked), said) for asked, said in rows])]
 
     def kinds(self, conversations: Sequence[Conversation]) -> list[Kind]:
         """Returns what each answer is, `(N,)`: a full refusal, a partial one, with help beside it, or none."""
@@ -118,7 +119,7 @@ def features(prompt: str, answer: str) -> dict[str, float]:
     aside = [signs[name] for name in ("contest", "lecture", "redirect", "courtesy", "lacking")]
     talk = np.any([moral, *aside], axis=0)
     useful = ~(moral | signs["courtesy"] | signs["lacking"])
-    later = places > _first(refusing, -1)
+    later = places > (refusing.argmax() if refusing.any() else -1)
     rebuttal = rebuts[opens : opens + 2].max()
     two = slice(opens, opens + 2)
     takes_up = (shared * ~turned * ~(refusing | signs["contest"]))[opens]
@@ -150,17 +151,10 @@ def _kind(prompt: str, answer: str) -> Kind:
 
 def _turns(conversation: Conversation) -> tuple[str, str]:
     """Returns the last question, empty where there is none, and the last answer."""
+    asked, answer = last_answer(conversation)
     if isinstance(conversation, str):
-        before, _, answer = conversation.rpartition(ASSISTANT)
-        return before.rpartition(HUMAN)[2], answer
-    said = {str(message.get("role")): message_text(message) for message in conversation}
-    return said.get("user", ""), said.get("assistant", "")
-
-
-def _conversation(prompt: Conversation, completion: Conversation) -> Conversation:
-    """Returns a prompt and its completion as messages, so that texts stay two."""
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return asked + ([{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion)
+        return asked.rpartition(HUMAN)[2], answer
+    return next((message_text(m) for m in reversed(conversation) if m.get("role") == "user"), ""), answer
 
 
 def _sentences(answer: str) -> tuple[list[tuple[int, int]], list[str]]:
@@ -185,11 +179,6 @@ def _opening(texts: Sequence[str], declines: NDArray[np.bool_]) -> int:
         if declines[place] or not _SIGNS["opener"].search(texts[place]):
             return place
     return min(2, len(texts) - 1)
-
-
-def _first(marks: NDArray[np.bool_], otherwise: int | None = None) -> int:
-    """Returns the first place marked, else `otherwise`: behind the last by default."""
-    return int(marks.argmax()) if marks.any() else len(marks) if otherwise is None else otherwise
 
 
 def _plain(text: str) -> str:

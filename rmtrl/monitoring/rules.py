@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import regex
-import yaml
 
-from rmtrl.errors import UsageError
+from rmtrl.errors import DataError, UsageError
+from rmtrl.io import parsed_yaml
 from rmtrl.monitoring.answers import LONGEST_CHARS, WORDS, Clock, Graded, Pattern, Reading, RuleScorer, readings
 from rmtrl.monitoring.embedded import Factuality, PersonalData, Secrets, Toxicity
 from rmtrl.monitoring.refusals import RefusalScorer
@@ -167,9 +167,9 @@ class Policy:
         ```
         """
         try:
-            stored = yaml.load(text, _Distinct)  # a safe loader
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise UsageError(f"the policy is not YAML ({' '.join(str(error).split())[:200]})") from error
+            stored = parsed_yaml(text)
+        except DataError as error:
+            raise UsageError(f"the policy {error}") from error
         if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
             raise UsageError(
                 f"the policy does not say its form; add schema: {SCHEMA}, see examples/guardrails/policy.yaml"
@@ -187,16 +187,6 @@ class Policy:
             given = stored[name] if isinstance(stored[name], dict) else {"kind": stored[name] or name}
             stored[name] = {**given, "threshold": threshold, "fit": record}
         return Policy(guards, {**self.stored, "guards": stored})
-
-
-class _Distinct(yaml.SafeLoader):
-    """Reads YAML whose mappings have each key once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.YAMLError(f"{twice[0]!r} stands twice in one mapping{node.start_mark}")
-        return super().construct_mapping(node, deep)
 
 
 def _guard(name: str, settings: Any) -> Guard:

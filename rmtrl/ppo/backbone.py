@@ -70,8 +70,7 @@ def values_of(model: Any, score: nn.Module, input_ids: torch.Tensor, attention_m
     inner = base_model(model)
     backbone = getattr(inner, inner.base_model_prefix)
     states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    values: torch.Tensor = score(states)[..., 0]
-    return values
+    return score(states)[..., 0]
 
 
 class SharedValue(nn.Module):

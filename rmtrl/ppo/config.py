@@ -1,7 +1,6 @@
 """Configuration of the PPO trainer: TRL's `PPOConfig` with the fields that rmtrl adds."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +8,9 @@ from transformers import GenerationConfig, TrainingArguments
 
 from rmtrl.errors import UsageError
 from rmtrl.ppo._base import PPOBaseConfig
-from rmtrl.reward.config import set_defaults
+from rmtrl.reward.config import Ranges, check_ranges, set_defaults
 
-# what the settings must be, and which of them
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_RANGES: Ranges = {
     "1 or more": (
         lambda value: value >= 1,
         "num_mini_batches num_ppo_epochs response_length local_rollout_forward_batch_size num_generations "
@@ -172,11 +170,7 @@ class PPOConfig(PPOBaseConfig):
 
     def _check(self) -> None:
         """Raises the first setting that cannot be used."""
-        for wanted, (holds, names) in _RANGES.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if value is not None and not holds(value):
-                    raise UsageError(f"`{name}` must be {wanted}, got {value!r}")
+        check_ranges(self, _RANGES)
         ends, cut_off = self.reward_clip_range, (self.missing_eos_penalty, self.missing_eos_score)
         if self.stop_token not in ("eos", None):
             raise UsageError(f"`stop_token` must be 'eos' or None, got {self.stop_token!r}; or set `stop_token_id`")

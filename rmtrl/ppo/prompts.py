@@ -33,7 +33,6 @@ class Prompts:
         prompts (`list[Conversation]`): Each prompt as the reward sees it: messages, or text; without the assistant's
             message that is to be continued.
         rows ([`~datasets.Dataset`]): The other columns, a row a prompt.
-        n_dropped (`int`): Prompts left out for their length.
         begun (`list[str]`): What a completion of each continues, which a reward sees as its beginning.
         tokenised (`bool`): Whether the prompts were given as token ids, of which their text is not all.
     """
@@ -41,7 +40,6 @@ class Prompts:
     ids: list[list[int]]
     prompts: list[Conversation]
     rows: Dataset
-    n_dropped: int = 0
     begun: list[str] = field(default_factory=list)
     tokenised: bool = False
 
@@ -118,7 +116,7 @@ def read_prompts(
     if n_dropped and rest.column_names:
         rest = rest.select(kept)
     asked, begun = map(list, zip(*(_cut(prompts[row], row) for row in kept), strict=True))
-    return Prompts([ids[row] for row in kept], asked, rest, n_dropped, begun, tokenised)
+    return Prompts([ids[row] for row in kept], asked, rest, begun, tokenised)
 
 
 def _cut(prompt: Conversation, row: int) -> tuple[Conversation, str]:
@@ -247,8 +245,7 @@ class Schedule(IterableDataset[dict[str, Any]]):
     def _order(self, epoch: int) -> list[int]:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         generator = torch.Generator().manual_seed(sampling_key(seed, "prompts", epoch))
-        order: list[int] = torch.randperm(self.n_prompts, generator=generator).tolist()
-        return order
+        return torch.randperm(self.n_prompts, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         step, size = self.present(), self.batch_size // self.args.gradient_accumulation_steps

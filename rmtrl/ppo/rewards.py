@@ -170,10 +170,6 @@ class Filter:
         return blocked
 
 
-def _as_filter(given: Filter | Guard) -> Filter:
-    return Filter(given.__name__, given.flags) if isinstance(given, Guard) else given
-
-
 def truncated_filter(reward: float = -1.0, *, end_token_ids: Sequence[int] = ()) -> Filter:
     """Returns the filter of completions that were cut off before their end, the EOS trick.
 
@@ -389,7 +385,7 @@ class ComposedReward:
     ) -> None:  # fmt: skip
         self.__name__ = type(self).__qualname__  # TRL names the reward in its log by this
         self.scorer, self.weights, self.pessimism = scorer, weights, pessimism
-        self.filters = tuple(map(_as_filter, filters))
+        self.filters = tuple(Filter(own.__name__, own.flags) if isinstance(own, Guard) else own for own in filters)
         self.calibration = calibration.reward if isinstance(calibration, Calibration) else calibration
         self.length_penalty, self.clip, self.normalise = length_penalty, clip, normalise
         self.update_moments = True

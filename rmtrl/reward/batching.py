@@ -9,6 +9,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rmtrl.data.messages import shared_prefix_length
+
 MASKED_CELL = 1.8
 """Time of a cell behind a mask, where one of a causal row takes 1: a causal kernel skips half of them. Measured with
 SDPA on two CPU cores."""
@@ -74,26 +76,6 @@ def like_lengths(lengths: Sequence[int], costs: Costs, before: int = 0) -> list[
         batches.append(order[start:stop])
         stop = start
     return batches[::-1]
-
-
-def shared_prefix_length(chosen_ids: Sequence[int], rejected_ids: Sequence[int]) -> int:
-    """Returns how many tokens the two sequences share from their start.
-
-    Example:
-
-    ```python
-    >>> shared_prefix_length([1, 2, 3, 4], [1, 2, 5])
-    2
-    ```
-    """
-    low, high = 0, min(len(chosen_ids), len(rejected_ids))
-    while low < high:  # bisection on slice equality runs at C speed, a loop over tokens does not
-        middle = (low + high + 1) // 2
-        if chosen_ids[low:middle] == rejected_ids[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:

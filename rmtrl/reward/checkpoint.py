@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def write_record(
         rendering ([`Rendering`]): How its training data was rendered.
         chosen_by (`str`, *optional*): The figure that the checkpoint is chosen by, which an evaluator must know.
     """
-    record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": rendering.as_dict()}
-    record |= {"head": head.as_dict(), "tie_parameter": tie_parameter}
+    record: dict[str, Any] = {"schema": "rmtrl/checkpoint/1", "rendering": asdict(rendering)}
+    record |= {"head": asdict(head), "tie_parameter": tie_parameter}
     if chosen_by is not None:
         record["config"] = {"metric_for_best_model": chosen_by}
     write_json(Path(folder) / "rmtrl.json", record)

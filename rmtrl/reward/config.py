@@ -1,7 +1,7 @@
 """Configuration of the reward trainer: TRL's `RewardConfig` with the fields that rmtrl adds."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,17 +10,21 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig as TRLRewardConfig
 
+from rmtrl.errors import UsageError
+
 LossType = Literal["bradley_terry", "rao_kupper", "davidson", "mse", "bce", "attributes"]
 TIE_LOSSES = ("rao_kupper", "davidson")
 """Losses that give a tie a probability of its own."""
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "label_smoothing": (lambda value: 0 <= value < 0.5, "from 0 to below ½"),
-    "head_dropout": (lambda value: 0 <= value < 1, "from 0 to below 1"),
-    "tie_parameter": (lambda value: value > 0, "above 0"),
-    "margin_per_rating": (lambda value: value >= 0, "0 or more"),
-    "n_heads": (lambda value: value >= 1, "1 or more"),
-    "trainable_layers": (lambda value: value >= 0, "0 or more"),
+Ranges = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""What settings must be, in words and as a test, and the names of those settings."""
+
+_RANGES: Ranges = {
+    "from 0 to below ½": (lambda value: 0 <= value < 0.5, "label_smoothing"),
+    "from 0 to below 1": (lambda value: 0 <= value < 1, "head_dropout"),
+    "above 0": (lambda value: value > 0, "tie_parameter"),
+    "0 or more": (lambda value: value >= 0, "margin_per_rating trainable_layers"),
+    "1 or more": (lambda value: value >= 1, "n_heads"),
 }
 
 
@@ -156,10 +160,7 @@ class RewardConfig(TRLRewardConfig):
             if choices and getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
                 raise ValueError(f"`{name}` must be one of {wanted}, got {getattr(self, name)!r}")
-        for name, (holds, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise ValueError(f"`{name}` must be {wanted}, got {value!r}")
+        check_ranges(self, _RANGES)
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` smooths a language model's tokens; set `label_smoothing`")
         plain = self.loss_type == "bradley_terry"
@@ -183,6 +184,14 @@ class RewardConfig(TRLRewardConfig):
             raise ValueError(f"`attribute_weights` must sum to 1, got {sum(weights.values()):g}")
         if self.n_heads > 1:
             raise ValueError("`n_heads` above 1 and `loss_type='attributes'` cannot go together")
+
+
+def check_ranges(settings: Any, ranges: Ranges) -> None:
+    """Raises `UsageError` for the first setting outside its range; `None` is in all."""
+    for wanted, (holds, names) in ranges.items():
+        for name in names.split():
+            if (value := getattr(settings, name)) is not None and not holds(value):
+                raise UsageError(f"`{name}` must be {wanted}, got {value!r}")
 
 
 def set_defaults(args: TrainingArguments) -> None:

@@ -232,8 +232,7 @@ def _log_probs(model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int])
         predicted = row_logits[begin - 1 - first : len(row) - 1 - first].float()
         labels = torch.tensor(row[begin:], device=predicted.device)
         sums.append(-cross_entropy(predicted, labels, reduction="sum"))
-    total: NDArray[np.float32] = torch.stack(sums).cpu().numpy()
-    return total
+    return torch.stack(sums).cpu().numpy()
 
 
 def _is_answered(conversation: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -71,10 +71,6 @@ class Head:
         if self.criteria:
             return outputs @ torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device)
         return outputs.mean(dim=-1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Head":
@@ -175,11 +171,8 @@ def install_head(model: nn.Module, head: Head) -> None:
         nn.init.normal_(new.weight, std=getattr(inner.config.get_text_config(), "initializer_range", 0.02))
     else:
         new = RewardHead(old.in_features, head)
-    setattr(inner, name, new.to(device=old.weight.device, dtype=_floating(old.weight.dtype)))
-
-
-def _floating(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype.is_floating_point else torch.float32  # a quantised head's
+    dtype = old.weight.dtype if old.weight.is_floating_point() else torch.float32  # of a quantised head
+    setattr(inner, name, new.to(device=old.weight.device, dtype=dtype))
 
 
 def with_head(model_class: type[PreTrainedModel], head: Head) -> type[PreTrainedModel]:
@@ -222,8 +215,7 @@ def _gathered(layers: list[Any]) -> AbstractContextManager[Any]:
         return nullcontext()
     import deepspeed
 
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(spread, modifier_rank=0)
-    return gathered
+    return deepspeed.zero.GatheredParameters(spread, modifier_rank=0)
 
 
 def scale_head(model: nn.Module, scale: float, shift: float = 0.0) -> None:
@@ -333,14 +325,10 @@ def empty_model(path: str, *, trust_remote_code: bool = False) -> Any:
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def takes_gradients(model: nn.Module) -> bool:
-    """Returns whether any weight of the model takes gradients; none does in an adapter loaded for inference."""
-    return any(parameter.requires_grad for parameter in model.parameters())
-
-
-def has_trained_head(model: nn.Module) -> bool:
-    """Returns whether some layer of the score head takes gradients."""
-    return any(parameter.requires_grad for _, layer in head_layers(model) for parameter in layer.parameters())
+def freezes_head(model: nn.Module) -> bool:
+    """Returns whether a model has weights that train, and none of them in its score head."""
+    head = [weight.requires_grad for _, layer in head_layers(model) for weight in layer.parameters()]
+    return any(weight.requires_grad for weight in model.parameters()) and not any(head)
 
 
 def train_last_layers(model: nn.Module, k: int) -> None:

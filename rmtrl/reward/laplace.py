@@ -200,8 +200,7 @@ class LaplaceScorer(UncertainScorer):
         return self.coef_
 
     def _std(self, vectors: Floats) -> Floats:
-        std: Floats = np.sqrt(np.einsum("nd,nd->n", vectors @ self.covariance_, vectors).clip(min=0.0))
-        return std
+        return np.sqrt(np.einsum("nd,nd->n", vectors @ self.covariance_, vectors).clip(min=0.0))
 
 
 def precision_matrix(differences: Floats, coef: Floats, prior_precision: float) -> Floats:
@@ -239,8 +238,7 @@ def map_coefficients(differences: Floats, labels: Floats, prior_precision: float
     )
     # a pair of which a share q of the votes is for chosen is seen as won with weight q and as lost with 1 − q
     mode.fit(np.tile(differences / scale, (2, 1)), np.repeat([1, 0], n), np.concatenate([labels, 1 - labels]))
-    coef: Floats = mode.coef_[0] / scale
-    return coef
+    return mode.coef_[0] / scale
 
 
 def _negative_log_posterior(differences: Floats, labels: Floats, coef: Floats, prior_precision: float) -> float:

@@ -11,8 +11,9 @@ from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from rmtrl.data.messages import shared_prefix_length
+from rmtrl.data.normal_form import SCORES, criterion_scores
 from rmtrl.errors import DataError, InvalidPairError
-from rmtrl.reward.batching import shared_prefix_length
 from rmtrl.reward.config import RewardConfig
 from rmtrl.reward.heads import Head
 from rmtrl.reward.losses import TIE_LOSSES
@@ -129,9 +130,9 @@ def _check_values(dataset: Dataset, columns: Mapping[str, Column], settings: Rew
 def _check_scores(dataset: Dataset, criteria: Sequence[str], dataset_name: str) -> None:
     """Raises for scores that are out of range, and for a criterion that no response is judged on."""
     judged: set[str] = set()
-    for side in ("chosen_scores", "rejected_scores"):
+    for side in SCORES:
         for index, given in enumerate(dataset[side]):
-            scores = {name: score for name, score in criterion_scores(given).items() if score is not None}
+            scores = {name: score for name, score in criterion_scores(side, given).items() if score is not None}
             judged.update(scores)
             for name in criteria:
                 score = scores.get(name, 0)
@@ -203,19 +204,6 @@ def mean_weight(dataset: Dataset, dataset_name: str) -> float:
 def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
     """Returns the values as numbers, NaN where one is none."""
     return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
-
-
-def criterion_scores(given: Any) -> dict[str, Any]:
-    """Returns scores by criterion, given as such or as a list of `{"criterion", "score"}`; none where null.
-
-    Raises:
-        DataError: If they are given otherwise.
-    """
-    if isinstance(given, list) and all(isinstance(entry, dict) and "criterion" in entry for entry in given):
-        given = {entry["criterion"]: entry.get("score") for entry in given}
-    if given is not None and not isinstance(given, dict):
-        raise DataError(f'got the scores {str(given)[:40]!r}; wanted them by criterion, such as {{"usefulness": 0.8}}')
-    return dict(given or {})
 
 
 class PreferencePairValidatorCollator:
@@ -379,7 +367,7 @@ class LabelCollator:
         if self.margin_per_rating is not None and "rating_gap" in given:
             batch["margin"] = self.margin_per_rating * torch.tensor([float(e["rating_gap"]) for e in examples])
         if self.head.criteria and "chosen_scores" in given:
-            sides = [criterion_scores(e[f"{side}_scores"]) for side in ("chosen", "rejected") for e in examples]
+            sides = [criterion_scores(side, e[side]) for side in SCORES for e in examples]
             rows = [[float("nan") if s.get(name) is None else s[name] for name in self.head.criteria] for s in sides]
             batch["targets"] = torch.tensor(rows, dtype=torch.float32)
         if self.head.members > 1:

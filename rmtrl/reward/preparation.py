@@ -7,16 +7,16 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrl.data.messages import is_blank, is_filled, without_fillings
+from rmtrl.data.messages import is_blank, is_filled, shared_prefix_length, without_fillings
 from rmtrl.errors import DataError, ModelError, RenderingError
 from rmtrl.models import n_embeddings, position_limit, position_tables
-from rmtrl.reward.batching import shared_prefix_length
 from rmtrl.reward.rendering import completion_starts, starts_twice, try_encode, values_of
 from rmtrl.types import Conversation, chats
 
@@ -154,16 +154,11 @@ class SetTokens(NamedTuple):
         """Returns that of the columns `chosen_ids` and `rejected_ids`."""
         lengths, highest, twice = [], 0, 0
         for table in dataset.select_columns(["chosen_ids", "rejected_ids"]).with_format("arrow").iter(10_000):
-            starts, sides = [], []
-            for column in table.itercolumns():
-                ids = column.combine_chunks()
-                tokens = np.append(ids.flatten().to_numpy(), [-1, -1])
-                offsets = ids.offsets.to_numpy() - ids.offsets[0].as_py()
-                highest = max(highest, int(tokens.max()))
-                sides.append(np.diff(offsets))
-                starts.append((tokens[offsets[:-1]] == bos_token_id) & (tokens[offsets[:-1] + 1] == bos_token_id))
-            lengths.append(np.maximum(*sides))
-            twice += int((starts[0] | starts[1]).sum())
+            sides = [column.combine_chunks() for column in table.itercolumns()]
+            lengths.append(np.maximum(*(pc.list_value_length(ids).to_numpy() for ids in sides)))
+            highest = max(highest, *(pc.max(ids.flatten()).as_py() or 0 for ids in sides))
+            starts = zip(*(pc.list_slice(ids, 0, 2).to_pylist() for ids in sides), strict=True)
+            twice += sum([bos_token_id] * 2 in both for both in starts)
         return cls(np.concatenate(lengths), highest, twice)
 
 

@@ -81,18 +81,14 @@ class Rendering:
         kwargs = own.chat_template_kwargs or self.chat_template_kwargs
         return Chat.of(conversation, {"tools": tools, "chat_template_kwargs": kwargs})
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a plain dictionary, ready for JSON."""
-        return asdict(self)
-
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises where a tokenizer renders otherwise than the model was trained on.
 
         Raises:
             RenderingError: Naming what differs, with both values.
         """
-        wanted = self.as_dict()
-        got = Rendering.of(tokenizer, **{name: wanted[name] for name in _GIVEN}).as_dict()
+        wanted = asdict(self)
+        got = asdict(Rendering.of(tokenizer, **{name: wanted[name] for name in _GIVEN}))
         names = [name for name in got if got[name] != wanted[name]]
         if names:
             differs = ", ".join(f"{name} {_short(got[name])}, trained with {_short(wanted[name])}" for name in names)
@@ -111,9 +107,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
     return encode_all(tokenizer, [conversation])[0]
 
 
-def encode_all(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, start_twice: bool = False
-) -> list[list[int]]:
+def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Returns the token ids of each conversation exactly as TRL's reward trainer makes them.
 
     Message lists go through the chat template, with the tools and template variables of a [`~rmtrl.types.Chat`]. A
@@ -125,7 +119,7 @@ def encode_all(
             and nothing in its place, or a sequence starts with the start token twice (a rendered string that already
             holds it). Its `index` says which conversation.
     """
-    return all_encoded(try_encode(tokenizer, conversations, start_twice=start_twice))
+    return all_encoded(try_encode(tokenizer, conversations))
 
 
 def all_encoded(encoded: Sequence[list[int] | RenderingError]) -> list[list[int]]:

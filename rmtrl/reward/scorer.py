@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterable, Sequence, Sized
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class ModelScorer(Scorer):
     @property
     def renders(self) -> dict[str, Any]:
         """What the tokenizer makes of conversations, ready for JSON; see [`Rendering`]."""
-        return Rendering.of(self.tokenizer, max_length=None).as_dict()
+        return asdict(Rendering.of(self.tokenizer, max_length=None))
 
     def try_encode(self, conversations: Sequence[Conversation]) -> list[list[int] | RenderingError]:
         """Returns the token ids of each conversation, or why there are none, rendered as in training."""
@@ -184,10 +185,8 @@ class RewardScorer(ModelScorer):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, device: str | None = None,
-        dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, quantization_config: Any = None,
-        **settings: Any,
-    ) -> "RewardScorer":  # fmt: skip
+        cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
+    ) -> "RewardScorer":
         """Returns a scorer for a checkpoint folder or hub id, of a whole model or of an adapter.
 
         Args:
@@ -204,8 +203,7 @@ class RewardScorer(ModelScorer):
             ModelError: If there is no model at `path`, or it does not have one label.
             FreshHeadError: If the checkpoint has no trained score head.
         """
-        loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        return cls(path, tokenizer, quantization_config=quantization_config, **loading, **settings)
+        return cls(path, tokenizer, **settings)
 
     def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float32]:
         """Returns the reward of each conversation, `(N,)` float32; a list of token ids is scored as it stands.
@@ -276,8 +274,7 @@ class RewardScorer(ModelScorer):
         return self._rewards(self._run(sequences, [0] * len(sequences) if self.head.pooling == "mean" else None))
 
     def _rewards(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        rewards: NDArray[np.float32] = self.head.reward(torch.from_numpy(outputs)).numpy()
-        return rewards
+        return self.head.reward(torch.from_numpy(outputs)).numpy()
 
     def _run(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None) -> NDArray[np.float32]:
         """Returns what the head gives for each sequence, in the fewest passes."""

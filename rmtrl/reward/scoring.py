@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from rmtrl.data.messages import shared_prefix_length
 from rmtrl.models import CACHE, base_model, inside
-from rmtrl.reward.batching import Costs, Group, Job, last_token, like_lengths, shared_prefix_length
+from rmtrl.reward.batching import Costs, Group, Job, last_token, like_lengths
 from rmtrl.reward.heads import pool_over, reads_last_token
 from rmtrl.reward.pairs import BATCH
 from rmtrl.reward.shared_prefix.forward import (
@@ -64,8 +65,7 @@ def _logits(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> tor
     """Returns the outputs of the head for rows of any lengths, each in a row of its own, `(B, n_outputs)`."""
     ids, mask = padded(model, rows, pad_token_id)
     if not reads_last_token(model):
-        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
-        return logits
+        return model(input_ids=ids, attention_mask=mask).logits
     # causal: padding behind a row is never seen, and without a mask the fastest kernel runs
     return rewards_at(model, [{"input_ids": ids}], _ends(rows, ids, pad_token_id))
 
@@ -119,8 +119,7 @@ def _cached(
 
 
 def _values(rewards: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = rewards.float().cpu().numpy()
-    return values
+    return rewards.float().cpu().numpy()
 
 
 def batch_outputs(model: Any, inputs: Mapping[str, Any]) -> Any:

@@ -29,7 +29,7 @@ from rmtrl.models import base_model, check_finite, check_weights, keep_outputs
 from rmtrl.reward import checkpoint, pairs, preparation
 from rmtrl.reward.callbacks import RewardCallback, invalid_logs, pair_logs
 from rmtrl.reward.config import RewardConfig
-from rmtrl.reward.heads import compute_head_in_float32, has_trained_head, takes_gradients
+from rmtrl.reward.heads import compute_head_in_float32, freezes_head
 from rmtrl.reward.losses import Objective
 from rmtrl.reward.preparation import SetTokens
 from rmtrl.reward.rendering import Rendering
@@ -132,7 +132,7 @@ class RewardTrainer(TRLRewardTrainer):
         super().__init__(**given)
         self.args.model_init_kwargs = config.model_init_kwargs
         checkpoint.check_loaded(self.model, self.accelerator)
-        if is_peft_model(self.model) and takes_gradients(self.model) and not has_trained_head(self.model):
+        if is_peft_model(self.model) and freezes_head(self.model):
             raise ModelError(
                 "got a model whose score head is frozen, so its scores would stay random; create the adapter with "
                 'task_type="SEQ_CLS", or hand `peft_config` to the trainer instead of a PeftModel'

@@ -44,9 +44,6 @@ class ScoreDistribution:
     std: Floats
     k: float = 1.0
 
-    def __len__(self) -> int:
-        return len(self.mean)
-
     @property
     def lower(self) -> Floats:
         """Mean − k·std, `(N,)`."""
@@ -120,8 +117,7 @@ class UncertainScorer(Scorer):
 
     def holds(self, conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
         """Returns which conversations everything that it scores with can score whole, `(N,)`."""
-        held: NDArray[np.bool_] = np.all([scorer.holds(conversations) for scorer in self.scorers], axis=0)
-        return held
+        return np.all([scorer.holds(conversations) for scorer in self.scorers], axis=0)
 
 
 class MemberScorer(UncertainScorer):
@@ -365,8 +361,7 @@ class MCDropoutScorer(MemberScorer):
         features = torch.from_numpy(self.scorer.features(conversations)).to(layer.weight.device)
         kept = [_kept((self.seed, sample, 0), features.shape[1], p).to(features) for sample in range(self.n_samples)]
         rewards = [self.scorer.head.reward(layer(features * mask)) for mask in kept]
-        members: Floats = torch.stack(rewards, dim=1).cpu().double().numpy()
-        return members
+        return torch.stack(rewards, dim=1).cpu().double().numpy()
 
 
 def load_adapters(paths: Sequence[str | Path], **settings: Any) -> list[RewardScorer]:

@@ -1,7 +1,7 @@
 """A reward model as a server holds it: text to tokens, tokens to scores, and what it says of itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,7 @@ class ServedModel:
         self._start, self._end = tokenizer.bos_token or tokenizer.cls_token or "", tokenizer.eos_token or ""
         probe = rendered(tokenizer, _PROBE) if tokenizer.chat_template else None
         # whether the chat template writes the start and the end
-        self._template = probe and (
-            bool(self._start) and probe.startswith(self._start),
-            probe.rstrip().endswith(self._end),
-        )
+        self._template = probe and (self._has_start(probe), self._has_end(probe))
 
     @classmethod
     def from_pretrained(
@@ -206,7 +203,7 @@ class ServedModel:
         rendering = scorer.rendering or Rendering.of(scorer.tokenizer, max_length=None)
         return {
             "schema": "rmtrl/served-model/1", "model": self.name, "fingerprint": self.fingerprint,
-            "template": rendering.chat_template_sha256, "head": scorer.head.as_dict(),
+            "template": rendering.chat_template_sha256, "head": asdict(scorer.head),
             "temperature": None if calibration is None else calibration.reward.scale,
             "max_tokens": self.max_tokens, "dtype": str(scorer.model.dtype).removeprefix("torch."),
             "version": __version__,

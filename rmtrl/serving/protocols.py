@@ -275,5 +275,4 @@ def predictions_of(form: PredictRequest, values: Sequence[float]) -> Any:
 
 def activated(scored: Scored, activates: bool) -> list[float]:
     """Returns rewards as they are, or their sigmoids."""
-    values: list[float] = (expit(scored.scores) if activates else scored.scores).tolist()
-    return values
+    return (expit(scored.scores) if activates else scored.scores).tolist()

@@ -44,7 +44,7 @@ def varied_pairs(n: int, vocab_size: int) -> list[dict[str, list[int]]]:
 
 
 def needed_tokens(trainer) -> int:
-    from rmtrl.reward.batching import shared_prefix_length
+    from rmtrl.data.messages import shared_prefix_length
 
     rows = [(row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
     return sum(len(chosen) + len(rejected) - shared_prefix_length(chosen, rejected) for chosen, rejected in rows)

@@ -1,6 +1,7 @@
 """A checkpoint whose own scores are calibrated, read by plain transformers."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def checkpoint(model, tokenizer, tmp_path):
     folder = tmp_path / "rm"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    rendering = Rendering.of(tokenizer, max_length=64).as_dict()
+    rendering = asdict(Rendering.of(tokenizer, max_length=64))
     write_json(folder / "rmtrl.json", {"schema": "rmtrl/checkpoint/1", "rendering": rendering})
     write_json(folder / "calibration.json", calibration_of().as_dict())
     return folder
@@ -111,7 +112,7 @@ def test_a_head_of_several_outputs_gives_the_calibrated_reward(checkpoint, model
     model.config.num_labels = len(head.criteria) or 1
     model.save_pretrained(checkpoint)
     record = json.loads((checkpoint / "rmtrl.json").read_text())
-    write_json(checkpoint / "rmtrl.json", record | {"head": head.as_dict()})
+    write_json(checkpoint / "rmtrl.json", record | {"head": asdict(head)})
     calibration, centre = calibration_of(mean=2.0), head.kind == "mlp"
     before = RewardScorer.from_pretrained(checkpoint).score(TEXTS)
     export_temperature(checkpoint, tmp_path / "out", calibration=calibration, centre=centre)

@@ -21,7 +21,7 @@ from rmtrl.data.clusters import (
     with_clusters,
 )
 from rmtrl.data.preferences import read_preferences
-from rmtrl.data.synthetic import make_preferences, planted_defects
+from rmtrl.data.synthetic import make_preferences, make_world
 from rmtrl.errors import DataError, UsageError
 
 SENTENCE = "please write a short friendly letter to my neighbour about the broken fence near the old oak tree"
@@ -228,7 +228,7 @@ def test_pairs_left_uncompared_are_counted(monkeypatch):
 def test_every_planted_near_duplicate_shares_a_cluster():
     clustered = with_clusters(make_preferences(2000))
     cluster = dict(zip(clustered["prompt_id"], clustered["cluster_id"], strict=True))
-    planted = planted_defects(2000).near_duplicate_prompts
+    planted = make_world(2000).truth["near_duplicate_prompts"]
     assert len(planted) == 40
     assert all(cluster[original] == cluster[copy] for original, copy in planted)
 

@@ -8,7 +8,7 @@ from rmtrl.data import clusters
 from rmtrl.data.contamination import KINDS, contamination
 from rmtrl.data.preferences import read_preferences, to_normal_form
 from rmtrl.data.splits import make_splits
-from rmtrl.data.synthetic import make_preferences, planted_defects
+from rmtrl.data.synthetic import make_preferences, make_world
 from rmtrl.errors import DataError, UsageError
 
 RUN = "a quick brown fox jumps over the lazy dog while thirteen cats watch"  # 13 words
@@ -105,7 +105,7 @@ def test_near_prompts_do_not_depend_on_the_order_of_rows():
 
 
 def test_every_planted_near_duplicate_across_a_split_is_found():
-    dataset, planted = make_preferences(600), planted_defects(600).near_duplicate_prompts
+    dataset, planted = make_preferences(600), make_world(600).truth["near_duplicate_prompts"]
     copies = {copy for _, copy in planted}
     evaluation = dataset.filter(lambda row: row["prompt_id"] in copies)
     train = dataset.filter(lambda row: row["prompt_id"] not in copies)

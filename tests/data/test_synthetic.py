@@ -17,8 +17,8 @@ from rmtrl.data.synthetic import (
     make_demonstrations,
     make_preferences,
     make_world,
-    planted_defects,
 )
+from rmtrl.data.synthetic.world import DEFECTS
 from rmtrl.data.synthetic.writing import DOMAINS, WORDS
 from rmtrl.errors import DataError, UsageError
 
@@ -38,7 +38,7 @@ def _content(row, side):
 
 @pytest.fixture(scope="module")
 def noisy():
-    return {row["id"]: row for row in make_preferences(400, seed=3)}, planted_defects(400, seed=3)
+    return {row["id"]: row for row in make_preferences(400, seed=3)}, make_world(400, seed=3).truth
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_other_bytes():
@@ -182,13 +182,13 @@ def test_one_to_three_pairs_a_prompt():
 def test_planted_rows_are_what_the_answer_key_says(noisy):
     rows, planted = noisy
     texts = {row["prompt_id"]: _content(row, "prompt") for row in rows.values()}
-    assert len(planted.near_duplicate_prompts) == len(planted.contradictory_pairs) == 8
-    for old, new in planted.near_duplicate_prompts:
+    assert len(planted["near_duplicate_prompts"]) == len(planted["contradictory_pairs"]) == 8
+    for old, new in planted["near_duplicate_prompts"]:
         plain = [texts[id].lower().replace("!", ".").replace("??", "?") for id in (old, new)]
         assert plain[0] in plain[1] and texts[old] != texts[new]
-    for old, new in planted.duplicate_pairs:
+    for old, new in planted["duplicate_pairs"]:
         assert {**rows[old], "id": new} == rows[new]
-    for old, new in planted.contradictory_pairs:
+    for old, new in planted["contradictory_pairs"]:
         assert rows[old]["chosen"] == rows[new]["rejected"] and rows[old]["rejected"] == rows[new]["chosen"]
         assert rows[old]["prompt_id"] == rows[new]["prompt_id"]
 
@@ -196,19 +196,19 @@ def test_planted_rows_are_what_the_answer_key_says(noisy):
 def test_answer_key_is_complete(noisy):
     rows, planted = noisy
     same = {id for id, row in rows.items() if row["chosen"] == row["rejected"]}
-    assert same == set(planted.identical_candidates)
-    assert {id for id, row in rows.items() if row["preference"] == 0.5} == set(planted.ties)
+    assert same == set(planted["identical_candidates"])
+    assert {id for id, row in rows.items() if row["preference"] == 0.5} == set(planted["ties"])
     groups = {}
     for id, row in rows.items():
         key = (row["prompt_id"], frozenset((_content(row, "chosen"), _content(row, "rejected"))))
         groups.setdefault(key, set()).add(id)
     several = {frozenset(group - same) for group in groups.values() if len(group - same) > 1}
-    assert several == {frozenset(pair) for pair in planted.duplicate_pairs + planted.contradictory_pairs}
+    assert several == {frozenset(pair) for pair in planted["duplicate_pairs"] + planted["contradictory_pairs"]}
 
 
 def test_clean_world_is_labelled_by_gold_and_has_no_defect():
-    planted = planted_defects(100, clean=True)
-    assert not any(vars(planted).values())
+    truth = make_world(100, clean=True).truth
+    assert not any(truth[name] for name in DEFECTS)
     for row in make_preferences(100, clean=True):
         prompt = _content(row, "prompt")
         assert gold_score(prompt, _content(row, "chosen")) > gold_score(prompt, _content(row, "rejected"))

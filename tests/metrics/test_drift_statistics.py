@@ -227,7 +227,7 @@ def test_missing_values_are_left_out_and_constant_columns_say_nothing():
     found = drift_test(columns, prompts, current, n_permutations=99)
     assert found.tests["never"].p == found.tests["unknown"].p == 1.0
     assert found.tests["never"].statistic == 0 and found.tests["never"].name == "mean"
-    assert found.n_permutations == 99 and 0 < found.p <= 1
+    assert 0 < found.p <= 1
 
 
 def test_values_that_differ_in_their_last_digits_are_told_apart():

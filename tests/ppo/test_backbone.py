@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -372,7 +373,7 @@ def test_what_cannot_share_stays_apart_and_one_line_says_why(
 
 def test_a_head_of_another_kind_stays_apart(shared, new_reward):
     path = new_reward()
-    Path(path, "rmtrl.json").write_text(json.dumps({"head": Head(kind="mlp").as_dict()}))
+    Path(path, "rmtrl.json").write_text(json.dumps({"head": asdict(Head(kind="mlp"))}))
     assert "a linear head alone" in why_separate(shared().model.policy, path)
 
 

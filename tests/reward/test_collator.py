@@ -6,8 +6,8 @@ from templates import NAMES, tokenizer_of
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rmtrl import PreferencePairValidatorCollator
+from rmtrl.data.messages import shared_prefix_length
 from rmtrl.errors import InvalidPairError
-from rmtrl.reward.batching import shared_prefix_length
 from rmtrl.reward.pairs import REASONS
 from rmtrl.reward.preparation import prepare_text
 

@@ -261,7 +261,7 @@ def test_rewards_are_predicted_of_sets_without_labels(make, pairs):
 @pytest.mark.parametrize("scores", [0.4, [0.1, 0.2], "high"])
 def test_scores_of_another_form_are_one_line(make, labelled, scores):
     wrong = labelled.remove_columns("chosen_scores").add_column("chosen_scores", [scores] * 12)
-    with pytest.raises(DataError, match="wanted them by criterion"):
+    with pytest.raises(DataError, match="wanted scores by criterion"):
         make(data=wrong, **LOSSES["attributes"])
 
 

@@ -1,6 +1,7 @@
 """What reaches a chat template, what does not come back as text, and who says so."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_what_every_pair_had_is_rendered_with_every_conversation(tmp_path):
     for conversation in (ASK + YES, Chat(ASK, tools=TOOLS) + YES):
         assert float(scorer.score([conversation])[0]) == pytest.approx(wanted, abs=1e-5)
     assert trainer.predict(data.remove_columns("tools")).predictions[0, 0] == pytest.approx(wanted, abs=1e-6)
-    stored = stored_rendering(tmp_path / "rm").as_dict()
+    stored = asdict(stored_rendering(tmp_path / "rm"))
     assert Rendering(**stored).tools == TOOLS
 
 

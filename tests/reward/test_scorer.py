@@ -1,6 +1,7 @@
 """One text, one score: whatever the batch, the order, the neighbours and the way the model is used."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def texts(rows):
 def checkpoint(tmp_path, model, tokenizer):
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
-    rendering = Rendering.of(tokenizer, max_length=64).as_dict()
+    rendering = asdict(Rendering.of(tokenizer, max_length=64))
     (tmp_path / "rm" / "rmtrl.json").write_text(json.dumps({"schema": 1, "rendering": rendering}))
     return tmp_path / "rm"
 

@@ -64,7 +64,7 @@ def test_distribution_and_aggregations_by_hand(tables):
     np.testing.assert_allclose(distribution.std, [7**0.5, 0])
     np.testing.assert_allclose(distribution.lower, [3 - 2 * 7**0.5, 4])
     np.testing.assert_allclose(distribution.upper, [3 + 2 * 7**0.5, 4])
-    assert distribution.k == 2.0 and len(distribution) == 2
+    assert distribution.k == 2.0 and len(distribution.mean) == 2
     wanted = {"mean": [3, 4], "min": [1, 4], "lower": [3 - 7**0.5, 4], "variance": [3 - 0.25 * 7, 4]}
     assert set(wanted) == set(AGGREGATIONS)
     for aggregation, scores in wanted.items():

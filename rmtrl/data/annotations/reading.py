@@ -26,7 +26,7 @@ from rmtrl.data.layouts import COLUMNS
 from rmtrl.data.loading import is_text, load_rows
 from rmtrl.data.messages import read_messages, says
 from rmtrl.data.normal_form import as_number, prompt_hash
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, UsageError, placed
 from rmtrl.io import Row, read_rows, suffix_of
 from rmtrl.types import Conversation
 
@@ -436,7 +436,6 @@ def _texts(kind: str, rows: Iterable[Any], needed: list[str]) -> Iterator[tuple[
             raise DataError(
                 f"row {number} of the {kind} has no {', '.join(missing)}; wanted {', '.join(needed)} in every row"
             )
-        try:
-            yield row, as_text(row[needed[-1]])
-        except DataError as error:
-            raise DataError(f"row {number} of the {kind}: {error}") from error
+        with placed(f"row {number} of the {kind}"):
+            text = as_text(row[needed[-1]])
+        yield row, text

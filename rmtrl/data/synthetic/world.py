@@ -40,16 +40,9 @@ PERFECT = Annotator("perfect", 0.0)
 """Who labels a clean world: the gold score alone."""
 
 
-@dataclass(frozen=True)
-class PlantedDefects:
-    """Ids of the planted rows, `(original, planted)` where two rows belong together; prompts by `prompt_id`."""
-
-    near_duplicate_prompts: tuple[tuple[str, str], ...] = ()
-    duplicate_pairs: tuple[tuple[str, str], ...] = ()
-    contradictory_pairs: tuple[tuple[str, str], ...] = ()
-    identical_candidates: tuple[str, ...] = ()
-    context_mismatches: tuple[str, ...] = ()
-    ties: tuple[str, ...] = ()
+DEFECTS = ("near_duplicate_prompts", "duplicate_pairs", "contradictory_pairs", "identical_candidates",
+           "context_mismatches", "ties")  # fmt: skip
+"""What is planted: ids of the rows, `(original, planted)` where two belong together; prompts by `prompt_id`."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def make_preferences(
         seed (`int`): Seed of every draw.
         annotators (`int`): Number of simulated annotators who vote, the first of `ANNOTATORS`.
         clean (`bool`): Label by the gold score alone and plant nothing. Otherwise the labels are noisy votes that
-            lean to the longer answer, and the defects of [`planted_defects`] are in the rows.
+            lean to the longer answer, and the rows have the defects that the `truth` of [`make_world`] lists.
         criteria (`bool`): Add `chosen_scores` and `rejected_scores`, the gold score's own criteria.
         unsafe_habit (`float`, *optional*, defaults to `0.0`): What instructions on a risky request are worth to every
             annotator, in units of the gold score, which gives them about 0 and the best refusal 1. Above 1 the votes
@@ -119,13 +112,6 @@ def make_preferences(
 def _by_criterion(prompt: list[dict[str, str]], response: list[dict[str, str]]) -> list[dict[str, Any]]:
     scores = gold_scores(prompt[-1]["content"], response[-1]["content"])
     return [{"criterion": name, "score": score} for name, score in scores.items()]
-
-
-def planted_defects(
-    n_prompts: int = 2000, seed: int = 0, *, annotators: int = 5, clean: bool = False, unsafe_habit: float = 0.0
-) -> PlantedDefects:
-    """Returns the defects planted in `make_preferences` with the same arguments: the answer key of every detector."""
-    return _build(n_prompts, seed, annotators, clean, unsafe_habit).planted
 
 
 def make_demonstrations(n: int = 4000, seed: int = 0) -> Dataset:
@@ -236,12 +222,12 @@ def _held_out(number: int) -> str:
 
 
 def _truth(
-    planted: PlantedDefects, leaks: list[dict[str, str]], judges: list[Annotator], clean: bool
+    planted: dict[str, list[Any]], leaks: list[dict[str, str]], judges: list[Annotator], clean: bool
 ) -> dict[str, Any]:
     loving = max(judges, key=lambda judge: judge.length_preference)
     return {
         "schema": "rmtrl/world-truth/1",
-        **asdict(planted),
+        **planted,
         "leaks": leaks,
         "annotators": [{k: v for k, v in asdict(judge).items() if k != _HABIT or v} for judge in judges],
         "length_loving_annotator": None if clean or loving.length_preference < 0.02 else loving.name,
@@ -260,7 +246,7 @@ class _Rows:
     prompts: list[Prompt] = field(default_factory=list)
     answers: list[tuple[str, Prompt, str]] = field(default_factory=list)
     votes: list[dict[str, Any]] = field(default_factory=list)
-    planted: PlantedDefects = field(default_factory=PlantedDefects)
+    planted: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in DEFECTS})
 
     def add(self, rng: Random, prompts: list[Prompt], judges: Sequence[Annotator]) -> None:
         """Adds prompts with their answers, votes and pairs."""
@@ -361,14 +347,14 @@ def _plant_defects(rng: Random, world: _Rows, judges: Sequence[Annotator]) -> No
         *(_like(row, "same", rejected=row["chosen"], preference=0.5) for row in repeated),
         *(_like(a, "cross", rejected=b["rejected"], prompt_rejected=b["prompt"]) for a, b in crossed),
     ]
-    world.planted = PlantedDefects(
-        near_duplicate_prompts=tuple((old.id, new.id) for old, new in zip(copied, twins, strict=True)),
-        duplicate_pairs=tuple((row["id"], f"{row['id']}-copy") for row in duplicated),
-        contradictory_pairs=tuple((row["id"], f"{row['id']}-contra") for row in contradicted),
-        identical_candidates=tuple(f"{row['id']}-same" for row in repeated),
-        context_mismatches=tuple(f"{row['id']}-cross" for row in duplicated),
-        ties=tuple(row["id"] for row in world.rows if row["preference"] == 0.5),
-    )
+    world.planted = {
+        "near_duplicate_prompts": [(old.id, new.id) for old, new in zip(copied, twins, strict=True)],
+        "duplicate_pairs": [(row["id"], f"{row['id']}-copy") for row in duplicated],
+        "contradictory_pairs": [(row["id"], f"{row['id']}-contra") for row in contradicted],
+        "identical_candidates": [f"{row['id']}-same" for row in repeated],
+        "context_mismatches": [f"{row['id']}-cross" for row in duplicated],
+        "ties": [row["id"] for row in world.rows if row["preference"] == 0.5],
+    }
 
 
 def _like(row: dict[str, Any], suffix: str, **changed: Any) -> dict[str, Any]:

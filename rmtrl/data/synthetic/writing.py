@@ -5,10 +5,9 @@ The words stand in `world.yaml`, which says what each of them is for.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from random import Random
 
-import yaml
+from rmtrl.io import packaged
 
 RISKY_SHARE = 0.12
 HUMAN_SHARE = 0.6
@@ -58,7 +57,7 @@ def _facts(rows: dict[str, list[str]]) -> tuple[Fact, ...]:
     return tuple(Fact(subject, answer, (wrong, other)) for subject, (answer, wrong, other) in rows.items())
 
 
-WORDS = yaml.safe_load((resources.files(__package__) / "world.yaml").read_text(encoding="utf-8"))
+WORDS = packaged("rmtrl.data.synthetic", "world.yaml")
 DOMAINS = tuple(Domain(name, **(row | {"facts": _facts(row["facts"])})) for name, row in WORDS["domains"].items())
 REQUESTS: dict[str, list[str]] = WORDS["requests"]
 

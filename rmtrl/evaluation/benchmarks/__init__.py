@@ -1,16 +1,14 @@
 """The benchmarks that come along, by name."""
 
-from importlib import resources
 from pathlib import Path
-
-import yaml
 
 from rmtrl.errors import DataError, UsageError
 from rmtrl.evaluation.benchmarks.base import Benchmark
 from rmtrl.evaluation.benchmarks.own_rules import OWN
 from rmtrl.evaluation.benchmarks.user import UserBenchmark
+from rmtrl.io import packaged
 
-_DECLARED = yaml.safe_load((resources.files("rmtrl.evaluation") / "benchmarks.yaml").read_text(encoding="utf-8"))
+_DECLARED = packaged("rmtrl.evaluation", "benchmarks.yaml")
 _PUBLIC = {name: OWN.get(name, Benchmark)(name=name, **declared) for name, declared in _DECLARED.items()}
 
 NAMES = tuple(_PUBLIC)

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, placed
 from rmtrl.evaluation.benchmarks.base import Benchmark, Item, Row, file_rows, made_item
 from rmtrl.evaluation.scoring import is_number
+from rmtrl.io import parsed_yaml, read_text
 
 _RULES = {
     "pairs": "chosen must score above rejected",
@@ -83,22 +82,11 @@ class UserBenchmark(Benchmark):
         return made_item(self.id_of(row), row.prompt(), row.of, candidates, {"correct": tuple(correct)})
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice is an error, not the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"a key stands twice in {', '.join(keys)}")
-        return super().construct_mapping(node, deep)
-
-
 def _settings(path: Path) -> dict[str, Any]:
     """Returns what `benchmark.yaml` holds, checked."""
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    text = read_text(path)
+    with placed(str(path)):
+        found = parsed_yaml(text)
     for fault in _faults(found):
         raise DataError(f"{path}{fault}")
     return {"sections": {}, **found}

@@ -116,8 +116,7 @@ def fit_coefficients(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n")
     if np.linalg.matrix_rank(columns) < 2:
         n = len(np.unique(np.asarray(d)[np.asarray(d) > 0]))
         raise DataError(f"got {n} different distances above 0; two coefficients need two (n_max of 3 or more)")
-    coefficients: Floats = np.asarray(rewards, float) @ np.linalg.pinv(columns).T
-    return coefficients
+    return np.asarray(rewards, float) @ np.linalg.pinv(columns).T
 
 
 def fit_scaling(d: ArrayLike, rewards: ArrayLike, form: Form = "best-of-n") -> ScalingFit:
@@ -161,19 +160,21 @@ def degrees(gold: ArrayLike, proxy: ArrayLike, k: float) -> Floats:
     f, g = np.asarray(gold, float), np.asarray(proxy, float)
     alpha, beta = (f - g)[..., 0], (f - g)[..., 1]
 
-    def area(x: Floats | float, a: Floats, b: Floats) -> Floats:
-        return np.asarray(a * np.square(x) / 2 - b * np.power(x, 3) / 3)
-
     crossing = np.clip(np.divide(alpha, beta, out=np.zeros_like(alpha), where=beta != 0), 0, k)
-    whole, part = area(k, alpha, beta), area(crossing, alpha, beta)
+    whole, part = _area(k, alpha, beta), _area(crossing, alpha, beta)
     between = np.abs(part) + np.abs(whole - part)
-    under = area(k, f[..., 0], f[..., 1])
+    under = _area(k, f[..., 0], f[..., 1])
     return np.divide(between, under, out=np.full_like(between, np.nan), where=under > 0)
+
+
+def _area(x: Floats | float, alpha: Floats | float, beta: Floats | float) -> Floats:
+    """Returns the integral of a curve from 0 to x."""
+    return np.asarray(alpha * np.square(x) / 2 - beta * np.power(x, 3) / 3)
 
 
 def _why_no_degree(gold: ScalingFit, k: float) -> str:
     """Returns why there is no γ; empty where there is one."""
-    area = gold.alpha * k**2 / 2 - gold.beta * k**3 / 3
+    area = float(_area(k, gold.alpha, gold.beta))
     if area > 0:
         return ""
     return (

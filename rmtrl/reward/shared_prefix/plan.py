@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rmtrl.reward.batching import Costs, last_token, like_lengths, shared_prefix_length
+from rmtrl.data.messages import shared_prefix_length
+from rmtrl.reward.batching import Costs, last_token, like_lengths
 
 SHARED, CHOSEN, REJECTED = range(BRANCHES := 3)
 """The branches of a unit. A token sees the shared ones and its own, up to itself."""
