@@ -83,6 +83,7 @@ def test_import_loads_no_torch(tmp_path):
 
 SAID_BY_HOSTS = """
 import logging
+import {module}
 from rmtrl import PPOConfig, RewardConfig, RewardScorer
 for config in (RewardConfig("x"), PPOConfig("y")):
     assert config.gradient_checkpointing
@@ -90,12 +91,17 @@ logging.getLogger("transformers.tokenization_utils_base").warning(
     "Token indices sequence length is longer than the specified maximum sequence length for this model (580 > 512)"
 )
 logging.getLogger("bitsandbytes.backends.cpu.ops").warning("something else")
+logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
 """
 
 
-def test_a_library_says_nothing_that_nobody_can_act_on_and_all_else(tmp_path):
-    ran = subprocess.run([sys.executable, "-c", SAID_BY_HOSTS], cwd=tmp_path, capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "something else\n")
+@pytest.mark.parametrize(("module", "n_lines"), [("rmtrl", 2), ("rmtrl.quiet", 1)])
+def test_what_nobody_can_act_on_is_not_said_and_all_else_is(tmp_path, module, n_lines):
+    """Of long texts a library lets the host warn; commands and recipes count them themselves."""
+    code = SAID_BY_HOSTS.replace("{module}", module)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "") and len(ran.stderr.splitlines()) == n_lines
+    assert ran.stderr.endswith("something else\n") and ("Token indices" in ran.stderr) == (n_lines == 2)
 
 
 def layer_of(module):
@@ -152,7 +158,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 20_612, 151
+MOST_CODE_LINES, MOST_FILES = 20_606, 151
 
 
 def code_lines(path):

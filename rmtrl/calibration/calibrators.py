@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from rmtrl.data.splits import dealt
 from rmtrl.errors import DataError
 from rmtrl.metrics import Floats, clustered_covariance, nll
 from rmtrl.metrics.probabilities import checked_probabilities, finite, margin_losses
@@ -166,12 +165,13 @@ class IsotonicCalibrator(Calibrator):
     mix_: float
 
     def _fit(self, m: Floats, q: Floats) -> None:
+        from sklearn.isotonic import IsotonicRegression  # half a second, which reading a stored curve does not need
+
         self.range_, self.mix_ = float(np.abs(m).max()), MIX
         self.temperature_ = max(TemperatureCalibrator().fit(m, q).temperature_, self.range_ / _STEEPEST)
         both = np.concatenate([m, -m])
-        _, place, counts = np.unique(both, return_inverse=True, return_counts=True)
-        means = np.bincount(place, weights=np.concatenate([q, 1 - q])) / counts
-        fitted = optimize.isotonic_regression(means, weights=counts).x[place]
+        curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
+        fitted = curve.fit(both, np.concatenate([q, 1 - q])).predict(both)
         steps, step = np.unique(np.round(fitted, 12), return_inverse=True)
         centres = np.bincount(step, weights=both) / np.bincount(step)
         above = (steps > 0.5) & (centres > 0)  # the step at ½ has its centre at 0, where the curve starts
@@ -307,12 +307,9 @@ def select_calibrator(
 
 
 def _cross_fitted(kind: type[Calibrator], m: Floats, q: Floats, groups: NDArray[Any]) -> Floats:
+    from sklearn.model_selection import GroupKFold
+
     p = np.empty(len(m))
-    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    n_folds = min(_FOLDS, len(names))
-    largest_first = np.argsort(sizes, kind="stable")[::-1]
-    home = dealt(zip(largest_first, sizes[largest_first], strict=True), np.full(n_folds, len(m) / n_folds))
-    fold = np.array([home[own] for own in range(len(names))])[group]
-    for held_out in (fold == own for own in range(n_folds)):
-        p[held_out] = kind().fit(m[~held_out], q[~held_out]).predict_proba(m[held_out])
+    for fit, held_out in GroupKFold(min(_FOLDS, len(np.unique(groups)))).split(m, groups=groups):
+        p[held_out] = kind().fit(m[fit], q[fit]).predict_proba(m[held_out])
     return p

@@ -214,16 +214,9 @@ def _assigned(prompts: pd.DataFrame, shares: NDArray[np.float64]) -> dict[str, i
     lacking = np.zeros(len(shares))  # rows by which each split is below its share of the domains so far
     for _, own in prompts.groupby("domain"):
         lacking += shares * own.n.sum()
-        home |= dealt(own.n.items(), lacking)
-    return home
-
-
-def dealt(sizes: Iterable[tuple[Any, int]], lacking: NDArray[np.float64]) -> dict[Any, int]:
-    """Returns the part that each group goes to: in turn, the one that lacks most rows, which `lacking` then says."""
-    home: dict[Any, int] = {}
-    for group, n in sizes:
-        home[group] = int(lacking.argmax())
-        lacking[home[group]] -= n
+        for group, n in own.n.items():
+            home[group] = int(lacking.argmax())
+            lacking[home[group]] -= n
     return home
 
 
