@@ -10,10 +10,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
+AGAIN := $(if $(RESUME),--resume_from_checkpoint true) # make rm RESUME=1 goes on from the newest checkpoint
 .PHONY: help install sft rm calibrate ppo dpo grpo eval monitor report picture bench baselines test test-engines test-slow docs verify-gpus test-newest test-oldest lint type clean
 
 help: ## Show what can be made
-	@echo "make TARGET, where TARGET is one of:"
+	@echo "make TARGET, where TARGET is one of (RESUME=1: an interrupted training goes on):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(VENV)/.installed ## Build .venv from constraints.txt
@@ -30,13 +31,13 @@ sft: $(RUN)/sft/config.json ## Make the supervised start outputs/tiny/sft (embed
 
 $(RUN)/sft/config.json: recipes/sft_llama.py recipes/configs/tiny/sft.yaml rmtrl/tiny.py $(wildcard rmtrl/data/synthetic/*.py) | $(VENV)/.installed
 	@echo "== supervised start: recipes/sft_llama.py -> $(RUN)/sft"
-	@$(LAUNCH) recipes/sft_llama.py --config recipes/configs/tiny/sft.yaml
+	@$(LAUNCH) recipes/sft_llama.py --config recipes/configs/tiny/sft.yaml $(AGAIN)
 
 rm: $(RUN)/rm/metrics.json ## Train the reward model outputs/tiny/rm (makes the supervised start first)
 
 $(RUN)/rm/metrics.json: $(RUN)/sft/config.json recipes/rm_llama.py recipes/configs/tiny/rm.yaml | $(VENV)/.installed
 	@echo "== reward model: recipes/rm_llama.py -> $(RUN)/rm"
-	@$(LAUNCH) recipes/rm_llama.py --config recipes/configs/tiny/rm.yaml
+	@$(LAUNCH) recipes/rm_llama.py --config recipes/configs/tiny/rm.yaml $(AGAIN)
 
 calibrate: $(RUN)/rm/calibration.json ## Calibrate the reward model on the split of its run that nothing else has read
 
@@ -48,19 +49,19 @@ ppo: $(RUN)/ppo/metrics.json ## Train the policy outputs/tiny/ppo against the ca
 
 $(RUN)/ppo/metrics.json: $(RUN)/rm/calibration.json recipes/ppo_llama.py recipes/configs/tiny/ppo.yaml | $(VENV)/.installed
 	@echo "== policy: recipes/ppo_llama.py -> $(RUN)/ppo"
-	@$(LAUNCH) recipes/ppo_llama.py --config recipes/configs/tiny/ppo.yaml
+	@$(LAUNCH) recipes/ppo_llama.py --config recipes/configs/tiny/ppo.yaml $(AGAIN)
 
 dpo: $(RUN)/dpo/metrics.json ## Train the policy outputs/tiny/dpo on the pairs themselves, without a reward model
 
 $(RUN)/dpo/metrics.json: $(RUN)/sft/config.json recipes/dpo_llama.py recipes/configs/tiny/dpo.yaml | $(VENV)/.installed
 	@echo "== policy by DPO: recipes/dpo_llama.py -> $(RUN)/dpo"
-	@$(LAUNCH) recipes/dpo_llama.py --config recipes/configs/tiny/dpo.yaml
+	@$(LAUNCH) recipes/dpo_llama.py --config recipes/configs/tiny/dpo.yaml $(AGAIN)
 
 grpo: $(RUN)/grpo/metrics.json ## Train the policy outputs/tiny/grpo against the calibrated reward model with GRPO
 
 $(RUN)/grpo/metrics.json: $(RUN)/rm/calibration.json recipes/grpo_llama.py recipes/configs/tiny/grpo.yaml | $(VENV)/.installed
 	@echo "== policy by GRPO: recipes/grpo_llama.py -> $(RUN)/grpo"
-	@$(LAUNCH) recipes/grpo_llama.py --config recipes/configs/tiny/grpo.yaml
+	@$(LAUNCH) recipes/grpo_llama.py --config recipes/configs/tiny/grpo.yaml $(AGAIN)
 
 eval: $(RUN)/eval/results.json ## Evaluate the reward model on prompts it has not seen
 

@@ -98,7 +98,7 @@ def main() -> None:
     write_rows(folder / WORST, ScoredPairs(splits.test, scores["test"]).worst())
     write_rows(folder / TESTED, splits.test)
     valid.rejects.to_json(folder / "rejects.jsonl")
-    replace_folder(folder, final)
+    replace_folder(folder, final, keep=True)
     print(summary(str(final), valid.as_dict(), splits.sizes(), figures))
     report_run(final)
     push_records(trainer, final)

@@ -106,7 +106,7 @@ def main() -> None:
     record["data"] = {"name": recipe.dataset_name, "rows": len(train), "fingerprint": fingerprint(train)}
     record["gold"] = {"n": len(scores), "split": "held-out prompts, answers sampled at temperature 1", **gold}
     write_json(folder / "rmtrl.json", {"schema": "rmtrl/sft/1"} | record)
-    replace_folder(folder, final)
+    replace_folder(folder, final, keep=True)
     n_weights = record["model"]["parameters"]
     print(f"{final}: {n_weights:,} parameters, {len(train):,} demonstrations, {record['seconds']} s")
     print(*(f"  {q}\n    -> {a}" for q, a in list(zip(questions, answers, strict=True))[:2]), sep="\n")

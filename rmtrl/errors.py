@@ -141,5 +141,5 @@ def exit_on_error(program: str, kept: str = "earlier outputs are as they were") 
         raise SystemExit(2) from None
     except (KeyboardInterrupt, Interrupted) as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{program}: interrupted; {kept}", file=sys.stderr, flush=True)
+            print(f"\n{program}: interrupted; {kept}", file=sys.stderr, flush=True)
         raise SystemExit(128 + (stop.args or (signal.SIGINT,))[0]) from None

@@ -498,7 +498,7 @@ def _remove(path: Path, folder: bool) -> None:
         path.unlink()
 
 
-def replace_folder(new: Path, final: Path) -> None:
+def replace_folder(new: Path, final: Path, *, keep: bool = False) -> None:
     """Puts the finished folder `new` in the place of `final` by renames.
 
     An interruption leaves the old folder or the new one whole, never a mixture. Folders cannot be exchanged in one
@@ -507,6 +507,7 @@ def replace_folder(new: Path, final: Path) -> None:
     Args:
         new (`Path`): The finished folder, on the same file system as `final`; best written beside it.
         final (`Path`): Where it belongs; an older folder there is deleted once the new one stands.
+        keep (`bool`): Whether the older folder stays beside it, as `.NAME.old`; the one before it does not.
 
     Raises:
         DataError: If `new` is not a folder; `final` stays as it was.
@@ -530,7 +531,8 @@ def replace_folder(new: Path, final: Path) -> None:
         if old.exists():
             os.rename(old, final)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

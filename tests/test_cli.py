@@ -127,7 +127,7 @@ def test_an_interruption_leaves_the_earlier_output(rmtrl, pairs_file, tmp_path, 
         child.send_signal(number)
         stderr = child.stderr.read()
     assert child.returncode == code
-    assert stderr == ("" if number == signal.SIGKILL else "rmtrl: interrupted; earlier outputs are as they were\n")
+    assert stderr == ("" if number == signal.SIGKILL else "\nrmtrl: interrupted; earlier outputs are as they were\n")
     assert [path.read_text() for path in outputs] == ["earlier\n"] * 2
     left = {path.name for path in tmp_path.iterdir()} - {"pairs.jsonl", out.name, rejects.name}
     assert left == ({".kept.jsonl.new", ".rejects.jsonl.new"} if number == signal.SIGKILL else set())

@@ -186,7 +186,7 @@ def test_a_sample_draws_more_of_a_stressed_domain(rmtrl, world, tmp_path):
         (("sample", "PAIRS", "--size", "10", "--stress", "health", "--out", "OPEN"), "wanted name=number"),
         (("sample", "PAIRS", "--size", "100000", "--out", "OPEN"), "wanted 1 to"),
         (("synthesize", "--out", "OUT", "--annotators", "9"), "give a number from 1 to 5"),
-        (("synthesize", "--out", "OUT", "--prompts", "0"), "wanted a number greater than or equal to 1"),
+        (("synthesize", "--out", "OUT", "--prompts", "0"), "wanted a number greater than or equal to 3"),
         (("synthesize", "--out", "OUT", "--unsafe-habit", "-1"), "got the unsafe habit -1.0; wanted a finite number"),
         (("synthesize", "--out", "FULL"), "exists and holds no truth.json"),
     ],

@@ -117,7 +117,7 @@ def _said(error: Any) -> str:
         choices = wanted.partition(" is not one of ")[2].replace("'", "").split(", ")
         wanted = f"wanted {' or '.join(choices) if len(choices) == 2 else ', '.join(choices)}"
     wanted = re.sub("^.* is not (?=a valid )", "wanted ", wanted).replace("a valid float", "a number")  # typer < 0.29
-    wanted = re.sub("^.* is not in the range", "wanted a number", wanted)
+    wanted = re.sub("^.* is not in the range", "wanted a number", wanted).replace(" x>=", " greater than or equal to ")
     wanted = wanted.split(", unable to")[0].replace("a valid integer", "a whole number").replace("a valid ", "a ")
     wanted = wanted.replace("Input should be a ", "wanted a ").replace("Input should be", "wanted a number")
     if " requires " in wanted and wanted.endswith(" arguments."):

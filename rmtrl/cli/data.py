@@ -243,7 +243,7 @@ def sample(
 @app.command()
 def synthesize(
     out: Folder,
-    prompts: Annotated[int, typer.Option(help="Number of prompts.", min=1)] = 15000,
+    prompts: Annotated[int, typer.Option(help="Number of prompts.", min=3)] = 15000,
     annotators: Annotated[int, typer.Option(help="Number of simulated annotators, at most 5.")] = 5,
     seed: opt.Seed = 0,
     clean: Annotated[bool, typer.Option(help="Plant no defects; label by the gold score.")] = False,

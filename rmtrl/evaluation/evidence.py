@@ -428,7 +428,7 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         DataError: If there is no evidence.
         UsageError: If a policy is given with a file, which states the lineage itself.
     """
-    if runs := [] if _holds(run) else [str(own) for own in sorted(run.glob("*/")) if _holds(own)]:
+    if runs := [] if _holds(run) else [str(own) for own in sorted(run.glob("[!.]*/")) if _holds(own)]:
         raise DataError(f"{run} is a folder of runs; give one of them: {', '.join(runs[:5])}")
     if not run.is_dir():
         stored = read_object(run)

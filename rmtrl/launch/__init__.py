@@ -1,6 +1,7 @@
 """What every recipe does before and after its stage: read the settings, stage the folder, write the record."""
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -115,7 +116,8 @@ def unusual_settings(args: TrainingArguments, *, n_parameters: int, adapter: boo
 def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> tuple[Path, str | None]:
     """Returns the folder that a run is for, and the checkpoint that it goes on from; see [`checkpoint_to_resume`].
 
-    The run trains in `<folder>.partial`, which replaces the folder when finished.
+    The run trains in `<folder>.partial`, which replaces the folder when finished; an earlier run stays as
+    `.NAME.old`.
 
     Args:
         args ([`~transformers.TrainingArguments`]): Its `output_dir` is set.
@@ -123,7 +125,7 @@ def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> t
         needed: Models that the run starts from, by the names of their flags.
 
     Raises:
-        UsageError: If a model is not named, or the folder holds anything else.
+        UsageError: If a model is not named, or the folder holds anything else or cannot be written.
         DataError: If there is no such checkpoint.
     """
     for name, model in needed.items():
@@ -137,6 +139,14 @@ def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> t
             f"output_dir {final} holds something other than an earlier run of this stage, which this run would "
             "replace; give another --output_dir"
         )
+    above = next(own for own in final.absolute().parents if own.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"cannot write output_dir {final}: {above} is no folder to write in; give another --output_dir"
+        )
+    if stands and args.process_index == 0:
+        kept = final.with_name(f".{final.name}.old")
+        print(f"{final} holds an earlier run: once this one is done, that is kept in {kept}", file=sys.stderr)
     args.output_dir = f"{final}.partial"
     args.hub_model_id = args.hub_model_id or (final.name if args.push_to_hub else None)
     return final, checkpoint_to_resume(args)

@@ -176,7 +176,7 @@ def finish_stage(
     write_json(folder / "metrics.json", json_ready(metrics))
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples["test"]))
     write_json(folder / "rmtrl.json", {**record, "figures": {"chosen on": "validation", "reported on": "test"}})
-    replace_folder(folder, final)
+    replace_folder(folder, final, keep=True)
     print(summary(str(final), figures))
     report_run(final)
 

@@ -84,7 +84,8 @@ class Run:
     @property
     def answer(self) -> str:
         """The verdict in one line."""
-        n, failed, unknown = len(self.decision.reasons), len(self.reasons["failed"]), self.reasons["unknown"]
+        n, failed = len(self.decision.reasons), len(self.reasons["failed"])
+        unknown = [own for own in self.decision.reasons if own.unknown]
         if self.decision.ready or failed:
             return "Ready." if self.decision.ready else f"Not ready: {failed} of {n} checks failed."
         little = " or too little" * any(own.lacking for own in unknown)

@@ -141,8 +141,9 @@ def _closed(share: Estimate | None) -> str:
 
 def _verdict(test: Mapping[str, Any]) -> str:
     accuracy, over = test["accuracy"], test["accuracy_over_length"]
+    few = f", on {accuracy.n} pairs alone: the gate counts no fewer than 100" if accuracy.n < 100 else ""
     if accuracy.low <= 0.5:
         return "not better than a coin at this n: more pairs, more steps or another learning rate"
     if over.low <= 0:
         return f"not shown to beat length alone (difference {over:+.3f})"
-    return f"beats a coin, and length alone by {over:+.3f}"
+    return f"beats a coin, and length alone by {over:+.3f}{few}"

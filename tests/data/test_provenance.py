@@ -60,6 +60,10 @@ def test_folder_takes_the_place_of_the_old(tmp_path):
     final = folder(tmp_path / "final", "old")
     replace_folder(folder(tmp_path / "new", "new"), final)
     assert (final / "file").read_text() == "new" and os.listdir(tmp_path) == ["final"]
+    replace_folder(folder(tmp_path / "new", "newer"), final, keep=True)
+    assert (tmp_path / ".final.old" / "file").read_text() == "new" and (final / "file").read_text() == "newer"
+    replace_folder(folder(tmp_path / "new", "newest"), final, keep=True)
+    assert (tmp_path / ".final.old" / "file").read_text() == "newer" and (final / "file").read_text() == "newest"
     replace_folder(folder(tmp_path / "new", "first"), tmp_path / "other")
     assert (tmp_path / "other" / "file").read_text() == "first"
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from rmtrl import RewardConfig, RewardScorer
 from rmtrl.data.preferences import read_preferences
 from rmtrl.data.synthetic import make_preferences
-from rmtrl.errors import DataError
+from rmtrl.errors import DataError, UsageError
 from rmtrl.launch import checkpoint_to_resume, push_records, report_run, start_stage
 from rmtrl.launch.pairs import RewardRecipeArguments, read_pairs
 
@@ -227,6 +227,20 @@ def test_a_run_that_cannot_be_reported_says_why_and_goes_on(tmp_path, capsys):
     (tmp_path / "mine" / "metrics.json").write_text('{"schema": "rmtrl/reward-metrics/1", "test": {}}')
     report_run(tmp_path / "mine")  # no name of a stage: a run of its own
     assert (tmp_path / "mine" / "report.html").is_file()
+
+
+def test_an_earlier_run_is_kept_and_a_folder_that_cannot_be_is_refused(capsys, tmp_path):
+    args = TrainingArguments(str(tmp_path / "rm"), use_cpu=True, report_to="none")
+    start_stage(args, "rmtrl/reward-model/1")
+    assert not capsys.readouterr().err
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "rmtrl.json").write_text('{"schema": "rmtrl/reward-model/1"}')
+    start_stage(args, "rmtrl/reward-model/1")
+    assert f"is kept in {tmp_path / '.rm.old'}" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    args.output_dir = str(tmp_path / "file" / "rm")
+    with pytest.raises(UsageError, match="cannot write output_dir .*; give another --output_dir"):
+        start_stage(args, "rmtrl/reward-model/1")
 
 
 def test_card_and_records_follow_the_weights_to_the_hub(monkeypatch, tmp_path):

@@ -242,7 +242,7 @@ def test_too_few_pairs_are_told_from_no_evidence_and_no_command_trains_over_the_
     page = page_of(run_folder, thresholds=STRICT)
     assert "does not count: accuracy on pairs it has not seen (too few: n = 29, wanted 100 or more)" in page.words
     assert "Try: more test pairs." in page.part("checks", "trained")
-    assert "Nor, which only warns, of: accuracy on pairs it has not seen (too few" in page_of(run_folder).words
+    assert "the gate only warns: accuracy on pairs it has not seen (too few" in page_of(run_folder).words
     (run_folder / "rm/metrics.json").unlink()
     shutil.rmtree(run_folder / "sft")
     page = page_of(run_folder)
@@ -280,9 +280,7 @@ def test_a_warning_stands_behind_what_stops_and_a_none_says_no_bound(run_folder)
     shutil.rmtree(run_folder / "sft")
     page = page_of(run_folder)
     verdict = page.part("verdict", "checks")
-    assert (
-        verdict.index("No evidence of:") < verdict.index("Nor, which only warns, of:") < verdict.index("common origin")
-    )
+    assert verdict.index("No evidence of:") < verdict.index("the gate only warns:") < verdict.index("common origin")
     assert "Prompts in both training and test: none rmtrl.json" in page.words
 
 
