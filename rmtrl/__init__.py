@@ -54,9 +54,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SAID = {"bitsandbytes.backends.cpu.ops": "gemm_4bit_forward", "DeepSpeed": "Setting accelerator to CPU"}
-for _name in _SAID:  # what nobody can act on: no kernel of 4 bits for the CPU, no accelerator for DeepSpeed
-    logging.getLogger(_name).addFilter(lambda said: _SAID[said.name] not in said.getMessage())
+
+def _leave_out(logger: str, words: str) -> None:
+    """Keeps a line that nobody can act on out of a host's log."""
+    logging.getLogger(logger).addFilter(lambda said: words not in said.getMessage())
+
+
+_leave_out("bitsandbytes.backends.cpu.ops", "gemm_4bit_forward")  # no kernel of 4 bits for the CPU
+_leave_out("DeepSpeed", "Setting accelerator to CPU")  # no accelerator
 
 _EXPORTS = {
     "calibration.calibration": "calibrate",

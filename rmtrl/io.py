@@ -521,7 +521,7 @@ def replace_folder(new: Path, final: Path, *, keep: bool = False) -> None:
     """
     if not new.is_dir():
         raise DataError(f"{new} is not a folder, so it cannot take the place of {final}; write it first")
-    old = final.with_name(f".{final.name}.old")
+    old = former_folder(final)
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by an interruption after its successor stood
         os.rename(final, old)
@@ -533,6 +533,11 @@ def replace_folder(new: Path, final: Path, *, keep: bool = False) -> None:
         raise
     if not keep:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def former_folder(final: Path) -> Path:
+    """Returns where the folder stands that another one took the place of; see [`replace_folder`]."""
+    return final.with_name(f".{final.name}.old")
 
 
 def _write_lines(beside: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -160,7 +160,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-MOST_CODE_LINES, MOST_FILES = 20_618, 151
+MOST_CODE_LINES, MOST_FILES = 20_610, 151
 
 
 def code_lines(path):

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rmtrl.data.provenance import is_same_model
-from rmtrl.errors import DataError, UsageError
+from rmtrl.errors import DataError, UsageError, placed
 from rmtrl.evaluation.audit import ACQUITTED, CONVICTED, NO_MATCHED
 from rmtrl.evaluation.fingerprints import model_fingerprint, stored_fingerprint
 from rmtrl.evaluation.scoring import is_number
@@ -432,7 +431,7 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         raise DataError(f"{run} is a folder of runs; give one of them: {', '.join(runs[:5])}")
     if not run.is_dir():
         stored = read_object(run)
-        with _naming(run):
+        with placed(str(run)):
             evidence = Evidence.from_dict(stored)
         if policy is None:
             return evidence
@@ -446,21 +445,13 @@ def gather(run: Path, policy: str | None = None) -> Evidence:
         )
     # hashing the weights takes a while: only where there is something to compare it with
     named = any(stored_fingerprint(stored) for stored in files.values())
-    with _naming(run):
+    with placed(str(run)):
         evidence = collect(files, model_fingerprint(model) if named else None)
     policy = policy or next((str(path) for path in (run / "sft", model.parent / "sft") if path.is_dir()), None)
     if policy is None:
         return evidence
     lineage = compare_origins(*(origin(name, _files_of) for name in (str(model), policy)))
     return replace(evidence, lineage=replace(lineage, source=policy))
-
-
-@contextmanager
-def _naming(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
 
 
 def _stored(path: Path) -> dict[str, Any]:

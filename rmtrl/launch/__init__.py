@@ -21,7 +21,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 from rmtrl.data.loading import load_rows
 from rmtrl.data.provenance import environment
 from rmtrl.errors import DataError, RmtrlError, UsageError
-from rmtrl.io import read_object
+from rmtrl.io import former_folder, read_object
 from rmtrl.processes import cpu_has_bf16
 from rmtrl.reporting.cards import write_card
 from rmtrl.reporting.report import read_run, write_report
@@ -145,7 +145,7 @@ def start_stage(args: TrainingArguments, schema: str, **needed: str | None) -> t
             f"cannot write output_dir {final}: {above} is no folder to write in; give another --output_dir"
         )
     if stands and args.process_index == 0:
-        kept = final.with_name(f".{final.name}.old")
+        kept = former_folder(final)
         print(f"{final} holds an earlier run: once this one is done, that is kept in {kept}", file=sys.stderr)
     args.output_dir = f"{final}.partial"
     args.hub_model_id = args.hub_model_id or (final.name if args.push_to_hub else None)
